@@ -1,0 +1,116 @@
+"""Scores to frames of four voices, and runs of equal frames back to notes."""
+
+import numpy as np
+from symusic import Score
+
+REST = -1
+DIVISI_SHARE = 0.05  # of a voice's sounding steps; above it, the voice counts as more than one
+MELODIC_TRACKS = 4
+
+
+def voices_to_frames(score: Score, *, steps_per_beat: int) -> np.ndarray:
+    """The frames of a piece in four tracks of one voice each, highest voice first.
+
+    Onsets and ends are rounded to the grid, a note lasting at least one step. Where a voice divides briefly (up to 5 %
+    of its steps) the bass keeps its lowest note, the others their highest; a note that overlaps the next one is cut
+    at its onset.
+
+    Returns:
+        int16 [T, 4] of MIDI pitches, -1 for a rest.
+
+    Raises:
+        ValueError: not exactly four tracks with notes, or a track of several voices.
+    """
+    tracks = [track for track in score.tracks if len(track.notes) and not track.is_drum]
+    refusal = "the SATB grid wants exactly four tracks of one voice each; use tokenizer=remi"
+    if len(tracks) != MELODIC_TRACKS:
+        raise ValueError(f"found {len(tracks)} tracks with notes; {refusal}")
+    notes = [track.notes.numpy() for track in tracks]
+    notes.sort(key=lambda n: -np.average(n["pitch"], weights=n["duration"] + 1))
+    spans = [_grid(n, score.ticks_per_quarter, steps_per_beat) for n in notes]
+    frames = np.full((max(int(end.max()) for _, end in spans), 4), REST, dtype=np.int16)
+    num_voices = 0
+    for voice, (note, (start, end)) in enumerate(zip(notes, spans, strict=True)):
+        steps = _fill(frames[:, voice], start, end, note["pitch"], keep_lowest=voice == MELODIC_TRACKS - 1)
+        divided = int((end - start).sum()) - steps
+        num_voices += 1 if divided <= DIVISI_SHARE * steps else int(np.ceil(1 + divided / steps))
+    if num_voices != MELODIC_TRACKS:
+        raise ValueError(f"found {num_voices} voices or more in 4 tracks; {refusal}")
+    return frames
+
+
+def _grid(note: dict[str, np.ndarray], ticks_per_quarter: int, steps_per_beat: int) -> tuple[np.ndarray, np.ndarray]:
+    """Start and end of each note in steps, at least one step long."""
+    scale = steps_per_beat / ticks_per_quarter
+    start = np.floor(note["time"] * scale + 0.5).astype(np.int64)
+    end = np.floor((note["time"] + note["duration"]) * scale + 0.5).astype(np.int64)
+    return start, np.maximum(end, start + 1)
+
+
+def _fill(column: np.ndarray, start: np.ndarray, end: np.ndarray, pitch: np.ndarray, *, keep_lowest: bool) -> int:
+    """Write notes into one voice, later onsets over earlier ones; returns how many steps sound."""
+    rank = -pitch.astype(np.int64) if keep_lowest else pitch.astype(np.int64)
+    for i in np.lexsort((rank, start)).tolist():
+        column[start[i] : end[i]] = pitch[i]
+    return int((column != REST).sum())
+
+
+def reduce_to_frames(score: Score, *, steps_per_beat: int, low: int, high: int) -> np.ndarray:
+    """Four voices taken from any piece: top note, highest and lowest inner note, bottom note of each step.
+
+    With one note sounding the others rest, with two alto and tenor, with three the tenor. Pitches outside low..high
+    are folded in by octaves. Drums are left out.
+
+    Returns:
+        int16 [T, 4] of MIDI pitches, -1 for a rest.
+
+    Raises:
+        ValueError: no pitched notes.
+    """
+    tracks = [track.notes.numpy() for track in score.tracks if len(track.notes) and not track.is_drum]
+    if not tracks:
+        raise ValueError("the piece has no pitched notes; give one with notes outside the drum track")
+    notes = {key: np.concatenate([track[key] for track in tracks]) for key in ("time", "duration", "pitch")}
+    start, end = _grid(notes, score.ticks_per_quarter, steps_per_beat)
+    roll = np.zeros((int(end.max()), 128), dtype=bool)
+    for s, e, p in zip(start.tolist(), end.tolist(), notes["pitch"].tolist(), strict=True):
+        roll[s:e, fold(p, low=low, high=high)] = True
+    frames = np.full((len(roll), 4), REST, dtype=np.int16)
+    for step, sounding in enumerate(roll):
+        pitches = np.flatnonzero(sounding)[::-1]
+        if len(pitches):
+            frames[step, 0] = pitches[0]
+        if len(pitches) > 1:
+            frames[step, 3] = pitches[-1]
+        if len(pitches) > 2:
+            frames[step, 1] = pitches[1]
+        if len(pitches) > 3:
+            frames[step, 2] = pitches[-2]
+    return frames
+
+
+def fold(pitch: int, *, low: int, high: int) -> int:
+    """The pitch moved by octaves into low..high, the nearest end where the range is under an octave."""
+    while pitch < low:
+        pitch += 12
+    while pitch > high:
+        pitch -= 12
+    return max(pitch, low)
+
+
+def runs(column: np.ndarray) -> list[tuple[int, int, int]]:
+    """(start, end, pitch) of each run of equal pitches of one voice, rests left out."""
+    if len(column) == 0:
+        return []
+    edges = np.flatnonzero(np.diff(column)) + 1
+    starts, ends = np.append(0, edges), np.append(edges, len(column))
+    rows = zip(starts.tolist(), ends.tolist(), column[starts].tolist(), strict=True)
+    return [(start, end, pitch) for start, end, pitch in rows if pitch != REST]
+
+
+def metre(length: int, *, steps_per_beat: int) -> tuple[int, int]:
+    """Numerator and denominator of a bar of `length` steps, in the largest note value up to a quarter that fits."""
+    denominator = 4
+    while length * denominator % (4 * steps_per_beat) and denominator < 64:
+        denominator *= 2
+    return max(1, length * denominator // (4 * steps_per_beat)), denominator
