@@ -1,0 +1,286 @@
+"""Scores: reading them from any supported file, guarding against damaged ones, and their bars and lengths.
+
+The representation is `symusic.Score` in ticks, `TICKS_PER_QUARTER` to a quarter note. MIDI is read by symusic (about
+0.1 ms a file), notation by music21 (about 60 ms a piece, see `notation`).
+"""
+
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from symusic import KeySignature, Score, Tempo, TimeSignature
+from symusic.core import NoteTickList
+
+from etude.music import notation
+from etude.music.notation import TICKS_PER_QUARTER, from_music21
+
+__all__ = ["MAX_DURATION_SECONDS", "SUFFIXES", "TICKS_PER_QUARTER", "ScoreError", "bar_ticks", "duration_beats",
+           "duration_seconds", "from_music21", "normalise", "num_bars", "num_notes", "read_pieces", "read_score", "trim"]
+
+MIDI_SUFFIXES = frozenset({".mid", ".midi"})
+MUSICXML_SUFFIXES = frozenset({".xml", ".musicxml", ".mxl"})
+ABC_SUFFIXES = frozenset({".abc"})
+HUMDRUM_SUFFIXES = frozenset({".krn"})
+SUFFIXES = MIDI_SUFFIXES | MUSICXML_SUFFIXES | ABC_SUFFIXES | HUMDRUM_SUFFIXES
+
+MAX_DURATION_SECONDS = 3 * 60 * 60
+MAX_DURATION_BEATS = 100_000  # nine hours at 180 quarters a minute: bounds arrays where a tempo mark hides the length
+MAX_FILE_BYTES = 64 * 2**20
+DEFAULT_TEMPO_BPM = 120.0  # Source: Standard MIDI Files 1.0, what holds where no tempo is set
+MAX_REASON_CHARACTERS = 160
+
+
+class ScoreError(ValueError):
+    """A file or piece that can't be used; the text is one printable line: '<file>: <what is wrong>; <remedy>'."""
+
+    def __init__(self, path: str | Path, problem: str, remedy: str) -> None:
+        super().__init__(f"{printable(path)}: {printable(problem)}; {remedy}")
+        self.path, self.problem, self.remedy = path, problem, remedy
+
+    def __reduce__(self) -> tuple[type["ScoreError"], tuple[str | Path, str, str]]:
+        """Pickle by its three parts, so that it crosses from a parsing process to its parent."""
+        return ScoreError, (self.path, self.problem, self.remedy)
+
+
+def printable(text: str | Path) -> str:
+    """`text` as one line that any terminal and UTF-8 file takes; bytes of a non-UTF-8 file name show as \\xNN."""
+    line = os.fsencode(text).decode("utf-8", "backslashreplace") if isinstance(text, Path) else text
+    line = line.encode("utf-8", "backslashreplace").decode("utf-8")
+    return " ".join("".join(character if character.isprintable() else " " for character in line).split())
+
+
+def read_pieces(path: str | Path) -> Iterator[tuple[str, Score]]:
+    """Yield (piece name, score) for every piece in a MIDI, MusicXML, ABC or Humdrum file.
+
+    A file of one piece is named by its stem; the tunes of an ABC book are 'stem#number title'. A book gives its sound
+    tunes first and raises for the others together at the end, so one bad tune loses no good one. Repeats are not
+    expanded.
+
+    Raises:
+        ScoreError: unreadable, damaged or empty file, unknown suffix, no notes, negative times, or a piece longer than
+            `MAX_DURATION_SECONDS`.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ScoreError(path, f"unknown kind of file '{suffix}'", f"give one of {', '.join(sorted(SUFFIXES))}")
+    data = _read_bytes(path)
+    if suffix in ABC_SUFFIXES:
+        yield from _read_tunes(path, data)
+    else:
+        yield path.stem, _read_one(path, suffix, data)
+
+
+def read_score(path: str | Path) -> Score:
+    """The first piece of the file at `path`; raises ScoreError as `read_pieces` does."""
+    return next(score for _, score in read_pieces(path))
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise ScoreError(path, f"the file has {size} bytes, over {MAX_FILE_BYTES}", "split it into pieces")
+        data = path.read_bytes()
+    except OSError as error:
+        raise ScoreError(path, f"can't be read ({error.strerror})", "check that it is a file that you may read") from error
+    if not data.strip():
+        raise ScoreError(path, "the file is empty", "copy or export it again")
+    return data
+
+
+def _read_one(path: Path, suffix: str, data: bytes) -> Score:
+    try:
+        if suffix in MIDI_SUFFIXES:
+            score = _read_midi(path, data)
+        elif suffix in MUSICXML_SUFFIXES:
+            score = notation.read_musicxml(data)
+        else:
+            score = notation.read_humdrum(_text(data))
+    except ScoreError:
+        raise
+    except Exception as error:  # the parsers raise whatever their internals meet on a damaged file
+        raise ScoreError(path, f"damaged {suffix} file ({_reason(error)})", "export it again, or remove it") from error
+    return normalise(_checked(score, path))
+
+
+def _read_midi(path: Path, data: bytes) -> Score:
+    if not data.startswith(b"MThd"):
+        raise ScoreError(path, "not a MIDI file: the header 'MThd' is missing",
+                         "give the file the suffix of what it holds, or export it as MIDI")
+    if len(data) > 12 and data[12] & 0x80:
+        raise ScoreError(path, "its times are SMPTE frames, not beats", "export it with a resolution in ticks per quarter")
+    return Score.from_midi(data)
+
+
+def _read_tunes(path: Path, data: bytes) -> Iterator[tuple[str, Score]]:
+    tunes = notation.split_abc(_text(data))
+    bad: list[str] = []
+    for number, (title, text) in enumerate(tunes, start=1):
+        name = path.stem if len(tunes) == 1 else printable(f"{path.stem}#{number} {title}".strip())
+        try:
+            score = normalise(_checked(notation.read_abc(text), path))
+        except ScoreError as error:
+            bad.append(f"tune {number}: {error.problem}")
+        except Exception as error:  # see _read_one
+            bad.append(f"tune {number}: {_reason(error)}")
+        else:
+            yield name, score
+    if bad:
+        raise ScoreError(path, f"{len(bad)} of {len(tunes)} tunes can't be read ({', '.join(bad)})",
+                         "correct or remove these tunes")
+
+
+def _text(data: bytes) -> str:
+    """ABC and Humdrum predate Unicode: UTF-8 where it decodes, else Latin-1, which decodes anything."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, zipfile.BadZipFile):
+        text = "not a complete zip archive"
+    return f"{type(error).__name__}: {text}"[:MAX_REASON_CHARACTERS]
+
+
+def _checked(score: Score, path: Path) -> Score:
+    """`score` itself, if it has notes at sensible times; what would not end or fill the memory is refused here."""
+    if score.ticks_per_quarter <= 0:
+        raise ScoreError(path, "its resolution is 0 ticks per quarter", "export it again")
+    if num_notes(score) == 0:
+        raise ScoreError(path, "it holds no notes", "remove it")
+    times = [np.asarray(events.numpy()["time"]) for events in (score.tempos, score.time_signatures, score.key_signatures)]
+    times += [track.notes.numpy()["time"] for track in score.tracks]
+    durations = np.concatenate([track.notes.numpy()["duration"] for track in score.tracks])
+    # ticks are 32-bit: a file that counts past them comes back with negative times, as negative deltas do
+    if min(int(t.min()) for t in times if len(t)) < 0 or int(durations.min()) < 0:
+        raise ScoreError(path, "it holds negative times", "export it again, or remove it")
+    metre = score.time_signatures.numpy()
+    if np.any(metre["numerator"] < 1) or not np.all(np.isin(metre["denominator"], 2 ** np.arange(8))):
+        raise ScoreError(path, "a time signature is not n/1 ... n/128", "correct it in a score editor")
+    if np.any(score.tempos.numpy()["mspq"] < 1):
+        raise ScoreError(path, "a tempo is 0 microseconds per quarter", "correct it in a score editor")
+    seconds = duration_seconds(score)
+    if seconds > MAX_DURATION_SECONDS or duration_beats(score) > MAX_DURATION_BEATS:
+        raise ScoreError(path, f"it is {seconds / 3600:.1f} h or {duration_beats(score):.0f} beats long, over "
+                         f"{MAX_DURATION_SECONDS // 3600} h or {MAX_DURATION_BEATS} beats", "cut it into pieces")
+    return score
+
+
+def normalise(score: Score) -> Score:
+    """A new score of `TICKS_PER_QUARTER`: sorted, no empty track, no repeated mark, no note shorter than a tick."""
+    score = score.resample(TICKS_PER_QUARTER, min_dur=1)
+    tracks = [track for track in score.tracks if len(track.notes)]
+    score.tracks.clear()
+    score.tracks.extend(tracks)
+    score.sort()
+    # MIDI files repeat their marks in every track; the last one at a tick holds
+    score.time_signatures = _distinct(score.time_signatures, lambda mark: (mark.numerator, mark.denominator))
+    score.key_signatures = _distinct(score.key_signatures, lambda mark: (mark.key, mark.tonality))
+    score.tempos = _distinct(score.tempos, lambda mark: mark.mspq)
+    return score
+
+
+def _distinct(marks: Iterable[Any], value: Callable[[Any], object]) -> list[Any]:
+    """`marks` in order of time: the last one at each tick, and only where it changes the one before."""
+    last = {mark.time: mark for mark in marks}
+    kept: list[Any] = []
+    for _, mark in sorted(last.items()):
+        if not kept or value(kept[-1]) != value(mark):
+            kept.append(mark)
+    return kept
+
+
+def num_notes(score: Score) -> int:
+    """The number of notes in all tracks."""
+    return sum(len(track.notes) for track in score.tracks)
+
+
+def end_tick(score: Score) -> int:
+    """The tick at which the last note ends, 0 without notes; what only holds marks after it does not count."""
+    ends = [track.notes.numpy() for track in score.tracks if len(track.notes)]
+    # 64 bits, since the sum of a damaged file's time and duration may not fit in 32
+    return max((int((notes["time"].astype(np.int64) + notes["duration"]).max()) for notes in ends), default=0)
+
+
+def duration_beats(score: Score) -> float:
+    """Length in quarter notes, from 0 to the end of the last note."""
+    return end_tick(score) / score.ticks_per_quarter
+
+
+def seconds_at(score: Score, ticks: np.ndarray) -> np.ndarray:
+    """The times in seconds [N] of `ticks` [N], by the tempo marks (`DEFAULT_TEMPO_BPM` where none holds yet)."""
+    marks = score.tempos.numpy()
+    starts = np.concatenate([[0], marks["time"]]).astype(np.int64)
+    mspq = np.concatenate([[60e6 / DEFAULT_TEMPO_BPM], marks["mspq"]])
+    order = np.argsort(starts, kind="stable")
+    starts, rates = starts[order], mspq[order] / 1e6 / score.ticks_per_quarter
+    elapsed = np.concatenate([[0.0], np.cumsum(np.diff(starts) * rates[:-1])])
+    ticks = np.asarray(ticks, dtype=np.int64)
+    index = np.searchsorted(starts, ticks, side="right") - 1
+    return elapsed[index] + (ticks - starts[index]) * rates[index]
+
+
+def duration_seconds(score: Score) -> float:
+    """Length in seconds, from 0 to the end of the last note."""
+    return float(seconds_at(score, np.array([end_tick(score)]))[0])
+
+
+def bar_ticks(score: Score) -> np.ndarray:
+    """The ticks at which bars start, int64 [bars], the first at 0 and the last before the end of the last note.
+
+    4/4 holds until the first time signature. A time signature within a bar ends that bar and starts another. Metre:
+    a bar of n/d lasts 4 n / d quarters.
+    """
+    quarter = score.ticks_per_quarter
+    marks = [(mark.time, 4 * quarter * mark.numerator // mark.denominator) for mark in score.time_signatures]
+    end = max(1, end_tick(score))
+    marks = [(0, 4 * quarter), *((time, length) for time, length in marks if time < end)]
+    stops = [*(time for time, _ in marks[1:]), end]
+    return np.concatenate([np.arange(start, stop, length) for (start, length), stop in zip(marks, stops, strict=True)])
+
+
+def num_bars(score: Score) -> int:
+    """The number of bars that `bar_ticks` gives: at least 1."""
+    return len(bar_ticks(score))
+
+
+def trim(score: Score, *, first_bar: int = 0, num_bars: int | None = None) -> Score:
+    """The part of `score` from bar `first_bar` on, `num_bars` long (None: to the end), moved to time 0.
+
+    Notes that start in it are kept and cut at its end; the metre, key and tempo that hold at its start are set there.
+
+    Raises:
+        ValueError: first_bar outside 0 .. bars - 1, or num_bars below 1.
+    """
+    bars = bar_ticks(score)
+    if not 0 <= first_bar < len(bars):
+        raise ValueError(f"first_bar is {first_bar}, must be 0 to {len(bars) - 1} in this score; give one of these")
+    if num_bars is not None and num_bars < 1:
+        raise ValueError(f"num_bars is {num_bars}, must be at least 1; leave it out for all bars to the end")
+    start = int(bars[first_bar])
+    last = len(bars) if num_bars is None else first_bar + num_bars
+    stop = int(bars[last]) if last < len(bars) else max(end_tick(score), start + 1)
+    part = score.clip(start, stop).shift_time(-start)
+    part.time_signatures = [TimeSignature(max(0, m.time - start), m.numerator, m.denominator)
+                            for m in _held(score.time_signatures, start, stop)]
+    part.key_signatures = [KeySignature(max(0, m.time - start), m.key, m.tonality)
+                           for m in _held(score.key_signatures, start, stop)]
+    part.tempos = [Tempo(max(0, m.time - start), mspq=m.mspq) for m in _held(score.tempos, start, stop)]
+    for track in part.tracks:
+        notes = track.notes.numpy()
+        ends = np.minimum(notes["time"] + notes["duration"], stop - start)
+        track.notes = NoteTickList.from_numpy(**{**notes, "duration": (ends - notes["time"]).astype(np.int32)})
+    return part
+
+
+def _held(marks: Iterable[Any], start: int, stop: int) -> list[Any]:
+    """The marks in [start, stop) and the one that holds at `start`."""
+    before = [mark for mark in marks if mark.time <= start]
+    return before[-1:] + [mark for mark in marks if start < mark.time < stop]
