@@ -64,7 +64,8 @@ def _columns(symbols_tv: Ints, number: int) -> list[Ints]:
     known = np.tri(voices, k=-1, dtype=bool)  # [voice, voice]: voice v knows those above it
     current = np.where(known, symbols_tv[:, None, :], -1).reshape(-1, voices)
     return [symbols_tv.ravel(), np.tile(np.arange(voices), frames), np.full(frames * voices, number),
-            np.repeat(np.arange(frames), voices), current, np.repeat(before, voices, axis=0), earlier.ravel(), held.ravel()]
+            np.repeat(np.arange(frames), voices), current, np.repeat(before, voices, axis=0), earlier.ravel(),
+            held.ravel()]
 
 
 class CopyPrevious:
@@ -92,9 +93,10 @@ class CopyPrevious:
         self.unigram = counts / counts.sum(axis=1, keepdims=True)
         follows = tokens.own >= 0
         voice, copied = tokens.voice[follows], (tokens.symbol == tokens.own)[follows]
-        rate = (np.bincount(voice, copied, voices) + 1) / (np.bincount(voice, minlength=voices) + 2)
+        num_steps = np.bincount(voice, minlength=voices)
+        rate = (np.bincount(voice, copied, voices) + 1) / (num_steps + 2)
         # A copy is drawn by the copying branch or by chance from the unigram: rate = c + (1 - c) * chance.
-        chance = np.bincount(voice, self.unigram[voice, tokens.own[follows]], voices) / np.bincount(voice, minlength=voices)
+        chance = np.bincount(voice, self.unigram[voice, tokens.own[follows]], voices) / np.maximum(num_steps, 1)
         self.copy = np.clip((rate - chance) / (1 - chance), 0.0, 1 - 1e-9)
         return self
 

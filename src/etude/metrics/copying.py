@@ -162,7 +162,10 @@ def copying_rows(groups: dict[str, Sequence[Score]], *, index: NgramIndex) -> li
 
     Returns:
         Rows of {"group", "pieces", "share_<n>" for every n (mean over pieces), "longest_mean", "longest_max",
-        "nearest_share_mean", "nearest_share_max", "nearest"} where `nearest` is the training piece of the largest share.
+        "nearest_share_mean", "nearest_share_max", "nearest"}; `nearest` is the training piece of the largest share.
+
+    Raises:
+        ValueError: a group without scores.
     """
     rows: list[dict[str, object]] = []
     for group, scores in groups.items():

@@ -1,4 +1,4 @@
-"""Metrics of what sounds together. Drums are left out; time weighs, so a long chord counts for more than a short one."""
+"""Metrics of what sounds together. Drums are left out; time weighs: a long chord counts for more than a short one."""
 
 import math
 from itertools import combinations
