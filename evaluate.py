@@ -1,0 +1,16 @@
+"""Runs `etude.run.evaluate` on the configuration in conf/; `python evaluate.py --help` shows the options."""
+
+import hydra
+from omegaconf import DictConfig
+
+from etude.run import evaluate
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
+def main(cfg: DictConfig) -> object:
+    """Hands Hydra's configuration over."""
+    return evaluate(cfg)
+
+
+if __name__ == "__main__":
+    main()

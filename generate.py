@@ -1,0 +1,16 @@
+"""Runs `etude.run.generate` on the configuration in conf/; `python generate.py --help` shows the options."""
+
+import hydra
+from omegaconf import DictConfig
+
+from etude.run import generate
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="generate")
+def main(cfg: DictConfig) -> object:
+    """Hands Hydra's configuration over."""
+    return generate(cfg)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""The one training step: every task writes `losses`, everything else happens here."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from etude.core.technique import Batch, Composition, Technique
+
+OptimizerFactory = Callable[..., torch.optim.Optimizer]
+SchedulerFactory = Callable[..., torch.optim.lr_scheduler.LRScheduler]
+
+
+@contextmanager
+def frozen(*modules: nn.Module) -> Iterator[None]:
+    """Lets gradients pass through the modules but not into their parameters.
+
+    A generator's adversarial term runs the discriminator inside this, so that no player's loss reaches another's
+    parameters and one backward through the sum of all losses equals alternating steps.
+    """
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+class Task(pl.LightningModule):
+    """A LightningModule under automatic optimisation whose author writes `losses`.
+
+    Args:
+        optimizer: called with parameter groups, gives the one optimizer of all players.
+        scheduler: called with (optimizer, total_steps=...), gives a schedule stepped once a batch; None keeps the
+            learning rate.
+        loss_weights: factor of each named term, 1 where a term is not named.
+        player_lr: learning rate of a player where it differs from the optimizer's.
+        seed: of every random draw in training; the draws of a batch depend on (seed, rank, batches trained) alone, so
+            that a resumed run draws what the uninterrupted one would have drawn.
+    """
+
+    def __init__(
+        self,
+        *,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None = None,
+        loss_weights: Mapping[str, float] | None = None,
+        player_lr: Mapping[str, float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self._optimizer = optimizer
+        self._scheduler = scheduler
+        self.loss_weights = dict(loss_weights or {})
+        self.player_lr = dict(player_lr or {})
+        self.seed = seed
+        self.batches_trained = 0
+        self.composition = Composition()
+        self.recipe: dict[str, Any] = {}
+
+    # What a task's author writes.
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns the named, unweighted, differentiable scalar terms; `player/term` where there are several players."""
+        raise TypeError(f"{type(self).__name__} must define losses(batch)")
+
+    @property
+    def players(self) -> dict[str, Sequence[nn.Module]]:
+        """Name of each player and its modules; players share no parameters."""
+        return {"model": [self]}
+
+    # What is written once.
+
+    def setup(self, stage: str) -> None:
+        """Collects the trainer's techniques; their order in its callback list is of no account."""
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        self.composition = Composition(c for c in callbacks if isinstance(c, Technique))
+        rest = [c for c in callbacks if not isinstance(c, Technique)]
+        self.trainer.callbacks = [*self.composition.techniques, *rest]  # type: ignore[attr-defined]
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # One stream for each rank and batch: GAN noise differs between ranks, and nothing need be saved to resume.
+        torch.manual_seed((self.seed * 1_000_003 + self.batches_trained) * 65_536 + self.global_rank)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        batch = self.composition.transform_batch(self, batch)
+        losses = self.composition.extend_losses(self, batch, self.losses(batch))
+        unknown = self.loss_weights.keys() - losses.keys()
+        if unknown and not self._players_of(unknown).isdisjoint(self._players_of(losses)):
+            raise ValueError(f"loss_weights names {sorted(unknown)}, but the terms are {sorted(losses)}; rename or drop it")
+        loss = self.composition.weigh(self, losses)
+        self.batches_trained += 1
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()})
+        return loss
+
+    @staticmethod
+    def _players_of(names: Any) -> set[str]:
+        # A player that rests on this batch leaves its terms out: their weights are then no mistake.
+        return {name.partition("/")[0] if "/" in name else "" for name in names}
+
+    def weighted_sum(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """Returns sum_i w_i * loss_i with `loss_weights`, summed in the order of the names."""
+        if not losses:
+            raise ValueError(f"{type(self).__name__}.losses returned no terms; it must return at least one")
+        return torch.stack([self.loss_weights.get(name, 1.0) * losses[name] for name in sorted(losses)]).sum()
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """One or two groups a player: matrices that decay; norms, biases and embeddings that do not."""
+        unknown = self.player_lr.keys() - self.players.keys()
+        if unknown:
+            raise ValueError(f"player_lr names {sorted(unknown)}, but the players are {sorted(self.players)}")
+        groups = []
+        for player, modules in self.players.items():
+            spared = {
+                id(p)
+                for module in modules
+                for child in module.modules()
+                if isinstance(child, nn.Embedding)
+                for p in child.parameters()
+            }
+            unique = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}
+            decay = [p for key, p in unique.items() if p.ndim >= 2 and key not in spared]
+            rest = [p for key, p in unique.items() if p.ndim < 2 or key in spared]
+            extra = {"lr": self.player_lr[player]} if player in self.player_lr else {}
+            if decay:
+                groups.append({"params": decay, "player": player, **extra})
+            if rest:
+                groups.append({"params": rest, "player": player, "weight_decay": 0.0, **extra})
+        return groups
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self._optimizer(self.parameter_groups())
+        if self._scheduler is None:
+            return optimizer
+        total = self.trainer.estimated_stepping_batches
+        scheduler = self._scheduler(optimizer, total_steps=int(total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clips each player by itself, so that one player's large gradient does not slow another."""
+
+        def clip() -> None:
+            if not gradient_clip_val:
+                return
+            for modules in self.players.values():
+                parameters = [p for module in modules for p in module.parameters() if p.grad is not None]
+                if gradient_clip_algorithm == "value":
+                    nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+                else:
+                    nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+
+        self.composition.transform_gradients(self, clip)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["etude"] = {"batches_trained": self.batches_trained, "recipe": self.recipe}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.batches_trained = checkpoint["etude"]["batches_trained"]

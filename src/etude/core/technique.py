@@ -1,0 +1,159 @@
+"""Training techniques: Lightning callbacks with a few extra hooks, and the rules by which any set of them composes."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from enum import IntEnum, StrEnum
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from etude.core.task import Task
+
+Batch = dict[str, Any]
+
+
+class BatchSlot(IntEnum):
+    """When a technique changes the batch, first to last; ties break by the technique's name."""
+
+    SELECT = 0
+    CROP = 1
+    AUGMENT = 2
+    MIX = 3
+    ADVERSARIAL = 4
+    MASK = 5
+
+
+class GradientSlot(IntEnum):
+    """When a technique changes the gradients, first to last; Lightning's `gradient_clip_val` acts in CLIP."""
+
+    PROJECT = 0
+    MASK = 1
+    CLIP = 2
+    SKIP = 3
+
+
+class Power(StrEnum):
+    """What only one technique of a run may own."""
+
+    BACKWARD = "the backward pass"
+    SAMPLER = "the sampler"
+    EVALUATION_WEIGHTS = "the evaluation weights"
+    STEP = "the optimizer step"
+    WEIGHING = "the weighting of losses"
+
+
+class Technique(pl.Callback):
+    """A Lightning callback that may also change batches, add losses, weigh them and change gradients.
+
+    A subclass overrides what it needs; whoever overrides `transform_batch` declares `batch_slot`, whoever overrides
+    `transform_gradients` declares `gradient_slot`, whoever overrides `weigh` claims `Power.WEIGHING`. All state goes
+    through Lightning's `state_dict`/`load_state_dict`.
+
+    Args:
+        seed: of the technique's own randomness, see `generator`.
+    """
+
+    claims: ClassVar[frozenset[Power]] = frozenset()
+    batch_slot: ClassVar[BatchSlot | None] = None
+    gradient_slot: ClassVar[GradientSlot | None] = None
+
+    def __init__(self, *, seed: int = 0) -> None:
+        self.seed = seed
+
+    @property
+    def name(self) -> str:
+        """The technique's name: its file's, which is its key in the configuration."""
+        return type(self).__module__.rpartition(".")[2]
+
+    def generator(self, clock: int, device: torch.device | str = "cpu") -> torch.Generator:
+        """Returns a generator seeded by (seed, name, clock), so that no technique shifts another's draws."""
+        digest = hashlib.blake2b(f"{self.seed}/{self.name}/{clock}".encode(), digest_size=7).digest()
+        return torch.Generator(device).manual_seed(int.from_bytes(digest, "big"))
+
+    def transform_batch(self, task: "Task", batch: Batch) -> Batch:
+        """Returns the batch to train on. Needs `batch_slot`."""
+        return batch
+
+    def extra_losses(self, task: "Task", batch: Batch, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns new named terms; a name that exists is an error, other techniques' terms are never edited."""
+        return {}
+
+    def weigh(self, task: "Task", losses: Mapping[str, Tensor]) -> Tensor:
+        """Turns the dictionary into one loss. Exclusive: needs a claim of `Power.WEIGHING`."""
+        return task.weighted_sum(losses)
+
+    def transform_gradients(self, task: "Task") -> None:
+        """Changes `.grad` of the task's parameters in place, before the step. Needs `gradient_slot`."""
+
+
+class Composition:
+    """A set of techniques in one canonical order, whatever the order they came in.
+
+    Raises:
+        ValueError: two techniques of one name, two claimants of one power, or a hook without its slot or claim.
+    """
+
+    def __init__(self, techniques: Iterable[Technique] = ()) -> None:
+        self.techniques = sorted(techniques, key=lambda technique: technique.name)
+        self._check()
+        self._batch_order = sorted(
+            (t for t in self.techniques if t.batch_slot is not None), key=lambda t: (t.batch_slot, t.name)
+        )
+        self._gradient_order = sorted(
+            (t for t in self.techniques if t.gradient_slot is not None), key=lambda t: (t.gradient_slot, t.name)
+        )
+        self._weigher = next((t for t in self.techniques if Power.WEIGHING in t.claims), None)
+
+    def _check(self) -> None:
+        owners: dict[str, str] = {}
+        for technique in self.techniques:
+            for right in (f"the name {technique.name!r}", *technique.claims):
+                if right in owners:
+                    raise ValueError(
+                        f"techniques {owners[right]!r} and {technique.name!r} both claim {right}; "
+                        f"take one of them out of technique=[...]"
+                    )
+                owners[right] = technique.name
+            for hook, declared in (
+                ("transform_batch", technique.batch_slot is not None),
+                ("transform_gradients", technique.gradient_slot is not None),
+                ("weigh", Power.WEIGHING in technique.claims),
+            ):
+                overridden = getattr(type(technique), hook) is not getattr(Technique, hook)
+                if overridden != declared:
+                    raise ValueError(
+                        f"technique {technique.name!r}: overriding {hook} and declaring its slot or claim "
+                        f"go together; only one of the two was done"
+                    )
+
+    def transform_batch(self, task: "Task", batch: Batch) -> Batch:
+        """Applies every technique's batch transform in slot order."""
+        for technique in self._batch_order:
+            batch = technique.transform_batch(task, batch)
+        return batch
+
+    def extend_losses(self, task: "Task", batch: Batch, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the task's terms and every technique's new ones; each technique sees only the task's terms."""
+        terms = dict(losses)
+        for technique in self.techniques:
+            for name, value in technique.extra_losses(task, batch, dict(losses)).items():
+                if name in terms:
+                    raise ValueError(f"technique {technique.name!r} adds a loss {name!r}, which exists; rename it")
+                terms[name] = value
+        return terms
+
+    def weigh(self, task: "Task", losses: Mapping[str, Tensor]) -> Tensor:
+        """Returns the loss to minimise: the claimant's, or the task's weighted sum."""
+        return self._weigher.weigh(task, losses) if self._weigher else task.weighted_sum(losses)
+
+    def transform_gradients(self, task: "Task", clip: Any) -> None:
+        """Applies the gradient transforms in slot order, the trainer's own `clip()` at the start of CLIP."""
+        early = [t for t in self._gradient_order if t.gradient_slot < GradientSlot.CLIP]
+        for technique in early:
+            technique.transform_gradients(task)
+        clip()
+        for technique in self._gradient_order[len(early) :]:
+            technique.transform_gradients(task)

@@ -1,0 +1,206 @@
+"""From a composed configuration to trained, sampled and scored music; the only module that knows Hydra."""
+
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+
+if TYPE_CHECKING:
+    from etude.core.task import Task
+
+Result = TypeVar("Result")
+
+
+def _wandb_offline() -> bool:
+    netrc = Path.home() / ".netrc"
+    has_key = "WANDB_API_KEY" in os.environ or (netrc.is_file() and "wandb" in netrc.read_text(errors="replace"))
+    return not has_key
+
+
+OmegaConf.register_new_resolver("wandb_offline", _wandb_offline, replace=True)
+
+
+def one_line_errors(main: Callable[[DictConfig], Result]) -> Callable[[DictConfig], Result]:
+    """Ends the program with one line where the user's input is at fault; HYDRA_FULL_ERROR=1 shows the traceback."""
+
+    @wraps(main)
+    def guarded(cfg: DictConfig) -> Result:
+        try:
+            return main(cfg)
+        except KeyboardInterrupt:
+            print("stopped by Ctrl-C; what was written stays", file=sys.stderr)
+            sys.exit(130)
+        except Exception as error:
+            cause: BaseException = error
+            while type(cause).__name__ == "InstantiationException" and cause.__cause__ is not None:
+                cause = cause.__cause__
+            if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(cause, ValueError | OSError):
+                raise
+            print(f"error: {cause}", file=sys.stderr)
+            sys.exit(2)
+
+    return guarded
+
+
+def instantiate(node: Any, **extra: Any) -> Any:
+    """Builds what a `_target_` names; plain containers go to the constructors."""
+    import hydra.utils
+
+    return hydra.utils.instantiate(node, **extra, _convert_="all")
+
+
+def run_folder() -> Path:
+    """Returns the folder of this run, which Hydra has made."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def find_checkpoint(ckpt: str, outputs: str) -> Path:
+    """Returns the checkpoint that `ckpt` names: a file, a run's folder, or `last` for the newest run's last one.
+
+    Raises:
+        ValueError: there is no such checkpoint.
+    """
+    if ckpt == "last":
+        found = sorted(Path(outputs).rglob("checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise ValueError(f"ckpt=last: no checkpoints/last.ckpt under {outputs}/; train first or give a path")
+        return found[-1]
+    path = Path(ckpt).expanduser()
+    if path.is_dir():
+        path = path / "checkpoints" / "last.ckpt" if (path / "checkpoints").is_dir() else path / "last.ckpt"
+    if not path.is_file():
+        raise ValueError(f"ckpt={ckpt}: there is no such file; give a checkpoint, a run's folder, or ckpt=last")
+    return path
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint's contents without running any code that it might hold."""
+    import torch
+
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path}: not a readable checkpoint ({type(error).__name__}); give one that Etude wrote") from error
+    if "etude" not in checkpoint or not checkpoint["etude"].get("recipe"):
+        raise ValueError(f"{path}: not a checkpoint of Etude; give one that train.py wrote")
+    return checkpoint
+
+
+def load_task(path: Path) -> tuple["Task", DictConfig]:
+    """Rebuilds a trained task and the configuration of its run from a checkpoint alone."""
+    from hydra.utils import get_class
+
+    checkpoint = load_checkpoint(path)
+    recipe = OmegaConf.create(checkpoint["etude"]["recipe"])
+    parts = {}
+    if "tokenizer" in checkpoint["etude"]:
+        from etude.music.tokenizer import Tokenizer
+
+        parts["tokenizer"] = Tokenizer.from_state(checkpoint["etude"]["tokenizer"])
+    task = build_task(recipe, **parts)
+    task.load_state_dict(checkpoint["state_dict"])
+    task.eval()
+    assert isinstance(task, get_class(recipe.task._target_))
+    return task, recipe
+
+
+def build_task(cfg: DictConfig, **parts: Any) -> "Task":
+    """Builds the task with its model, optimizer and schedule; `parts` are what the data provides."""
+    builders = {name: instantiate(cfg[name]) for name in ("model", "optimizer", "scheduler") if cfg.get(name) is not None}
+    return instantiate(cfg.task, **builders, **parts)
+
+
+@one_line_errors
+def train(cfg: DictConfig) -> float | None:
+    """Trains, keeps the best and the last checkpoint, samples and writes the report; returns the monitored value."""
+    import torch
+    from pytorch_lightning import seed_everything
+
+    from etude.core.artifacts import write_environment
+    from etude.core.technique import Composition
+
+    techniques = Composition(instantiate(node) for node in (cfg.technique or {}).values()).techniques
+    folder = run_folder()
+    recipe = OmegaConf.to_container(cfg, resolve=True)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    write_environment(folder / "environment.txt")
+    resume = find_checkpoint(cfg.ckpt, cfg.outputs) if cfg.ckpt else None
+    seed_everything(cfg.seed, verbose=False)
+    torch.set_float32_matmul_precision("high")
+
+    datamodule = instantiate(cfg.data, tokenizer=instantiate(cfg.tokenizer), quarantine=folder / "quarantine.tsv")
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    task = build_task(cfg, tokenizer=datamodule.tokenizer)
+    task.recipe = recipe
+    trainer = build_trainer(cfg, folder, techniques)
+    if resume is not None:
+        load_checkpoint(resume)
+        print(f"continuing from {resume}", file=sys.stderr)
+    try:
+        trainer.fit(task, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+    except SystemExit:  # Lightning's answer to Ctrl-C, after SaveOnInterrupt has written last.ckpt
+        print(f"stopped at step {trainer.global_step}; `ckpt={folder}` continues this run", file=sys.stderr)
+        sys.exit(130)
+    value = trainer.callback_metrics.get(cfg.monitor)
+    if trainer.is_global_zero:
+        best = Path(trainer.checkpoint_callbacks[0].best_model_path or folder / "checkpoints" / "last.ckpt")
+        if cfg.sampling is not None:
+            trained, _ = load_task(best)
+            instantiate(cfg.sampling)(task=trained, folder=folder)
+        print(f"checkpoint: {best}\nresults:    {folder}", file=sys.stderr)
+    return float(value) if value is not None else None
+
+
+def build_trainer(cfg: DictConfig, folder: Path, techniques: list[Any]) -> Any:
+    """Builds Lightning's trainer with the run's loggers, techniques, checkpoints, progress bar and Ctrl-C guard."""
+    from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+
+    from etude.core.interrupt import SaveOnInterrupt
+    from etude.core.progress import RunProgress
+
+    loggers = [instantiate(node) for node in (cfg.logger or {}).values()]
+    checkpoints = folder / "checkpoints"
+    callbacks = [
+        *techniques,
+        ModelCheckpoint(checkpoints, "best", monitor=cfg.monitor, mode=cfg.monitor_mode, enable_version_counter=False),
+        ModelCheckpoint(
+            checkpoints, "last", every_n_train_steps=cfg.save_every, save_top_k=1, enable_version_counter=False
+        ),
+        RunProgress(),
+        SaveOnInterrupt(path=checkpoints / "last.ckpt"),
+    ]
+    if loggers:
+        callbacks.append(LearningRateMonitor("step"))
+    return instantiate(cfg.trainer, logger=loggers or False, callbacks=callbacks, default_root_dir=str(folder))
+
+
+@one_line_errors
+def generate(cfg: DictConfig) -> None:
+    """Samples from a checkpoint into MIDI, audio, piano rolls and a report."""
+    path = find_checkpoint(cfg.ckpt or "last", cfg.outputs)
+    task, _ = load_task(path)
+    folder = run_folder()
+    instantiate(cfg.sampling)(task=task, folder=folder)
+    print(f"results: {folder / 'report.html'}", file=sys.stderr)
+
+
+@one_line_errors
+def evaluate(cfg: DictConfig) -> None:
+    """Measures a checkpoint against held-out music, or any folder of scores by itself."""
+    folder = run_folder()
+    if cfg.files is not None:
+        instantiate(cfg.score_files)(folder=folder)
+    else:
+        path = find_checkpoint(cfg.ckpt or "last", cfg.outputs)
+        task, recipe = load_task(path)
+        data = recipe.data if cfg.data is None else OmegaConf.merge(recipe.data, cfg.data)
+        datamodule = instantiate(data, tokenizer=task.tokenizer, quarantine=folder / "quarantine.tsv")
+        instantiate(cfg.score_model)(task=task, datamodule=datamodule, folder=folder)
+    print(f"results: {folder / 'report.html'}", file=sys.stderr)

@@ -1,0 +1,149 @@
+"""Next-token prediction on symbolic music.
+
+Shapes: b rows, t tokens of a row, v tokens of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from symusic import Score
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from etude.core.task import OptimizerFactory, SchedulerFactory, Task
+from etude.core.technique import Batch
+from etude.models.sampling import generate
+from etude.music.tokenizer import Tokenizer
+
+
+class LanguageModel(Task):
+    """Trains a decoder-only model on the negative log-likelihood of the next token.
+
+    A batch holds `tokens`, `targets` (-100 where nothing is counted), `documents`, `positions` and `feature_*`, all
+    [b, t]; see `etude.data.module`.
+
+    Args:
+        model: called with vocab_size and feature_sizes, gives the network.
+        tokenizer: turns scores into tokens; travels in the checkpoint.
+        optimizer, scheduler, loss_weights, seed: see `Task`.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Callable[..., nn.Module],
+        tokenizer: Tokenizer,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None = None,
+        loss_weights: Mapping[str, float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(optimizer=optimizer, scheduler=scheduler, loss_weights=loss_weights, seed=seed)
+        self.tokenizer = tokenizer
+        self.model = model(vocab_size=len(tokenizer), feature_sizes=dict(tokenizer.feature_sizes))
+        self._mean_nll = nn.ModuleDict({"val": MeanMetric(), "test": MeanMetric()})
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Returns the logits [b, t, v] of each next token."""
+        return self.model(
+            batch["tokens"],
+            documents_bt=batch["documents"],
+            positions_bt=batch["positions"],
+            features={name.removeprefix("feature_"): batch[name] for name in batch if name.startswith("feature_")},
+        )
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns {"nll": mean negative log-likelihood of a counted token, in nats}."""
+        logits = self.logits(batch)
+        return {"nll": F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten(), ignore_index=-100)}
+
+    def token_nll(self, batch: Batch) -> Tensor:
+        """Returns the negative log-likelihood of each target [b, t] in nats, 0 where nothing is counted."""
+        logits, targets = self.logits(batch).float(), batch["targets"]
+        return F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=-100, reduction="none")
+
+    def _evaluation_step(self, batch: Batch, stage: str) -> None:
+        nll, counted = self.token_nll(batch), (batch["targets"] != -100).sum()
+        self._mean_nll[stage].update(nll.sum() / counted.clamp(min=1), counted)
+        self.log(f"{stage}/nll", self._mean_nll[stage], prog_bar=True, batch_size=1)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluation_step(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluation_step(batch, "test")
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        *,
+        num_samples: int = 1,
+        labels: Mapping[str, Any] | None = None,
+        prompt: Score | None = None,
+        num_bars: int | None = None,
+        max_new_tokens: int = 2048,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        seed: int = 0,
+        on_step: Callable[[int], None] | None = None,
+    ) -> list[Score]:
+        """Draws pieces from the model; each is decodable, whatever the model's weights.
+
+        Args:
+            labels: what is asked for: genre, key ("G major"), tempo_bpm, metre ("4/4"), programs.
+            prompt: a score to continue; it opens every sample.
+            num_bars: length of a sample, the prompt's bars included; None lets the model end.
+            temperature, top_k, top_p, min_p: see `etude.models.sampling.generate`.
+            seed: the same seed gives the same samples.
+            on_step: called with the number of tokens drawn so far.
+
+        Raises:
+            ValueError: a label that the tokenizer does not know (the message lists the valid ones), or a prompt that
+                it can't represent.
+        """
+        asked = dict(labels or {})
+        if num_bars is not None:
+            asked["num_bars"] = num_bars
+        opening = [self.tokenizer.BOS, *self.tokenizer.controls(asked)]
+        if prompt is not None:
+            opening += self.tokenizer.encode_prompt(prompt).tolist()
+        prompt_bt = torch.tensor([opening] * num_samples, device=self.device)
+        was_training = self.training
+        self.eval()
+        try:
+            sequences = generate(
+                self.model,
+                prompt_bt,
+                decoder=self.tokenizer.decoder(num_samples, num_bars=num_bars),
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                min_p=min_p,
+                generator=torch.Generator().manual_seed(seed),
+                on_step=on_step,
+            )
+        finally:
+            self.train(was_training)
+        return [self.tokenizer.decode(sequence) for sequence in sequences]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["etude"]["tokenizer"] = self.tokenizer.state_dict()
+        checkpoint["etude"]["tokenizer_fingerprint"] = self.tokenizer.fingerprint
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        found = checkpoint["etude"].get("tokenizer_fingerprint")
+        if found != self.tokenizer.fingerprint:
+            raise ValueError(
+                "the checkpoint was trained with another tokenizer or other genres "
+                f"(fingerprint {str(found)[:12]}, here {self.tokenizer.fingerprint[:12]}); "
+                "give the data= and tokenizer= options of that run, which stand in its config.yaml"
+            )

@@ -1,0 +1,82 @@
+"""Configurations cannot drift from the code: checked against signatures, nothing is built."""
+
+import importlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+CONF = Path(__file__).parents[1] / "conf"
+FILES = sorted(p for p in CONF.rglob("*.yaml") if "hydra" not in p.relative_to(CONF).parts)
+META = {"_target_", "_partial_", "_convert_", "_recursive_"}
+GIVEN_AT_BUILD = {  # what run.py or a colleague hands over, and so stands in no file
+    "vocab_size", "feature_sizes", "tokenizer", "model", "optimizer", "scheduler", "total_steps", "genres", "task",
+    "folder", "datamodule", "quarantine", "player_lr", "on_step",
+}  # fmt: skip
+
+
+def targets(node: Any, trail: str = "") -> list[tuple[str, DictConfig]]:
+    found = []
+    if OmegaConf.is_dict(node):
+        if "_target_" in node:
+            found.append((trail, node))
+        for key in node:
+            if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
+                continue
+            found += targets(node[key], f"{trail}.{key}")
+    return found
+
+
+CASES = [
+    pytest.param(path, node, id=f"{path.relative_to(CONF)}{trail}")
+    for path in FILES
+    for trail, node in targets(OmegaConf.load(path))
+]
+
+
+def resolve(name: str) -> Any:
+    module, _, attribute = name.rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
+
+
+@pytest.mark.parametrize(("path", "node"), CASES)
+def test_keys_are_the_parameters_and_values_the_defaults(path: Path, node: DictConfig) -> None:
+    target = resolve(node["_target_"])
+    parameters = inspect.signature(target).parameters
+    keys = {str(key) for key in node} - META
+    assert keys <= set(parameters) or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if not node["_target_"].startswith("etude."):
+        return
+    named = {n for n, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    assert named - GIVEN_AT_BUILD <= keys | GIVEN_AT_BUILD, f"missing: {sorted(named - GIVEN_AT_BUILD - keys)}"
+
+
+def test_technique_files_mirror_modules() -> None:
+    for path in sorted((CONF / "technique").glob("*.yaml")):
+        config = OmegaConf.load(path)
+        assert list(config) == [path.stem]
+        assert config[path.stem]["_target_"].startswith(f"etude.techniques.{path.stem}.")
+
+
+def _defaults(target: Any) -> dict[str, Any]:
+    return {n: p.default for n, p in inspect.signature(target).parameters.items() if p.default is not p.empty}
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "technique").glob("*.yaml")), ids=lambda p: p.stem)
+def test_technique_values_are_the_python_defaults(path: Path) -> None:
+    node = OmegaConf.load(path)[path.stem]
+    defaults = _defaults(resolve(node["_target_"]))
+    for key in node:
+        if key in META or OmegaConf.is_interpolation(node, key):
+            continue
+        value = OmegaConf.to_container(node)[key]
+        expected = defaults[key]
+        assert value == (list(expected) if isinstance(expected, tuple) else expected), key
+
+
+def test_no_machine_paths_or_hosts() -> None:
+    for path in FILES:
+        text = path.read_text()
+        assert "/home/" not in text and "/work/" not in text and "/tmp/" not in text

@@ -1,0 +1,129 @@
+"""A toy GAN, toy data and a way to train them: small enough for exact comparisons, real enough to hold the core honest."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from etude.core.task import Task, frozen
+
+
+def mlp(inputs: int, outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(inputs, 16), nn.Tanh(), nn.Linear(16, outputs))
+
+
+class ToyGan(Task):
+    """CycleGAN on vectors: least squares, cycle loss, noise on the discriminator's inputs so that draws matter."""
+
+    def __init__(self, *, noise: float = 0.1, **options: Any) -> None:
+        options.setdefault("optimizer", partial(torch.optim.Adam, lr=1e-4, betas=(0.5, 0.999)))
+        options.setdefault("player_lr", {"generator": 2e-4})
+        options.setdefault("loss_weights", {"generator/cycle": 10.0, "discriminator/all": 0.5})
+        super().__init__(**options)
+        self.noise = noise
+        self.ab, self.ba, self.da, self.db = mlp(8, 8), mlp(8, 8), mlp(8, 1), mlp(8, 1)
+
+    @property
+    def players(self) -> dict[str, Sequence[nn.Module]]:
+        return {"generator": [self.ab, self.ba], "discriminator": [self.da, self.db]}
+
+    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        a, b = batch["a"], batch["b"]
+        if self.noise:
+            a = a + self.noise * torch.randn_like(a)
+        fake_b, fake_a = self.ab(a), self.ba(b)
+        with frozen(self.da, self.db):
+            adversarial = ((self.db(fake_b) - 1) ** 2).mean() + ((self.da(fake_a) - 1) ** 2).mean()
+        cycle = (self.ba(fake_b) - a).abs().mean() + (self.ab(fake_a) - b).abs().mean()
+        real = ((self.db(b) - 1) ** 2).mean() + ((self.da(a) - 1) ** 2).mean()
+        fake = (self.db(fake_b.detach()) ** 2).mean() + (self.da(fake_a.detach()) ** 2).mean()
+        return {"generator/adversarial": adversarial, "generator/cycle": cycle, "discriminator/all": real + fake}
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self.log("val/cycle", self.losses(batch)["generator/cycle"])
+
+
+class Pairs(Dataset[dict[str, Tensor]]):
+    """Unpaired vectors of two domains, a function of the index."""
+
+    def __init__(self, length: int = 64) -> None:
+        generator = torch.Generator().manual_seed(1)
+        self.a = torch.randn(length, 8, generator=generator)
+        self.b = torch.randn(length, 8, generator=generator) + 1
+
+    def __len__(self) -> int:
+        return len(self.a)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"a": self.a[index], "b": self.b[index]}
+
+
+class Shuffled(Sampler[int]):
+    """A permutation that depends on (seed, epoch) alone; Lightning sets the epoch."""
+
+    def __init__(self, length: int, seed: int = 0) -> None:
+        self.length, self.seed, self.epoch = length, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1000 + self.epoch)
+        return iter(torch.randperm(self.length, generator=generator).tolist())
+
+
+class PairsData(pl.LightningDataModule):
+    def __init__(self, num_workers: int = 0, shuffle: bool = True) -> None:
+        super().__init__()
+        self.num_workers, self.shuffle = num_workers, shuffle
+
+    def train_dataloader(self) -> StatefulDataLoader:
+        data = Pairs()
+        return StatefulDataLoader(
+            data,
+            batch_size=4,
+            sampler=Shuffled(len(data)) if self.shuffle else None,
+            num_workers=self.num_workers,
+            multiprocessing_context="fork" if self.num_workers else None,
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(Pairs(8), batch_size=4)
+
+
+def trainer(folder: Path, *, max_steps: int, callbacks: Sequence[pl.Callback] = (), **options: Any) -> pl.Trainer:
+    """A silent CPU trainer that writes nothing unless asked."""
+    return pl.Trainer(
+        **{
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_steps": max_steps,
+            "logger": False,
+            "enable_checkpointing": any(isinstance(c, pl.callbacks.Checkpoint) for c in callbacks),
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+            "use_distributed_sampler": False,
+            "default_root_dir": folder,
+            "callbacks": list(callbacks),
+            **options,
+        }
+    )
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Bit for bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
