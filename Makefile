@@ -1,0 +1,48 @@
+# `make train` and `make test` do all the set-up on a fresh machine and skip what is done.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+BIN := .venv/bin
+STAMP := .venv/.installed
+.DEFAULT_GOAL := help
+.PHONY: help setup train test check lint lock report bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(STAMP)  ## create .venv and install everything
+
+$(STAMP): requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 or run make PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --no-deps --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install --quiet --no-deps --python $(BIN)/python --editable .
+	@touch $(STAMP)
+
+train: setup  ## train the default experiment on real chorales, then sample from it
+	$(BIN)/python train.py $(ARGS)
+
+test: setup  ## install, then all checks and tests
+	@$(MAKE) --no-print-directory check
+
+check: lint  ## what CI runs, without the install: ruff, types, tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+lint:
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+report: setup  ## regenerate the tables and figures of docs/results from outputs/results
+	$(BIN)/python benchmarks/report.py
+
+bench: setup  ## run the speed comparisons (20 minutes on two quiet cores)
+	$(BIN)/python benchmarks/all.py
+
+lock:  ## pin pyproject.toml again into requirements.lock
+	@{ echo "# Complete pin of pyproject.toml with all extras; written by 'make lock'. Installed with --no-deps: tinysoundfont's"; \
+	   echo "# pyaudio is left out, because it does not build without PortAudio and rendering does not need it."; \
+	   $(BIN)/uv pip compile --quiet --no-annotate --no-header --all-extras --python-version 3.11 pyproject.toml | grep -v '^pyaudio'; \
+	 } > requirements.lock.new && mv requirements.lock.new requirements.lock
+
+clean:  ## remove the environment and the caches; what runs wrote stays
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache outputs/cache
