@@ -8,6 +8,7 @@ of the bar. Parsing happens in memory: music21's pickle cache is neither read no
 
 import io
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ def musicxml_text(data: bytes) -> bytes:
     Raises ValueError (also as zipfile.BadZipFile) when the archive holds no score or one beyond `MAX_XML_BYTES`.
     """
     if not data.startswith(b"PK"):
-        return data
+        return _utf8(data)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         # not by META-INF/container.xml: exporters write file names into it without escaping, which no parser reads
         paths = [name for name in archive.namelist()
@@ -40,16 +41,28 @@ def musicxml_text(data: bytes) -> bytes:
             raise ValueError("the archive holds no MusicXML document")
         if archive.getinfo(paths[0]).file_size > MAX_XML_BYTES:
             raise ValueError(f"the archive's score is larger than {MAX_XML_BYTES // 2**20} MB")
-        return archive.read(paths[0])
+        return _utf8(archive.read(paths[0]))
+
+
+def _utf8(document: bytes) -> bytes:
+    """An XML document as UTF-8: older exporters wrote UTF-16, which music21 does not take."""
+    if not document.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return document
+    text = document.decode("utf-16")
+    return re.sub(r"""(<\?xml[^>]*?)\s+encoding=["'][^"']*["']""", r"\1", text, count=1).encode("utf-8")
 
 
 def read_musicxml(data: bytes) -> Score:
     """The score in a MusicXML document or .mxl archive; raises what the parser raises on a damaged one."""
+    from music21.musicxml.xmlObjects import MusicXMLWarning
     from music21.musicxml.xmlToM21 import MusicXMLImporter
 
     importer = MusicXMLImporter()
     importer.xmlText = musicxml_text(data)
-    importer.parseXMLText()
+    with warnings.catch_warnings():
+        # music21 says so when it leaves out a wedge, a pedal or a bracket; none of them is in a score of notes
+        warnings.simplefilter("ignore", MusicXMLWarning)
+        importer.parseXMLText()
     return from_music21(importer.stream)
 
 
@@ -171,7 +184,8 @@ def _convert_part(part: Any, events: list[tuple[int, Any]], upbeat: int, marks: 
 
     rows: list[list[int]] = []  # onset, end, pitch, velocity
     tied: dict[int, int] = {}  # sounding pitch -> row that a coming tie stop prolongs
-    program, is_drum, name, transposition, velocity = 0, False, getattr(part, "partName", None) or "", 0, DEFAULT_VELOCITY
+    name = getattr(part, "partName", None) or ""
+    program, is_drum, transposition, velocity = 0, False, 0, DEFAULT_VELOCITY
     for tick, element in events:
         if isinstance(element, instrument.Instrument):
             program = element.midiProgram if element.midiProgram is not None else program
@@ -202,9 +216,13 @@ def _convert_part(part: Any, events: list[tuple[int, Any]], upbeat: int, marks: 
 
 
 def _add_note(rows: list[list[int]], tied: dict[int, int], row: list[int], tie: str | None) -> None:
-    """Append `row`, or prolong the note that is tied to it; `tie` is None, 'start', 'continue', 'stop' or 'let-ring'."""
+    """Append `row`, or prolong the note that is tied to it; `tie` is None, 'start', 'continue', 'stop' or 'let-ring'.
+
+    A note of the pitch that a tie started on, right where that one ends, prolongs it even when it has no tie mark of
+    its own: real files leave many ends of ties unmarked.
+    """
     onset, end, pitch, _ = row
-    before = tied.pop(pitch, None) if tie in ("continue", "stop") else None
+    before = tied.pop(pitch, None)
     if before is not None and rows[before][1] == onset:
         rows[before][1] = end
     else:

@@ -15,10 +15,7 @@ from symusic import KeySignature, Score, Tempo, TimeSignature
 from symusic.core import NoteTickList
 
 from etude.music import notation
-from etude.music.notation import TICKS_PER_QUARTER, from_music21
-
-__all__ = ["MAX_DURATION_SECONDS", "SUFFIXES", "TICKS_PER_QUARTER", "ScoreError", "bar_ticks", "duration_beats",
-           "duration_seconds", "from_music21", "normalise", "num_bars", "num_notes", "read_pieces", "read_score", "trim"]
+from etude.music.notation import TICKS_PER_QUARTER
 
 MIDI_SUFFIXES = frozenset({".mid", ".midi"})
 MUSICXML_SUFFIXES = frozenset({".xml", ".musicxml", ".mxl"})
@@ -86,7 +83,7 @@ def _read_bytes(path: Path) -> bytes:
             raise ScoreError(path, f"the file has {size} bytes, over {MAX_FILE_BYTES}", "split it into pieces")
         data = path.read_bytes()
     except OSError as error:
-        raise ScoreError(path, f"can't be read ({error.strerror})", "check that it is a file that you may read") from error
+        raise ScoreError(path, f"can't be read ({error.strerror})", "give a file that you may read") from error
     if not data.strip():
         raise ScoreError(path, "the file is empty", "copy or export it again")
     return data
@@ -112,7 +109,7 @@ def _read_midi(path: Path, data: bytes) -> Score:
         raise ScoreError(path, "not a MIDI file: the header 'MThd' is missing",
                          "give the file the suffix of what it holds, or export it as MIDI")
     if len(data) > 12 and data[12] & 0x80:
-        raise ScoreError(path, "its times are SMPTE frames, not beats", "export it with a resolution in ticks per quarter")
+        raise ScoreError(path, "its times are SMPTE frames, not beats", "export it in ticks per quarter")
     return Score.from_midi(data)
 
 
@@ -155,8 +152,8 @@ def _checked(score: Score, path: Path) -> Score:
         raise ScoreError(path, "its resolution is 0 ticks per quarter", "export it again")
     if num_notes(score) == 0:
         raise ScoreError(path, "it holds no notes", "remove it")
-    times = [np.asarray(events.numpy()["time"]) for events in (score.tempos, score.time_signatures, score.key_signatures)]
-    times += [track.notes.numpy()["time"] for track in score.tracks]
+    events = (score.tempos, score.time_signatures, score.key_signatures, *(track.notes for track in score.tracks))
+    times = [timed.numpy()["time"] for timed in events]
     durations = np.concatenate([track.notes.numpy()["duration"] for track in score.tracks])
     # ticks are 32-bit: a file that counts past them comes back with negative times, as negative deltas do
     if min(int(t.min()) for t in times if len(t)) < 0 or int(durations.min()) < 0:
@@ -276,7 +273,8 @@ def trim(score: Score, *, first_bar: int = 0, num_bars: int | None = None) -> Sc
     for track in part.tracks:
         notes = track.notes.numpy()
         ends = np.minimum(notes["time"] + notes["duration"], stop - start)
-        track.notes = NoteTickList.from_numpy(**{**notes, "duration": (ends - notes["time"]).astype(np.int32)})
+        durations = (ends - notes["time"]).astype(np.int32)
+        track.notes = NoteTickList.from_numpy(notes["time"], durations, notes["pitch"], notes["velocity"])
     return part
 
 
