@@ -1,0 +1,187 @@
+"""What a checkpoint, or a folder of scores, is worth: likelihood, musical metrics beside controls, copying."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from symusic import Score
+
+from etude.core.artifacts import Report, write_atomically
+from etude.metrics.controls import shuffled_control
+from etude.metrics.copying import NgramIndex, copying_rows
+from etude.metrics.likelihood import likelihood, sixteenths
+from etude.metrics.plots import histogram_panels, metric_bars
+from etude.metrics.tables import HISTOGRAMS, compare_histograms, compare_scores
+from etude.music.score import SUFFIXES, ScoreError, printable, read_pieces
+from etude.tasks.language_model import LanguageModel
+
+Row = Mapping[str, object]
+
+
+def score_model(
+    *,
+    task: LanguageModel,
+    datamodule: Any,
+    folder: Path,
+    splits: Sequence[str] = ("val", "test"),
+    num_samples: int = 32,
+    num_real: int = 64,
+    num_bars: int | None = None,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    max_new_tokens: int = 2048,
+    copying: bool = True,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Writes likelihood.csv, metrics.csv, histograms.csv, copying.csv, their pictures and report.html.
+
+    Args:
+        task: a trained model.
+        datamodule: the data of its training; samples are asked for with the labels of held-out pieces.
+        folder: the run's folder.
+        splits: on which the likelihood is measured.
+        num_samples: pieces to draw, 0 measures the likelihood alone.
+        num_real: most held-out pieces that stand beside the samples.
+        num_bars, temperature, top_k, top_p, min_p, max_new_tokens, seed: of the samples.
+        copying: whether to look for passages of the training set in the samples.
+
+    Returns:
+        {"likelihood": rows, "metrics": rows, "copying": rows}.
+    """
+    datamodule.prepare_data()
+    datamodule.setup("test")
+    report = Report("Evaluation")
+    results: dict[str, Any] = {"likelihood": [_likelihood(task, datamodule, split) for split in splits]}
+    _table(report, "Likelihood", results["likelihood"], folder / "likelihood.csv")
+    report.text("Nats per frame (a sixteenth) and bits per note compare across tokenizers; nats per token do not.")
+    if num_samples:
+        real = [datamodule.score("test", i) for i in range(min(num_real, datamodule.num_pieces("test")))]
+        samples = []
+        while len(samples) < num_samples:
+            samples += task.sample(
+                num_samples=min(16, num_samples - len(samples)), num_bars=num_bars, max_new_tokens=max_new_tokens,
+                temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed + len(samples),
+            )  # fmt: skip
+            print(f"sampled {len(samples)}/{num_samples}", file=sys.stderr)
+        groups = {"samples": samples, "real": real, "shuffled real": shuffled_control(real, seed=seed)}
+        results["metrics"] = _compare(report, groups, folder)
+        if copying:
+            results["copying"] = _copying(report, samples, real, datamodule, folder)
+    report.write(folder / "report.html")
+    return results
+
+
+@torch.inference_mode()
+def _likelihood(task: LanguageModel, datamodule: Any, split: str) -> Row:
+    task.eval()
+    pieces = datamodule.num_pieces(split)
+    nats, tokens = torch.zeros(pieces, dtype=torch.float64), torch.zeros(pieces, dtype=torch.float64)
+    loader = datamodule.val_dataloader() if split == "val" else datamodule.test_dataloader()
+    for batch in _progress(loader, f"likelihood, {split}"):
+        counted = batch["targets"] != -100
+        nll = task.token_nll(batch)
+        nats.index_add_(0, batch["piece"][counted], nll[counted].double())
+        tokens.index_add_(0, batch["piece"][counted], torch.ones(int(counted.sum()), dtype=torch.float64))
+    rows = datamodule.manifest(split)
+    seen = tokens > 0
+    chosen = [rows[i] for i in torch.nonzero(seen).flatten().tolist()]
+    rates = likelihood(
+        nats[seen].tolist(),
+        tokens_p=tokens[seen].long().tolist(),
+        frames_p=[sixteenths(row["duration_beats"]) for row in chosen],
+        notes_p=[row["notes"] for row in chosen],
+    )
+    return {"split": split, "pieces": len(chosen), "tokens": int(tokens.sum()), **rates}
+
+
+def _copying(
+    report: Report, samples: Sequence[Score], real: Sequence[Score], datamodule: Any, folder: Path
+) -> list[Row]:
+    number = datamodule.num_pieces("train")
+    names = [row["name"] for row in datamodule.manifest("train")]
+    training = (datamodule.score("train", i) for i in range(number))
+    index = NgramIndex(_progress(training, "copying", total=number), names=names)
+    rows = copying_rows({"samples": samples, "held-out real": real}, index=index)
+    _table(report, "Copying from the training set", rows, folder / "copying.csv")
+    report.text(
+        "Share of note n-grams (intervals and onset ratios, so transposition and tempo do not hide a copy) that stand "
+        "in the training set. Held-out real music is the level to compare with: far above it the model recites."
+    )
+    return rows
+
+
+def score_files(*, files: str, folder: Path, seed: int = 0) -> dict[str, Any]:
+    """Writes metrics.csv, histograms.csv, pictures, quarantine.tsv and report.html for a folder of scores.
+
+    Args:
+        files: a folder, searched with its subfolders, or one file.
+        folder: the run's folder.
+        seed: of the onset-shuffled control.
+
+    Raises:
+        ValueError: the folder is missing, or holds no readable score.
+    """
+    root = Path(files).expanduser()
+    if not root.exists():
+        raise ValueError(f"files={files}: no such folder; give one with {', '.join(sorted(SUFFIXES))} files")
+    paths = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES)
+    scores: list[Score] = []
+    quarantine = []
+    for path in _progress(paths, "reading"):
+        try:
+            scores += [score for _, score in read_pieces(path)]
+        except ScoreError as error:
+            quarantine.append(f"{printable(path)}\t{error}")
+    if quarantine:
+        write_atomically(folder / "quarantine.tsv", "\n".join(["file\treason", *quarantine, ""]))
+        print(f"{len(quarantine)} files left out, reasons in {folder / 'quarantine.tsv'}", file=sys.stderr)
+    if not scores:
+        raise ValueError(f"files={files}: none of its {len(paths)} score files could be read; see quarantine.tsv")
+    report = Report(f"{len(scores)} pieces of {printable(root)}")
+    groups = {"pieces": scores, "shuffled": shuffled_control(scores, seed=seed)}
+    results = {"metrics": _compare(report, groups, folder, reference="pieces")}
+    report.write(folder / "report.html")
+    return results
+
+
+def _compare(
+    report: Report, groups: Mapping[str, Sequence[Score]], folder: Path, *, reference: str = "real"
+) -> list[Row]:
+    rows = compare_scores(groups, reference=reference)
+    _table(report, "Musical metrics", rows, folder / "metrics.csv")
+    report.text(
+        "OA: overlapping area of the distances within and between the sets (Yang and Lerch 2020), 1 where they are "
+        f"alike. The onset-shuffled control keeps every note of '{reference}' but not its time."
+    )
+    picture = metric_bars(rows, groups=list(groups), title="mean and standard deviation over pieces")
+    (folder / "metrics.png").write_bytes(picture)
+    report.image(picture)
+    distances, pooled = compare_histograms(groups, reference=reference)
+    _table(report, "Distributions", distances, folder / "histograms.csv")
+    picture = histogram_panels(pooled, labels={name: labels for name, (_, labels) in HISTOGRAMS.items()})
+    (folder / "histograms.png").write_bytes(picture)
+    report.image(picture)
+    return rows
+
+
+def _table(report: Report, heading: str, rows: Sequence[Row], path: Path) -> None:
+    columns = list(rows[0])
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    report.heading(heading).table(columns, [[row[column] for column in columns] for row in rows])
+
+
+def _progress(items: Iterable[Any], title: str, *, total: int | None = None) -> Iterable[Any]:
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(items, title, total=total, console=Console(stderr=True), transient=True)

@@ -1,0 +1,113 @@
+"""Samples of a language model as things to hear and see: MIDI, audio, piano rolls, one report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from symusic import Score
+
+from etude.core.artifacts import Report
+from etude.music.rendering import piano_roll, render, write_audio
+from etude.music.score import num_bars as count_bars
+from etude.music.score import num_notes, read_score
+from etude.music.theory import estimate_key
+from etude.tasks.language_model import LanguageModel
+
+BATCH = 16  # samples drawn at once; what is drawn is written before the next batch begins
+
+
+def write_samples(
+    *,
+    task: LanguageModel,
+    folder: Path,
+    num_samples: int = 4,
+    genre: str | None = None,
+    key: str | None = None,
+    tempo_bpm: float | None = None,
+    metre: str | None = None,
+    num_bars: int | None = 16,
+    programs: Sequence[int] | None = None,
+    prompt: str | None = None,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    max_new_tokens: int = 4096,
+    seed: int = 0,
+    audio: bool = True,
+    soundfont: str | None = None,
+) -> list[Path]:
+    """Draws pieces and writes `samples/NNN.mid`, `.wav` and `.png` for each, and `report.html` over all.
+
+    Args:
+        task: a trained model.
+        folder: the run's folder.
+        genre, key, tempo_bpm, metre, num_bars, programs: what is asked for, as control tokens; None leaves it open.
+        prompt: a score file to continue.
+        temperature, top_k, top_p, min_p: see `etude.models.sampling.distribution`.
+        max_new_tokens: most tokens of a sample.
+        seed: the same seed gives the same samples.
+        audio: whether to render audio.
+        soundfont: an .sf2 file; None takes the one that comes with a dependency.
+
+    Returns:
+        The MIDI files.
+
+    Raises:
+        ValueError: an unknown genre or key, a prompt that can't be read or represented, or a number out of its range.
+    """
+    for name, value in (("num_samples", num_samples), ("num_bars", num_bars)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}, must be at least 1")
+    opening = read_score(Path(prompt).expanduser()) if prompt is not None else None
+    labels = {"genre": genre, "key": key, "tempo_bpm": tempo_bpm, "metre": metre, "programs": programs}
+    asked = {name: value for name, value in labels.items() if value is not None}
+    wishes = ", ".join(f"{name} {value}" for name, value in {**asked, "bars": num_bars, "prompt": prompt}.items() if value)
+    report = Report(f"Samples: {wishes or 'free'}")
+    report.text(f"temperature {temperature}, top-k {top_k}, top-p {top_p}, min-p {min_p}, seed {seed}")
+    out = folder / "samples"
+    out.mkdir(parents=True, exist_ok=True)
+    files: list[Path] = []
+    try:
+        for start in range(0, num_samples, BATCH):
+            size = min(BATCH, num_samples - start)
+            scores = _draw(
+                task, size, labels=asked, prompt=opening, num_bars=num_bars, max_new_tokens=max_new_tokens,
+                temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed + start,
+            )  # fmt: skip
+            for score in scores:
+                files.append(_write(score, out / f"{len(files):03d}.mid", tempo_bpm, report, audio, soundfont))
+    finally:  # Ctrl-C keeps what is done
+        report.write(folder / "report.html")
+    return files
+
+
+def _draw(task: LanguageModel, size: int, **options: object) -> list[Score]:
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("sampling {task.completed} tokens each"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("sampling", total=None)
+        return task.sample(num_samples=size, on_step=lambda n: progress.update(bar, completed=n), **options)
+
+
+def _write(
+    score: Score, path: Path, tempo_bpm: float | None, report: Report, audio: bool, soundfont: str | None
+) -> Path:
+    score.dump_midi(path)
+    title = f"{path.stem}: {count_bars(score)} bars, {num_notes(score)} notes, {estimate_key(score)}"
+    piano_roll(score, path.with_suffix(".png"), title=title)
+    report.heading(title)
+    if audio:
+        samples = render(score, soundfont=Path(soundfont) if soundfont else None)
+        write_audio(path.with_suffix(".wav"), samples, 44_100)
+        listen = path.with_suffix(".mp3")
+        write_audio(listen, samples, 44_100)
+        report.audio(listen)
+        listen.unlink()  # it lives in the report
+    report.image(path.with_suffix(".png"))
+    print(path, file=sys.stderr)
+    return path

@@ -1,0 +1,84 @@
+"""The average is the formula's, is what is evaluated and saved, and leaves training alone."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from etude.techniques.ema import Ema
+from tests.toys import PairsData, ToyGan, same, trainer, weights
+
+
+class Recorder(pl.Callback):
+    """Keeps the weights after each step and those that validation sees."""
+
+    def __init__(self) -> None:
+        self.trained: list[dict[str, torch.Tensor]] = []
+        self.validated: list[dict[str, torch.Tensor]] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        self.trained.append(weights(pl_module))
+
+    def on_validation_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        self.validated.append(weights(pl_module))
+
+
+def fit(folder: Path, steps: int, *techniques: Ema, resume: Path | None = None, save_at: int = 7) -> Any:
+    torch.manual_seed(0)
+    gan, recorder = ToyGan(), Recorder()
+    start = weights(gan)
+    saver = ModelCheckpoint(folder, "last", every_n_train_steps=save_at, save_top_k=1, enable_version_counter=False)
+    run = trainer(folder, max_steps=steps, callbacks=[*techniques, recorder, saver], val_check_interval=4)
+    run.fit(gan, PairsData(), ckpt_path=resume)
+    return gan, recorder, start
+
+
+def test_average_is_the_formula(tmp_path: Path) -> None:
+    _, recorder, average = fit(tmp_path, 8, Ema(decay=0.5))
+    for n, step in enumerate(recorder.trained, start=1):
+        decay = min(0.5, (1 + n) / (10 + n))
+        average = {name: decay * average[name] + (1 - decay) * step[name] for name in average}
+    for name, value in recorder.validated[-1].items():
+        torch.testing.assert_close(value, average[name])
+
+
+def test_training_weights_are_those_without_it(tmp_path: Path) -> None:
+    bare, *_ = fit(tmp_path / "bare", 8)
+    averaged, recorder, _ = fit(tmp_path / "ema", 8, Ema(decay=0.9))
+    assert same(weights(bare), weights(averaged))
+    assert not same(recorder.validated[-1], recorder.trained[-1])
+
+
+def test_checkpoint_holds_the_average_and_resumes_the_training_weights(tmp_path: Path) -> None:
+    whole, recorder, _ = fit(tmp_path / "whole", 12, Ema(decay=0.9))
+    fit(tmp_path / "half", 7, Ema(decay=0.9))
+    saved = torch.load(tmp_path / "half" / "last.ckpt", weights_only=True)
+    assert not same(saved["state_dict"], recorder.trained[6])
+    resumed, after, _ = fit(tmp_path / "rest", 12, Ema(decay=0.9), resume=tmp_path / "half" / "last.ckpt")
+    assert same(weights(whole), weights(resumed))
+    assert same(recorder.validated[-1], after.validated[-1])
+
+
+def test_a_tied_weight_is_averaged_once(tmp_path: Path) -> None:
+    class Tied(ToyGan):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ba[0].weight = self.ab[0].weight
+
+    gan, ema = Tied(), Ema(decay=0.9)
+    trainer(tmp_path, max_steps=3, callbacks=[ema]).fit(gan, PairsData())
+    before, average = weights(gan), dict(ema._average)
+    assert sum("0.weight" in name and name.startswith(("ab", "ba")) for name in average) == 1
+    ema._swap(gan)
+    assert torch.equal(gan.ba[0].weight, gan.ab[0].weight) and not torch.equal(gan.ab[0].weight, before["ab.0.weight"])
+    ema._swap(gan)
+    assert same(weights(gan), before)
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0, -1.0, 2.0])
+def test_decay_out_of_range_is_told(decay: float) -> None:
+    with pytest.raises(ValueError, match=rf"ema\.decay is {decay}, must be in \(0, 1\)"):
+        Ema(decay=decay)
