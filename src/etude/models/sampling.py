@@ -1,0 +1,204 @@
+"""Sample token sequences from a Transformer, many at once, each a continuation of its prompt.
+
+Shape legend: b batch, t time, v vocabulary, s steps.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from etude.models.transformer import Transformer
+
+PAD = 0  # fed to rows that have ended; never part of what is returned
+
+
+class Decoder(Protocol):
+    """The grammar of a tokeniser, following a batch of sequences token by token."""
+
+    @property
+    def finished(self) -> np.ndarray:
+        """bool [b]: rows whose piece has ended."""
+
+    def push(self, ids_b: np.ndarray) -> None:
+        """Take in one token of every row; rows that have finished ignore theirs."""
+
+    def allowed(self) -> np.ndarray:
+        """bool [b, v]: tokens that may come next."""
+
+    def features(self) -> dict[str, np.ndarray]:
+        """int [b] for each feature: that of the last token taken in."""
+
+
+def distribution(
+    logits_bv: Tensor, *, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0, min_p: float = 0.0
+) -> Tensor:
+    """Probabilities to draw from: softmax(logits / temperature), cut to its head, renormalised after each cut.
+
+    The cuts come in the usual order: top-k keeps the k most probable tokens (and those equal to the k-th), top-p the
+    fewest whose probabilities reach top_p, min-p those of at least min_p times the most probable one's. The most
+    probable token always stays.
+
+    Args:
+        logits_bv: [b, v]; -inf for a token that must not come.
+        temperature: >= 0; below 1 sharper, above 1 flatter, 0 takes the most probable token.
+        top_k: >= 1, None for no cut.
+        top_p: in (0, 1], 1 for no cut.
+        min_p: in [0, 1], 0 for no cut.
+
+    Returns:
+        float64 [b, v], each row sums to 1.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Source: Fan et al. 2018 (top-k), Holtzman et al. 2020 (top-p), Nguyen et al. 2024 (min-p).
+    """
+    check_sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    logits = logits_bv.double()
+    if temperature == 0.0:
+        return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).double()
+    logits = logits / temperature
+    if top_k is not None and top_k < logits.shape[-1]:
+        smallest = logits.topk(top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < smallest, -torch.inf)
+    probabilities = logits.softmax(-1)
+    if top_p < 1.0:
+        ranked, order = probabilities.sort(dim=-1, descending=True, stable=True)
+        ranked = ranked.masked_fill(ranked.cumsum(-1) - ranked >= top_p, 0.0)
+        probabilities = torch.zeros_like(probabilities).scatter_(-1, order, ranked)
+        probabilities = probabilities / probabilities.sum(-1, keepdim=True)
+    if min_p > 0.0:
+        floor = min_p * probabilities.max(-1, keepdim=True).values
+        probabilities = probabilities.masked_fill(probabilities < floor, 0.0)
+        probabilities = probabilities / probabilities.sum(-1, keepdim=True)
+    return probabilities
+
+
+def check_sampling(*, temperature: float, top_k: int | None, top_p: float, min_p: float) -> None:
+    """Raise a ValueError that names the first of the sampling arguments that is out of its range."""
+    if not 0.0 <= temperature < float("inf"):
+        raise ValueError(f"temperature={temperature} must be finite and at least 0; 1 samples the model as it is")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k={top_k} must be at least 1; use null for no cut")
+    if not 0.0 < top_p <= 1.0:
+        raise ValueError(f"top_p={top_p} must lie in (0, 1]; use 1 for no cut")
+    if not 0.0 <= min_p <= 1.0:
+        raise ValueError(f"min_p={min_p} must lie in [0, 1]; use 0 for no cut")
+
+
+def draw(probabilities_bv: Tensor, uniform_b: Tensor) -> Tensor:
+    """The token at which the cumulative probability passes each row's number in [0, 1), [b] int64."""
+    cumulative = probabilities_bv.double().cumsum(-1)
+    threshold = uniform_b.double()[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, threshold, right=True)[:, 0]
+
+
+def uniforms(batch: int, steps: int, *, generator: torch.Generator) -> Tensor:
+    """Random numbers in [0, 1) for each row and step, [b, s] float32 on the CPU.
+
+    Each row has a stream of its own, seeded from `generator`: row i's numbers depend on the generator's state and on
+    i, not on how many rows or steps there are.
+    """
+    seeds = [int(torch.randint(2**62, (), generator=generator)) for _ in range(batch)]
+    return torch.stack([torch.rand(steps, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+@torch.inference_mode()
+def generate(
+    model: Transformer, prompt_bt: Tensor, *, decoder: Decoder | None, max_new_tokens: int, temperature: float = 1.0,
+    top_k: int | None = None, top_p: float = 1.0, min_p: float = 0.0, generator: torch.Generator,
+    on_step: Callable[[int], Any] | None = None,
+) -> list[list[int]]:
+    """Continue every prompt until the decoder says that the piece has ended, or for max_new_tokens.
+
+    The draws of row i depend on the generator's state and on i alone (see `uniforms`); so its tokens are the same in a
+    batch of any size, up to rounding in the model's matrix products.
+
+    Args:
+        model: in any precision; for speed on CPU, float32 weights at batch 1 and bfloat16 above (`model.bfloat16()`).
+        prompt_bt: [b, t] int64, t >= 1, begins with BOS.
+        decoder: restricts each token to what can be decoded and supplies the features; a fresh one of batch b, which
+            takes in the prompt here. None: unrestricted, for a model without features.
+        max_new_tokens: >= 1.
+        temperature, top_k, top_p, min_p: see `distribution`; forbidden tokens are removed before.
+        generator: on the CPU.
+        on_step: called with the number of tokens made so far after each step.
+
+    Returns:
+        For each row the prompt and its continuation, with EOS where it was reached.
+
+    Raises:
+        ValueError: an argument is out of its range, or the decoder forbids every token of an unfinished row.
+    """
+    check_sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    batch, prompt_len = prompt_bt.shape
+    if max_new_tokens < 1 or prompt_len < 1:
+        raise ValueError(
+            f"max_new_tokens={max_new_tokens} and the prompt's length {prompt_len} must be at least 1; "
+            "begin the prompt with BOS"
+        )
+    device = next(model.parameters()).device
+    noise_sb = uniforms(batch, max_new_tokens, generator=generator).T
+    was_training = model.training
+    model.eval()
+    try:
+        cache = model.new_cache(batch, prompt_len + max_new_tokens)
+        tokens, features = prompt_bt, _prompt_features(decoder, prompt_bt)
+        made: list[Tensor] = []
+        finished = np.zeros(batch, dtype=bool) if decoder is None else np.asarray(decoder.finished)
+        while len(made) < max_new_tokens and not finished.all():
+            h_btd = model.hidden(tokens.to(device), features=_to(features, device), cache=cache)
+            logits_bv = model.unembedding(h_btd[:, -1]).float().cpu()
+            if decoder is not None:
+                logits_bv = _forbid(logits_bv, decoder.allowed(), finished)
+            probabilities = distribution(logits_bv, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+            next_b = draw(probabilities, noise_sb[len(made)])
+            next_b[torch.from_numpy(finished)] = PAD
+            made.append(next_b)
+            tokens = next_b[:, None]
+            if decoder is not None:
+                decoder.push(next_b.numpy())
+                features = {name: values[:, None] for name, values in decoder.features().items()}
+                finished = np.array(decoder.finished)
+            if on_step is not None:
+                on_step(len(made))
+    finally:
+        model.train(was_training)
+    return _rows(prompt_bt, made, decoder)
+
+
+def _prompt_features(decoder: Decoder | None, prompt_bt: Tensor) -> dict[str, np.ndarray]:
+    if decoder is None:
+        return {}
+    steps = []
+    for ids_b in prompt_bt.cpu().numpy().T:
+        decoder.push(ids_b)
+        steps.append(decoder.features())
+    return {name: np.stack([step[name] for step in steps], axis=1) for name in steps[0]}
+
+
+def _to(features: Mapping[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
+    return {name: torch.as_tensor(values, dtype=torch.int64, device=device) for name, values in features.items()}
+
+
+def _forbid(logits_bv: Tensor, allowed_bv: np.ndarray, finished_b: np.ndarray) -> Tensor:
+    stuck = ~allowed_bv.any(axis=1) & ~finished_b
+    if stuck.any():
+        raise ValueError(
+            f"decoder forbids every token in rows {np.flatnonzero(stuck).tolist()}, which have not ended; "
+            "give prompts that the tokeniser can complete"
+        )
+    return logits_bv.masked_fill(torch.from_numpy(~allowed_bv & ~finished_b[:, None]), -torch.inf)
+
+
+def _rows(prompt_bt: Tensor, made: list[Tensor], decoder: Decoder | None) -> list[list[int]]:
+    rows = torch.cat((prompt_bt.cpu(), *(next_b[:, None] for next_b in made)), dim=1).tolist()
+    if decoder is None:
+        return rows
+    for row in rows:  # the padding after an early end
+        while len(row) > prompt_bt.shape[1] and row[-1] == PAD:
+            row.pop()
+    return rows
