@@ -4,12 +4,12 @@ import math
 
 import pytest
 from hypothesis import given, settings
-from metrics.scores import build, scores, to_muspy
 from muspy import metrics as oracle
 from symusic import Score
 
 from etude.metrics import harmony, pitch, rhythm
 from etude.metrics.notes import NoteArray
+from tests.metrics.scores import build, scores, to_muspy
 
 
 def pairs(score, measure):

@@ -179,7 +179,7 @@ class Sounding:
     def pitch_classes(self) -> Ints:
         """int64 [S, 12], the number of different pitches that sound in each pitch class."""
         padded = np.pad(self.roll, ((0, 0), (0, -NUM_PITCHES % 12)))
-        return padded.reshape(len(padded), -1, 12).sum(axis=1)
+        return padded.reshape(len(padded), padded.shape[1] // 12, 12).sum(axis=1)
 
 
 def _union(start: Ints, stop: Ints, pitch: Ints) -> tuple[Ints, Ints, Ints]:
