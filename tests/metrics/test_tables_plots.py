@@ -82,4 +82,4 @@ def test_plots_are_pictures():
         assert len(picture) > 10_000
     assert plots.metric_bars(rows, groups=["real"]) == plots.metric_bars(rows, groups=["real"])
     with pytest.raises(ValueError, match="no metric with a finite mean"):
-        plots.metric_bars([{"metric": "x", "real mean": math.nan, "real std": math.nan}], groups=["real"])
+        plots.metric_bars([{"metric": "x", "unit": "", "real mean": math.nan, "real std": math.nan}], groups=["real"])

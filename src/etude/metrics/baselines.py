@@ -106,4 +106,4 @@ class CopyPrevious:
         probability = self.unigram[tokens.voice, tokens.symbol]
         copy = np.where(tokens.own >= 0, self.copy[tokens.voice], 0.0)
         probability = copy * (tokens.symbol == tokens.own) + (1 - copy) * probability
-        return np.bincount(tokens.piece, -np.log(probability))
+        return np.bincount(tokens.piece, -np.log(probability)).astype(np.float64)

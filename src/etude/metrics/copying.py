@@ -93,7 +93,7 @@ class NgramIndex:
         count = 0
         for score in scores:
             count += 1
-            notes = NoteArray.from_score(score)
+            notes = NoteArray.from_score(score).pitched.resample(GRID)
             for n in self.lengths:
                 found[n].append(ngram_hashes(notes, length=n))
         if count != len(self.names):
@@ -111,7 +111,7 @@ class NgramIndex:
 
     def compare(self, score: Score) -> Copying:
         """Look one piece up in the training set."""
-        notes = NoteArray.from_score(score)
+        notes = NoteArray.from_score(score).pitched.resample(GRID)
         hashes = {n: ngram_hashes(notes, length=n) for n in self.lengths}
         share = {n: float(np.mean(_contains(self._sets[n], h))) if len(h) else float("nan") for n, h in hashes.items()}
         smallest = self.lengths[0]

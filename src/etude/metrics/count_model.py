@@ -172,4 +172,4 @@ class CountModel:
     def nats(self, pieces: Sequence[Grid]) -> Floats:
         """-ln p of every piece, summed over all its tokens: float64 [pieces]."""
         tokens = GridTokens.of(pieces, low=self.low, high=self.high)
-        return np.bincount(tokens.piece, -np.log(self.probability(tokens)))
+        return np.bincount(tokens.piece, -np.log(self.probability(tokens))).astype(np.float64)
