@@ -117,15 +117,17 @@ class Attention(nn.Module):
         num_heads, num_kv_heads: h and g; g divides h.
         qk_norm: normalise queries and keys.
         fused: use the functions of `kernels`.
+        rotate_values: turn the values too, and the result back (Miyato et al. 2024, eq. 7).
 
     Source: Vaswani et al. 2017; Henry et al. 2020 (query-key normalisation, temperature learnt per head here);
     Ainslie et al. 2023 (grouped heads).
     """
 
-    def __init__(self, *, dim: int, num_heads: int, num_kv_heads: int, qk_norm: bool, fused: bool) -> None:
+    def __init__(self, *, dim: int, num_heads: int, num_kv_heads: int, qk_norm: bool, fused: bool,
+                 rotate_values: bool = False) -> None:
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, dim // num_heads
-        self.fused = fused
+        self.fused, self.rotate_values = fused, rotate_values
         self.query_key = nn.Linear(dim, (num_heads + num_kv_heads) * self.head_dim, bias=False)
         self.value = nn.Linear(dim, num_kv_heads * self.head_dim, bias=False)
         self.output = nn.Linear(dim, dim, bias=False)
@@ -139,7 +141,8 @@ class Attention(nn.Module):
         batch, time, dim = x_btd.shape
         heads = self.num_heads + self.num_kv_heads
         qk_nhk = self.query_key(x_btd).view(batch * time, heads, self.head_dim)
-        v_gnk = self.value(x_btd).view(batch * time, self.num_kv_heads, self.head_dim).transpose(0, 1)
+        v_ngk = self.value(x_btd).view(batch * time, self.num_kv_heads, self.head_dim)
+        v_gnk = kernels.rotary(v_ngk, *rotary, fused=self.fused) if self.rotate_values else v_ngk.transpose(0, 1)
         if self.temperature is not None:
             gain = torch.cat((self.temperature, self.temperature.new_ones(self.num_kv_heads)))
             qk_nhk = kernels.rms_norm(qk_nhk, gain, fused=self.fused)
@@ -153,6 +156,10 @@ class Attention(nn.Module):
             mixed = kernels.causal_attention(q_hnk, k_gnk, v_gnk, lengths=packing.lengths)
         else:
             mixed = _scaled_dot_product(q_hnk, k_gnk, v_gnk, batch, packing)
+        if self.rotate_values:  # what is read arrives turned by the difference of the two tokens' angles
+            cos, sin = rotary
+            mixed_hnk = kernels.rotary(mixed.reshape(batch * time, self.num_heads, -1), cos, -sin, fused=self.fused)
+            mixed = mixed_hnk.transpose(0, 1)
         return self.output(mixed.reshape(batch, time, dim))
 
 

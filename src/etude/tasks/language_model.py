@@ -17,6 +17,7 @@ from torchmetrics import MeanMetric
 from etude.core.task import OptimizerFactory, SchedulerFactory, Task
 from etude.core.technique import Batch
 from etude.models.sampling import generate
+from etude.music.grammar import BOS
 from etude.music.tokenizer import Tokenizer
 
 
@@ -110,7 +111,7 @@ class LanguageModel(Task):
         asked = dict(labels or {})
         if num_bars is not None:
             asked["num_bars"] = num_bars
-        opening = [self.tokenizer.BOS, *self.tokenizer.controls(asked)]
+        opening = [BOS, *self.tokenizer.controls(asked)]
         if prompt is not None:
             opening += self.tokenizer.encode_prompt(prompt).tolist()
         prompt_bt = torch.tensor([opening] * num_samples, device=self.device)

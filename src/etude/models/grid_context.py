@@ -1,0 +1,180 @@
+"""What four voices on a grid have done so far, relative to the voice that comes next.
+
+A network that reads intervals, ages and repetitions instead of pitches need not learn each of them in twelve keys. Every
+quantity is a function of the tokens before the one that is predicted, whatever the key but for `own`.
+
+Shape legend: d pieces, f frames, v voices (0 soprano .. 3 bass), u = f * 4 tokens, c categorical quantities.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+REST = -1
+STAND_IN = (71, 66, 60, 52)  # the "last pitch" of a voice that has not sounded: the benchmark's mean of each voice
+SPAN = 25  # intervals are clipped to +-SPAN semitones
+INTERVALS = 2 * SPAN + 2  # the last: a rest
+AGES = 19  # frames since a voice moved, 0..17 and more; the last: it rests
+LENGTHS = 12  # of repeated passages, in powers of two
+LAG = 16  # tokens: passages repeat at whole quarters of the sixteenth grid
+PITCHES = 128
+OPENING = 32  # frames from the start that are told apart
+FADE = 0.5 ** (1 / 16)  # the recent chroma halves in a bar of sixteenths
+
+SIZES: tuple[int, ...] = (
+    16, 12, OPENING,  # frame modulo a 4/4 and a 3/4 bar, frames since the start
+    PITCHES,  # own: last pitch of the voice
+    *(INTERVALS,) * 4,  # from it to the last pitch of each voice
+    *(AGES,) * 4,  # since when each voice holds
+    *(INTERVALS,) * 8,  # from each voice's last pitch to the one before, and to the one before that
+    INTERVALS,  # own: the fourth pitch back
+    INTERVALS, LENGTHS,  # what came after the longest repeat of the last tokens, and its length
+    INTERVALS, LENGTHS,  # the same for this voice alone
+)  # fmt: skip
+OWN = 3
+CHROMA = 24
+
+
+@dataclass(frozen=True)
+class Context:
+    """For every token of every frame, and of one frame after the last.
+
+    ids: int64 [d, f + 1, 4, c], `SIZES` says how many values each column has.
+    chroma: float [d, f + 1, 4, 24], share of each pitch class above the voice's own, in all of the past and lately.
+    references: int64 [d, f + 1, 4, 4], the last pitch of each voice.
+    """
+
+    ids: Tensor
+    chroma: Tensor
+    references: Tensor
+
+
+def contexts(frames_dfv: Tensor, lengths: Sequence[int] | None = None) -> Context:
+    """Describes what is known before each token.
+
+    Args:
+        frames_dfv: int64 [d, f, 4] MIDI pitches, `REST` for a rest; what stands after a piece's end is of no account.
+        lengths: frames of each piece where they differ.
+    """
+    pieces, length, _ = frames_dfv.shape
+    device = frames_dfv.device
+    stand_in = torch.tensor(STAND_IN, device=device).expand(pieces, 1, 4)
+    before = torch.cat([stand_in, frames_dfv], dim=1)  # row t: the frame before frame t
+    time = torch.arange(length + 1, device=device)[None, :, None]
+    sounding = before != REST
+    last = before.gather(1, _latest(sounding, time))
+    age = time - _latest(_changed(before), time)
+    since = _latest(_changed(last), time)
+    history, moved = [last], since
+    for _ in range(3):
+        step = (moved - 1).clamp(min=0)
+        history.append(last.gather(1, step))
+        moved = since.gather(1, step)
+    known = [_as_known(x) for x in (*history, torch.where(sounding, age.clamp(max=AGES - 2), AGES - 1))]
+    last_k, second_k, third_k, fourth_k, age_k = known
+    own = torch.diagonal(last_k, dim1=2, dim2=3)  # [d, f + 1, 4]
+    fourth = torch.diagonal(fourth_k, dim1=2, dim2=3)
+    now = time.expand(pieces, -1, 4)
+    columns = [
+        (now % 16)[..., None], (now % 12)[..., None], now.clamp(max=OPENING - 1)[..., None], own[..., None],
+        _interval(last_k - own[..., None]), age_k, _interval(second_k - last_k), _interval(third_k - last_k),
+        _interval(fourth - own)[..., None],
+    ]  # fmt: skip
+    tokens_du = torch.cat([frames_dfv.flatten(1), frames_dfv.new_full((pieces, 4), REST - 1)], dim=1)
+    for every in (1, 4):
+        if lengths is None:
+            following, size = _repeats(tokens_du, every=every)
+        else:
+            following, size = _repeats_by_length(tokens_du, lengths, every=every)
+        following, size = following.view(pieces, -1, 4), size.view(pieces, -1, 4)
+        interval = torch.where(following == REST, INTERVALS - 1, _interval(following - own))
+        interval = torch.where(size == 0, SPAN, interval)
+        columns += [interval[..., None], _bucket(size)[..., None]]
+    return Context(torch.cat(columns, dim=-1), _chroma(frames_dfv, own), last_k)
+
+
+def _changed(x_dfv: Tensor) -> Tensor:
+    first = torch.ones_like(x_dfv[:, :1], dtype=torch.bool)
+    return torch.cat([first, x_dfv[:, 1:] != x_dfv[:, :-1]], dim=1)
+
+
+def _latest(flags_dfv: Tensor, time: Tensor) -> Tensor:
+    """The row of the last True at or before each row, 0 where there is none."""
+    return torch.where(flags_dfv, time, 0).cummax(1).values
+
+
+def _as_known(x_dfv: Tensor) -> Tensor:
+    """[d, f, v, 4]: the entry of each voice as known before token (f, v); the voices above have moved already."""
+    later = torch.cat([x_dfv[:, 1:], x_dfv[:, -1:]], dim=1)
+    above = torch.ones(4, 4, dtype=torch.bool, device=x_dfv.device).tril(-1)
+    return torch.where(above, later[:, :, None, :], x_dfv[:, :, None, :])
+
+
+def _interval(semitones: Tensor) -> Tensor:
+    return semitones.clamp(-SPAN, SPAN) + SPAN
+
+
+def _bucket(length: Tensor) -> Tensor:
+    return (length + 1).double().log2().ceil().long().clamp(max=LENGTHS - 1)
+
+
+def _repeats_by_length(tokens_du: Tensor, lengths: Sequence[int], *, every: int) -> tuple[Tensor, Tensor]:
+    """`_repeats` of each piece by itself: its cost grows with the square of the length, and padding is not free."""
+    following, size = torch.zeros_like(tokens_du), torch.zeros_like(tokens_du)
+    for row, frames in enumerate(lengths):
+        stop = 4 * (frames + 1)
+        found = _repeats(tokens_du[row : row + 1, :stop], every=every)
+        following[row, :stop], size[row, :stop] = (x[0] for x in found)
+    return following, size
+
+
+def _repeats(tokens_du: Tensor, *, every: int) -> tuple[Tensor, Tensor]:
+    """What followed the longest earlier passage that equals the last tokens, and that passage's length.
+
+    every: 1 compares all tokens, 4 those of the same voice. Among passages of equal length the latest counts.
+
+    Returns:
+        The following token and the length, [d, u] each; where the length is 0 the token means nothing.
+    """
+    pieces, size = tokens_du.shape
+    lags = range(LAG, size, LAG)
+    if not lags:
+        return torch.zeros_like(tokens_du), torch.zeros_like(tokens_du)
+    tokens = tokens_du.to(torch.int16)  # small numbers: the arrays below are large
+    equal = torch.zeros(pieces, len(lags), size, dtype=torch.bool, device=tokens.device)
+    for number, lag in enumerate(lags):
+        torch.eq(tokens[:, lag:], tokens[:, :-lag], out=equal[:, number, lag:])
+    place = (torch.arange(size, device=tokens.device) // every).to(torch.int16)
+    miss = torch.where(equal, place.new_tensor(-1), place)
+    run = place.repeat(pieces, len(lags), 1)
+    if every == 1:
+        run -= miss.cummax(2).values
+    else:
+        run -= miss.unflatten(2, (-1, every)).cummax(2).values.flatten(2)
+    shifted = torch.zeros_like(run)
+    shifted[..., every:] = run[..., :-every]  # passages that end before this token
+    for number, lag in enumerate(lags):
+        shifted[:, number, :lag] = 0
+    length, _ = shifted.max(1)
+    latest = torch.arange(len(lags), 0, -1, dtype=torch.int16, device=tokens.device)
+    chosen = len(lags) - torch.where(shifted == length[:, None], latest[:, None], 0).amax(1).long()
+    source = torch.arange(size, device=tokens.device) - (chosen + 1) * LAG
+    return tokens_du.gather(1, source.clamp(min=0)), length.long()
+
+
+def _chroma(frames_dfv: Tensor, own_dfv: Tensor) -> Tensor:
+    pieces, length, _ = frames_dfv.shape
+    sounding = (frames_dfv != REST).float()
+    heard = torch.zeros(pieces, length + 1, 12, device=frames_dfv.device)
+    heard[:, 1:].scatter_add_(2, frames_dfv.clamp(min=0) % 12, sounding)
+    total = heard.cumsum(1)
+    total = total / total.sum(2, keepdim=True).clamp(min=1)
+    time = torch.arange(length + 1, device=frames_dfv.device)
+    lag = time[:, None] - time[None]
+    weight = torch.where(lag >= 0, (1 - FADE) * FADE ** lag.clamp(min=0), 0.0)
+    both = torch.stack([total * 4, weight @ heard], dim=2)  # [d, f + 1, 2, 12]
+    turn = (torch.arange(12, device=frames_dfv.device) + own_dfv[..., None]) % 12  # [d, f + 1, 4, 12]
+    turned = both[:, :, None].expand(-1, -1, 4, -1, -1).gather(4, turn[:, :, :, None].expand(-1, -1, -1, 2, -1))
+    return turned.flatten(3)
