@@ -80,6 +80,6 @@ def test_plots_are_pictures():
                     plots.histogram_panels(pooled, labels=labels, title="Histograms")):
         assert picture.startswith(b"\x89PNG")
         assert len(picture) > 10_000
-    assert plots.metric_bars(rows, groups=["real"]) == plots.metric_bars(rows, groups=["real"])
+    assert plots.metric_bars(rows[:2], groups=["real"]) == plots.metric_bars(rows[:2], groups=["real"])
     with pytest.raises(ValueError, match="no metric with a finite mean"):
         plots.metric_bars([{"metric": "x", "unit": "", "real mean": math.nan, "real std": math.nan}], groups=["real"])
