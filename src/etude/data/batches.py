@@ -1,0 +1,115 @@
+"""Plans to batches: the tensors of packed rows, and the sampler that hands the plans out."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from etude.data.documents import Documents
+from etude.data.packing import COUNTED, FINAL, NUMBER, PIECE, START, STOP, Packer
+
+PAD, BOS, EOS, CONT = 0, 1, 2, 3
+IGNORED = -100
+MULTIPLE = 8  # evaluation rows are cut to the longest, rounded up to this: matrix kernels like it
+
+
+class PackedRows(torch.utils.data.Dataset[dict[str, Tensor]]):
+    """Batches from plans. Indexed with lists of plans, one for each row, it gives a dict of tensors [B, T]:
+
+    tokens, targets (int64; -100 where not counted: padding, controls and, in evaluation, EOS and context), documents (int32,
+    number in the row, -1 padding), positions (int32, in the document), feature_* (int64) and, in evaluation, piece (int64, row
+    of the piece in the split's manifest, -1 padding).
+    """
+
+    def __init__(self, documents: Documents, *, max_len: int, evaluation: bool):
+        self.documents, self.max_len, self.evaluation = documents, max_len, evaluation
+
+    def __getitems__(self, plans: Sequence[np.ndarray]) -> dict[str, Tensor]:
+        shape = (len(plans), self.max_len)
+        arrays = {
+            "tokens": np.full(shape, PAD, np.int64),
+            "targets": np.full(shape, IGNORED, np.int64),
+            "documents": np.full(shape, -1, np.int32),
+            "positions": np.zeros(shape, np.int32),
+        }
+        arrays |= {f"feature_{name}": np.zeros(shape, np.int64) for name in self.documents.tokenizer.feature_sizes}
+        if self.evaluation:
+            arrays["piece"] = np.full(shape, -1, np.int64)
+        longest = max(self._write(plan, {name: array[b] for name, array in arrays.items()}) for b, plan in enumerate(plans))
+        if self.evaluation:
+            longest = min(self.max_len, -(-max(longest, 1) // MULTIPLE) * MULTIPLE)
+            arrays = {name: np.ascontiguousarray(array[:, :longest]) for name, array in arrays.items()}
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def _write(self, plan: np.ndarray, row: dict[str, np.ndarray]) -> int:
+        """Fills one row with its documents; returns how many tokens they take."""
+        at = 0
+        for number, document in enumerate(plan):
+            ids, controls = self._document(document)
+            span = slice(at, at + len(ids) - 1)
+            at = span.stop
+            row["tokens"][span] = ids[:-1]
+            row["documents"][span] = number
+            row["positions"][span] = np.arange(len(ids) - 1)
+            targets = ids[1:].astype(np.int64)
+            targets[: controls + int(document[COUNTED] - document[START])] = IGNORED
+            if self.evaluation:
+                targets[targets == EOS] = IGNORED
+                row["piece"][span] = self.documents.view.table["row"][document[PIECE]]
+            row["targets"][span] = targets
+            for name, values in self.documents.tokenizer.features(ids).items():
+                row[f"feature_{name}"][span] = values[:-1]
+        return at
+
+    def _document(self, document: np.ndarray) -> tuple[np.ndarray, int]:
+        """All ids of a document, and the number of its controls."""
+        number, piece = int(document[NUMBER]), int(document[PIECE])
+        prefix = self.documents.prefix(number, piece)
+        body = self.documents.body(number, piece)[document[START] : document[STOP]]
+        head, tail = [BOS if document[START] == 0 else CONT], [EOS] if document[FINAL] else []
+        return np.concatenate([head, prefix, body, tail]).astype(np.int64), len(prefix)
+
+
+class RowSampler(torch.utils.data.Sampler[list[np.ndarray]]):
+    """Plans of one batch at a time, the same number each epoch, for ever; its state counts what was drawn by all ranks.
+
+    packer: where rows come from. batch_size: rows for each rank. num_batches: length of an epoch. rank, world: row r of each
+    `world * batch_size` goes to rank r mod world.
+    """
+
+    def __init__(self, packer: Packer, *, batch_size: int, num_batches: int, rank: int = 0, world: int = 1):
+        self.packer, self.batch_size, self.num_batches, self.rank, self.world = packer, batch_size, num_batches, rank, world
+        self.drawn = 0  # batches of the epoch under way
+        self._resumed = False
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[list[np.ndarray]]:
+        if not self._resumed or self.drawn >= self.num_batches:
+            self.drawn = 0
+        self._resumed = False
+        rows = iter(self.packer)
+        while self.drawn < self.num_batches:
+            batch = [next(rows) for _ in range(self.batch_size * self.world)][self.rank :: self.world]
+            self.drawn += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream of rows stands: the same on every rank, so a checkpoint may come back on another number of them."""
+        return {"drawn": self.drawn, "packer": self.packer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a `state_dict`, in the middle of its epoch."""
+        self.drawn, self._resumed = int(state["drawn"]), True
+        self.packer.load_state_dict(state["packer"])
+
+
+def evaluation_batches(packer: Packer, *, batch_size: int, rank: int, world: int) -> list[list[np.ndarray]]:
+    """Plans of one pass over all pieces; every rank gets as many batches, empty rows where there is nothing left."""
+    rows = list(packer)
+    rows += [np.empty((0, 6), np.int64)] * (-len(rows) % world)
+    mine = rows[rank::world]
+    return [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]

@@ -1,0 +1,104 @@
+"""Filling a cache: the items that it lacks are computed in parallel, under a progress bar, and committed as they come."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from etude.data import pool
+from etude.data.store import Store
+
+FLUSH_SECONDS = 5.0  # at most this much work is lost to a power cut
+
+
+def absent(folder: Path, keys: np.ndarray) -> list[int]:
+    """Positions of those keys, each once, that the store in `folder` lacks."""
+    missing = Store(folder).rows(keys) < 0 if (folder / "head.json").exists() else np.ones(len(keys), bool)
+    _, first = np.unique(keys, axis=0, return_index=True)
+    return sorted(row for row in first.tolist() if missing[row])
+
+
+def fill(
+    work: Callable[[Any], Any],
+    items: Sequence[Any],
+    keep: Callable[[int, Any], None],
+    commit: Callable[[], None],
+    *,
+    title: str,
+    unit: str,
+    cache_dir: Path,
+    num_workers: int,
+    inline_seconds: float = 0.0,
+) -> None:
+    """Computes `work(item)` for all items and hands each result (or `pool.Failure`) to `keep(index, result)` as it is done.
+
+    commit: makes what was kept durable; called every few seconds and at the end, also on Ctrl-C.
+    inline_seconds: compute here for this long before starting processes; 0 where an item may crash its process.
+    """
+    if not items:
+        return
+    done, last = 0, time.monotonic()
+    try:
+        with progress(title, len(items), unit) as advance:
+            for index, result in _results(work, items, inline_seconds, num_workers, cache_dir / "workers.log"):
+                keep(index, result)
+                done += 1
+                advance()
+                if time.monotonic() - last > FLUSH_SECONDS:
+                    commit()
+                    last = time.monotonic()
+        commit()
+    except KeyboardInterrupt:
+        commit()
+        print(
+            f"interrupted while {title}: {done} of {len(items)} {unit} are done and kept in {cache_dir}; "
+            "the same command goes on from there",
+            file=sys.stderr,
+        )
+        raise
+
+
+def _results(
+    work: Callable[[Any], Any], items: Sequence[Any], inline_seconds: float, num_workers: int, log: Path
+) -> Iterator[tuple[int, Any]]:
+    start, index = time.monotonic(), 0
+    while index < len(items) and time.monotonic() - start < inline_seconds:
+        try:
+            result = work(items[index])
+        except Exception as error:
+            result = pool.Failure(pool.one_line(error))
+        yield index, result
+        index += 1
+    for later, result in pool.run(work, items[index:], num_workers=num_workers, log=log):
+        yield index + later, result
+
+
+@contextlib.contextmanager
+def progress(title: str, total: int, unit: str) -> Iterator[Callable[[], None]]:
+    """A progress bar with speed and time left on stderr; gives the function that counts one more."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+    )
+    start = time.monotonic()
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=total, speed="")
+        count = 0
+
+        def advance() -> None:
+            nonlocal count
+            count += 1
+            bar.update(task, advance=1, speed=f"{count / max(time.monotonic() - start, 1e-9):.0f}/s")
+
+        yield advance

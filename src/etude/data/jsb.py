@@ -1,0 +1,83 @@
+"""The JSB chorale benchmark file: fetching it, and turning its frames into scores.
+
+Source: Boulanger-Lewandowski, Bengio and Vincent (2012), split as in Allan and Williams (2005); 16th-note version of the
+JSB-Chorales-dataset repository.
+"""
+
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from symusic import Note, Score, Tempo, TimeSignature, Track
+
+from etude.music.score import TICKS_PER_QUARTER, ScoreError
+
+DOWNLOAD_URL = "https://raw.githubusercontent.com/czhuang/JSB-Chorales-dataset/master/Jsb16thSeparated.json"
+STEPS_PER_BEAT = 4
+VOICES = ("Soprano", "Alto", "Tenor", "Bass")
+CHOIR_AAHS = 52
+TEMPO_BPM = 80.0  # the file has no tempo; a quiet chorale tempo to listen to
+SPLITS = {"train": "train", "valid": "val", "test": "test"}
+TIMEOUT_SECONDS = 30
+
+
+def download_jsb(path: Path) -> None:
+    """Fetches the benchmark file to `path` (about 3 MB), all or nothing.
+
+    Raises: ValueError without a network, naming the file and where to put it by hand, or where what came is not it.
+    """
+    aside = path.with_name(f"{path.name}.{os.getpid()}.aside")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with urllib.request.urlopen(DOWNLOAD_URL, timeout=TIMEOUT_SECONDS) as answer:
+            data = answer.read()
+        if set(json.loads(data)) != set(SPLITS):
+            raise ValueError(f"what {DOWNLOAD_URL} sent is not the benchmark; put Jsb16thSeparated.json at {path} by hand")
+        aside.write_bytes(data)
+        os.replace(aside, path)
+    except (urllib.error.URLError, TimeoutError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"could not download {DOWNLOAD_URL} ({error}); get Jsb16thSeparated.json on a machine with a network and put it "
+            f"at {path}"
+        ) from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def read_jsb(path: Path) -> Iterator[tuple[str, str, Score]]:
+    """Yields (name such as 'train/007', split, score of four voices) for the 382 chorales.
+
+    Raises: ScoreError where the file is not the benchmark's JSON.
+    """
+    remedy = "give the Jsb16thSeparated.json of the JSB-Chorales-dataset repository"
+    try:
+        chorales = json.loads(path.read_bytes())
+        named = [(split, i, np.asarray(frames)) for split in SPLITS for i, frames in enumerate(chorales[split])]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ScoreError(path, f"not the JSB benchmark ({type(error).__name__}: {error})", remedy) from error
+    for split, number, frames in named:
+        if frames.ndim != 2 or frames.shape[1] != len(VOICES):
+            raise ScoreError(path, f"{split} {number} has shape {frames.shape}, not [T, 4]", remedy)
+        yield f"{split}/{number:03d}", SPLITS[split], score_of_frames(frames)
+
+
+def score_of_frames(frames: np.ndarray) -> Score:
+    """The score of frames [T, 4] of MIDI pitches (-1: rest), soprano to bass; runs of one pitch become one note."""
+    step = TICKS_PER_QUARTER // STEPS_PER_BEAT
+    score = Score(TICKS_PER_QUARTER)
+    score.tempos.append(Tempo(0, qpm=TEMPO_BPM))
+    score.time_signatures.append(TimeSignature(0, 4, 4))
+    for voice, name in enumerate(VOICES):
+        column = frames[:, voice]
+        edges = np.flatnonzero(np.diff(column)) + 1
+        starts, ends = np.append(0, edges), np.append(edges, len(column))
+        track = Track(name=name, program=CHOIR_AAHS)
+        for start, end, pitch in zip(starts.tolist(), ends.tolist(), column[starts].tolist(), strict=True):
+            if pitch >= 0:
+                track.notes.append(Note(start * step, (end - start) * step, int(pitch), 80))
+        score.tracks.append(track)
+    return score

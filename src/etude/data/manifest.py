@@ -1,0 +1,129 @@
+"""The manifest: one row for each piece of a corpus, with its split, in an immutable folder named by everything it depends on.
+
+A dataset folder holds `manifest.parquet` and `quarantine.tsv`, and one folder of `view` arrays for each tokenizer.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from etude.data import build, dedup
+from etude.data.corpora import Corpus, Source
+from etude.data.store import Store, named, sync_folder
+from etude.data.version import code_version
+from etude.music.score import printable
+
+SPLITS = ("train", "val", "test")
+FACTS = ("key", "tempo_bpm", "metre", "bars", "notes", "tracks", "programs", "duration_beats")
+
+
+def build_manifest(
+    corpus: Corpus, *, cache_dir: Path, ratios: dict[str, float], complexity: bool, num_workers: int
+) -> Path:
+    """The dataset folder of `corpus` as its files are now; reads and measures only what the cache lacks.
+
+    ratios: split -> share, for pieces without a prescribed split. complexity: add the complexity_* columns.
+    Raises: ValueError where there is no file, or no file could be read; OSError for a full disk.
+    """
+    sources = corpus.files()
+    hashes = build.hash_files(sources, cache_dir)
+    identity = [
+        [[s.name, s.genre, s.source, s.licence, digest] for s, digest in zip(sources, hashes, strict=True)],
+        [corpus.reader, ratios, complexity, str(build.scores_folder(cache_dir).name)],
+        [code_version("etude.data.manifest"), code_version("etude.music.complexity") if complexity else ""],
+    ]
+    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    folder = cache_dir / "datasets" / f"{type(corpus).__name__.lower()}-{digest}"
+    if not folder.exists():
+        build.parse(corpus, sources, hashes, cache_dir=cache_dir, num_workers=num_workers)
+        pieces, quarantine = _collect(corpus, sources, hashes, cache_dir)
+        if not pieces:
+            reasons = f"{printable(sources[0].path)}: {quarantine[0][2]}" if quarantine else "they hold no pieces"
+            raise ValueError(f"none of {len(sources)} files could be read; give scores that can ({reasons})")
+        table = _table(pieces, ratios)
+        if complexity:
+            table = _with_complexity(table, cache_dir, num_workers)
+        _publish(folder, table, quarantine)
+    return folder
+
+
+def _collect(
+    corpus: Corpus, sources: Sequence[Source], hashes: Sequence[str], cache_dir: Path
+) -> tuple[list[dict[str, Any]], list[tuple[str, str, str]]]:
+    """All readable pieces as rows, and (file, piece, reason) of the others, in the order of the files."""
+    store = Store(build.scores_folder(cache_dir) / "facts")
+    rows = store.rows(np.array([build.file_key(corpus, digest) for digest in hashes]))
+    pieces: list[dict[str, Any]] = []
+    quarantine: list[tuple[str, str, str]] = []
+    for source, digest, row in zip(sources, hashes, rows.tolist(), strict=True):
+        record = json.loads(store[row].tobytes())
+        quarantine += [(source.name, piece, reason) for piece, reason in record["failures"]]
+        for number, fact in enumerate(record["pieces"]):
+            origin = {"path": printable(source.path), "genre": source.genre, "source": source.source, "licence": source.licence}
+            key = build.piece_key(digest + corpus.reader, number).tobytes()
+            pieces.append({**fact, **origin, "file": source.name, "sha256": digest, "piece": number, "id": key})
+    return pieces, quarantine
+
+
+def _table(pieces: list[dict[str, Any]], ratios: dict[str, float]) -> pa.Table:
+    contents = [piece["content"] for piece in pieces]
+    sketches = np.stack([np.frombuffer(bytes.fromhex(piece["sketch"]), np.uint32) for piece in pieces])
+    group = dedup.groups(np.array(contents), sketches)
+    hashed = dedup.assign_splits(group, contents, ratios)
+    split = [piece["split"] or guess for piece, guess in zip(pieces, hashed, strict=True)]
+    names = ("path", "file", "piece", "name", "sha256", "source", "licence", "genre", *FACTS)
+    types = {"tempo_bpm": pa.float64(), "key": pa.string(), "programs": pa.list_(pa.int16())}
+    columns = {name: pa.array([piece[name] for piece in pieces], type=types.get(name)) for name in names}
+    columns |= {"split": pa.array(split), "group": pa.array(group), "id": pa.array([p["id"] for p in pieces], pa.binary(16))}
+    return pa.table(columns)
+
+
+def _with_complexity(table: pa.Table, cache_dir: Path, num_workers: int) -> pa.Table:
+    measured = build.measure_complexity(piece_keys(table), cache_dir=cache_dir, num_workers=num_workers)
+    for name in sorted({name for features in measured for name in features}):
+        values = [features.get(name) for features in measured]
+        table = table.append_column(f"complexity_{name}", pa.array(values, pa.float64()))
+    return table
+
+
+def piece_keys(table: pa.Table) -> np.ndarray:
+    """Keys of the manifest's pieces in the score and token stores, uint64 [n, 2]."""
+    return np.frombuffer(b"".join(table["id"].to_pylist()), "<u8").reshape(-1, 2)
+
+
+def _publish(folder: Path, table: pa.Table, quarantine: list[tuple[str, str, str]]) -> None:
+    """Writes the dataset folder aside and renames it into place."""
+    aside = folder.with_name(f"{folder.name}.{os.getpid()}.aside")
+    try:
+        aside.mkdir(parents=True)
+        pq.write_table(table, aside / "manifest.parquet")
+        write_quarantine(aside / "quarantine.tsv", quarantine)
+        for path in aside.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        os.replace(aside, folder)
+        sync_folder(folder.parent)
+    except OSError as error:
+        raise named(error, folder) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_quarantine(path: Path, rows: list[tuple[str, str, str]]) -> None:
+    """Writes (file, piece, reason) rows as tab-separated text."""
+    clean = ["\t".join(" ".join(cell.split()) for cell in row) for row in rows]
+    path.write_text("\n".join(["file\tpiece\treason", *clean]) + "\n", encoding="utf-8")
+
+
+def read_quarantine(path: Path) -> list[tuple[str, str, str]]:
+    """The rows of a quarantine list."""
+    lines = path.read_text(encoding="utf-8").splitlines()[1:]
+    return [(file, piece, reason) for file, piece, reason in (line.split("\t") for line in lines)]

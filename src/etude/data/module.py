@@ -1,0 +1,274 @@
+"""Music as a LightningDataModule: from a corpus and a tokenizer to packed, augmented, exactly resumable batches."""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytorch_lightning as pl
+from filelock import FileLock
+from symusic import Score
+from torch import Tensor
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from etude.data import build
+from etude.data.batches import PackedRows, RowSampler, evaluation_batches
+from etude.data.corpora import Corpus
+from etude.data.documents import Augmentation, Documents
+from etude.data.manifest import SPLITS, build_manifest, piece_keys, read_quarantine
+from etude.data.packing import Packer
+from etude.data.store import Store
+from etude.data.tokens import MAX_SHIFT
+from etude.data.view import View, build_view, open_view
+from etude.music.tokenizer import LABELS, Tokenizer
+
+Batch = dict[str, Tensor]
+Number = TypeVar("Number", int, float)
+
+
+class MusicDataModule(pl.LightningDataModule):
+    """Real scores as batches of packed token rows.
+
+    Training rows hold whole documents (or windows cut at bars) of `max_len` tokens; an epoch is a fixed number of batches, after
+    which the stream goes on where it stood. The order is a function of (seed, pass), every variation one of (seed, pass, piece):
+    the same with any number of workers and ranks. End an epoch early with `batches_per_epoch`, not with the trainer's
+    `limit_train_batches`, which drops batches that workers have already drawn.
+    """
+
+    def __init__(
+        self,
+        *,
+        corpus: Corpus,
+        tokenizer: Callable[..., Tokenizer],
+        root: str | None = None,
+        cache_dir: str = "outputs/cache",
+        max_len: int = 1024,
+        max_eval_len: int = 2048,
+        eval_overlap: float = 0.5,
+        batch_size: int = 4,
+        batches_per_epoch: int | None = None,
+        num_workers: int = 0,
+        prepare_workers: int | None = None,
+        seed: int = 0,
+        split: Sequence[float] = (0.8, 0.1, 0.1),
+        transpose: Sequence[int] | None = None,
+        tempo_scale: Sequence[float] | None = None,
+        velocity_shift: int = 0,
+        controls: Sequence[str] | None = None,
+        control_dropout: float = 0.2,
+        complexity: bool = False,
+    ):
+        """Checks the arguments; reads nothing.
+
+        corpus: where scores come from. tokenizer: called with genres=[...] once they are known.
+        root: where the corpus's files are, for corpora that must be told (a folder, the JSB file); None: as the corpus says.
+        cache_dir: holds parsed scores, tokens and manifests; may be shared and may be deleted.
+        max_len: tokens in a training row. max_eval_len: in an evaluation row; longer pieces are cut at bars, and `eval_overlap`
+            (share of a row, [0, 1)) of what was counted before is repeated as context.
+        batch_size: rows of a batch, on each rank. batches_per_epoch: None for about one pass over the data.
+        num_workers: processes that load batches. prepare_workers: that parse and tokenise; None for one a core.
+        seed: of order, augmentation and control dropout.
+        split: shares of train, val and test, by duplicate group; corpora with a canonical split keep theirs.
+        transpose: [lowest, highest] shift in semitones. tempo_scale: [lowest, highest] factor. velocity_shift: bins either way.
+        controls: labels whose tokens stand in front of each piece, of genre, key, metre, tempo_bpm, num_bars, programs; None for
+            all, [] for none, as benchmarks of unconditional likelihood want it.
+        control_dropout: probability with which each control is hidden in training.
+        complexity: add complexity_* columns to the manifest (costs a pass over the scores).
+
+        Raises: ValueError for an argument out of range.
+        """
+        super().__init__()
+        self.corpus = corpus if root is None else _moved(corpus, root)
+        self._make_tokenizer, self.cache_dir = tokenizer, Path(cache_dir)
+        self.max_len, self.max_eval_len, self.eval_overlap = max_len, max_eval_len, eval_overlap
+        self.batch_size, self.batches_per_epoch, self.num_workers = batch_size, batches_per_epoch, num_workers
+        self.prepare_workers = prepare_workers or os.cpu_count() or 1
+        self.seed, self.complexity = seed, complexity
+        self.controls = tuple(LABELS if controls is None else (name for name in LABELS if name in controls))
+        if controls is not None and (unknown := sorted(set(controls) - set(LABELS))):
+            raise ValueError(f"controls={list(controls)}: {unknown[0]!r} is unknown; valid are {', '.join(LABELS)}")
+        self.ratios = dict(zip(SPLITS, map(float, split), strict=False))
+        self.augmentation = Augmentation(
+            transpose=_pair("transpose", transpose, -MAX_SHIFT, MAX_SHIFT),
+            tempo_scale=_pair("tempo_scale", tempo_scale, 0.25, 4.0),
+            velocity_shift=velocity_shift,
+            control_dropout=control_dropout,
+        )
+        self._check(split)
+        self.folder: Path | None = None
+        self._tokenizer: Tokenizer | None = None
+
+    def _check(self, split: Sequence[float]) -> None:
+        if len(split) != len(SPLITS) or min(split) < 0 or abs(sum(split) - 1) > 1e-6 or split[0] == 0:
+            raise ValueError(f"split={list(split)} must be shares of train, val and test that add up to 1, such as [0.8, 0.1, 0.1]")
+        for name, low in (("max_len", 16), ("max_eval_len", 16), ("batch_size", 1), ("num_workers", 0)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {low}")
+        for name, value, high in (
+            ("eval_overlap", self.eval_overlap, 0.9),
+            ("control_dropout", self.augmentation.control_dropout, 1.0),
+        ):
+            if not 0 <= value <= high:
+                raise ValueError(f"{name}={value} must lie in [0, {high}]")
+        if self.batches_per_epoch is not None and self.batches_per_epoch < 1:
+            raise ValueError(f"batches_per_epoch={self.batches_per_epoch} must be at least 1, or null for a pass over the data")
+
+    # --- preparing ---
+
+    def prepare_data(self) -> None:
+        """Parses, tokenises and caches what is missing; Lightning calls it on one rank of each machine."""
+        self.prepare()
+
+    def setup(self, stage: str) -> None:
+        """Opens the prepared data."""
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Makes manifest, tokenizer and token store ready; safe to repeat, and to call in several processes at once.
+
+        Raises: ValueError where there are no usable files; OSError for a full disk; KeyboardInterrupt after keeping what is done.
+        """
+        if self._tokenizer is not None:
+            return
+        self.cache_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.cache_dir / "lock"):
+            self.folder = build_manifest(
+                self.corpus,
+                cache_dir=self.cache_dir,
+                ratios=self.ratios,
+                complexity=self.complexity,
+                num_workers=self.prepare_workers,
+            )
+            genres = sorted(set(self.manifest()["genre"].to_pylist()))
+            tokenizer = self._make_tokenizer(genres=genres)
+            self._view_folder = build_view(
+                self.folder, tokenizer, controls=self.controls, cache_dir=self.cache_dir, num_workers=self.prepare_workers
+            )
+        self._views = {split: open_view(self._view_folder, split, tokenizer, self.cache_dir) for split in SPLITS}
+        self._tokenizer = tokenizer
+        if len(self._views["train"]) == 0:
+            raise ValueError("there is no training piece; add files, or give data.split another first share")
+        bad = len(self.quarantine)
+        if bad:
+            path = self._view_folder / "quarantine.tsv"
+            print(f"{bad} pieces or files are left out; {path} says why", file=sys.stderr)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, which knows the corpus's genres; prepares the data on first use."""
+        self.prepare()
+        assert self._tokenizer is not None
+        return self._tokenizer
+
+    @property
+    def quarantine(self) -> list[tuple[str, str, str]]:
+        """(file, piece, reason) of everything that could not be read or tokenised."""
+        return read_quarantine(self._view_folder / "quarantine.tsv")
+
+    # --- looking at the data ---
+
+    def manifest(self, split: str | None = None) -> pa.Table:
+        """The manifest of one split, or of all pieces: columns as in `manifest.py`."""
+        if self.folder is None:
+            self.prepare()
+        assert self.folder is not None
+        table = pq.read_table(self.folder / "manifest.parquet")
+        return table if split is None else table.filter(pc.equal(table["split"], split))
+
+    def score(self, split: str, index: int) -> Score:
+        """The cached score of row `index` of `manifest(split)`."""
+        folder = build.scores_folder(self.cache_dir)
+        key = piece_keys(self.manifest(split).slice(index, 1))
+        return build.load_score(folder, int(Store(folder / "scores").rows(key)[0]))
+
+    def view(self, split: str) -> View:
+        """The tokenised pieces of one split: `view(split).body(i)` are the base ids of piece i, without a copy."""
+        self.prepare()
+        return self._views[split]
+
+    # --- loading ---
+
+    def _documents(self, split: str, augmentation: Augmentation) -> Documents:
+        return Documents(self.view(split), self.tokenizer, augmentation=augmentation, seed=self.seed)
+
+    def _place(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    def train_dataloader(self) -> StatefulDataLoader:
+        """Endless packed rows, in epochs of a fixed number of batches; its state resumes in the middle of an epoch."""
+        rank, world = self._place()
+        documents = self._documents("train", self.augmentation)
+        sampler = RowSampler(
+            Packer(documents, self.max_len),
+            batch_size=self.batch_size,
+            num_batches=self.batches_per_epoch or self._batches_per_pass(documents.view, world),
+            rank=rank,
+            world=world,
+        )
+        return self._loader(PackedRows(documents, max_len=self.max_len, evaluation=False), sampler)
+
+    def _batches_per_pass(self, view: View, world: int) -> int:
+        tokens = view.num_tokens + 2 * len(view)
+        return max(1, round(tokens / (self.max_len * self.batch_size * world)))
+
+    def val_dataloader(self) -> StatefulDataLoader:
+        """Every validation piece once, unchanged."""
+        return self._evaluation("val")
+
+    def test_dataloader(self) -> StatefulDataLoader:
+        """Every test piece once, unchanged."""
+        return self._evaluation("test")
+
+    def _evaluation(self, split: str) -> StatefulDataLoader:
+        rank, world = self._place()
+        documents = self._documents(split, Augmentation())
+        packer = Packer(documents, self.max_eval_len, shuffle=False, overlap=self.eval_overlap)
+        size = max(1, self.batch_size * self.max_len // self.max_eval_len)
+        batches = evaluation_batches(packer, batch_size=size, rank=rank, world=world)
+        return self._loader(PackedRows(documents, max_len=self.max_eval_len, evaluation=True), batches)
+
+    def _loader(self, rows: PackedRows, batches: Any) -> StatefulDataLoader:
+        return StatefulDataLoader(rows, batch_sampler=batches, num_workers=self.num_workers, collate_fn=_as_it_is)
+
+    # --- state ---
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs to notice that the data changed; the loaders keep their own state."""
+        return {"dataset": self.folder.name if self.folder else "", "tokenizer": self.tokenizer.fingerprint}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuses to resume on other data: the order of batches would not be the one that the checkpoint continues.
+
+        Raises: ValueError naming both.
+        """
+        mine = self.state_dict()
+        for name, value in mine.items():
+            if state_dict[name] != value:
+                raise ValueError(
+                    f"the checkpoint was trained on {name} {state_dict[name]}, here it is {value}; resume with the same files and "
+                    "options, or start a new run from its weights"
+                )
+
+
+def _moved(corpus: Corpus, root: str) -> Corpus:
+    if "root" not in {field.name for field in dataclasses.fields(corpus)}:
+        raise ValueError(f"root={root}: the corpus {type(corpus).__name__} comes with music21; for your files: data=folder data.root=DIR")
+    return dataclasses.replace(corpus, root=root)  # type: ignore[call-arg]
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _pair(name: str, value: Sequence[Number] | None, low: float, high: float) -> tuple[Number, Number] | None:
+    """`value` as (lowest, highest) within [low, high]; null means no such augmentation."""
+    if value is None:
+        return None
+    if len(value) != 2 or not low <= value[0] <= value[1] <= high:
+        raise ValueError(f"{name}={list(value)} must be [lowest, highest] within [{low}, {high}], or null")
+    return value[0], value[1]

@@ -1,0 +1,57 @@
+"""Random numbers that are functions of what they are for: no state, so no order in which they must be drawn.
+
+Source: SplitMix64, G. Steele, D. Lea and C. Flood, "Fast splittable pseudorandom number generators", 2014.
+"""
+
+import numpy as np
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_MIX1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX2 = np.uint64(0x94D049BB133111EB)
+ROUNDS = 6  # of the Feistel network; 4 are pseudorandom (Luby and Rackoff 1988), two more for small domains
+
+
+def mix(values: np.ndarray) -> np.ndarray:
+    """A bijective scrambling of uint64 values."""
+    with np.errstate(over="ignore"):
+        values = values + _GAMMA
+        values = (values ^ (values >> np.uint64(30))) * _MIX1
+        values = (values ^ (values >> np.uint64(27))) * _MIX2
+        return values ^ (values >> np.uint64(31))
+
+
+def key(*numbers: int) -> np.ndarray:
+    """One uint64 (0-d) from several integers, order included."""
+    state = np.uint64(0)
+    for number in numbers:
+        state = mix(np.asarray(state ^ np.uint64(number & 0xFFFFFFFFFFFFFFFF)))
+    return np.asarray(state)
+
+
+def uniform(seed: int, passes: np.ndarray, pieces: np.ndarray, count: int) -> np.ndarray:
+    """Numbers in [0, 1), float64 [n, count], for each (seed, pass, piece)."""
+    base = mix(mix(key(seed) ^ passes.astype(np.uint64)) ^ pieces.astype(np.uint64))
+    with np.errstate(over="ignore"):
+        bits = mix(base[:, None] + _GAMMA * np.arange(1, count + 1, dtype=np.uint64))
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def permute(positions: np.ndarray, *, size: int, seed: int, number: int) -> np.ndarray:
+    """Where a shuffle of range(size) puts `positions`: int64 [n], in memory O(n) whatever `size`.
+
+    seed, number: which shuffle, such as the seed of the run and the pass over the data.
+    A Feistel network on the smallest even power of two that holds `size`, walked on until it is back inside (Black and
+    Rogaway 2002).
+    """
+    half = max(1, (int(size - 1).bit_length() + 1) // 2)
+    mask = np.uint64((1 << half) - 1)
+    keys = [key(seed, number, turn) for turn in range(ROUNDS)]
+    values = np.asarray(positions, np.uint64).copy()
+    outside = np.ones(len(values), bool)
+    while outside.any():
+        left, right = values[outside] >> np.uint64(half), values[outside] & mask
+        for turn in keys:
+            left, right = right, left ^ (mix(right ^ turn) & mask)
+        values[outside] = left << np.uint64(half) | right
+        outside = values >= np.uint64(size)
+    return values.astype(np.int64)

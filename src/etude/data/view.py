@@ -1,0 +1,110 @@
+"""The pieces of one split as one tokenizer sees them: a memory-mapped table from which training reads.
+
+Kept beside the manifest, one folder for each tokenizer: `{split}.npy`, opened in O(1), and `view.json`.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from etude.data.manifest import SPLITS, piece_keys, read_quarantine, write_quarantine
+from etude.data.store import Store, named, sync_folder
+from etude.data.tokens import tokenise, tokens_folder
+from etude.music.tokenizer import Tokenizer
+
+COLUMNS = {"num_bars": "bars"}  # labels of `Tokenizer.controls` that the manifest calls otherwise
+
+
+@dataclass(frozen=True)
+class View:
+    """One split: `table` has a row for each piece, `store` its base ids.
+
+    table: structured array [n]; row: in the split's manifest; start, length: in the store's items; shift: lowest and highest
+        transposition; controls: ids, padded with -1.
+    """
+
+    store: Store
+    table: np.ndarray
+    num_tokens: int
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def body(self, index: int) -> np.ndarray:
+        """Base ids of piece `index`: a view of the mapped file, nothing is copied."""
+        entry = self.table[index]
+        start = int(entry["start"])
+        return self.store.items[start : start + int(entry["length"])]
+
+
+def build_view(folder: Path, tokenizer: Tokenizer, *, controls: Sequence[str], cache_dir: Path, num_workers: int) -> Path:
+    """The folder of view arrays of `tokenizer` for the dataset in `folder`; encodes only what the token store lacks.
+
+    controls: the labels that stand in front of each piece.
+    Raises: ValueError where the tokenizer can hold none of the pieces.
+    """
+    name = "-".join([tokens_folder(tokenizer, cache_dir).name, *controls])
+    view = folder / name
+    if view.exists():
+        return view
+    manifest = pq.read_table(folder / "manifest.parquet")
+    store, refused = tokenise(tokenizer, piece_keys(manifest), cache_dir=cache_dir, num_workers=num_workers)
+    if len(refused) == len(manifest):
+        raise ValueError(f"the tokenizer can hold none of the {len(manifest)} pieces; the first: {refused[0]}")
+    rows = store.rows(piece_keys(manifest))
+    ids = [tokenizer.controls(labels) for labels in labels_of(manifest, controls)]
+    splits = np.array(manifest["split"].to_pylist())
+    aside = view.with_name(f"{view.name}.{os.getpid()}.aside")
+    try:
+        aside.mkdir(parents=True)
+        sizes = {split: _write(aside / f"{split}.npy", splits == split, rows, store, ids) for split in SPLITS}
+        (aside / "view.json").write_text(json.dumps({"tokens": sizes, "pieces": len(manifest), "refused": len(refused)}))
+        files, names = manifest["file"].to_pylist(), manifest["name"].to_pylist()
+        unread = read_quarantine(folder / "quarantine.tsv")
+        write_quarantine(aside / "quarantine.tsv", unread + [(files[i], names[i], reason) for i, reason in refused.items()])
+        os.replace(aside, view)
+        sync_folder(folder)
+    except OSError as error:
+        raise named(error, view) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return view
+
+
+def labels_of(manifest: pa.Table, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The labels `names` of each piece as `Tokenizer.controls` takes them."""
+    columns = [manifest[COLUMNS.get(name, name)].to_pylist() for name in names]
+    return [{name: column[row] for name, column in zip(names, columns, strict=True)} for row in range(len(manifest))]
+
+
+def _write(path: Path, chosen: np.ndarray, rows: np.ndarray, store: Store, controls: list[list[int]]) -> int:
+    """Writes the table of one split; returns how many body tokens it has."""
+    entries = store.index[rows]
+    kept = np.flatnonzero(chosen & (entries["length"] > 0))
+    width = max((len(ids) for ids in controls), default=0)
+    fields = [("row", "<i8"), ("start", "<u8"), ("length", "<u4"), ("shift", "<i2", 2), ("controls", "<i4", width)]
+    table = np.zeros(len(kept), np.dtype(fields))
+    table["row"] = np.cumsum(chosen)[kept] - 1
+    table["start"], table["length"], table["shift"] = (entries[name][kept] for name in ("start", "length", "extra"))
+    for at, piece in enumerate(kept.tolist()):
+        table["controls"][at] = controls[piece] + [-1] * (width - len(controls[piece]))
+    with path.open("wb") as file:
+        np.save(file, table)
+        file.flush()
+        os.fsync(file.fileno())
+    return int(table["length"].sum())
+
+
+def open_view(view: Path, split: str, tokenizer: Tokenizer, cache_dir: Path) -> View:
+    """Opens one split in O(1)."""
+    table = np.load(view / f"{split}.npy", mmap_mode="r")
+    sizes = json.loads((view / "view.json").read_text())["tokens"]
+    return View(Store(tokens_folder(tokenizer, cache_dir) / "tokens"), table, sizes[split])
