@@ -143,11 +143,14 @@ class Attention(nn.Module):
         qk_nhk = self.query_key(x_btd).view(batch * time, heads, self.head_dim)
         v_ngk = self.value(x_btd).view(batch * time, self.num_kv_heads, self.head_dim)
         v_gnk = kernels.rotary(v_ngk, *rotary, fused=self.fused) if self.rotate_values else v_ngk.transpose(0, 1)
+        scale = self.head_dim**-0.5
         if self.temperature is not None:
-            gain = torch.cat((self.temperature, self.temperature.new_ones(self.num_kv_heads)))
+            gain = torch.cat((self.temperature * scale, self.temperature.new_ones(self.num_kv_heads)))
             qk_nhk = kernels.rms_norm(qk_nhk, gain, fused=self.fused)
         qk_hnk = kernels.rotary(qk_nhk, *rotary, fused=self.fused)
         q_hnk, k_gnk = qk_hnk.split((self.num_heads, self.num_kv_heads))
+        if self.temperature is None:
+            q_hnk = q_hnk * scale
         if cache is not None:
             mixed = _cached(q_hnk, k_gnk, v_gnk, batch, cache, layer)
         elif self.fused and x_btd.device.type == "cpu" and packing is None:
@@ -176,13 +179,13 @@ def _cached(q_hnk: Tensor, k_gnk: Tensor, v_gnk: Tensor, batch: int, cache: KVCa
     query = q_bhtk.to(keys.dtype)
     if time == 1:  # the heads that share a key-value head become its queries: no repetition of the cache
         query = query.reshape(batch, keys.shape[1], -1, query.shape[-1])
-        mixed = F.scaled_dot_product_attention(query, keys, values)
+        mixed = F.scaled_dot_product_attention(query, keys, values, scale=1.0)
         return mixed.reshape(batch, -1).to(q_hnk.dtype)
     visible = None
     if cache.length:
         visible = torch.ones(time, keys.shape[2], dtype=torch.bool, device=query.device).tril(cache.length)
     mixed = F.scaled_dot_product_attention(
-        query, keys, values, attn_mask=visible, is_causal=visible is None, enable_gqa=True
+        query, keys, values, attn_mask=visible, is_causal=visible is None, enable_gqa=True, scale=1.0
     )
     return mixed.transpose(1, 2).to(q_hnk.dtype)
 
@@ -193,11 +196,13 @@ def _scaled_dot_product(q_hnk: Tensor, k_gnk: Tensor, v_gnk: Tensor, batch: int,
         return _variable_length(q_hnk, k_gnk, v_gnk, packing.offsets)
     if packing is not None and packing.lengths is not None:
         runs = zip(*(x.split(packing.lengths, dim=1) for x in (q_hnk, k_gnk, v_gnk)), strict=True)
-        attend = partial(F.scaled_dot_product_attention, is_causal=True, enable_gqa=True)
+        attend = partial(F.scaled_dot_product_attention, is_causal=True, enable_gqa=True, scale=1.0)
         return torch.cat([attend(q[None], k[None], v[None])[0] for q, k, v in runs], dim=1).transpose(0, 1)
     q, k, v = (_batched(x, batch) for x in (q_hnk, k_gnk, v_gnk))
     mask = None if packing is None else packing.mask_b1tt
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
+    mixed = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True, scale=1.0
+    )
     return mixed.transpose(1, 2)
 
 
@@ -208,6 +213,6 @@ def _variable_length(q_hnk: Tensor, k_gnk: Tensor, v_gnk: Tensor, offsets: Tenso
     groups = q_hnk.shape[0] // k_gnk.shape[0]
     q, k, v = (x.transpose(0, 1).contiguous() for x in (q_hnk, k_gnk, v_gnk))
     k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
-    mixed = varlen.varlen_attn(q, k, v, offsets, offsets, longest, longest, window_size=(-1, 0))
+    mixed = varlen.varlen_attn(q, k, v, offsets, offsets, longest, longest, scale=1.0, window_size=(-1, 0))
     assert isinstance(mixed, Tensor)  # a tuple only when auxiliary outputs are asked for
     return mixed

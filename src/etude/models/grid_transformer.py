@@ -138,7 +138,7 @@ class GridTransformer(nn.Module):
                 attention=Attention(
                     dim=dim, num_heads=num_heads, num_kv_heads=num_heads, qk_norm=True, fused=fused, rotate_values=True
                 ),
-                feed_forward=FeedForward(dim=dim, hidden_dim=hidden_dim, fused=fused),
+                feed_forward=FeedForward(dim=dim, hidden_dim=hidden_dim),
                 dropout=dropout,
                 fused=fused,
             )
@@ -147,7 +147,7 @@ class GridTransformer(nn.Module):
         self.to_decoder = nn.Linear(dim, 4 * decoder_dim)
         decoder_hidden = -(-8 * decoder_dim // (3 * 64)) * 64
         self.decoder = nn.ModuleList(
-            FeedForward(dim=decoder_dim, hidden_dim=decoder_hidden, fused=fused) for _ in range(decoder_layers)
+            FeedForward(dim=decoder_dim, hidden_dim=decoder_hidden) for _ in range(decoder_layers)
         )
         self.span = high - low
         self.relative = nn.Linear(decoder_dim, NUM_REFERENCES * (2 * self.span + 1))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from etude.models import kernels
@@ -21,15 +22,14 @@ class FeedForward(nn.Module):
     Source: Shazeer 2020, eq. 6.
     """
 
-    def __init__(self, *, dim: int, hidden_dim: int, fused: bool) -> None:
+    def __init__(self, *, dim: int, hidden_dim: int) -> None:
         super().__init__()
         self.gate = nn.Linear(dim, hidden_dim, bias=False)
         self.up = nn.Linear(dim, hidden_dim, bias=False)
         self.output = nn.Linear(hidden_dim, dim, bias=False)
-        self.fused = fused
 
     def forward(self, x_btd: Tensor) -> Tensor:
-        return self.output(kernels.swiglu(self.gate(x_btd), self.up(x_btd), fused=self.fused))
+        return self.output(F.silu(self.gate(x_btd)) * self.up(x_btd))
 
 
 class Block(nn.Module):
@@ -105,7 +105,7 @@ class Transformer(nn.Module):
                 attention=Attention(
                     dim=dim, num_heads=num_heads, num_kv_heads=num_kv_heads, qk_norm=qk_norm, fused=fused
                 ),
-                feed_forward=FeedForward(dim=dim, hidden_dim=hidden_dim, fused=fused),
+                feed_forward=FeedForward(dim=dim, hidden_dim=hidden_dim),
                 dropout=dropout, fused=fused,
             )
             for _ in range(num_layers)
@@ -191,7 +191,7 @@ class Transformer(nn.Module):
     def _rotary(
         self, tokens_bt: Tensor, positions_bt: Tensor | None, cache: KVCache | None, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        """cos and sin of each token's angles, [n, 1, k/2]; always computed in float32."""
+        """cos and sin of each token's angles, [n, 1, k/2]; they are always computed in float32 or better."""
         batch, time = tokens_bt.shape
         if positions_bt is not None or cache is None:
             if positions_bt is None:
