@@ -11,6 +11,7 @@ import numpy as np
 
 PAD, BOS, EOS, CONT = 0, 1, 2, 3
 UNLIMITED = -1  # the value of "bars left" without a limit
+CLOSED = -2  # of "bars left" once the last bar is over: what is open ends, then EOS
 
 State = tuple[Hashable, ...]
 
@@ -38,6 +39,10 @@ class Grammar(ABC):
         """Which tokens may follow: bool [V], read-only, never all False. Includes EOS where the piece may end."""
 
     @abstractmethod
+    def key(self, state: State) -> Hashable:
+        """Equal for states that allow the same continuations up to the next bar line."""
+
+    @abstractmethod
     def features(self, state: State) -> tuple[int, ...]:
         """The features, in the order of `feature_names`, of the token that led to this state."""
 
@@ -46,6 +51,13 @@ def frozen(mask: np.ndarray) -> np.ndarray:
     """The mask, made read-only, since it is shared by every state with the same key."""
     mask.flags.writeable = False
     return mask
+
+
+def bars_after(left: int, crossed: int) -> int:
+    """Bars left after crossing so many bar lines."""
+    if left == UNLIMITED or not crossed:
+        return left
+    return left - crossed if left >= crossed else CLOSED
 
 
 def check_num_bars(num_bars: int | None) -> int:

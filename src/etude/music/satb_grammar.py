@@ -1,5 +1,7 @@
 """Which tokens keep a sequence of the SATB grid decodable."""
 
+from collections.abc import Hashable
+
 import numpy as np
 
 from etude.music.grammar import EOS, UNLIMITED, Grammar, State, frozen
@@ -65,6 +67,9 @@ class SatbGrammar(Grammar):
                 mask[self._bar] = bar
             self._masks[key] = frozen(mask)
         return self._masks[key]
+
+    def key(self, state: State) -> Hashable:
+        return state[:-1]
 
     def features(self, state: State) -> tuple[int, ...]:
         return state[-1]
