@@ -186,7 +186,7 @@ def test_compression_is_inverted_by_expansion(name: str) -> None:
     tokenizer.train_bpe(pieces)
     assert len(tokenizer) == len(TOKENIZERS[name]) + 60 == len(tokenizer.vocab)
     assert tokenizer.fingerprint != before
-    assert sum(len(tokenizer.compress(base)) for base in pieces) < 0.9 * sum(map(len, pieces))
+    assert sum(len(tokenizer.compress(base)) for base in pieces) < 0.95 * sum(map(len, pieces))
     for base in pieces:
         ids = np.concatenate([[BOS], tokenizer.controls({"genre": "a"}), base, [EOS]]).astype(np.int32)
         merged = tokenizer.compress(ids)

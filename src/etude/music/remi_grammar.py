@@ -63,10 +63,10 @@ class RemiGrammar(Grammar):
                 program = NO_PROGRAM
         return (kind, position, size, denominator, program, left, heard, family)
 
-    def key(self, state: State) -> tuple[int, int, int, int, bool, bool, bool]:
+    def key(self, state: State) -> tuple[int, int, int, int, bool, int]:
         kind, position, size, _, program, left, heard, _ = state
         drums = program if program < 0 else 0  # which pitches may follow
-        return (kind, position, size, drums, heard and left in (0, UNLIMITED), left == CLOSED, left != 0 or heard)
+        return (kind, position, size, drums, heard, min(left, 1))
 
     def mask(self, state: State) -> np.ndarray:
         key = self.key(state)
@@ -74,11 +74,9 @@ class RemiGrammar(Grammar):
             self._masks[key] = frozen(self._build(*key))
         return self._masks[key]
 
-    def _build(
-        self, kind: int, position: int, size: int, drums: int, can_end: bool, closed: bool, may_bar: bool
-    ) -> np.ndarray:
+    def _build(self, kind: int, position: int, size: int, drums: int, heard: bool, left: int) -> np.ndarray:
         table = self._table
-        if closed:
+        if left == CLOSED:
             mask = table.mask()
             mask[EOS] = True
             return mask
@@ -93,11 +91,11 @@ class RemiGrammar(Grammar):
             return table.mask(*pitches)
         if kind == POSITION:
             return table.mask(TEMPO, PROGRAM, *pitches)
-        mask = table.mask(*(() if kind == TIME_SIG else (PROGRAM, *pitches)), *((BAR,) if may_bar else ()))
+        mask = table.mask(*(() if kind == TIME_SIG else (PROGRAM, *pitches)), *((BAR,) if left or heard else ()))
         positions = table.of_kind[POSITION]
         numbers = table.number[positions]
         mask[positions[(numbers > position) & (numbers < size)]] = True
-        mask[EOS] = can_end
+        mask[EOS] = heard and left in (0, UNLIMITED)
         return mask
 
     def features(self, state: State) -> tuple[int, ...]:
