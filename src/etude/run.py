@@ -116,6 +116,49 @@ def build_task(cfg: DictConfig, **parts: Any) -> "Task":
     return instantiate(cfg.task, **builders, **parts)
 
 
+def prepare_data(node: DictConfig, tokenizer: Callable[..., Any], folder: Path) -> Any:
+    """Builds the datamodule, reads what is not cached yet, and lists in the run's folder what had to be left out."""
+    from etude.core.artifacts import write_atomically
+
+    datamodule = instantiate(node, tokenizer=tokenizer)
+    datamodule.prepare_data()
+    if rows := datamodule.quarantine:
+        lines = ["\t".join(row) for row in [("file", "piece", "reason"), *rows]]
+        write_atomically(folder / "quarantine.tsv", "\n".join([*lines, ""]))
+    return datamodule
+
+
+def _the_one(tokenizer: Any) -> Callable[..., Any]:
+    """Hands a checkpoint's tokenizer to a datamodule that asks for one with its genres."""
+
+    def checked(*, genres: list[str]) -> Any:
+        if missing := sorted(set(genres) - set(tokenizer.genres)):
+            raise ValueError(
+                f"the data has genres {missing}, which the checkpoint was not trained on (it knows "
+                f"{list(tokenizer.genres)}); give the data= options of its run"
+            )
+        return tokenizer
+
+    return checked
+
+
+def quiet_lightning() -> None:
+    """Leaves out Lightning's notes and the warnings that tell a user of Etude nothing."""
+    import logging
+    import warnings
+
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 on torch 2.11
+        r"Experiment logs directory .* exists and is not empty",  # the run's folder, where metrics.csv belongs
+        r".*does not have many workers which may be a bottleneck",  # the loader's share is measured: under 3 %
+        r"The dirpath has changed from",  # a resumed run has a folder of its own
+        r"Checkpoint directory .* exists and is not empty",  # LastCheckpoint shares it with ModelCheckpoint
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
 @one_line_errors
 def train(cfg: DictConfig) -> float | None:
     """Trains, keeps the best and the last checkpoint, samples and writes the report; returns the monitored value."""
@@ -131,12 +174,11 @@ def train(cfg: DictConfig) -> float | None:
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
     write_environment(folder / "environment.txt")
     resume = find_checkpoint(cfg.ckpt, cfg.outputs) if cfg.ckpt else None
+    quiet_lightning()
     seed_everything(cfg.seed, verbose=False)
     torch.set_float32_matmul_precision("high")
 
-    datamodule = instantiate(cfg.data, tokenizer=instantiate(cfg.tokenizer), quarantine=folder / "quarantine.tsv")
-    datamodule.prepare_data()
-    datamodule.setup("fit")
+    datamodule = prepare_data(cfg.data, instantiate(cfg.tokenizer), folder)
     task = build_task(cfg, tokenizer=datamodule.tokenizer)
     task.recipe = recipe
     trainer = build_trainer(cfg, folder, techniques)
@@ -145,12 +187,12 @@ def train(cfg: DictConfig) -> float | None:
         print(f"continuing from {resume}", file=sys.stderr)
     try:
         trainer.fit(task, datamodule=datamodule, ckpt_path=resume, weights_only=True)
-    except SystemExit:  # Lightning's answer to Ctrl-C, after SaveOnInterrupt has written last.ckpt
+    except SystemExit:  # Lightning's answer to Ctrl-C, after LastCheckpoint has written
         print(f"stopped at step {trainer.global_step}; `ckpt={folder}` continues this run", file=sys.stderr)
         sys.exit(130)
     value = trainer.callback_metrics.get(cfg.monitor)
     if trainer.is_global_zero:
-        best = Path(trainer.checkpoint_callbacks[0].best_model_path or folder / "checkpoints" / "last.ckpt")
+        best = Path(trainer.checkpoint_callback.best_model_path or folder / "checkpoints" / "last.ckpt")
         if cfg.sampling is not None:
             trained, _ = load_task(best)
             instantiate(cfg.sampling)(task=trained, folder=folder)
@@ -162,7 +204,7 @@ def build_trainer(cfg: DictConfig, folder: Path, techniques: list[Any]) -> Any:
     """Builds Lightning's trainer with the run's loggers, techniques, checkpoints, progress bar and Ctrl-C guard."""
     from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 
-    from etude.core.interrupt import SaveOnInterrupt
+    from etude.core.last_checkpoint import LastCheckpoint
     from etude.core.progress import RunProgress
 
     loggers = [instantiate(node) for node in (cfg.logger or {}).values()]
@@ -170,11 +212,8 @@ def build_trainer(cfg: DictConfig, folder: Path, techniques: list[Any]) -> Any:
     callbacks = [
         *techniques,
         ModelCheckpoint(checkpoints, "best", monitor=cfg.monitor, mode=cfg.monitor_mode, enable_version_counter=False),
-        ModelCheckpoint(
-            checkpoints, "last", every_n_train_steps=cfg.save_every, save_top_k=1, enable_version_counter=False
-        ),
+        LastCheckpoint(path=checkpoints / "last.ckpt", every_n_steps=cfg.save_every),
         RunProgress(),
-        SaveOnInterrupt(path=checkpoints / "last.ckpt"),
     ]
     if loggers:
         callbacks.append(LearningRateMonitor("step"))
@@ -201,6 +240,6 @@ def evaluate(cfg: DictConfig) -> None:
         path = find_checkpoint(cfg.ckpt or "last", cfg.outputs)
         task, recipe = load_task(path)
         data = recipe.data if cfg.data is None else OmegaConf.merge(recipe.data, cfg.data)
-        datamodule = instantiate(data, tokenizer=task.tokenizer, quarantine=folder / "quarantine.tsv")
+        datamodule = prepare_data(data, _the_one(task.tokenizer), folder)
         instantiate(cfg.score_model)(task=task, datamodule=datamodule, folder=folder)
     print(f"results: {folder / 'report.html'}", file=sys.stderr)

@@ -8,9 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from etude.models.transformer import Transformer
 
 PAD = 0  # fed to rows that have ended; never part of what is returned
 
@@ -108,7 +107,7 @@ def uniforms(batch: int, steps: int, *, generator: torch.Generator) -> Tensor:
 
 @torch.inference_mode()
 def generate(
-    model: Transformer, prompt_bt: Tensor, *, decoder: Decoder | None, max_new_tokens: int, temperature: float = 1.0,
+    model: nn.Module, prompt_bt: Tensor, *, decoder: Decoder | None, max_new_tokens: int, temperature: float = 1.0,
     top_k: int | None = None, top_p: float = 1.0, min_p: float = 0.0, generator: torch.Generator,
     on_step: Callable[[int], Any] | None = None,
 ) -> list[list[int]]:
@@ -150,8 +149,8 @@ def generate(
         made: list[Tensor] = []
         finished = np.zeros(batch, dtype=bool) if decoder is None else np.asarray(decoder.finished)
         while len(made) < max_new_tokens and not finished.all():
-            h_btd = model.hidden(tokens.to(device), features=_to(features, device), cache=cache)
-            logits_bv = model.unembedding(h_btd[:, -1]).float().cpu()
+            logits_btv = model(tokens.to(device), features=_to(features, device), cache=cache)
+            logits_bv = logits_btv[:, -1].float().cpu()
             if decoder is not None:
                 logits_bv = _forbid(logits_bv, decoder.allowed(), finished)
             probabilities = distribution(logits_bv, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
