@@ -6,6 +6,7 @@ explored ahead (byte-pair tokens are allowed if their expansion is). A `Decoder`
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ PAD, BOS, EOS, CONT = 0, 1, 2, 3
 UNLIMITED = -1  # the value of "bars left" without a limit
 CLOSED = -2  # of "bars left" once the last bar is over: what is open ends, then EOS
 
-State = tuple[Hashable, ...]
+State = tuple[Any, ...]
 
 
 class Grammar(ABC):

@@ -2,15 +2,15 @@
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from symusic import Note, Score
 
 from etude.music.bpe import BytePairGrammar, BytePairs
 from etude.music.grammar import Grammar
+from etude.music.miditok_config import DRUM_PITCHES, build
 from etude.music.octuple_grammar import NAMES, OctupleGrammar
-from etude.music.preparation import DENOMINATORS, NUMERATORS, cut_at_next_onset, prepare
+from etude.music.preparation import cut_at_next_onset, prepare
 from etude.music.remi_grammar import RemiGrammar
 from etude.music.shift_grammar import ShiftGrammar
 from etude.music.timeline import bar_starts, features
@@ -32,7 +32,6 @@ from etude.music.tokens import (
 
 TICKS_PER_QUARTER = 480
 SCHEMES = ("REMI", "TSD", "MIDILike", "Octuple")
-DRUM_PITCHES = (27, 88)  # General MIDI 2; other drum notes are left out
 
 
 class MidiTokTokenizer(Tokenizer):
@@ -92,7 +91,7 @@ class MidiTokTokenizer(Tokenizer):
             "bpe_vocab_size": bpe_vocab_size,
             "merges": None,
         }
-        self._miditok = _build(
+        self._miditok = build(
             scheme,
             num_velocities=num_velocities,
             num_tempos=num_tempos,
@@ -228,7 +227,8 @@ class MidiTokTokenizer(Tokenizer):
     def _missing_offs(self, body: np.ndarray) -> list[int]:
         """What ends the notes that a broken-off MIDILike sequence leaves on: a shift, then NoteOffs."""
         kind, number = self.table.kind[body].tolist(), self.table.number[body].tolist()
-        program, on = 0, {}
+        program = 0
+        on: dict[tuple[int, int], int] = {}
         for k, n in zip(kind, number, strict=True):
             if k == PROGRAM:
                 program = n
@@ -303,43 +303,3 @@ class MidiTokTokenizer(Tokenizer):
 
     def grammar(self) -> Grammar:
         return self._grammar
-
-
-def _build(
-    scheme: str,
-    *,
-    num_velocities: int,
-    num_tempos: int,
-    tempo_range: tuple[int, int],
-    program_changes: bool,
-    max_bars: int,
-) -> Any:
-    """MidiTok's tokenizer, with every choice made here."""
-    import miditok
-
-    config = miditok.TokenizerConfig(
-        pitch_range=(0, 127),
-        drums_pitch_range=DRUM_PITCHES,
-        beat_res={(0, 4): 12, (4, 12): 4, (12, 32): 1},
-        num_velocities=num_velocities,
-        special_tokens=["PAD"],
-        use_velocities=True,
-        use_note_duration_programs=list(range(-1, 128)),
-        use_chords=False,
-        use_rests=False,
-        use_tempos=True,
-        use_time_signatures=True,
-        use_programs=True,
-        use_pitchdrum_tokens=True,
-        one_token_stream_for_programs=True,
-        program_changes=program_changes,
-        num_tempos=num_tempos,
-        tempo_range=tempo_range,
-        log_tempos=True,
-        delete_equal_successive_tempo_changes=True,
-        delete_equal_successive_time_sig_changes=True,
-        time_signature_range={denominator: list(NUMERATORS) for denominator in DENOMINATORS},
-        remove_duplicated_notes=False,
-        max_bar_embedding=max_bars if scheme == "Octuple" else None,
-    )
-    return getattr(miditok, scheme)(config)
