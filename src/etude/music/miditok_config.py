@@ -16,7 +16,7 @@ def build(
     program_changes: bool,
     max_bars: int,
 ) -> Any:
-    """MidiTok's tokenizer: one stream for all programs, no rests, chords, pedals or bends, tempos spaced in the logarithm.
+    """MidiTok's tokenizer: one stream for all programs, no rests, chords, pedals or bends, tempos by the octave.
 
     Args: as in `MidiTokTokenizer`.
     """

@@ -31,6 +31,7 @@ from etude.music.tokens import (
 )
 
 TICKS_PER_QUARTER = 480
+NO_NOTES = f"the piece has no notes but drums outside {DRUM_PITCHES[0]}-{DRUM_PITCHES[1]}; leave it out"
 SCHEMES = ("REMI", "TSD", "MIDILike", "Octuple")
 
 
@@ -168,9 +169,7 @@ class MidiTokTokenizer(Tokenizer):
             return self._encode_octuple(prepared)
         ids = np.array(self._miditok_ids(prepared), dtype=np.int32)
         if not self.table.mask(VELOCITY)[ids + self.first_body - 1].any():
-            raise ValueError(
-                f"the piece has no notes but drums outside {DRUM_PITCHES[0]}-{DRUM_PITCHES[1]}; leave it out"
-            )
+            raise ValueError(NO_NOTES)
         return ids + np.int32(self.first_body - 1)  # MidiTok's own PAD is dropped
 
     def _miditok_ids(self, prepared: Score) -> list[int]:
@@ -194,9 +193,7 @@ class MidiTokTokenizer(Tokenizer):
             )
         notes = np.array(self._miditok_ids(prepared), dtype=np.int32).reshape(-1, len(NAMES))
         if len(notes) == 0:
-            raise ValueError(
-                f"the piece has no notes but drums outside {DRUM_PITCHES[0]}-{DRUM_PITCHES[1]}; leave it out"
-            )
+            raise ValueError(NO_NOTES)
         offsets = (self._field_starts + self.first_body - 1).astype(np.int32)
         return (notes[:, self._order] + offsets).reshape(-1)
 
