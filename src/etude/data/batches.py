@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from etude.data.documents import Documents
-from etude.data.packing import COUNTED, FINAL, NUMBER, PIECE, START, STOP, Packer
+from etude.data.packing import COUNTED, FINAL, NOTHING, NUMBER, PIECE, START, STOP, Packer
 
 PAD, BOS, EOS, CONT = 0, 1, 2, 3
 IGNORED = -100
@@ -18,9 +18,9 @@ MULTIPLE = 8  # evaluation rows are cut to the longest, rounded up to this: matr
 class PackedRows(torch.utils.data.Dataset[dict[str, Tensor]]):
     """Batches from plans. Indexed with lists of plans, one for each row, it gives a dict of tensors [B, T]:
 
-    tokens, targets (int64; -100 where not counted: padding, controls and, in evaluation, EOS and context), documents (int32,
-    number in the row, -1 padding), positions (int32, in the document), feature_* (int64) and, in evaluation, piece (int64, row
-    of the piece in the split's manifest, -1 padding).
+    tokens, targets (int64; -100 where not counted: padding, controls and, in evaluation, EOS and context), documents
+    (int32, number in the row, -1 padding), positions (int32, in the document), feature_* (int64) and, in evaluation,
+    piece (int64, row of the piece in the split's manifest, -1 padding).
     """
 
     def __init__(self, documents: Documents, *, max_len: int, evaluation: bool):
@@ -37,7 +37,9 @@ class PackedRows(torch.utils.data.Dataset[dict[str, Tensor]]):
         arrays |= {f"feature_{name}": np.zeros(shape, np.int64) for name in self.documents.tokenizer.feature_sizes}
         if self.evaluation:
             arrays["piece"] = np.full(shape, -1, np.int64)
-        longest = max(self._write(plan, {name: array[b] for name, array in arrays.items()}) for b, plan in enumerate(plans))
+        longest = max(
+            self._write(plan, {name: array[b] for name, array in arrays.items()}) for b, plan in enumerate(plans)
+        )
         if self.evaluation:
             longest = min(self.max_len, -(-max(longest, 1) // MULTIPLE) * MULTIPLE)
             arrays = {name: np.ascontiguousarray(array[:, :longest]) for name, array in arrays.items()}
@@ -75,12 +77,19 @@ class PackedRows(torch.utils.data.Dataset[dict[str, Tensor]]):
 class RowSampler(torch.utils.data.Sampler[list[np.ndarray]]):
     """Plans of one batch at a time, the same number each epoch, for ever; its state counts what was drawn by all ranks.
 
-    packer: where rows come from. batch_size: rows for each rank. num_batches: length of an epoch. rank, world: row r of each
+    packer: where rows come from. batch_size: rows for each rank. num_batches: length of an epoch. rank, world: row r
+        of each
     `world * batch_size` goes to rank r mod world.
     """
 
     def __init__(self, packer: Packer, *, batch_size: int, num_batches: int, rank: int = 0, world: int = 1):
-        self.packer, self.batch_size, self.num_batches, self.rank, self.world = packer, batch_size, num_batches, rank, world
+        self.packer, self.batch_size, self.num_batches, self.rank, self.world = (
+            packer,
+            batch_size,
+            num_batches,
+            rank,
+            world,
+        )
         self.drawn = 0  # batches of the epoch under way
         self._resumed = False
 
@@ -98,7 +107,7 @@ class RowSampler(torch.utils.data.Sampler[list[np.ndarray]]):
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream of rows stands: the same on every rank, so a checkpoint may come back on another number of them."""
+        """Where the stream of rows stands: the same on every rank, so their number may change on resuming."""
         return {"drawn": self.drawn, "packer": self.packer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -110,6 +119,6 @@ class RowSampler(torch.utils.data.Sampler[list[np.ndarray]]):
 def evaluation_batches(packer: Packer, *, batch_size: int, rank: int, world: int) -> list[list[np.ndarray]]:
     """Plans of one pass over all pieces; every rank gets as many batches, empty rows where there is nothing left."""
     rows = list(packer)
-    rows += [np.empty((0, 6), np.int64)] * (-len(rows) % world)
+    rows += [NOTHING] * (-len(rows) % world)
     mine = rows[rank::world]
     return [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]

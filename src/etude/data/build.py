@@ -1,7 +1,7 @@
 """Files to cached scores with their facts: each once, in parallel, safe against crashes and Ctrl-C.
 
-The cache is keyed by content (SHA-256 of the file) and version of the code, so files that only moved, or that another corpus
-or run has read before, are not read again.
+The cache is keyed by content (SHA-256 of the file) and version of the code, so files that only moved, or that another
+corpus or run has read before, are not read again.
 """
 
 import functools
@@ -39,7 +39,9 @@ def hash_files(sources: Sequence[Source], cache_dir: Path) -> list[str]:
     known: dict[tuple[bytes, int, int], str] = {}
     if table.exists():
         columns = pq.read_table(table).to_pydict()
-        known = dict(zip(zip(columns["path"], columns["size"], columns["mtime_ns"], strict=True), columns["sha256"], strict=True))
+        known = dict(
+            zip(zip(columns["path"], columns["size"], columns["mtime_ns"], strict=True), columns["sha256"], strict=True)
+        )
     before, result = len(known), []
     for source in sources:
         status = source.path.stat()
@@ -62,7 +64,9 @@ def scores_folder(cache_dir: Path) -> Path:
     return cache_dir / f"scores-{versions}-{code_version(*READERS)}"
 
 
-def parse(corpus: Corpus, sources: Sequence[Source], hashes: Sequence[str], *, cache_dir: Path, num_workers: int) -> None:
+def parse(
+    corpus: Corpus, sources: Sequence[Source], hashes: Sequence[str], *, cache_dir: Path, num_workers: int
+) -> None:
     """Reads every file that the score cache lacks and adds its pieces, facts and failures to the cache.
 
     Raises: OSError for a full disk; KeyboardInterrupt, after everything already read is committed.
@@ -90,7 +94,16 @@ def parse(corpus: Corpus, sources: Sequence[Source], hashes: Sequence[str], *, c
 
         work = functools.partial(read_file, corpus)
         items = [sources[row].path for row in todo]
-        fill(work, items, keep, commit, title="reading scores", unit="files", cache_dir=cache_dir, num_workers=num_workers)
+        fill(
+            work,
+            items,
+            keep,
+            commit,
+            title="reading scores",
+            unit="files",
+            cache_dir=cache_dir,
+            num_workers=num_workers,
+        )
 
 
 def file_key(corpus: Corpus, digest: str) -> np.ndarray:
@@ -99,7 +112,7 @@ def file_key(corpus: Corpus, digest: str) -> np.ndarray:
 
 
 def read_file(corpus: Corpus, path: Path) -> tuple[list[tuple[bytes, dict[str, Any]]], list[list[str]]]:
-    """The pieces of a file as (pickled score, facts), and (piece, reason) for what could not be read. Runs in a worker."""
+    """The pieces of a file as (pickled score, facts), and (piece, reason) of what can't be read. Runs in a worker."""
     pieces: list[tuple[bytes, dict[str, Any]]] = []
     failures: list[list[str]] = []
     found = corpus.read(path)
@@ -150,6 +163,15 @@ def measure_complexity(keys: np.ndarray, *, cache_dir: Path, num_workers: int) -
 
         work = functools.partial(describe_complexity, folder)
         items = rows[todo].tolist()
-        fill(work, items, keep, writer.commit, title="complexity", unit="pieces", cache_dir=cache_dir, num_workers=num_workers)
+        fill(
+            work,
+            items,
+            keep,
+            writer.commit,
+            title="complexity",
+            unit="pieces",
+            cache_dir=cache_dir,
+            num_workers=num_workers,
+        )
     store = Store(target)
     return [json.loads(store[row].tobytes()) for row in store.rows(keys).tolist()]

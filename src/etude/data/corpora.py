@@ -38,7 +38,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Corpus:
-    """What the data module asks of a corpus; `reader` names the way its files are parsed, as part of the cache's key."""
+    """What the data module asks of a corpus; `reader` names how its files are parsed, a part of the cache's key."""
 
     reader: ClassVar[str] = "score"
 
@@ -124,8 +124,8 @@ class Everything(Wheel):
 class Folder(Corpus):
     """The user's own scores: every MIDI, MusicXML, ABC and Humdrum file below a folder.
 
-    root: the folder, '' until it is given. Genre is the first subfolder, 'unknown' for files at the root. A `SOURCES.tsv` at the root with columns
-        file, source, licence tells where files come from.
+    root: the folder, '' until it is given. Genre is the first subfolder, 'unknown' for files at the root. A
+        `SOURCES.tsv` at the root with columns file, source, licence tells where files come from.
     """
 
     root: str = ""
@@ -179,8 +179,8 @@ class Jsb(Corpus):
         if not path.is_file():
             if not self.download:
                 raise ValueError(
-                    f"the JSB benchmark is not at data.root={path}; get Jsb16thSeparated.json from {DOWNLOAD_URL} and put it "
-                    "there, or add data.corpus.download=true to let this be done"
+                    f"the JSB benchmark is not at data.root={path}; get Jsb16thSeparated.json from {DOWNLOAD_URL} and "
+                    "put it there, or add data.corpus.download=true to let this be done"
                 )
             download_jsb(path)
         source = "JSB-Chorales-dataset (czhuang), Jsb16thSeparated.json"

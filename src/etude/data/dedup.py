@@ -1,8 +1,9 @@
 """Near-duplicates of pieces, whatever their key, tempo and instruments, and splits that keep them on one side.
 
-The melody (highest sounding voice) becomes a sequence of steps, each an interval in semitones and a ratio of inter-onset
-intervals; its set of n-grams is sketched by MinHash; pieces whose sketches agree are united, transitively.
-Source: A. Broder, "On the resemblance and containment of documents", 1997 (MinHash; banding as in Leskovec, Rajaraman and
+The melody (highest sounding voice) becomes a sequence of steps, each an interval in semitones and a ratio of
+inter-onset intervals; its set of n-grams is sketched by MinHash; pieces whose sketches agree are united, transitively.
+Source: A. Broder, "On the resemblance and containment of documents", 1997 (MinHash; banding as in Leskovec, Rajaraman
+    and
 Ullman, "Mining of Massive Datasets", ch. 3).
 """
 
@@ -14,7 +15,9 @@ from symusic import Score
 NGRAM = 6
 NUM_HASHES = 64
 BANDS = 32  # of 2 hashes: pieces of similarity 0.3 meet with probability 0.95, of 0.5 with 0.9999
-SIMILARITY = 0.3  # estimated Jaccard similarity of the n-gram sets from which pieces count as one; unrelated ones have < 0.1
+SIMILARITY = (
+    0.3  # estimated Jaccard similarity of the n-gram sets from which pieces count as one; unrelated ones have < 0.1
+)
 NEIGHBOURS = 32  # pieces of one band that each is compared with: bounds the work where very many share an n-gram
 MIN_STEPS = 12  # shorter melodies are compared whole: too few n-grams to tell a tune from a scale
 _rng = np.random.default_rng(20120527)
@@ -23,7 +26,7 @@ _OFFSET = _rng.integers(0, 2**63, NUM_HASHES, dtype=np.uint64)
 
 
 def _notes(score: Score) -> np.ndarray:
-    """Onset, pitch and end of all pitched notes (drums where there is nothing else), int64 [N, 3], by onset then pitch."""
+    """Onset, pitch and end of all pitched notes (of drums where there are no others), int64 [N, 3], sorted."""
     tracks = [t for t in score.tracks if len(t.notes) and not t.is_drum] or [t for t in score.tracks if len(t.notes)]
     parts = [track.notes.numpy() for track in tracks]
     rows = [np.stack([p["time"], p["pitch"], p["time"] + p["duration"]], axis=1) for p in parts]
@@ -42,7 +45,8 @@ def content_hash(score: Score) -> str:
 def melody(score: Score) -> tuple[np.ndarray, np.ndarray]:
     """Onsets and pitches, int64 [M] each, of the highest sounding voice.
 
-    A note belongs to it if no higher note begins with it or still sounds: inner voices that move below a held note don't.
+    A note belongs to it if no higher note begins with it or still sounds: inner voices that move below a held note
+        don't.
     """
     notes = _notes(score)
     if len(notes) == 0:
@@ -106,7 +110,7 @@ def groups(contents: np.ndarray, sketches: np.ndarray) -> np.ndarray:
 
 
 def _equal_pairs(keys: np.ndarray, neighbours: int) -> np.ndarray:
-    """Pairs of rows with equal keys, int64 [p, 2]: each row with up to `neighbours` equal ones before it in sorted order."""
+    """Pairs of rows with equal keys, int64 [p, 2]: each row with up to `neighbours` equal ones before it."""
     _, inverse = np.unique(keys, return_inverse=True)
     order = np.argsort(inverse, kind="stable")
     ranked = inverse[order]
@@ -123,8 +127,8 @@ def assign_splits(group: np.ndarray, contents: list[str], ratios: dict[str, floa
     """The split of each piece, by a hash of its group: adding files moves no other group.
 
     group: int64 [n] from `groups`. contents: content hashes, of which the group's smallest decides.
-    ratios: split -> share; shares add up to 1. A split with a share above 0 is never left empty where there are as many groups
-        as such splits: it takes the group whose hash is nearest to its own.
+    ratios: split -> share; shares add up to 1. A split with a share above 0 is never left empty where there are as
+        many groups as such splits: it takes the group whose hash is nearest to its own.
     """
     smallest: dict[int, str] = {}
     for row, content in zip(group.tolist(), contents, strict=True):
@@ -132,7 +136,9 @@ def assign_splits(group: np.ndarray, contents: list[str], ratios: dict[str, floa
     place = {row: int(hashlib.sha256(c.encode()).hexdigest()[:13], 16) / 16**13 for row, c in smallest.items()}
     names = [name for name, share in ratios.items() if share > 0]
     ends = np.cumsum([ratios[name] for name in names])
-    chosen = {row: names[min(int(np.searchsorted(ends, at, side="right")), len(names) - 1)] for row, at in place.items()}
+    chosen = {
+        row: names[min(int(np.searchsorted(ends, at, side="right")), len(names) - 1)] for row, at in place.items()
+    }
     for number, name in enumerate(names):
         rich = [row for row in chosen if sum(other == chosen[row] for other in chosen.values()) > 1]
         if name not in chosen.values() and rich:

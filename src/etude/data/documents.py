@@ -1,7 +1,7 @@
 """Pieces as documents: augmented body ids behind their controls, cut into windows that fit a row.
 
-A document is BOS (CONT for a window that starts inside a piece), controls, body, and EOS at the end of the piece. Everything
-random about it is a function of (seed, pass, piece): the same in any worker, rank or order.
+A document is BOS (CONT for a window that starts inside a piece), controls, body, and EOS at the end of the piece.
+Everything random about it is a function of (seed, pass, piece): the same in any worker, rank or order.
 """
 
 from dataclasses import dataclass
@@ -15,13 +15,15 @@ from etude.music.tokenizer import Tokenizer
 TEMPO_STEPS = 9  # factors to which a range of tempo scaling is quantised, so that their maps can be kept
 TRANSPOSE, TEMPO, VELOCITY, CONTROLS = range(4)  # columns of a piece's random numbers; one for each control follows
 CACHED_PIECES = 512
+SAMPLED_PIECES = 64
 
 
 @dataclass(frozen=True)
 class Augmentation:
     """What is varied from pass to pass.
 
-    transpose: lowest and highest shift in semitones; each piece stays within the range of its tokenizer. None: no shift.
+    transpose: lowest and highest shift in semitones; each piece stays within the range of its tokenizer. None: no
+        shift.
     tempo_scale: lowest and highest factor, above 0. None: as written.
     velocity_shift: up to so many velocity bins louder or softer, 0 or more.
     control_dropout: probability with which each control is left out, in [0, 1].
@@ -46,6 +48,18 @@ class Documents:
         self._recent: dict[tuple[int, int], np.ndarray] = {}
         self._recent_bars: dict[tuple[int, int], np.ndarray] = {}
 
+    @property
+    def num_tokens(self) -> int:
+        """About how many tokens a pass over all documents has; byte pairs are estimated from some pieces."""
+        total, sample = self.view.num_tokens, range(0, len(self.view), max(1, len(self.view) // SAMPLED_PIECES))
+        if self.merges and total:
+            base = sum(int(self.view.table["length"][piece]) for piece in sample)
+            total = round(total * sum(len(self.body(0, piece)) for piece in sample) / base)
+        controls = int(
+            (np.asarray(self.view.table["controls"][list(sample)]) >= 0).sum() / max(1, len(sample)) * len(self.view)
+        )
+        return total + len(self.view) + round(controls * (1 - self.augmentation.control_dropout))
+
     def random(self, passes: np.ndarray, pieces: np.ndarray) -> np.ndarray:
         """The random numbers of each (pass, piece), float64 [n, 3 + controls]."""
         return uniform(self.seed, passes, pieces, CONTROLS + self.view.table["controls"].shape[1])
@@ -59,7 +73,9 @@ class Documents:
         """Body tokens of each piece as the model sees it, int64 [n]."""
         if not self.merges:
             return np.asarray(self.view.table["length"][pieces]).astype(np.int64)
-        return np.array([len(self.body(number, piece)) for number, piece in zip(passes.tolist(), pieces.tolist(), strict=True)])
+        return np.array(
+            [len(self.body(number, piece)) for number, piece in zip(passes.tolist(), pieces.tolist(), strict=True)]
+        )
 
     def body(self, number: int, piece: int) -> np.ndarray:
         """Augmented body ids of `piece` in pass `number`, as the model sees them."""
@@ -87,8 +103,10 @@ class Documents:
 
     def prefix(self, number: int, piece: int) -> np.ndarray:
         """Control ids of a document, augmented as its body is."""
+        controls = self.view.table["controls"][piece]
+        if len(controls) == 0:
+            return controls
         random = self.random(np.array([number]), np.array([piece]))
-        controls = np.asarray(self.view.table["controls"][piece])
         controls = controls[self.kept_controls(np.array([piece]), random)[0]]
         table = self._map(number, piece)
         return controls if table is None else table[controls]

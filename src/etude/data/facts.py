@@ -14,9 +14,10 @@ def describe(score: Score) -> dict[str, Any]:
     """Facts about a piece as plain values.
 
     Returns:
-        key: 'G major', estimated from the notes; None for drums alone. tempo_bpm: the first tempo, quarters a minute, None where
-        none is written. metre: the first time signature, '4/4' where none is written. bars, notes, tracks: counts. programs:
-        General MIDI programs 0-127, -1 for drums, sorted. duration_beats: in quarters.
+        key: 'G major', estimated from the notes; None for drums alone. tempo_bpm: the first tempo, quarters a minute,
+            None where
+        none is written. metre: the first time signature, '4/4' where none is written. bars, notes, tracks: counts.
+        programs: General MIDI programs 0-127, -1 for drums, sorted. duration_beats: in quarters.
     """
     pitched = any(len(track.notes) and not track.is_drum for track in score.tracks)
     metre = score.time_signatures[0] if len(score.time_signatures) else None

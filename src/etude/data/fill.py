@@ -1,4 +1,4 @@
-"""Filling a cache: the items that it lacks are computed in parallel, under a progress bar, and committed as they come."""
+"""Filling a cache: what it lacks is computed in parallel, under a progress bar, and committed as it comes."""
 
 import contextlib
 import sys
@@ -34,7 +34,8 @@ def fill(
     num_workers: int,
     inline_seconds: float = 0.0,
 ) -> None:
-    """Computes `work(item)` for all items and hands each result (or `pool.Failure`) to `keep(index, result)` as it is done.
+    """Computes `work(item)` for all items and hands each result (or `pool.Failure`) to `keep(index, result)` as it is
+    done.
 
     commit: makes what was kept durable; called every few seconds and at the end, also on Ctrl-C.
     inline_seconds: compute here for this long before starting processes; 0 where an item may crash its process.

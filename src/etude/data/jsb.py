@@ -1,6 +1,7 @@
 """The JSB chorale benchmark file: fetching it, and turning its frames into scores.
 
-Source: Boulanger-Lewandowski, Bengio and Vincent (2012), split as in Allan and Williams (2005); 16th-note version of the
+Source: Boulanger-Lewandowski, Bengio and Vincent (2012), split as in Allan and Williams (2005); 16th-note version of
+    the
 JSB-Chorales-dataset repository.
 """
 
@@ -36,13 +37,15 @@ def download_jsb(path: Path) -> None:
         with urllib.request.urlopen(DOWNLOAD_URL, timeout=TIMEOUT_SECONDS) as answer:
             data = answer.read()
         if set(json.loads(data)) != set(SPLITS):
-            raise ValueError(f"what {DOWNLOAD_URL} sent is not the benchmark; put Jsb16thSeparated.json at {path} by hand")
+            raise ValueError(
+                f"what {DOWNLOAD_URL} sent is not the benchmark; put Jsb16thSeparated.json at {path} by hand"
+            )
         aside.write_bytes(data)
-        os.replace(aside, path)
+        aside.replace(path)
     except (urllib.error.URLError, TimeoutError, json.JSONDecodeError) as error:
         raise ValueError(
-            f"could not download {DOWNLOAD_URL} ({error}); get Jsb16thSeparated.json on a machine with a network and put it "
-            f"at {path}"
+            f"could not download {DOWNLOAD_URL} ({error}); get Jsb16thSeparated.json on a machine "
+            f"with a network and put it at {path}"
         ) from error
     finally:
         aside.unlink(missing_ok=True)

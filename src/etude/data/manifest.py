@@ -1,4 +1,5 @@
-"""The manifest: one row for each piece of a corpus, with its split, in an immutable folder named by everything it depends on.
+"""The manifest: one row for each piece of a corpus, with its split, in an immutable folder named by everything it
+depends on.
 
 A dataset folder holds `manifest.parquet` and `quarantine.tsv`, and one folder of `view` arrays for each tokenizer.
 """
@@ -25,34 +26,49 @@ SPLITS = ("train", "val", "test")
 FACTS = ("key", "tempo_bpm", "metre", "bars", "notes", "tracks", "programs", "duration_beats")
 
 
-def build_manifest(
-    corpus: Corpus, *, cache_dir: Path, ratios: dict[str, float], complexity: bool, num_workers: int
-) -> Path:
-    """The dataset folder of `corpus` as its files are now; reads and measures only what the cache lacks.
+class ManifestPlan:
+    """Which dataset folder a corpus wants as its files are now, and how to make it."""
 
-    ratios: split -> share, for pieces without a prescribed split. complexity: add the complexity_* columns.
-    Raises: ValueError where there is no file, or no file could be read; OSError for a full disk.
-    """
-    sources = corpus.files()
-    hashes = build.hash_files(sources, cache_dir)
-    identity = [
-        [[s.name, s.genre, s.source, s.licence, digest] for s, digest in zip(sources, hashes, strict=True)],
-        [corpus.reader, ratios, complexity, str(build.scores_folder(cache_dir).name)],
-        [code_version("etude.data.manifest"), code_version("etude.music.complexity") if complexity else ""],
-    ]
-    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-    folder = cache_dir / "datasets" / f"{type(corpus).__name__.lower()}-{digest}"
-    if not folder.exists():
-        build.parse(corpus, sources, hashes, cache_dir=cache_dir, num_workers=num_workers)
-        pieces, quarantine = _collect(corpus, sources, hashes, cache_dir)
+    def __init__(
+        self, corpus: Corpus, sources: Sequence[Source], *, cache_dir: Path, ratios: dict[str, float], complexity: bool
+    ):
+        """Hashes the files that are new or changed.
+
+        ratios: split -> share, for pieces without a prescribed split. complexity: add the complexity_* columns.
+        """
+        self.corpus, self.sources, self.cache_dir = corpus, sources, cache_dir
+        self.ratios, self.complexity = ratios, complexity
+        self.hashes = build.hash_files(sources, cache_dir)
+        identity = [
+            [[s.name, s.genre, s.source, s.licence, digest] for s, digest in zip(sources, self.hashes, strict=True)],
+            [corpus.reader, ratios, complexity, str(build.scores_folder(cache_dir).name)],
+            [code_version("etude.data.manifest"), code_version("etude.music.complexity") if complexity else ""],
+        ]
+        digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+        self.folder = cache_dir / "datasets" / f"{type(corpus).__name__.lower()}-{digest}"
+
+    @property
+    def done(self) -> bool:
+        """Whether the folder is there: it appears whole or not at all."""
+        return self.folder.exists()
+
+    def build(self, *, num_workers: int) -> None:
+        """Makes the folder; reads and measures only what the cache lacks. The caller holds the lock of the cache.
+
+        Raises: ValueError where no file could be read; OSError for a full disk; KeyboardInterrupt after keeping what
+            is done.
+        """
+        if self.done:
+            return
+        build.parse(self.corpus, self.sources, self.hashes, cache_dir=self.cache_dir, num_workers=num_workers)
+        pieces, quarantine = _collect(self.corpus, self.sources, self.hashes, self.cache_dir)
         if not pieces:
-            reasons = f"{printable(sources[0].path)}: {quarantine[0][2]}" if quarantine else "they hold no pieces"
-            raise ValueError(f"none of {len(sources)} files could be read; give scores that can ({reasons})")
-        table = _table(pieces, ratios)
-        if complexity:
-            table = _with_complexity(table, cache_dir, num_workers)
-        _publish(folder, table, quarantine)
-    return folder
+            reasons = f"{printable(self.sources[0].path)}: {quarantine[0][2]}" if quarantine else "they hold no pieces"
+            raise ValueError(f"none of {len(self.sources)} files could be read; give scores that can ({reasons})")
+        table = _table(pieces, self.ratios)
+        if self.complexity:
+            table = _with_complexity(table, self.cache_dir, num_workers)
+        _publish(self.folder, table, quarantine)
 
 
 def _collect(
@@ -67,7 +83,12 @@ def _collect(
         record = json.loads(store[row].tobytes())
         quarantine += [(source.name, piece, reason) for piece, reason in record["failures"]]
         for number, fact in enumerate(record["pieces"]):
-            origin = {"path": printable(source.path), "genre": source.genre, "source": source.source, "licence": source.licence}
+            origin = {
+                "path": printable(source.path),
+                "genre": source.genre,
+                "source": source.source,
+                "licence": source.licence,
+            }
             key = build.piece_key(digest + corpus.reader, number).tobytes()
             pieces.append({**fact, **origin, "file": source.name, "sha256": digest, "piece": number, "id": key})
     return pieces, quarantine
@@ -82,7 +103,11 @@ def _table(pieces: list[dict[str, Any]], ratios: dict[str, float]) -> pa.Table:
     names = ("path", "file", "piece", "name", "sha256", "source", "licence", "genre", *FACTS)
     types = {"tempo_bpm": pa.float64(), "key": pa.string(), "programs": pa.list_(pa.int16())}
     columns = {name: pa.array([piece[name] for piece in pieces], type=types.get(name)) for name in names}
-    columns |= {"split": pa.array(split), "group": pa.array(group), "id": pa.array([p["id"] for p in pieces], pa.binary(16))}
+    columns |= {
+        "split": pa.array(split),
+        "group": pa.array(group),
+        "id": pa.array([p["id"] for p in pieces], pa.binary(16)),
+    }
     return pa.table(columns)
 
 
@@ -109,7 +134,7 @@ def _publish(folder: Path, table: pa.Table, quarantine: list[tuple[str, str, str
         for path in aside.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        os.replace(aside, folder)
+        aside.replace(folder)
         sync_folder(folder.parent)
     except OSError as error:
         raise named(error, folder) from error

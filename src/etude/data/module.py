@@ -1,9 +1,10 @@
 """Music as a LightningDataModule: from a corpus and a tokenizer to packed, augmented, exactly resumable batches."""
 
+import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytorch_lightning as pl
-from filelock import FileLock
+from filelock import BaseFileLock, FileLock, Timeout
 from symusic import Score
 from torch import Tensor
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -20,11 +21,11 @@ from etude.data import build
 from etude.data.batches import PackedRows, RowSampler, evaluation_batches
 from etude.data.corpora import Corpus
 from etude.data.documents import Augmentation, Documents
-from etude.data.manifest import SPLITS, build_manifest, piece_keys, read_quarantine
+from etude.data.manifest import SPLITS, ManifestPlan, piece_keys, read_quarantine
 from etude.data.packing import Packer
-from etude.data.store import Store
+from etude.data.store import Store, named
 from etude.data.tokens import MAX_SHIFT
-from etude.data.view import View, build_view, open_view
+from etude.data.view import View, build_view, open_view, view_folder, with_byte_pairs
 from etude.music.tokenizer import LABELS, Tokenizer
 
 Batch = dict[str, Tensor]
@@ -34,10 +35,11 @@ Number = TypeVar("Number", int, float)
 class MusicDataModule(pl.LightningDataModule):
     """Real scores as batches of packed token rows.
 
-    Training rows hold whole documents (or windows cut at bars) of `max_len` tokens; an epoch is a fixed number of batches, after
-    which the stream goes on where it stood. The order is a function of (seed, pass), every variation one of (seed, pass, piece):
-    the same with any number of workers and ranks. End an epoch early with `batches_per_epoch`, not with the trainer's
-    `limit_train_batches`, which drops batches that workers have already drawn.
+    Training rows hold whole documents (or windows cut at bars) of `max_len` tokens; an epoch is a fixed number of
+    batches, after which the stream goes on where it stood. The order is a function of (seed, pass), every variation
+    one of (seed, pass, piece): the same with any number of workers and ranks. End an epoch early with
+    `batches_per_epoch`, not with the trainer's `limit_train_batches`, which drops batches that workers have already
+    drawn.
     """
 
     def __init__(
@@ -66,17 +68,19 @@ class MusicDataModule(pl.LightningDataModule):
         """Checks the arguments; reads nothing.
 
         corpus: where scores come from. tokenizer: called with genres=[...] once they are known.
-        root: where the corpus's files are, for corpora that must be told (a folder, the JSB file); None: as the corpus says.
+        root: where the corpus's files are, for corpora that must be told (a folder, the JSB file); None: as the corpus
+            says.
         cache_dir: holds parsed scores, tokens and manifests; may be shared and may be deleted.
-        max_len: tokens in a training row. max_eval_len: in an evaluation row; longer pieces are cut at bars, and `eval_overlap`
-            (share of a row, [0, 1)) of what was counted before is repeated as context.
+        max_len: tokens in a training row. max_eval_len: in an evaluation row; longer pieces are cut at bars, and
+            `eval_overlap` (share of a row, [0, 1)) of what was counted before is repeated as context.
         batch_size: rows of a batch, on each rank. batches_per_epoch: None for about one pass over the data.
         num_workers: processes that load batches. prepare_workers: that parse and tokenise; None for one a core.
         seed: of order, augmentation and control dropout.
         split: shares of train, val and test, by duplicate group; corpora with a canonical split keep theirs.
-        transpose: [lowest, highest] shift in semitones. tempo_scale: [lowest, highest] factor. velocity_shift: bins either way.
-        controls: labels whose tokens stand in front of each piece, of genre, key, metre, tempo_bpm, num_bars, programs; None for
-            all, [] for none, as benchmarks of unconditional likelihood want it.
+        transpose: [lowest, highest] shift in semitones. tempo_scale: [lowest, highest] factor. velocity_shift: bins
+            either way.
+        controls: labels whose tokens stand in front of each piece, of genre, key, metre, tempo_bpm, num_bars,
+            programs; None for all, [] for none, as benchmarks of unconditional likelihood want it.
         control_dropout: probability with which each control is hidden in training.
         complexity: add complexity_* columns to the manifest (costs a pass over the scores).
 
@@ -105,7 +109,9 @@ class MusicDataModule(pl.LightningDataModule):
 
     def _check(self, split: Sequence[float]) -> None:
         if len(split) != len(SPLITS) or min(split) < 0 or abs(sum(split) - 1) > 1e-6 or split[0] == 0:
-            raise ValueError(f"split={list(split)} must be shares of train, val and test that add up to 1, such as [0.8, 0.1, 0.1]")
+            raise ValueError(
+                f"split={list(split)} must be shares of train, val and test that add up to 1, such as [0.8, 0.1, 0.1]"
+            )
         for name, low in (("max_len", 16), ("max_eval_len", 16), ("batch_size", 1), ("num_workers", 0)):
             if getattr(self, name) < low:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {low}")
@@ -116,7 +122,9 @@ class MusicDataModule(pl.LightningDataModule):
             if not 0 <= value <= high:
                 raise ValueError(f"{name}={value} must lie in [0, {high}]")
         if self.batches_per_epoch is not None and self.batches_per_epoch < 1:
-            raise ValueError(f"batches_per_epoch={self.batches_per_epoch} must be at least 1, or null for a pass over the data")
+            raise ValueError(
+                f"batches_per_epoch={self.batches_per_epoch} must be at least 1, or null for a pass over the data"
+            )
 
     # --- preparing ---
 
@@ -131,26 +139,35 @@ class MusicDataModule(pl.LightningDataModule):
     def prepare(self) -> None:
         """Makes manifest, tokenizer and token store ready; safe to repeat, and to call in several processes at once.
 
-        Raises: ValueError where there are no usable files; OSError for a full disk; KeyboardInterrupt after keeping what is done.
+        Raises: ValueError where there are no usable files; OSError for a full disk; KeyboardInterrupt after keeping
+            what is done.
         """
         if self._tokenizer is not None:
             return
-        self.cache_dir.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.cache_dir / "lock"):
-            self.folder = build_manifest(
-                self.corpus,
-                cache_dir=self.cache_dir,
-                ratios=self.ratios,
-                complexity=self.complexity,
-                num_workers=self.prepare_workers,
-            )
-            genres = sorted(set(self.manifest()["genre"].to_pylist()))
-            tokenizer = self._make_tokenizer(genres=genres)
-            self._view_folder = build_view(
-                self.folder, tokenizer, controls=self.controls, cache_dir=self.cache_dir, num_workers=self.prepare_workers
-            )
-        self._views = {split: open_view(self._view_folder, split, tokenizer, self.cache_dir) for split in SPLITS}
-        self._tokenizer = tokenizer
+        sources = self.corpus.files()
+        try:
+            self.cache_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise named(error, self.cache_dir) from error
+        plan = ManifestPlan(
+            self.corpus, sources, cache_dir=self.cache_dir, ratios=self.ratios, complexity=self.complexity
+        )
+        lock = FileLock(self.cache_dir / "lock")
+        if not plan.done:
+            with _held(lock):
+                plan.build(num_workers=self.prepare_workers)
+        self.folder = plan.folder
+        tokenizer = self._make_tokenizer(genres=sorted(set(self.manifest()["genre"].to_pylist())))
+        view = view_folder(plan.folder, tokenizer, controls=self.controls, cache_dir=self.cache_dir)
+        if not view.exists():
+            with _held(lock):
+                build_view(
+                    view, tokenizer, controls=self.controls, cache_dir=self.cache_dir, num_workers=self.prepare_workers
+                )
+        self._view_folder = view
+        self._views = {split: open_view(view, split, tokenizer, self.cache_dir) for split in SPLITS}
+        pairs = view / f"bpe-{tokenizer.params.get('bpe_vocab_size')}.json"
+        self._tokenizer = with_byte_pairs(tokenizer, self._views["train"], pairs)
         if len(self._views["train"]) == 0:
             raise ValueError("there is no training piece; add files, or give data.split another first share")
         bad = len(self.quarantine)
@@ -206,15 +223,12 @@ class MusicDataModule(pl.LightningDataModule):
         sampler = RowSampler(
             Packer(documents, self.max_len),
             batch_size=self.batch_size,
-            num_batches=self.batches_per_epoch or self._batches_per_pass(documents.view, world),
+            num_batches=self.batches_per_epoch
+            or max(1, round(documents.num_tokens / (self.max_len * self.batch_size * world))),
             rank=rank,
             world=world,
         )
         return self._loader(PackedRows(documents, max_len=self.max_len, evaluation=False), sampler)
-
-    def _batches_per_pass(self, view: View, world: int) -> int:
-        tokens = view.num_tokens + 2 * len(view)
-        return max(1, round(tokens / (self.max_len * self.batch_size * world)))
 
     def val_dataloader(self) -> StatefulDataLoader:
         """Every validation piece once, unchanged."""
@@ -250,15 +264,32 @@ class MusicDataModule(pl.LightningDataModule):
         for name, value in mine.items():
             if state_dict[name] != value:
                 raise ValueError(
-                    f"the checkpoint was trained on {name} {state_dict[name]}, here it is {value}; resume with the same files and "
-                    "options, or start a new run from its weights"
+                    f"the checkpoint was trained on {name} {state_dict[name]}, here it is {value}; resume with "
+                    "the same files and options, or start a new run from its weights"
                 )
 
 
 def _moved(corpus: Corpus, root: str) -> Corpus:
     if "root" not in {field.name for field in dataclasses.fields(corpus)}:
-        raise ValueError(f"root={root}: the corpus {type(corpus).__name__} comes with music21; for your files: data=folder data.root=DIR")
+        raise ValueError(
+            f"root={root}: the corpus {type(corpus).__name__} comes with music21; "
+            "for your files: data=folder data.root=DIR"
+        )
     return dataclasses.replace(corpus, root=root)  # type: ignore[call-arg]
+
+
+@contextlib.contextmanager
+def _held(lock: BaseFileLock) -> Iterator[None]:
+    """Holds `lock`, saying so where another process has it; what that one makes will be found done."""
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        print(f"another process is preparing data ({lock.lock_file}); waiting for it", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _as_it_is(batch: Batch) -> Batch:

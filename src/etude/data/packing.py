@@ -1,7 +1,8 @@
 """Which documents make up each row: an endless, shuffled, best-fit packing that needs lengths, not tokens.
 
-A plan is an int64 array [documents, 6] with the columns below. Training packs pass after pass without a seam; evaluation goes
-through the pieces once, in order.
+A plan is an int64 array [documents, 7]: pass, piece, its body tokens from start to stop, whether they end the piece, the
+first of them that is counted, number of controls. Training packs pass after pass without a seam; evaluation goes through the
+pieces once, in order.
 """
 
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ import numpy as np
 from etude.data.documents import Documents
 from etude.data.randomness import permute
 
-NUMBER, PIECE, START, STOP, FINAL, COUNTED = range(6)  # pass, piece, body tokens [start, stop), ends the piece?, first counted
+NUMBER, PIECE, START, STOP, FINAL, COUNTED, CONTROLS = range(7)  # columns of a plan
+NOTHING = np.empty((0, 7), np.int64)
 BLOCK = 128  # pieces whose documents are worked out at once
 BUFFER = 256  # documents that wait to be packed: the more, the less padding, the less each pass is a pass
 MAX_WASTE = 0.01  # share of a row that may stay empty before a document is cut at a bar to fill it
@@ -21,13 +23,22 @@ PARTNERS = 64  # whole documents that are considered to go with a cut one
 MIN_PART = 0.05  # share of a row below which no part of a document is cut off
 
 
+def slots(plan: np.ndarray) -> np.ndarray:
+    """Tokens that each document takes in a row: controls, body, and one at the end of a piece.
+
+    One fewer than its ids, since the last is only a target: BOS and the first tokens, or CONT and the first tokens.
+    """
+    taken: np.ndarray = plan[:, CONTROLS] + plan[:, STOP] - plan[:, START] + plan[:, FINAL]
+    return taken
+
+
 @dataclass
 class Packer:
     """Plans rows of `max_len` tokens.
 
     documents: the pieces. shuffle: order by (seed, pass) and go on for ever; else in order, once.
-    overlap: where a piece is longer than a row, windows after the first begin with so large a share of tokens that were counted
-        before, as context; 0 for training.
+    overlap: where a piece is longer than a row, windows after the first begin with so large a share of tokens that
+        were counted before, as context; 0 for training.
     """
 
     documents: Documents
@@ -36,7 +47,7 @@ class Packer:
     overlap: float = 0.0
     number: int = 0
     position: int = 0
-    waiting: np.ndarray = field(default_factory=lambda: np.empty((0, 6), np.int64))
+    waiting: np.ndarray = field(default_factory=NOTHING.copy)
 
     def state_dict(self) -> dict[str, object]:
         """Where the packing stands: pass, position in it, and the documents that wait."""
@@ -45,13 +56,7 @@ class Packer:
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Goes on from a `state_dict`."""
         self.number, self.position = int(state["number"]), int(state["position"])  # type: ignore[call-overload]
-        self.waiting = np.array(state["waiting"], np.int64).reshape(-1, 6)
-
-    def slots(self, plan: np.ndarray) -> np.ndarray:
-        """Tokens that each document takes in a row: controls, body, and one for EOS; the last token is only a target."""
-        random = self.documents.random(plan[:, NUMBER], plan[:, PIECE])
-        kept = self.documents.kept_controls(plan[:, PIECE], random).sum(axis=1)
-        return kept + plan[:, STOP] - plan[:, START] + plan[:, FINAL]
+        self.waiting = np.array(state["waiting"], np.int64).reshape(-1, NOTHING.shape[1])
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Rows, each a plan whose slots add up to at most `max_len`; ends only without shuffling."""
@@ -74,19 +79,22 @@ class Packer:
         pieces = permute(block, size=size, seed=self.documents.seed, number=self.number) if self.shuffle else block
         passes = np.full(len(pieces), self.number)
         lengths = self.documents.lengths(passes, pieces)
-        whole = np.zeros((len(pieces), 6), np.int64)
+        whole = np.zeros((len(pieces), NOTHING.shape[1]), np.int64)
         whole[:, NUMBER], whole[:, PIECE], whole[:, STOP], whole[:, FINAL] = passes, pieces, lengths, 1
-        slots = self.slots(whole)
-        if (slots - lengths).max() >= self.max_len:
-            raise ValueError(f"max_len={self.max_len} leaves no room for music after the controls; set data.max_len higher")
-        short = self.shuffle | (slots <= self.max_len)  # training cuts long pieces as it fills rows
+        random = self.documents.random(passes, pieces)
+        whole[:, CONTROLS] = self.documents.kept_controls(pieces, random).sum(axis=1)
+        if (whole[:, CONTROLS] + 1).max() >= self.max_len:
+            raise ValueError(
+                f"max_len={self.max_len} leaves no room for music after the controls; set data.max_len higher"
+            )
+        short = self.shuffle | (slots(whole) <= self.max_len)  # training cuts long pieces as it fills rows
         parts = [row[None] if fits else self._windows(row) for row, fits in zip(whole, short, strict=True)]
         self.waiting = np.concatenate([self.waiting, *parts])
         return True
 
     def _windows(self, whole: np.ndarray) -> np.ndarray:
         """A piece longer than a row as windows that begin at bars, are counted once, and overlap by their context."""
-        room = self.max_len - int(self.slots(whole[None])[0] - whole[STOP])  # controls and EOS leave so much
+        room = self.max_len - int(whole[CONTROLS]) - 1  # one for EOS
         bars = self._bars(whole)
         rows, counted = [], 0
         while counted < whole[STOP]:
@@ -94,7 +102,7 @@ class Packer:
             stop = min(int(whole[STOP]), start + room)
             if stop < whole[STOP]:
                 stop = _cut(bars, counted + 1, stop, last=True)
-            rows.append([whole[NUMBER], whole[PIECE], start, stop, int(stop == whole[STOP]), counted])
+            rows.append([whole[NUMBER], whole[PIECE], start, stop, int(stop == whole[STOP]), counted, whole[CONTROLS]])
             counted = stop
         return np.array(rows, np.int64)
 
@@ -103,28 +111,28 @@ class Packer:
 
     def _row(self) -> np.ndarray:
         """Takes documents off the waiting ones: the oldest first, then what fills the row best."""
-        slots = self.slots(self.waiting)
-        free = np.ones(len(slots), bool)
+        sizes = slots(self.waiting)
+        free = np.ones(len(sizes), bool)
         chosen: list[int] = []
-        room, forced = self.max_len, bool(slots[0] > self.max_len)
+        room, forced = self.max_len, bool(sizes[0] > self.max_len)
         if not forced:
-            chosen, room = [0], room - int(slots[0])
+            chosen, room = [0], room - int(sizes[0])
             free[0] = False
-        longest = int(slots[slots <= self.max_len].max(initial=1))
+        longest = int(sizes[sizes <= self.max_len].max(initial=1))
         part = None
         while part is None:
-            fitting = np.flatnonzero(free & (slots <= room))
-            picks = fitting[:1].tolist() if room >= 3 * longest else _best(slots, fitting, room)
-            waste = room - int(slots[picks].sum())
+            fitting = np.flatnonzero(free & (sizes <= room))
+            picks = fitting[:1].tolist() if room >= 3 * longest else _best(sizes, fitting, room)
+            waste = room - int(sizes[picks].sum())
             if self.shuffle and (forced or (waste > MAX_WASTE * self.max_len and room < 3 * longest)):
-                part = self._cut_to_fill(slots, free, room, forced, waste)
+                part = self._cut_to_fill(sizes, free, room, forced, waste)
                 if part is not None:
                     picks = part[2]
             if not picks:
                 break
             chosen += picks
             free[picks] = False
-            room -= int(slots[picks].sum())
+            room -= int(sizes[picks].sum())
         return self._take(chosen, free, part)
 
     def _take(self, chosen: list[int], free: np.ndarray, part: tuple[int, int, list[int]] | None) -> np.ndarray:
@@ -142,23 +150,23 @@ class Packer:
         return np.concatenate([plan, first[None]])
 
     def _cut_to_fill(
-        self, slots: np.ndarray, free: np.ndarray, room: int, forced: bool, waste: int
+        self, sizes: np.ndarray, free: np.ndarray, room: int, forced: bool, waste: int
     ) -> tuple[int, int, list[int]] | None:
         """Which document to cut, at which token, and which whole one goes before it, so that `room` is filled best.
 
-        forced: the oldest document is longer than a row and must be cut. waste: what leaving documents whole would leave empty;
-        None is returned where cutting is no better.
+        forced: the oldest document is longer than a row and must be cut. waste: what leaving all whole would leave
+            empty; None is returned where cutting is no better.
         """
-        whole = np.flatnonzero(free & (slots <= room))[:PARTNERS]
-        rooms = room - np.append(0, slots[whole])
-        least = int(MIN_PART * self.max_len)
+        whole = np.flatnonzero(free & (sizes <= room))[:PARTNERS]
+        rooms = room - np.concatenate([[0], sizes[whole]])
+        least = max(1, int(MIN_PART * self.max_len))
         best, answer = (self.max_len if forced else waste), None
         for index in [0] if forced else np.flatnonzero(free)[:CANDIDATES].tolist():
             document = self.waiting[index]
             bars = self._bars(document)
             bars = bars[(bars > document[START]) & (bars < document[STOP])]
-            controls = int(slots[index] - (document[STOP] - document[START]) - document[FINAL])
-            fills = np.append(0, bars - document[START] + controls)
+            controls = int(document[CONTROLS])
+            fills = np.concatenate([[0], bars - document[START] + controls])
             at = np.searchsorted(fills, rooms, side="right") - 1
             left = np.where(fills[at] >= least, rooms - fills[at], self.max_len)
             left[1:][whole == index] = self.max_len
@@ -168,8 +176,7 @@ class Packer:
                 answer = (index, int(bars[at[choice] - 1]), [] if choice == 0 else [int(whole[choice - 1])])
         if forced and answer is None:  # its bars are longer than a row
             document = self.waiting[0]
-            controls = int(slots[0] - (document[STOP] - document[START]) - document[FINAL])
-            answer = (0, int(document[START]) + room - controls, [])
+            answer = (0, int(document[START] + room - document[CONTROLS]), [])
         return answer
 
 
@@ -179,12 +186,12 @@ def _cut(bars: np.ndarray, low: int, high: int, *, last: bool = False) -> int:
     return int(inside[-1 if last else 0]) if len(inside) else high
 
 
-def _best(slots: np.ndarray, fitting: np.ndarray, room: int) -> list[int]:
+def _best(sizes: np.ndarray, fitting: np.ndarray, room: int) -> list[int]:
     """The document, or the pair, of those `fitting` that fills `room` best; the oldest among equals; [] for none."""
     if len(fitting) == 0:
         return []
-    order = fitting[np.argsort(slots[fitting], kind="stable")]
-    ranked = slots[order]
+    order = fitting[np.argsort(sizes[fitting], kind="stable")]
+    ranked = sizes[order]
     partner = np.searchsorted(ranked, room - ranked, side="right") - 1
     valid = partner > np.arange(len(ranked))
     single = int(ranked[-1])

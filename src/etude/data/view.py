@@ -16,19 +16,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from etude.data.manifest import SPLITS, piece_keys, read_quarantine, write_quarantine
-from etude.data.store import Store, named, sync_folder
+from etude.data.randomness import permute
+from etude.data.store import Store, named, sync_folder, write_aside
 from etude.data.tokens import tokenise, tokens_folder
 from etude.music.tokenizer import Tokenizer
 
 COLUMNS = {"num_bars": "bars"}  # labels of `Tokenizer.controls` that the manifest calls otherwise
+BPE_PIECES = 2000  # enough to learn frequent pairs from
 
 
 @dataclass(frozen=True)
 class View:
     """One split: `table` has a row for each piece, `store` its base ids.
 
-    table: structured array [n]; row: in the split's manifest; start, length: in the store's items; shift: lowest and highest
-        transposition; controls: ids, padded with -1.
+    table: structured array [n]; row: in the split's manifest; start, length: in the store's items; shift: lowest and
+        highest transposition; controls: ids, padded with -1.
     """
 
     store: Store
@@ -45,16 +47,20 @@ class View:
         return self.store.items[start : start + int(entry["length"])]
 
 
-def build_view(folder: Path, tokenizer: Tokenizer, *, controls: Sequence[str], cache_dir: Path, num_workers: int) -> Path:
-    """The folder of view arrays of `tokenizer` for the dataset in `folder`; encodes only what the token store lacks.
+def view_folder(dataset: Path, tokenizer: Tokenizer, *, controls: Sequence[str], cache_dir: Path) -> Path:
+    """Where the view of `tokenizer` with the labels `controls` is kept, below the folder of the dataset."""
+    return dataset / "-".join([tokens_folder(tokenizer, cache_dir).name, *controls])
+
+
+def build_view(view: Path, tokenizer: Tokenizer, *, controls: Sequence[str], cache_dir: Path, num_workers: int) -> None:
+    """Writes the `view_folder`, encoding only what the token store lacks; where it is there already, nothing is done.
 
     controls: the labels that stand in front of each piece.
     Raises: ValueError where the tokenizer can hold none of the pieces.
     """
-    name = "-".join([tokens_folder(tokenizer, cache_dir).name, *controls])
-    view = folder / name
     if view.exists():
-        return view
+        return
+    folder = view.parent
     manifest = pq.read_table(folder / "manifest.parquet")
     store, refused = tokenise(tokenizer, piece_keys(manifest), cache_dir=cache_dir, num_workers=num_workers)
     if len(refused) == len(manifest):
@@ -66,17 +72,20 @@ def build_view(folder: Path, tokenizer: Tokenizer, *, controls: Sequence[str], c
     try:
         aside.mkdir(parents=True)
         sizes = {split: _write(aside / f"{split}.npy", splits == split, rows, store, ids) for split in SPLITS}
-        (aside / "view.json").write_text(json.dumps({"tokens": sizes, "pieces": len(manifest), "refused": len(refused)}))
+        (aside / "view.json").write_text(
+            json.dumps({"tokens": sizes, "pieces": len(manifest), "refused": len(refused)})
+        )
         files, names = manifest["file"].to_pylist(), manifest["name"].to_pylist()
         unread = read_quarantine(folder / "quarantine.tsv")
-        write_quarantine(aside / "quarantine.tsv", unread + [(files[i], names[i], reason) for i, reason in refused.items()])
-        os.replace(aside, view)
+        write_quarantine(
+            aside / "quarantine.tsv", unread + [(files[i], names[i], reason) for i, reason in refused.items()]
+        )
+        aside.replace(view)
         sync_folder(folder)
     except OSError as error:
         raise named(error, view) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return view
 
 
 def labels_of(manifest: pa.Table, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -105,6 +114,23 @@ def _write(path: Path, chosen: np.ndarray, rows: np.ndarray, store: Store, contr
 
 def open_view(view: Path, split: str, tokenizer: Tokenizer, cache_dir: Path) -> View:
     """Opens one split in O(1)."""
-    table = np.load(view / f"{split}.npy", mmap_mode="r")
+    table = np.asarray(
+        np.load(view / f"{split}.npy", mmap_mode="r")
+    )  # a plain view of the map: indexing is twice as fast
     sizes = json.loads((view / "view.json").read_text())["tokens"]
     return View(Store(tokens_folder(tokenizer, cache_dir) / "tokens"), table, sizes[split])
+
+
+def with_byte_pairs(tokenizer: Tokenizer, view: View, path: Path) -> Tokenizer:
+    """`tokenizer` with its byte pairs learnt from (a sample of) the training pieces, once: they are kept in the file
+    `path`.
+
+    A tokenizer that wants none, or comes with its own, is given back as it is.
+    """
+    if tokenizer.params.get("bpe_vocab_size") is None or len(tokenizer) != tokenizer.base_size or len(view) == 0:
+        return tokenizer
+    if not path.exists():
+        chosen = permute(np.arange(min(len(view), BPE_PIECES)), size=len(view), seed=0, number=0)
+        tokenizer.train_bpe([np.array(view.body(piece), np.int32) for piece in chosen.tolist()])  # type: ignore[attr-defined]
+        write_aside(path, json.dumps(tokenizer.state_dict()).encode())
+    return Tokenizer.from_state(json.loads(path.read_text()))
