@@ -96,9 +96,9 @@ def test_variable_length_attention_sees_what_the_mask_shows(monkeypatch):
 
 
 @pytest.mark.parametrize("num_kv_heads", [4, 2, 1])
-@pytest.mark.parametrize("prompt", [1, 7])
-def test_cache_equals_full_forward_at_every_step(num_kv_heads, prompt):
-    model = _model(num_kv_heads=num_kv_heads)
+@pytest.mark.parametrize("prompt, changes", [(1, {}), (7, {}), (7, {"qk_norm": False}), (7, {"fused": False})])
+def test_cache_equals_full_forward_at_every_step(num_kv_heads, prompt, changes):
+    model = _model(num_kv_heads=num_kv_heads, **changes)
     tokens_bt, features = _inputs()
     full = model(tokens_bt, features=features)
     cache = model.new_cache(2, 40)
@@ -108,8 +108,22 @@ def test_cache_equals_full_forward_at_every_step(num_kv_heads, prompt):
         for times in chunks:
             step = model(tokens_bt[:, times], features=_crop(features, slice(None), times), cache=cache)
             torch.testing.assert_close(step, full[:, times], atol=1e-5, rtol=0)
+    assert (cache.step is not None) == model.fused  # the short path was taken where it exists
     with pytest.raises(ValueError, match="max_len=40 is full"):
         model(tokens_bt[:, :1], features=_crop(features, slice(None), slice(0, 1)), cache=cache)
+
+
+@torch.inference_mode()
+def test_cache_serves_a_model_whose_first_head_is_pruned():
+    """Its queries and keys are rows of zeros, which the short path cannot normalise."""
+    model = _model(num_kv_heads=4)
+    model.blocks[0].attention.query_key.weight.view(2, 4, 16, 64)[:, 0] = 0.0
+    tokens_bt, features = _inputs()
+    full, cache = model(tokens_bt, features=features), model.new_cache(2)
+    for time in range(10):
+        now = slice(time, time + 1)
+        step = model(tokens_bt[:, now], features=_crop(features, slice(None), now), cache=cache)
+        torch.testing.assert_close(step, full[:, now], atol=1e-5, rtol=0)
 
 
 def test_only_distances_between_positions_matter():

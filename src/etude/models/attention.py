@@ -3,6 +3,9 @@
 Shape legend: b batch, t time, n = b * t tokens, d model width, h query heads, g key-value heads, k head width.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Self
@@ -87,6 +90,7 @@ class KVCache:
         self.keys, self.values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
         self.batch, self.max_len, self.length = batch, max_len, 0
         self.rotary: tuple[Tensor, Tensor] | None = None  # cos and sin of every position, filled by the model
+        self.step: Callable[[Tensor, Tensor, Tensor, KVCache], Tensor | None] | None = None  # `decoding`'s, likewise
 
     def reserve(self, time: int) -> None:
         """Raise a ValueError unless `time` more tokens fit."""

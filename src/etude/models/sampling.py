@@ -4,12 +4,11 @@ Shape legend: b batch, t time, v vocabulary, s steps.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-
 
 PAD = 0  # fed to rows that have ended; never part of what is returned
 
@@ -117,7 +116,7 @@ def generate(
     batch of any size, up to rounding in the model's matrix products.
 
     Args:
-        model: in any precision; for speed on CPU, float32 weights at batch 1 and bfloat16 above (`model.bfloat16()`).
+        model: has `new_cache` and takes `features` and `cache`, as Transformer; in any precision. For speed on CPU, float32 weights at batch 1 and bfloat16 above (`model.bfloat16()`).
         prompt_bt: [b, t] int64, t >= 1, begins with BOS.
         decoder: restricts each token to what can be decoded and supplies the features; a fresh one of batch b, which
             takes in the prompt here. None: unrestricted, for a model without features.
@@ -144,7 +143,7 @@ def generate(
     was_training = model.training
     model.eval()
     try:
-        cache = model.new_cache(batch, prompt_len + max_new_tokens)
+        cache = cast(Any, model).new_cache(batch, prompt_len + max_new_tokens)
         tokens, features = prompt_bt, _prompt_features(decoder, prompt_bt)
         made: list[Tensor] = []
         finished = np.zeros(batch, dtype=bool) if decoder is None else np.asarray(decoder.finished)

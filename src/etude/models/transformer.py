@@ -7,50 +7,14 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from etude.models import kernels
 from etude.models.attention import Attention, KVCache, Packing, positions_in
+from etude.models.blocks import Block, FeedForward
+from etude.models.decoding import SingleStep
 
 INIT_STD = 0.02
-
-
-class FeedForward(nn.Module):
-    """W_down(swish(W_gate x) * W_up x), without bias.
-
-    Source: Shazeer 2020, eq. 6.
-    """
-
-    def __init__(self, *, dim: int, hidden_dim: int) -> None:
-        super().__init__()
-        self.gate = nn.Linear(dim, hidden_dim, bias=False)
-        self.up = nn.Linear(dim, hidden_dim, bias=False)
-        self.output = nn.Linear(hidden_dim, dim, bias=False)
-
-    def forward(self, x_btd: Tensor) -> Tensor:
-        return self.output(F.silu(self.gate(x_btd)) * self.up(x_btd))
-
-
-class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x)), with dropout on what is added."""
-
-    def __init__(self, *, attention: Attention, feed_forward: FeedForward, dropout: float, fused: bool) -> None:
-        super().__init__()
-        self.attention = attention
-        self.feed_forward = feed_forward
-        self.dropout, self.fused = dropout, fused
-
-    def forward(
-        self, x_btd: Tensor, rotary: tuple[Tensor, Tensor], *, packing: Packing | None = None,
-        cache: KVCache | None = None, layer: int = 0,
-    ) -> Tensor:
-        normed = kernels.rms_norm(x_btd, fused=self.fused)
-        x_btd = x_btd + self._drop(self.attention(normed, rotary, packing=packing, cache=cache, layer=layer))
-        return x_btd + self._drop(self.feed_forward(kernels.rms_norm(x_btd, fused=self.fused)))
-
-    def _drop(self, x_btd: Tensor) -> Tensor:
-        return kernels.dropout(x_btd, self.dropout) if self.training and self.dropout else x_btd
 
 
 class Transformer(nn.Module):
@@ -166,14 +130,30 @@ class Transformer(nn.Module):
         packing = documents_bt
         if isinstance(packing, Tensor):
             packing = Packing.choose(packing, dtype=x_btd.dtype, fused=self.fused)
-        for layer, block in enumerate(self.blocks):
-            if self.checkpoint_activations and torch.is_grad_enabled():
-                x_btd = checkpoint(block, x_btd, rotary, packing=packing, use_reentrant=False)
-            else:
-                x_btd = block(x_btd, rotary, packing=packing, cache=cache, layer=layer)
+        single = self._single_step(x_btd, rotary, positions_bt, cache)
+        if single is not None:
+            x_btd = single
+        else:
+            for layer, block in enumerate(self.blocks):
+                if self.checkpoint_activations and torch.is_grad_enabled():
+                    x_btd = checkpoint(block, x_btd, rotary, packing=packing, use_reentrant=False)
+                else:
+                    x_btd = block(x_btd, rotary, packing=packing, cache=cache, layer=layer)
         if cache is not None:
             cache.length += tokens_bt.shape[1]
         return kernels.rms_norm(x_btd, fused=self.fused) * self.gain.to(x_btd.dtype)
+
+    def _single_step(
+        self, x_btd: Tensor, rotary: tuple[Tensor, Tensor], positions_bt: Tensor | None, cache: KVCache | None
+    ) -> Tensor | None:
+        """The blocks' output by the short path of `decoding`, where it applies: one new token a row, on CPU."""
+        plain = torch.is_grad_enabled() or self.training or torch.is_autocast_enabled("cpu") or not self.fused
+        if cache is None or plain or positions_bt is not None or x_btd.shape[1] != 1 or x_btd.device.type != "cpu":
+            return None
+        if cache.step is None:
+            cache.step = SingleStep([block for block in self.blocks if isinstance(block, Block)], cache)
+        x_bd = cache.step(x_btd[:, 0], *rotary, cache)
+        return None if x_bd is None else x_bd[:, None]
 
     def _embed(self, tokens_bt: Tensor, features: Mapping[str, Tensor]) -> Tensor:
         if set(features) != self.features:
