@@ -102,7 +102,7 @@ def pitch_class_durations(score: Score) -> np.ndarray:
 
 
 def key_correlations(histogram: np.ndarray) -> np.ndarray:
-    """Correlation of pitch-class weights [..., 12] with the profiles of the 24 keys: [..., 24], major then minor by tonic.
+    """Correlate pitch-class weights [..., 12] with the 24 key profiles: [..., 24], 12 major tonics, then 12 minor.
 
     Pearson correlation; 0 where the weights are all equal, which says nothing of a key.
 
