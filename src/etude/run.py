@@ -172,7 +172,7 @@ def train(cfg: DictConfig) -> float | None:
     folder = run_folder()
     recipe = OmegaConf.to_container(cfg, resolve=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
-    write_environment(folder / "environment.txt")
+    write_environment(folder)
     resume = find_checkpoint(cfg.ckpt, cfg.outputs) if cfg.ckpt else None
     quiet_lightning()
     seed_everything(cfg.seed, verbose=False)

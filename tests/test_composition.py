@@ -1,0 +1,109 @@
+"""Every technique, over a tiny language model and a toy GAN: off is the baseline, on changes something, any order is one.
+
+Techniques are found in conf/technique: a new one is tested here without a word.
+"""
+
+import random
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from etude.core.last_checkpoint import LastCheckpoint
+from etude.core.task import Task
+from etude.core.technique import Technique
+from etude.data.corpora import Folder
+from etude.data.module import MusicDataModule
+from etude.models.transformer import Transformer
+from etude.music.satb import SatbGrid
+from etude.tasks.language_model import LanguageModel
+from tests.songs import write_songs
+from tests.toys import PairsData, ToyGan, same, trainer, weights
+
+CONF = Path(__file__).parents[1] / "conf" / "technique"
+NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
+TASKS = ["language_model", "gan"]
+
+
+def technique(name: str) -> Technique:
+    node = OmegaConf.merge({"seed": 0}, OmegaConf.load(CONF / f"{name}.yaml"))[name]
+    return instantiate(node, _convert_="all")
+
+
+@pytest.fixture(scope="module")
+def songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_songs(tmp_path_factory.mktemp("songs"))
+
+
+def music(songs: Path, workers: int = 0) -> MusicDataModule:
+    return MusicDataModule(
+        corpus=Folder(str(songs)), tokenizer=SatbGrid, cache_dir=str(songs.parent / "cache"), max_len=256, max_eval_len=512,
+        batch_size=2, batches_per_epoch=5, num_workers=workers, prepare_workers=1, transpose=[-2, 2], seed=1,
+    )  # fmt: skip
+
+
+def build(name: str, songs: Path, workers: int = 0) -> tuple[Task, pl.LightningDataModule]:
+    torch.manual_seed(0)
+    if name == "gan":
+        return ToyGan(), PairsData(workers)
+    data = music(songs, workers)
+    model = partial(Transformer, dim=16, num_layers=1, num_heads=2, dropout=0.1)
+    optimizer = partial(torch.optim.AdamW, lr=1e-2)
+    return LanguageModel(model=model, tokenizer=data.tokenizer, optimizer=optimizer, seed=1), data
+
+
+def fit(
+    folder: Path, make: Callable[[], tuple[Task, Any]], techniques: list[Technique], *, steps: int = 8,
+    save_at: int = 1000, resume: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    task, data = make()
+    last = LastCheckpoint(path=folder / "last.ckpt", every_n_steps=save_at)
+    run = trainer(folder, max_steps=steps, callbacks=[*techniques, last], val_check_interval=4)
+    run.fit(task, data, ckpt_path=resume, weights_only=True)
+    saved = torch.load(folder / "last.ckpt", weights_only=True)
+    return {"trained": weights(task), "saved": saved["state_dict"]}
+
+
+@pytest.mark.parametrize("kind", TASKS)
+@pytest.mark.parametrize("name", NAMES)
+def test_on_changes_training_or_evaluation(tmp_path: Path, songs: Path, kind: str, name: str) -> None:
+    off = fit(tmp_path / "off", lambda: build(kind, songs), [])
+    again = fit(tmp_path / "again", lambda: build(kind, songs), [])
+    on = fit(tmp_path / "on", lambda: build(kind, songs), [technique(name)])
+    assert same(off["trained"], again["trained"])  # off is bit-identical to the baseline
+    assert not (same(off["trained"], on["trained"]) and same(off["saved"], on["saved"]))
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_any_order_of_any_set_is_one(tmp_path: Path, songs: Path, kind: str) -> None:
+    chosen = random.Random(0).sample(NAMES, min(5, len(NAMES)))
+    runs = [
+        fit(tmp_path / str(i), lambda: build(kind, songs), [technique(name) for name in order])
+        for i, order in enumerate((chosen, chosen[::-1]))
+    ]
+    assert same(runs[0]["trained"], runs[1]["trained"]) and same(runs[0]["saved"], runs[1]["saved"])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", TASKS)
+@pytest.mark.parametrize("name", [None, *NAMES])
+def test_killed_and_resumed_equals_uninterrupted(
+    tmp_path: Path, songs: Path, kind: str, name: str | None, workers: int
+) -> None:
+    stop = random.Random(f"{kind}{name}{workers}").randint(2, 11)
+    chosen = [name] if name else []
+
+    def run(folder: str, **options: Any) -> dict[str, Any]:
+        return fit(tmp_path / folder, lambda: build(kind, songs, workers), [technique(n) for n in chosen], **options)
+
+    whole = run("whole", steps=13)
+    run("half", steps=stop)
+    rest = run("rest", steps=13, resume=tmp_path / "half" / "last.ckpt")
+    assert same(whole["trained"], rest["trained"]), f"stopped at {stop}"
+    assert same(whole["saved"], rest["saved"])
