@@ -2,8 +2,8 @@
 
 Every feature is a finite number that is larger the harder the piece is, 0 or near it for the simplest, so that a
 curriculum can rank pieces by it. Two are therefore the complements of what musicians name: motif *novelty* is one minus
-repetition, bar *novelty* one minus self-similarity. All depend on the score alone. Rhythm counts every track, melody and
-harmony leave the drums out.
+repetition, bar *novelty* one minus self-similarity. All depend on the score alone. Rhythm counts every track, melody
+and harmony leave the drums out.
 """
 
 from dataclasses import dataclass
@@ -85,8 +85,8 @@ def _notes(score: Score) -> _Notes:
         starts.append(mark.time)
         beats.append(4 * quarter * compound // mark.denominator)
     beat_ticks = np.array(beats)[np.searchsorted(starts, bars, side="right") - 1]
-    return _Notes(*(np.concatenate(column) for column in zip(*columns, strict=True)), bars=bars, beat_ticks=beat_ticks,
-                  ticks_per_quarter=quarter)
+    track, onset, end, pitch, is_drum = (np.concatenate(column) for column in zip(*columns, strict=True))
+    return _Notes(track, onset, end, pitch, is_drum, bars, beat_ticks, quarter)
 
 
 def syncopation(notes: _Notes) -> float:
@@ -187,7 +187,7 @@ def chord_change_rate(notes: _Notes) -> float:
 
 
 def out_of_scale(notes: _Notes, key: Key) -> float:
-    """The share of sounding time outside the scale of `key`, 0 to 1; in minor the raised sixth and seventh are in it."""
+    """The share of sounding time outside the scale of `key`, 0 to 1; in minor the raised sixth and seventh are in."""
     scale = set(scale_pitch_classes(key))
     if key.mode == "minor":
         scale |= {(key.tonic + 9) % 12, (key.tonic + 11) % 12}
@@ -277,7 +277,8 @@ def _ramp(times: np.ndarray, starts: np.ndarray) -> np.ndarray:
     starts = np.sort(starts)
     sums = np.concatenate([[0], np.cumsum(starts)])
     count = np.searchsorted(starts, times)
-    return count * times - sums[count]
+    total: np.ndarray = count * times - sums[count]
+    return total
 
 
 def _first_of_runs(*columns: np.ndarray) -> np.ndarray:

@@ -1,7 +1,8 @@
 """General-MIDI instruments: the name and playable range of each program, and the names of the drum keys.
 
-Ranges are sounding MIDI pitches. Source: MIDI Manufacturers Association, "General MIDI System Level 1 Developer
-Guidelines", recommended instrument ranges; programs without one (sound effects, some pads) have the keyboard's.
+Ranges are sounding MIDI pitches, what a player of the instrument is usually asked for; programs that imitate none have
+that of a synthesizer (36-96) or of the whole keyboard (21-108). Names follow General MIDI System Level 1, shortened. The
+ranges follow the recommended ones that General-MIDI manuals print, from memory: they bound transposition, no more.
 """
 
 _TABLE = """

@@ -57,7 +57,7 @@ def read_musicxml(data: bytes) -> Score:
     from music21.musicxml.xmlObjects import MusicXMLWarning
     from music21.musicxml.xmlToM21 import MusicXMLImporter
 
-    importer = MusicXMLImporter()
+    importer: Any = MusicXMLImporter()  # music21 leaves it untyped
     importer.xmlText = musicxml_text(data)
     with warnings.catch_warnings():
         # music21 says so when it leaves out a wedge, a pedal or a bracket; none of them is in a score of notes
@@ -147,7 +147,8 @@ class _Marks:
                 self.tempos.setdefault(tick, Tempo(tick, tempo_bpm))
 
 
-def _ticks(quarters: float) -> int:
+def _ticks(quarters: Any) -> int:
+    """Ticks of a length or offset that music21 gives in quarters, as float, int or Fraction."""
     return round(float(quarters) * TICKS_PER_QUARTER)
 
 
@@ -199,7 +200,7 @@ def _convert_part(part: Any, events: list[tuple[int, Any]], upbeat: int, marks: 
             if element.duration.isGrace or not element.duration.quarterLength:
                 continue
             onset, end = tick + upbeat, upbeat + tick + max(1, _ticks(element.duration.quarterLength))
-            members = element.notes if isinstance(element, chord.ChordBase) else (element,)
+            members: tuple[Any, ...] = element.notes if isinstance(element, chord.ChordBase) else (element,)
             for member in members:
                 if isinstance(member, note.Unpitched):
                     is_drum, pitch = True, _drum_key(member)

@@ -57,7 +57,7 @@ def render(score: Score, *, sample_rate: int = 44100, soundfont: Path | None = N
         raise ValueError(f"score lasts {seconds:.0f} s, must be at most {MAX_RENDER_SECONDS}; trim it first")
     synth = _synth(score, sample_rate, soundfont)
     samples = np.zeros((round(seconds * sample_rate) + 1, 2), dtype=np.float32)
-    buffer = memoryview(samples).cast("B")  # the synthesizer writes into the array itself
+    buffer = samples.data.cast("B")  # the synthesizer writes into the array itself
     frame_bytes, position = samples.strides[0], 0
     for at, kind, channel, first, second in _events(score, sample_rate):
         if at > position:
@@ -139,7 +139,7 @@ def _tail(synth: "Synth", sample_rate: int) -> list[np.ndarray]:
     blocks: list[np.ndarray] = []
     for _ in range(round(TAIL_SECONDS * 4)):
         block = np.zeros((sample_rate // 4, 2), dtype=np.float32)
-        synth.generate_simple(len(block), memoryview(block).cast("B"))
+        synth.generate_simple(len(block), block.data.cast("B"))
         blocks.append(block)
         if np.abs(block).max() < TAIL_SILENCE:
             break
@@ -249,7 +249,7 @@ def _draw_system(axis: "Axes", score: Score, bars: np.ndarray, first: int, count
         corners = [[left, right, right, left], [middle - 0.42, middle - 0.42, middle + 0.42, middle + 0.42]]
         faces = np.tile(to_rgba(colour), (len(left), 1))
         faces[:, 3] = 0.55 + 0.45 * notes["velocity"][inside] / 127  # soft notes are paler
-        axis.add_collection(PolyCollection(np.array(corners, dtype=float).transpose(2, 1, 0), facecolors=faces,
+        axis.add_collection(PolyCollection(list(np.array(corners, dtype=float).transpose(2, 1, 0)), facecolors=faces,
                                            edgecolors="white", linewidths=0.4, zorder=3))
     axis.set_xlim(edges[0], stop)
     axis.set_ylim(low - 0.5, high + 0.5)
