@@ -170,7 +170,7 @@ def train(cfg: DictConfig) -> float | None:
 
     techniques = Composition(instantiate(node) for node in (cfg.technique or {}).values()).techniques
     folder = run_folder()
-    recipe = OmegaConf.to_container(cfg, resolve=True)
+    recipe: Any = OmegaConf.to_container(cfg, resolve=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
     write_environment(folder)
     resume = find_checkpoint(cfg.ckpt, cfg.outputs) if cfg.ckpt else None
@@ -239,7 +239,7 @@ def evaluate(cfg: DictConfig) -> None:
     else:
         path = find_checkpoint(cfg.ckpt or "last", cfg.outputs)
         task, recipe = load_task(path)
-        data = recipe.data if cfg.data is None else OmegaConf.merge(recipe.data, cfg.data)
+        data: Any = recipe.data if cfg.data is None else OmegaConf.merge(recipe.data, cfg.data)
         datamodule = prepare_data(data, _the_one(task.tokenizer), folder)
         instantiate(cfg.score_model)(task=task, datamodule=datamodule, folder=folder)
     print(f"results: {folder / 'report.html'}", file=sys.stderr)

@@ -102,9 +102,9 @@ class Composition:
         self._batch_order = sorted(
             (t for t in self.techniques if t.batch_slot is not None), key=lambda t: (t.batch_slot, t.name)
         )
-        self._gradient_order = sorted(
-            (t for t in self.techniques if t.gradient_slot is not None), key=lambda t: (t.gradient_slot, t.name)
-        )
+        slots = [(t.gradient_slot, t.name, t) for t in self.techniques if t.gradient_slot is not None]
+        self._before_clip = [t for slot, _, t in sorted(slots) if slot < GradientSlot.CLIP]
+        self._after_clip = [t for slot, _, t in sorted(slots) if slot >= GradientSlot.CLIP]
         self._weigher = next((t for t in self.techniques if Power.WEIGHING in t.claims), None)
 
     def _check(self) -> None:
@@ -151,9 +151,8 @@ class Composition:
 
     def transform_gradients(self, task: "Task", clip: Any) -> None:
         """Applies the gradient transforms in slot order, the trainer's own `clip()` at the start of CLIP."""
-        early = [t for t in self._gradient_order if t.gradient_slot < GradientSlot.CLIP]
-        for technique in early:
+        for technique in self._before_clip:
             technique.transform_gradients(task)
         clip()
-        for technique in self._gradient_order[len(early) :]:
+        for technique in self._after_clip:
             technique.transform_gradients(task)

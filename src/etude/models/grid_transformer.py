@@ -36,6 +36,9 @@ class ContextEmbedding(nn.Module):
         dropout: probability of leaving out a column; half of it, of leaving out a column for a whole batch row.
     """
 
+    starts: Tensor
+    sizes: Tensor
+
     def __init__(self, *, dim: int, dropout: float) -> None:
         super().__init__()
         self.dropout = dropout
@@ -117,6 +120,9 @@ class GridTransformer(nn.Module):
     rotated values after Miyato et al. 2024 (GTA); frames then voices after Hadjeres et al. 2017 (DeepBach), causally.
     """
 
+    time_rate: Tensor
+    pitch_rate: Tensor
+
     def __init__(
         self, *, vocab_size: int, low: int = 31, high: int = 88, dim: int = 256, num_layers: int = 6, num_heads: int = 4,
         hidden_dim: int | None = None, decoder_dim: int = 192, decoder_layers: int = 3, max_len: int = 4096,
@@ -133,7 +139,7 @@ class GridTransformer(nn.Module):
         self.frame_context = ContextEmbedding(dim=dim, dropout=context_dropout)
         self.token_context = ContextEmbedding(dim=decoder_dim, dropout=context_dropout)
         self.controls = nn.Embedding(vocab_size, dim)
-        self.blocks = nn.ModuleList(
+        blocks = [
             Block(
                 attention=Attention(
                     dim=dim, num_heads=num_heads, num_kv_heads=num_heads, qk_norm=True, fused=fused, rotate_values=True
@@ -143,7 +149,9 @@ class GridTransformer(nn.Module):
                 fused=fused,
             )
             for _ in range(num_layers)
-        )
+        ]
+        self.blocks = nn.ModuleList(blocks)
+        self._heads = num_heads, dim // num_heads
         self.to_decoder = nn.Linear(dim, 4 * decoder_dim)
         decoder_hidden = -(-8 * decoder_dim // (3 * 64)) * 64
         self.decoder = nn.ModuleList(
@@ -166,10 +174,10 @@ class GridTransformer(nn.Module):
                 nn.init.normal_(module.weight, std=INIT_STD)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for branch in [part for block in self.blocks for part in (block.attention, block.feed_forward)]:
-            nn.init.normal_(branch.output.weight, std=INIT_STD / math.sqrt(2 * len(self.blocks)))
-        for layer in self.decoder:
-            nn.init.normal_(layer.output.weight, std=INIT_STD / math.sqrt(2 * len(self.decoder)))
+        for stack in (self.blocks, self.decoder):
+            for name, parameter in stack.named_parameters():
+                if name.endswith("output.weight"):  # what writes into the residual stream
+                    nn.init.normal_(parameter, std=INIT_STD / math.sqrt(2 * len(stack)))
         for head in (self.relative, self.absolute):
             nn.init.normal_(head.weight, std=INIT_STD / 2)
         nn.init.normal_(self.controls.weight, std=INIT_STD)
@@ -321,9 +329,9 @@ class GridTransformer(nn.Module):
     def new_cache(self, batch: int, max_len: int | None = None, dtype: torch.dtype | None = None) -> GridCache:
         """An empty cache for `batch` rows of at most max_len tokens."""
         weight = self.to_decoder.weight
-        attention = self.blocks[0].attention
+        num_heads, head_dim = self._heads
         keys = KVCache(
-            num_layers=len(self.blocks), batch=batch, num_kv_heads=attention.num_kv_heads, head_dim=attention.head_dim,
+            num_layers=len(self.blocks), batch=batch, num_kv_heads=num_heads, head_dim=head_dim,
             max_len=(max_len or self.max_len) // 4 + 2, dtype=dtype or weight.dtype, device=weight.device,
         )  # fmt: skip
         return GridCache(keys, batch)

@@ -55,15 +55,13 @@ def score_model(
     Returns:
         {"likelihood": rows, "metrics": rows, "copying": rows}.
     """
-    datamodule.prepare_data()
-    datamodule.setup("test")
     report = Report("Evaluation")
     results: dict[str, Any] = {"likelihood": [_likelihood(task, datamodule, split) for split in splits]}
     _table(report, "Likelihood", results["likelihood"], folder / "likelihood.csv")
     report.text("Nats per frame (a sixteenth) and bits per note compare across tokenizers; nats per token do not.")
     if num_samples:
-        real = [datamodule.score("test", i) for i in range(min(num_real, datamodule.num_pieces("test")))]
-        samples = []
+        real = [datamodule.score("test", row) for row in _rows(datamodule, "test")[:num_real]]
+        samples: list[Score] = []
         while len(samples) < num_samples:
             samples += task.sample(
                 num_samples=min(16, num_samples - len(samples)), num_bars=num_bars, max_new_tokens=max_new_tokens,
@@ -81,7 +79,8 @@ def score_model(
 @torch.inference_mode()
 def _likelihood(task: LanguageModel, datamodule: Any, split: str) -> Row:
     task.eval()
-    pieces = datamodule.num_pieces(split)
+    rows = datamodule.manifest(split).to_pylist()
+    pieces = len(rows)
     nats, tokens = torch.zeros(pieces, dtype=torch.float64), torch.zeros(pieces, dtype=torch.float64)
     loader = datamodule.val_dataloader() if split == "val" else datamodule.test_dataloader()
     for batch in _progress(loader, f"likelihood, {split}"):
@@ -89,7 +88,6 @@ def _likelihood(task: LanguageModel, datamodule: Any, split: str) -> Row:
         nll = task.token_nll(batch)
         nats.index_add_(0, batch["piece"][counted], nll[counted].double())
         tokens.index_add_(0, batch["piece"][counted], torch.ones(int(counted.sum()), dtype=torch.float64))
-    rows = datamodule.manifest(split)
     seen = tokens > 0
     chosen = [rows[i] for i in torch.nonzero(seen).flatten().tolist()]
     rates = likelihood(
@@ -101,13 +99,19 @@ def _likelihood(task: LanguageModel, datamodule: Any, split: str) -> Row:
     return {"split": split, "pieces": len(chosen), "tokens": int(tokens.sum()), **rates}
 
 
+def _rows(datamodule: Any, split: str) -> list[int]:
+    """Rows of the split's manifest that the tokenizer can hold."""
+    return datamodule.view(split).table["row"].tolist()
+
+
 def _copying(
     report: Report, samples: Sequence[Score], real: Sequence[Score], datamodule: Any, folder: Path
-) -> list[Row]:
-    number = datamodule.num_pieces("train")
-    names = [row["name"] for row in datamodule.manifest("train")]
-    training = (datamodule.score("train", i) for i in range(number))
-    index = NgramIndex(_progress(training, "copying", total=number), names=names)
+) -> Sequence[Row]:
+    rows_of_training, every = _rows(datamodule, "train"), datamodule.manifest("train")["name"].to_pylist()
+    training = (datamodule.score("train", row) for row in rows_of_training)
+    index = NgramIndex(
+        _progress(training, "copying", total=len(rows_of_training)), names=[every[row] for row in rows_of_training]
+    )
     rows = copying_rows({"samples": samples, "held-out real": real}, index=index)
     _table(report, "Copying from the training set", rows, folder / "copying.csv")
     report.text(
@@ -153,7 +157,7 @@ def score_files(*, files: str, folder: Path, seed: int = 0) -> dict[str, Any]:
 
 def _compare(
     report: Report, groups: Mapping[str, Sequence[Score]], folder: Path, *, reference: str = "real"
-) -> list[Row]:
+) -> Sequence[Row]:
     rows = compare_scores(groups, reference=reference)
     _table(report, "Musical metrics", rows, folder / "metrics.csv")
     report.text(

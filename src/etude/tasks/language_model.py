@@ -46,7 +46,7 @@ class LanguageModel(Task):
         super().__init__(optimizer=optimizer, scheduler=scheduler, loss_weights=loss_weights, seed=seed)
         self.tokenizer = tokenizer
         self.model = model(vocab_size=len(tokenizer), feature_sizes=dict(tokenizer.feature_sizes))
-        self._mean_nll = nn.ModuleDict({"val": MeanMetric(), "test": MeanMetric()})
+        self.val_nll, self.test_nll = MeanMetric(), MeanMetric()
 
     def logits(self, batch: Batch) -> Tensor:
         """Returns the logits [b, t, v] of each next token."""
@@ -67,16 +67,16 @@ class LanguageModel(Task):
         logits, targets = self.logits(batch).float(), batch["targets"]
         return F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=-100, reduction="none")
 
-    def _evaluation_step(self, batch: Batch, stage: str) -> None:
+    def _evaluation_step(self, batch: Batch, name: str, mean: MeanMetric) -> None:
         nll, counted = self.token_nll(batch), (batch["targets"] != -100).sum()
-        self._mean_nll[stage].update(nll.sum() / counted.clamp(min=1), counted)
-        self.log(f"{stage}/nll", self._mean_nll[stage], prog_bar=True, batch_size=1)
+        mean.update(nll.sum() / counted.clamp(min=1), counted)
+        self.log(name, mean, prog_bar=True, batch_size=1)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluation_step(batch, "val")
+        self._evaluation_step(batch, "val/nll", self.val_nll)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluation_step(batch, "test")
+        self._evaluation_step(batch, "test/nll", self.test_nll)
 
     @torch.inference_mode()
     def sample(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from symusic import Score
 
@@ -84,7 +85,7 @@ def write_samples(
     return files
 
 
-def _draw(task: LanguageModel, size: int, **options: object) -> list[Score]:
+def _draw(task: LanguageModel, size: int, **options: Any) -> list[Score]:
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 

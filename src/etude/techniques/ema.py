@@ -6,7 +6,6 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from etude.core.task import Task
 from etude.core.technique import Power, Technique
 
 
@@ -41,7 +40,7 @@ class Ema(Technique):
         self._seen_step = -1
 
     @staticmethod
-    def _weights(task: Task) -> dict[str, Tensor]:
+    def _weights(task: pl.LightningModule) -> dict[str, Tensor]:
         # A tied weight has several names in a state dictionary: it is averaged once, under its first.
         unique: dict[int, tuple[str, Tensor]] = {}
         for name, value in task.state_dict().items():
@@ -74,7 +73,7 @@ class Ema(Technique):
         torch._foreach_lerp_(list(self._average.values()), [weights[name] for name in self._average], 1 - decay)
 
     @torch.no_grad()
-    def _swap(self, task: Task) -> None:
+    def _swap(self, task: pl.LightningModule) -> None:
         for name, weight in self._weights(task).items():
             held = weight.clone()
             weight.copy_(self._average[name])
