@@ -1,8 +1,8 @@
 """General-MIDI instruments: the name and playable range of each program, and the names of the drum keys.
 
 Ranges are sounding MIDI pitches, what a player of the instrument is usually asked for; programs that imitate none have
-that of a synthesizer (36-96) or of the whole keyboard (21-108). Names follow General MIDI System Level 1, shortened. The
-ranges follow the recommended ones that General-MIDI manuals print, from memory: they bound transposition, no more.
+that of a synthesizer (36-96) or of the whole keyboard (21-108). Names follow General MIDI System Level 1, shortened;
+ranges the recommended ones of General-MIDI manuals, from memory: they bound transposition, no more.
 """
 
 _TABLE = """
