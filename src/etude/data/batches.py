@@ -28,7 +28,7 @@ class PackedRows(torch.utils.data.Dataset[dict[str, Tensor]]):
 
     def __getitems__(self, plans: Sequence[np.ndarray]) -> dict[str, Tensor]:
         shape = (len(plans), self.max_len)
-        arrays = {
+        arrays: dict[str, np.ndarray] = {
             "tokens": np.full(shape, PAD, np.int64),
             "targets": np.full(shape, IGNORED, np.int64),
             "documents": np.full(shape, -1, np.int32),

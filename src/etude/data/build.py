@@ -139,6 +139,8 @@ def _opened(path: Path) -> Store:
 
 def load_score(folder: Path, row: int) -> Score:
     """The cached score in `row` of the score store below `folder`."""
+    if row >= len(_opened(folder / "scores")):  # opened before the score came in
+        _opened.cache_clear()
     score: Score = pickle.loads(_opened(folder / "scores")[row].tobytes())
     return score
 

@@ -7,6 +7,7 @@ Source: A. Broder, "On the resemblance and containment of documents", 1997 (MinH
 Ullman, "Mining of Massive Datasets", ch. 3).
 """
 
+import collections
 import hashlib
 
 import numpy as np
@@ -140,8 +141,9 @@ def assign_splits(group: np.ndarray, contents: list[str], ratios: dict[str, floa
         row: names[min(int(np.searchsorted(ends, at, side="right")), len(names) - 1)] for row, at in place.items()
     }
     for number, name in enumerate(names):
-        rich = [row for row in chosen if sum(other == chosen[row] for other in chosen.values()) > 1]
-        if name not in chosen.values() and rich:
+        count = collections.Counter(chosen.values())
+        if count[name] == 0 and max(count.values()) > 1:
             middle = ends[number] - ratios[name] / 2
+            rich = (row for row in chosen if count[chosen[row]] > 1)
             chosen[min(rich, key=lambda row: (abs(place[row] - middle), row))] = name
     return [chosen[row] for row in group.tolist()]

@@ -1,10 +1,9 @@
 """Music as a LightningDataModule: from a corpus and a tokenizer to packed, augmented, exactly resumable batches."""
 
-import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +11,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytorch_lightning as pl
-from filelock import BaseFileLock, FileLock, Timeout
 from symusic import Score
 from torch import Tensor
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -21,9 +19,10 @@ from etude.data import build
 from etude.data.batches import PackedRows, RowSampler, evaluation_batches
 from etude.data.corpora import Corpus
 from etude.data.documents import Augmentation, Documents
+from etude.data.lock import held
 from etude.data.manifest import SPLITS, ManifestPlan, piece_keys, read_quarantine
 from etude.data.packing import Packer
-from etude.data.store import Store, named
+from etude.data.store import Store
 from etude.data.tokens import MAX_SHIFT
 from etude.data.view import View, build_view, open_view, view_folder, with_byte_pairs
 from etude.music.tokenizer import LABELS, Tokenizer
@@ -145,22 +144,17 @@ class MusicDataModule(pl.LightningDataModule):
         if self._tokenizer is not None:
             return
         sources = self.corpus.files()
-        try:
-            self.cache_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise named(error, self.cache_dir) from error
         plan = ManifestPlan(
             self.corpus, sources, cache_dir=self.cache_dir, ratios=self.ratios, complexity=self.complexity
         )
-        lock = FileLock(self.cache_dir / "lock")
         if not plan.done:
-            with _held(lock):
+            with held(self.cache_dir):
                 plan.build(num_workers=self.prepare_workers)
         self.folder = plan.folder
         tokenizer = self._make_tokenizer(genres=sorted(set(self.manifest()["genre"].to_pylist())))
         view = view_folder(plan.folder, tokenizer, controls=self.controls, cache_dir=self.cache_dir)
         if not view.exists():
-            with _held(lock):
+            with held(self.cache_dir):
                 build_view(
                     view, tokenizer, controls=self.controls, cache_dir=self.cache_dir, num_workers=self.prepare_workers
                 )
@@ -253,7 +247,9 @@ class MusicDataModule(pl.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs to notice that the data changed; the loaders keep their own state."""
-        return {"dataset": self.folder.name if self.folder else "", "tokenizer": self.tokenizer.fingerprint}
+        tokenizer = self.tokenizer.fingerprint  # prepares
+        assert self.folder is not None
+        return {"dataset": self.folder.name, "tokenizer": tokenizer}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuses to resume on other data: the order of batches would not be the one that the checkpoint continues.
@@ -276,20 +272,6 @@ def _moved(corpus: Corpus, root: str) -> Corpus:
             "for your files: data=folder data.root=DIR"
         )
     return dataclasses.replace(corpus, root=root)  # type: ignore[call-arg]
-
-
-@contextlib.contextmanager
-def _held(lock: BaseFileLock) -> Iterator[None]:
-    """Holds `lock`, saying so where another process has it; what that one makes will be found done."""
-    try:
-        lock.acquire(timeout=1)
-    except Timeout:
-        print(f"another process is preparing data ({lock.lock_file}); waiting for it", file=sys.stderr)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _as_it_is(batch: Batch) -> Batch:

@@ -1,8 +1,8 @@
 """Which documents make up each row: an endless, shuffled, best-fit packing that needs lengths, not tokens.
 
-A plan is an int64 array [documents, 7]: pass, piece, its body tokens from start to stop, whether they end the piece, the
-first of them that is counted, number of controls. Training packs pass after pass without a seam; evaluation goes through the
-pieces once, in order.
+A plan is an int64 array [documents, 7]: pass, piece, its body tokens from start to stop, whether they end the piece,
+the first of them that is counted, number of controls. Training packs pass after pass without a seam; evaluation goes
+through the pieces once, in order.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,9 @@ from etude.data.randomness import permute
 NUMBER, PIECE, START, STOP, FINAL, COUNTED, CONTROLS = range(7)  # columns of a plan
 NOTHING = np.empty((0, 7), np.int64)
 BLOCK = 128  # pieces whose documents are worked out at once
-BUFFER = 256  # documents that wait to be packed: the more, the less padding, the less each pass is a pass
+BUFFER = 256  # documents that wait to be packed, at most: the more, the less padding, the less each pass is a pass
+LEAST_BUFFER = 32
+REST_AFTER = 64  # documents before which the rest of a cut one waits, so that a batch does not hold one piece alone
 MAX_WASTE = 0.01  # share of a row that may stay empty before a document is cut at a bar to fill it
 CANDIDATES = 16  # documents that are considered for cutting, the oldest
 PARTNERS = 64  # whole documents that are considered to go with a cut one
@@ -61,11 +63,16 @@ class Packer:
     def __iter__(self) -> Iterator[np.ndarray]:
         """Rows, each a plan whose slots add up to at most `max_len`; ends only without shuffling."""
         while True:
-            while len(self.waiting) < BUFFER and self._refill():
+            while len(self.waiting) < self._buffer and self._refill():
                 pass
             if len(self.waiting) == 0:
                 return
             yield self._row()
+
+    @property
+    def _buffer(self) -> int:
+        """Half a pass at most, so that one piece does not wait in several passes at once."""
+        return min(BUFFER, max(LEAST_BUFFER, len(self.documents.view) // 2))
 
     def _refill(self) -> bool:
         """Adds the documents of the next block of pieces; False at the end of the pieces."""
@@ -136,7 +143,7 @@ class Packer:
         return self._take(chosen, free, part)
 
     def _take(self, chosen: list[int], free: np.ndarray, part: tuple[int, int, list[int]] | None) -> np.ndarray:
-        """Removes what was chosen; of a document that is cut, the rest goes to the end of the queue."""
+        """Removes what was chosen; of a document that is cut, the rest waits further back."""
         plan = self.waiting[chosen]
         if part is None:
             self.waiting = self.waiting[free]
@@ -146,7 +153,8 @@ class Packer:
         first[STOP], first[FINAL] = at, 0
         rest[START] = rest[COUNTED] = at
         free[which] = False
-        self.waiting = np.concatenate([self.waiting[free], rest[None]])
+        left = self.waiting[free]
+        self.waiting = np.concatenate([left[:REST_AFTER], rest[None], left[REST_AFTER:]])
         return np.concatenate([plan, first[None]])
 
     def _cut_to_fill(

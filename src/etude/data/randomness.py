@@ -22,10 +22,10 @@ def mix(values: np.ndarray) -> np.ndarray:
 
 def key(*numbers: int) -> np.ndarray:
     """One uint64 (0-d) from several integers, order included."""
-    state = np.uint64(0)
+    state = np.zeros((), np.uint64)
     for number in numbers:
-        state = mix(np.asarray(state ^ np.uint64(number & 0xFFFFFFFFFFFFFFFF)))
-    return np.asarray(state)
+        state = np.asarray(mix(state ^ np.uint64(number & 0xFFFFFFFFFFFFFFFF)))
+    return state
 
 
 def uniform(seed: int, passes: np.ndarray, pieces: np.ndarray, count: int) -> np.ndarray:
