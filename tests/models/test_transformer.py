@@ -114,6 +114,18 @@ def test_cache_equals_full_forward_at_every_step(num_kv_heads, prompt, changes):
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("batch", [1, 2])
+def test_cache_in_bfloat16_equals_full_forward_to_its_rounding(batch):
+    model = _model().bfloat16()
+    tokens_bt, features = _inputs(batch)
+    full, cache = model(tokens_bt, features=features), model.new_cache(batch)
+    for time in range(40):
+        now = slice(time, time + 1)
+        step = model(tokens_bt[:, now], features=_crop(features, slice(None), now), cache=cache)
+        assert (step - full[:, now]).abs().max() < 0.03 * full.abs().max()
+
+
+@torch.inference_mode()
 def test_cache_serves_a_model_whose_first_head_is_pruned():
     """Its queries and keys are rows of zeros, which the short path cannot normalise."""
     model = _model(num_kv_heads=4)

@@ -58,7 +58,8 @@ def distribution(
     logits = logits_bv.double()
     if temperature == 0.0:
         return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).double()
-    logits = logits / temperature
+    if temperature != 1.0:
+        logits = logits / temperature
     if top_k is not None and top_k < logits.shape[-1]:
         smallest = logits.topk(top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < smallest, -torch.inf)
@@ -116,7 +117,7 @@ def generate(
     batch of any size, up to rounding in the model's matrix products.
 
     Args:
-        model: has `new_cache` and takes `features` and `cache`, as Transformer; in any precision. For speed on CPU, float32 weights at batch 1 and bfloat16 above (`model.bfloat16()`).
+        model: has `new_cache` and takes `features` and `cache`, as Transformer does; in any precision.
         prompt_bt: [b, t] int64, t >= 1, begins with BOS.
         decoder: restricts each token to what can be decoded and supplies the features; a fresh one of batch b, which
             takes in the prompt here. None: unrestricted, for a model without features.
@@ -154,7 +155,8 @@ def generate(
                 logits_bv = _forbid(logits_bv, decoder.allowed(), finished)
             probabilities = distribution(logits_bv, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
             next_b = draw(probabilities, noise_sb[len(made)])
-            next_b[torch.from_numpy(finished)] = PAD
+            if finished.any():
+                next_b[torch.from_numpy(finished)] = PAD
             made.append(next_b)
             tokens = next_b[:, None]
             if decoder is not None:
