@@ -57,6 +57,17 @@ def test_packed_pieces_equal_one_by_one(fused, method):
         torch.testing.assert_close(packed[rows, times], alone, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("documents_bt", [None, DOCUMENTS])
+def test_evaluation_equals_training_without_dropout(documents_bt):
+    """On CPU they take different attention kernels."""
+    model = _model()
+    tokens_bt, features = _inputs()
+    training = model(tokens_bt, documents_bt=documents_bt, features=features)
+    with torch.no_grad():
+        evaluation = model(tokens_bt, documents_bt=documents_bt, features=features)
+    torch.testing.assert_close(training, evaluation, atol=1e-5, rtol=0)
+
+
 def test_packed_gradients_equal_for_every_way_of_packing():
     tokens_bt, features = _inputs()
     gradients = []

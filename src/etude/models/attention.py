@@ -157,10 +157,8 @@ class Attention(nn.Module):
             q_hnk = q_hnk * scale
         if cache is not None:
             mixed = _cached(q_hnk, k_gnk, v_gnk, batch, cache, layer)
-        elif self.fused and x_btd.device.type == "cpu" and packing is None:
-            mixed = kernels.causal_attention(q_hnk, k_gnk, v_gnk, lengths=(time,) * batch)
-        elif self.fused and x_btd.device.type == "cpu" and packing is not None and packing.lengths is not None:
-            mixed = kernels.causal_attention(q_hnk, k_gnk, v_gnk, lengths=packing.lengths)
+        elif self.fused and x_btd.device.type == "cpu" and torch.is_grad_enabled() and _runs(packing, batch, time):
+            mixed = kernels.causal_attention(q_hnk, k_gnk, v_gnk, lengths=_runs(packing, batch, time))
         else:
             mixed = _scaled_dot_product(q_hnk, k_gnk, v_gnk, batch, packing)
         if self.rotate_values:  # what is read arrives turned by the difference of the two tokens' angles
@@ -168,6 +166,11 @@ class Attention(nn.Module):
             mixed_hnk = kernels.rotary(mixed.reshape(batch * time, self.num_heads, -1), cos, -sin, fused=self.fused)
             mixed = mixed_hnk.transpose(0, 1)
         return self.output(mixed.reshape(batch, time, dim))
+
+
+def _runs(packing: Packing | None, batch: int, time: int) -> tuple[int, ...]:
+    """Lengths of the runs of tokens that see each other; empty where the packing is of another kind."""
+    return (time,) * batch if packing is None else packing.lengths or ()
 
 
 def _batched(x_hnk: Tensor, batch: int) -> Tensor:
