@@ -8,8 +8,8 @@ import collections
 import contextlib
 import multiprocessing
 import os
-import signal
-import threading
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
-AHEAD = 8  # items sent to a worker before their results are back: hides the latency of the pipe
+AHEAD = 2  # items sent to a worker before their results are back: hides the latency of the pipe
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Failure:
 
 @dataclass
 class _Worker:
-    process: Any
+    process: subprocess.Popen[bytes]
     pipe: Connection
     pending: collections.deque[int]
     since: float
@@ -55,7 +55,7 @@ def run(
 ) -> Iterator[tuple[int, Any]]:
     """Yields (index, function(item) or Failure) for every item, as they are done, computed in `num_workers` processes.
 
-    function, items: picklable; processes are spawned, so a script needs its `if __name__ == "__main__":`.
+    function, items: picklable; not from the `__main__` script, which workers don't import.
     log: the file that gets what the workers write to stdout and stderr, so that it does not tear the progress bar.
     timeout_seconds: an item that takes longer is reported as failed.
     Raises: RuntimeError where a process can't even start. Closing the iterator ends the processes.
@@ -84,13 +84,11 @@ def run(
                     continue
                 _end(worker)
                 if not worker.ready:
-                    raise RuntimeError(
-                        f"a worker process could not start; {log} says why, and scripts need a __main__ guard"
-                    )
+                    raise RuntimeError(f"a worker process could not start; {log} says why")
                 if worker.pending:
                     culprit = worker.pending.popleft()
                     todo.extendleft(reversed(worker.pending))
-                    code = worker.process.exitcode
+                    code = worker.process.returncode
                     reason = (
                         f"took longer than {timeout_seconds:.0f} s"
                         if slow
@@ -124,56 +122,49 @@ def _retire(workers: list[_Worker]) -> list[_Worker]:
 
 
 def _start(function: Callable[[Any], Any], log: Path) -> _Worker:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(function, theirs, str(log)), daemon=True)
-    with _child_environment():
-        process.start()
+    """A fresh interpreter that imports what `function` needs and nothing of the caller's script.
+
+    It has one thread, and a session of its own: Ctrl-C reaches the parent alone, and the end of the parent closes the
+    pipe, which ends the worker.
+    """
+    ours, theirs = multiprocessing.Pipe()
+    environment = {**os.environ, **dict.fromkeys(THREADS, "1"), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    code = f"from etude.data.pool import serve; serve({theirs.fileno()})"
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=[theirs.fileno()],
+            env=environment,
+            start_new_session=True,
+        )
     theirs.close()
+    with contextlib.suppress(OSError):  # a worker that could not start is noticed by the reader
+        ours.send(function)
     return _Worker(process, ours, collections.deque(), time.monotonic())
-
-
-@contextlib.contextmanager
-def _child_environment() -> Iterator[None]:
-    """One thread a worker, and Ctrl-C for the parent alone, also while a child is still importing."""
-    before = {name: os.environ.get(name) for name in THREADS}
-    os.environ.update(dict.fromkeys(THREADS, "1"))
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
-    try:
-        yield
-    finally:
-        if main:
-            signal.signal(signal.SIGINT, handler)
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _end(worker: _Worker) -> None:
     worker.pipe.close()
-    worker.process.join(timeout=0.05)
-    if worker.process.is_alive():
+    try:
+        worker.process.wait(timeout=0.05)
+    except subprocess.TimeoutExpired:
         worker.process.kill()
-    worker.process.join()
+        worker.process.wait()
 
 
-def _serve(function: Callable[[Any], Any], pipe: Connection, log: str) -> None:
-    """The life of a worker: one result for each item, until the parent hangs up."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
+def serve(handle: int) -> None:
+    """The life of a worker on the pipe with descriptor `handle`: one result for each item, till the parent hangs up."""
+    pipe: Connection[Any, Any] = Connection(handle)
+    function = pipe.recv()
     pipe.send(None)
-    while True:
-        try:
+    with contextlib.suppress(EOFError, OSError):
+        while True:
             index, item = pipe.recv()
-        except (EOFError, OSError):
-            return
-        try:
-            result = function(item)
-        except Exception as error:
-            result = Failure(one_line(error))
-        try:
+            try:
+                result = function(item)
+            except Exception as error:
+                result = Failure(one_line(error))
             pipe.send((index, result))
-        except OSError:
-            return
