@@ -8,7 +8,7 @@ import pytest
 
 from etude.data.batches import PackedRows, RowSampler, evaluation_batches
 from etude.data.documents import Augmentation, Documents
-from etude.data.packing import COUNTED, FINAL, NUMBER, PIECE, START, STOP, Packer, slots
+from etude.data.packing import COUNTED, FINAL, NOTHING, NUMBER, PIECE, START, STOP, VARIATION, Packer, slots
 from etude.music.satb import SatbGrid
 from tests.data.pieces import bodies_of, view_of
 
@@ -59,7 +59,7 @@ def test_rows_fit_and_hold_little_padding(documents: Documents, max_len: int, al
 def test_training_windows_begin_at_bars(documents: Documents) -> None:
     rows = iter(Packer(documents, 100))
     for document in np.concatenate([next(rows) for _ in range(300)]):
-        bars = documents.bars(int(document[NUMBER]), int(document[PIECE]))
+        bars = documents.bars(int(document[PIECE]), document[VARIATION:])
         assert document[START] in (0, *bars)
 
 
@@ -115,9 +115,9 @@ def test_a_batch_says_what_its_plan_says(documents: Documents) -> None:
     for b, plan in enumerate(plans):
         at = 0
         for number, document in enumerate(plan):
-            pass_, piece = int(document[NUMBER]), int(document[PIECE])
-            prefix = documents.prefix(pass_, piece)
-            body = documents.body(pass_, piece)[document[START] : document[STOP]]
+            piece, variation = int(document[PIECE]), document[VARIATION:]
+            prefix = documents.prefix(piece, variation)
+            body = documents.body(piece, variation)[document[START] : document[STOP]]
             ids = [1 if document[START] == 0 else 3, *prefix, *body, *([2] if document[FINAL] else [])]
             span = slice(at, at + len(ids) - 1)
             at = span.stop
@@ -126,7 +126,8 @@ def test_a_batch_says_what_its_plan_says(documents: Documents) -> None:
             assert (batch["documents"][b, span] == number).all()
             assert batch["positions"][b, span].tolist() == list(range(len(ids) - 1))
             expected = TOKENIZER.features(np.array(ids))
-            assert batch["feature_voice"][b, span].tolist() == expected["voice"][:-1].tolist()
+            for name in ("voice", "position"):
+                assert batch[f"feature_{name}"][b, span].tolist() == expected[name][:-1].tolist()
         assert (batch["tokens"][b, at:] == 0).all()
         assert (batch["targets"][b, at:] == -100).all()
         assert (batch["documents"][b, at:] == -1).all()
@@ -166,33 +167,48 @@ def test_every_rank_gets_as_many_evaluation_batches(documents: Documents) -> Non
     for rank in range(3):
         batches = evaluation_batches(Packer(bare, 400, shuffle=False), batch_size=2, rank=rank, world=3)
         sizes.append(len(batches))
-        PackedRows(bare, max_len=400, evaluation=True).__getitems__([np.empty((0, 7), np.int64)])
+        PackedRows(bare, max_len=400, evaluation=True).__getitems__([NOTHING])
     assert len(set(sizes)) == 1
 
 
-def test_augmentation_moves_music_and_key_together_within_range(documents: Documents) -> None:
+def varied(documents: Documents, number: int, pieces: list[int]) -> np.ndarray:
+    return documents.variations(np.full(len(pieces), number), np.array(pieces))
+
+
+def test_augmentation_moves_all_of_a_piece_within_its_range(documents: Documents) -> None:
     seen = set()
     for number in range(12):
-        for piece in range(10):
-            ids, original = documents.body(number, piece), documents.view.body(piece)
+        for piece, variation in enumerate(varied(documents, number, list(range(10)))):
+            ids, original = documents.body(piece, variation), documents.view.body(piece)
             shifts = {int(a) - int(b) for a, b in zip(ids, original, strict=True)}
             assert len(shifts) == 1
-            shift = shifts.pop()
-            assert -2 <= shift <= 2  # the view's range is narrower than the wish
-            seen.add(shift)
-    assert seen == {-2, -1, 0, 1, 2}
+            seen |= shifts
+    assert seen == {-2, -1, 0, 1, 2}  # the view's range is narrower than the wish
+
+
+def test_controls_move_with_the_music(tmp_path: Path) -> None:
+    view = view_of(tmp_path / "s", list(bodies_of([8], TOKENIZER)), controls=1, tokenizer=TOKENIZER)
+    view.table["controls"] = TOKENIZER.controls({"key": "C major"})
+    documents = Documents(view, TOKENIZER, augmentation=Augmentation(transpose=(2, 2)), seed=0)
+    variation = varied(documents, 0, [0])[0]
+    assert documents.prefix(0, variation).tolist() == TOKENIZER.controls({"key": "D major"})
+    assert np.array_equal(documents.body(0, variation), view.body(0) + 2)
 
 
 def test_augmentation_is_keyed_by_seed_pass_and_piece(documents: Documents) -> None:
-    again = Documents(documents.view, TOKENIZER, augmentation=VARIED, seed=3)
-    backwards = [again.body(1, piece).tolist() for piece in range(40, -1, -1)][::-1]
-    assert backwards == [documents.body(1, piece).tolist() for piece in range(41)]
+    pieces = list(range(41))
+    assert np.array_equal(varied(documents, 1, pieces), varied(documents, 1, pieces[::-1])[::-1])
+    assert not np.array_equal(varied(documents, 1, pieces), varied(documents, 2, pieces))
+    other = Documents(documents.view, TOKENIZER, augmentation=VARIED, seed=4)
+    assert not np.array_equal(varied(documents, 1, pieces), varied(other, 1, pieces))
 
 
 def test_control_dropout_hides_its_share_of_each_control(documents: Documents) -> None:
-    kept = np.mean([len(documents.prefix(number, piece)) for number in range(20) for piece in range(100)])
-    assert abs(kept / 3 - 0.5) < 0.03
-    assert all(len(plain(documents).prefix(0, piece)) == 3 for piece in range(20))
+    kept = np.concatenate([varied(documents, number, list(range(100)))[:, 3] for number in range(20)])
+    for control in range(3):
+        assert abs(((kept >> control) & 1).mean() - 0.5) < 0.04
+    bare = plain(documents)
+    assert all(len(bare.prefix(piece, how)) == 3 for piece, how in enumerate(varied(bare, 0, list(range(20)))))
 
 
 def test_no_room_for_music_is_named(documents: Documents) -> None:

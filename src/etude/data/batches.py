@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from etude.data.documents import Documents
-from etude.data.packing import COUNTED, FINAL, NOTHING, NUMBER, PIECE, START, STOP, Packer
+from etude.data.packing import NOTHING, VARIATION, Packer
 
 PAD, BOS, EOS, CONT = 0, 1, 2, 3
 IGNORED = -100
@@ -47,31 +47,27 @@ class PackedRows(torch.utils.data.Dataset[dict[str, Tensor]]):
 
     def _write(self, plan: np.ndarray, row: dict[str, np.ndarray]) -> int:
         """Fills one row with its documents; returns how many tokens they take."""
-        at = 0
+        at, documents = 0, self.documents
         for number, document in enumerate(plan):
-            ids, controls = self._document(document)
-            span = slice(at, at + len(ids) - 1)
-            at = span.stop
-            row["tokens"][span] = ids[:-1]
-            row["documents"][span] = number
-            row["positions"][span] = np.arange(len(ids) - 1)
-            targets = ids[1:].astype(np.int64)
-            targets[: controls + int(document[COUNTED] - document[START])] = IGNORED
+            _, piece, start, stop, final, counted, controls = document[:VARIATION].tolist()
+            variation = document[VARIATION:]
+            body = documents.body(piece, variation, start, stop)
+            first = at + 1 + controls  # where the body begins; its last token is only a target, unless EOS follows
+            end = first + len(body) - 1 + final
+            row["tokens"][at] = BOS if start == 0 else CONT
+            row["tokens"][at + 1 : first] = documents.prefix(piece, variation)
+            row["tokens"][first:end] = body[: end - first]
+            row["targets"][first - 1 + counted - start : first - 1 + len(body)] = body[counted - start :]
+            if final and not self.evaluation:
+                row["targets"][end - 1] = EOS
+            row["documents"][at:end] = number
+            row["positions"][at:end] = np.arange(end - at)
+            for name, values in documents.features(piece, variation).items():
+                row[f"feature_{name}"][first:end] = values[start : start + end - first]
             if self.evaluation:
-                targets[targets == EOS] = IGNORED
-                row["piece"][span] = self.documents.view.table["row"][document[PIECE]]
-            row["targets"][span] = targets
-            for name, values in self.documents.tokenizer.features(ids).items():
-                row[f"feature_{name}"][span] = values[:-1]
+                row["piece"][at:end] = documents.view.table["row"][piece]
+            at = end
         return at
-
-    def _document(self, document: np.ndarray) -> tuple[np.ndarray, int]:
-        """All ids of a document, and the number of its controls."""
-        number, piece = int(document[NUMBER]), int(document[PIECE])
-        prefix = self.documents.prefix(number, piece)
-        body = self.documents.body(number, piece)[document[START] : document[STOP]]
-        head, tail = [BOS if document[START] == 0 else CONT], [EOS] if document[FINAL] else []
-        return np.concatenate([head, prefix, body, tail]).astype(np.int64), len(prefix)
 
 
 class RowSampler(torch.utils.data.Sampler[list[np.ndarray]]):

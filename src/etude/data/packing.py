@@ -1,25 +1,27 @@
 """Which documents make up each row: an endless, shuffled, best-fit packing that needs lengths, not tokens.
 
-A plan is an int64 array [documents, 7]: pass, piece, its body tokens from start to stop, whether they end the piece,
-the first of them that is counted, number of controls. Training packs pass after pass without a seam; evaluation goes
-through the pieces once, in order.
+A plan is an int64 array [documents, 11]: pass, piece, its body tokens from start to stop, whether they end the piece,
+the first of them that is counted, number of controls, and the piece's variation. Training packs pass after pass without
+a seam; evaluation goes through the pieces once, in order.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from etude.data.documents import Documents
 from etude.data.randomness import permute
 
-NUMBER, PIECE, START, STOP, FINAL, COUNTED, CONTROLS = range(7)  # columns of a plan
-NOTHING = np.empty((0, 7), np.int64)
+NUMBER, PIECE, START, STOP, FINAL, COUNTED, CONTROLS, VARIATION = range(8)  # columns of a plan; the last is four wide
+NOTHING = np.empty((0, VARIATION + 4), np.int64)
 BLOCK = 128  # pieces whose documents are worked out at once
 BUFFER = 256  # documents that wait to be packed, at most: the more, the less padding, the less each pass is a pass
 LEAST_BUFFER = 32
 REST_AFTER = 64  # documents before which the rest of a cut one waits, so that a batch does not hold one piece alone
 MAX_WASTE = 0.01  # share of a row that may stay empty before a document is cut at a bar to fill it
+GOOD_WASTE = 0.002  # share at which the search for a better cut ends
 CANDIDATES = 16  # documents that are considered for cutting, the oldest
 PARTNERS = 64  # whole documents that are considered to go with a cut one
 MIN_PART = 0.05  # share of a row below which no part of a document is cut off
@@ -53,12 +55,12 @@ class Packer:
 
     def state_dict(self) -> dict[str, object]:
         """Where the packing stands: pass, position in it, and the documents that wait."""
-        return {"number": self.number, "position": self.position, "waiting": self.waiting.tolist()}
+        return {"number": self.number, "position": self.position, "waiting": torch.tensor(self.waiting)}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Goes on from a `state_dict`."""
         self.number, self.position = int(state["number"]), int(state["position"])  # type: ignore[call-overload]
-        self.waiting = np.array(state["waiting"], np.int64).reshape(-1, NOTHING.shape[1])
+        self.waiting = np.array(state["waiting"].tolist(), np.int64).reshape(-1, NOTHING.shape[1])  # type: ignore[attr-defined]
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Rows, each a plan whose slots add up to at most `max_len`; ends only without shuffling."""
@@ -85,11 +87,11 @@ class Packer:
         self.position += len(block)
         pieces = permute(block, size=size, seed=self.documents.seed, number=self.number) if self.shuffle else block
         passes = np.full(len(pieces), self.number)
-        lengths = self.documents.lengths(passes, pieces)
+        variations = self.documents.variations(passes, pieces)
         whole = np.zeros((len(pieces), NOTHING.shape[1]), np.int64)
-        whole[:, NUMBER], whole[:, PIECE], whole[:, STOP], whole[:, FINAL] = passes, pieces, lengths, 1
-        random = self.documents.random(passes, pieces)
-        whole[:, CONTROLS] = self.documents.kept_controls(pieces, random).sum(axis=1)
+        whole[:, NUMBER], whole[:, PIECE], whole[:, FINAL], whole[:, VARIATION:] = passes, pieces, 1, variations
+        whole[:, STOP] = self.documents.lengths(pieces, variations)
+        whole[:, CONTROLS] = self.documents.num_controls(variations)
         if (whole[:, CONTROLS] + 1).max() >= self.max_len:
             raise ValueError(
                 f"max_len={self.max_len} leaves no room for music after the controls; set data.max_len higher"
@@ -103,18 +105,20 @@ class Packer:
         """A piece longer than a row as windows that begin at bars, are counted once, and overlap by their context."""
         room = self.max_len - int(whole[CONTROLS]) - 1  # one for EOS
         bars = self._bars(whole)
-        rows, counted = [], 0
+        rows: list[np.ndarray] = []
+        counted = 0
         while counted < whole[STOP]:
             start = _cut(bars, counted - int(room * self.overlap), counted) if counted and self.overlap else counted
             stop = min(int(whole[STOP]), start + room)
             if stop < whole[STOP]:
                 stop = _cut(bars, counted + 1, stop, last=True)
-            rows.append([whole[NUMBER], whole[PIECE], start, stop, int(stop == whole[STOP]), counted, whole[CONTROLS]])
+            rows.append(whole.copy())
+            rows[-1][[START, STOP, FINAL, COUNTED]] = start, stop, int(stop == whole[STOP]), counted
             counted = stop
-        return np.array(rows, np.int64)
+        return np.stack(rows)
 
     def _bars(self, document: np.ndarray) -> np.ndarray:
-        return self.documents.bars(int(document[NUMBER]), int(document[PIECE]))
+        return self.documents.bars(int(document[PIECE]), document[VARIATION:])
 
     def _row(self) -> np.ndarray:
         """Takes documents off the waiting ones: the oldest first, then what fills the row best."""
@@ -170,6 +174,8 @@ class Packer:
         least = max(1, int(MIN_PART * self.max_len))
         best, answer = (self.max_len if forced else waste), None
         for index in [0] if forced else np.flatnonzero(free)[:CANDIDATES].tolist():
+            if best <= GOOD_WASTE * self.max_len:
+                break
             document = self.waiting[index]
             bars = self._bars(document)
             bars = bars[(bars > document[START]) & (bars < document[STOP])]
