@@ -217,6 +217,30 @@ def test_a_full_disk_names_the_path_and_keeps_the_rest(ready: tuple[Path, Path],
     assert sorted(path.relative_to(copy) for path in copy.rglob("*")) == before
 
 
+def test_a_full_disk_while_parsing_leaves_scores_and_facts_in_step(tmp_path: Path) -> None:
+    from etude.data.store import Store, Writer
+
+    root = write_folder(tmp_path / "scores", pieces=8)
+    commit, calls = Writer.commit, []
+
+    def fail_at_fourth(self: Writer) -> None:
+        calls.append(self.path.name)
+        if len(calls) == 4:
+            self._retreat(OSError(errno.ENOSPC, "No space left on device"))
+        commit(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Writer, "commit", fail_at_fourth)
+        patch.setattr("etude.data.fill.FLUSH_SECONDS", 0.0)
+        with pytest.raises(OSError, match="disk is full"):
+            module(root, tmp_path / "cache").prepare()
+    (parsed,) = (tmp_path / "cache").glob("scores-*")
+    assert len(Store(parsed / "facts")) == 1
+    data = module(root, tmp_path / "cache")
+    assert len(data.manifest()) == 8
+    assert all(data.score("train", i) is not None for i in range(len(data.manifest("train"))))
+
+
 BUILD = """
 import sys
 from pathlib import Path

@@ -74,8 +74,19 @@ def test_a_torn_tail_is_ignored_and_cut_off(tmp_path: Path, torn: bytes) -> None
 def test_uncommitted_records_do_not_exist(tmp_path: Path) -> None:
     fill(tmp_path / "s", 3)
     writer = Writer(tmp_path / "s", dtype=np.uint16)
-    writer.add(key(50), np.arange(1000))
+    size = (tmp_path / "s" / "data").stat().st_size
+    writer.add(key(50), np.arange(100_000))
+    assert (tmp_path / "s" / "data").stat().st_size > size
     writer.close()
+    assert (tmp_path / "s" / "data").stat().st_size == size
+    assert len(Store(tmp_path / "s")) == 3
+
+
+def test_an_error_commits_nothing(tmp_path: Path) -> None:
+    fill(tmp_path / "s", 3)
+    with pytest.raises(RuntimeError), Writer(tmp_path / "s", dtype=np.uint16) as writer:
+        writer.add(key(50), np.arange(10))
+        raise RuntimeError
     assert len(Store(tmp_path / "s")) == 3
 
 

@@ -53,6 +53,8 @@ def fill(
                     commit()
                     last = time.monotonic()
         commit()
+    except OSError:
+        raise  # a full disk: what is uncommitted is given up as a whole
     except KeyboardInterrupt:
         commit()
         print(
@@ -60,6 +62,9 @@ def fill(
             "the same command goes on from there",
             file=sys.stderr,
         )
+        raise
+    except Exception:
+        commit()
         raise
 
 

@@ -126,9 +126,8 @@ class Store:
 class Writer:
     """Appends records to a store; `commit` makes what was added so far durable and visible.
 
-    One writer at a time: the caller holds the lock of the cache folder. As a context manager it commits on the way
-        out, also
-    after an error or Ctrl-C, so that nothing already computed is lost.
+    One writer at a time: the caller holds the lock of the cache folder. As a context manager it commits at the end, but
+    not after an error: records of one store may mean nothing without those of another, so that `fill` decides.
     """
 
     def __init__(self, path: Path, *, dtype: np.dtype | type):
@@ -186,26 +185,26 @@ class Writer:
         self.head, self._rows = head, []
 
     def _retreat(self, error: OSError) -> NoReturn:
-        """Gives the space of everything uncommitted back, then raises `error` with the path and the remedy."""
-        self._rows, self._end = [], self.head["items"]
+        """Gives everything uncommitted up, then raises `error` with the path and the remedy."""
+        self.close()
+        raise named(error, self.path) from error
+
+    def close(self) -> None:
+        """Releases the files, and the space of what was added and not committed."""
         sizes = {"data": self.head["items"] * self.dtype.itemsize, "index": self.head["records"] * ROW.itemsize}
         for file, (name, size) in zip((self._data, self._index), sizes.items(), strict=True):
             with contextlib.suppress(OSError):  # flushing what did not fit fails again; the file is cut right after
                 file.close()
-            os.truncate(self.path / name, size)
-        raise named(error, self.path) from error
-
-    def close(self) -> None:
-        """Releases the files; what was added and not committed will be cut off by the next writer."""
-        for file in (self._data, self._index):
-            file.close()
+            if (self.path / name).stat().st_size > size:
+                os.truncate(self.path / name, size)
+        self._rows = []
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            if not self._data.closed:
+            if kind is None:
                 self.commit()
         finally:
             self.close()
