@@ -153,6 +153,7 @@ def quiet_lightning() -> None:
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 on torch 2.11
         r"Experiment logs directory .* exists and is not empty",  # the run's folder, where metrics.csv belongs
         r".*does not have many workers which may be a bottleneck",  # the loader's share is measured: under 3 %
+        r"The number of training batches .* is smaller than the logging interval",  # small data: steps are what counts
         r"The dirpath has changed from",  # a resumed run has a folder of its own
         r"Checkpoint directory .* exists and is not empty",  # LastCheckpoint shares it with ModelCheckpoint
     ):
@@ -193,7 +194,7 @@ def train(cfg: DictConfig) -> float | None:
     value = trainer.callback_metrics.get(cfg.monitor)
     if trainer.is_global_zero:
         best = Path(trainer.checkpoint_callback.best_model_path or folder / "checkpoints" / "last.ckpt")
-        if cfg.sampling is not None:
+        if cfg.get("sampling"):  # `~sampling` on the command line leaves it out
             trained, _ = load_task(best)
             instantiate(cfg.sampling)(task=trained, folder=folder)
         print(f"checkpoint: {best}\nresults:    {folder}", file=sys.stderr)

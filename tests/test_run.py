@@ -1,0 +1,178 @@
+"""The programs as a user calls them: one life of a model on a folder of files, and what happens to bad input."""
+
+import csv
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import open_dict
+from symusic import Score
+
+from etude import run
+from tests.songs import song, write_songs
+
+ROOT = Path(__file__).parents[1]
+TINY = [
+    "data=folder", "trainer=smoke", "logger=csv", "model.dim=32", "model.num_layers=1", "model.num_heads=2", "model.num_kv_heads=null",
+    "data.max_len=256", "data.max_eval_len=512", "data.batch_size=2", "data.prepare_workers=1", "save_every=4",
+    "sampling.num_samples=1", "sampling.num_bars=1", "sampling.audio=false", "sampling.max_new_tokens=200",
+]  # fmt: skip
+
+
+def call(program: str, folder: Path, *overrides: str) -> Any:
+    """Runs `program` in this process, in a run folder of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose(program, overrides=[f"outputs={folder.parent}", *overrides], return_hydra_config=True)
+    with open_dict(cfg):
+        cfg.hydra.runtime.output_dir = str(folder)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return getattr(run, program)(cfg)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with songs, one corrupt file, and the outputs of one small run on them."""
+    home = tmp_path_factory.mktemp("home")
+    write_songs(home / "songs")
+    (home / "songs" / "folk" / "broken.mid").write_bytes(b"MThd\x00\x00")
+    call("train", home / "outputs" / "one", *TINY, f"data.root={home / 'songs'}", f"cache_dir={home / 'cache'}")
+    return home
+
+
+def fails(capsys: pytest.CaptureFixture[str], program: str, folder: Path, *overrides: str) -> str:
+    """The one line that a failing call prints."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        call(program, folder, *overrides)
+    assert stopped.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_a_run_leaves_what_the_readme_says(home: Path) -> None:
+    folder = home / "outputs" / "one"
+    for name in ("config.yaml", "environment.txt", "metrics.csv", "report.html", "quarantine.tsv",
+                 "checkpoints/best.ckpt", "checkpoints/last.ckpt", "samples/000.mid", "samples/000.png"):  # fmt: skip
+        assert (folder / name).stat().st_size > 0, name
+    assert "broken.mid" in (folder / "quarantine.tsv").read_text()
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert any(row.get("val/nll") for row in rows) and any(row.get("train/nll") for row in rows)
+    assert "http" not in (folder / "report.html").read_text().replace("http-equiv", "")
+
+
+def test_generate_follows_wishes_and_seed(home: Path) -> None:
+    out = home / "outputs"
+    wishes = ["num_samples=2", "num_bars=2", "genre=folk", "key=G major", "tempo_bpm=90", "audio=true", "max_new_tokens=200"]
+    for name in ("g1", "g2"):
+        call("generate", out / name, f"ckpt={out / 'one'}", *wishes)
+    call("generate", out / "g3", f"ckpt={out / 'one'}", *wishes, "seed=1")
+    first, again, other = ((out / name / "samples" / "000.mid").read_bytes() for name in ("g1", "g2", "g3"))
+    assert first == again and first != other
+    assert (out / "g1" / "samples" / "001.wav").stat().st_size > 10_000
+    assert "data:audio/mpeg;base64" in (out / "g1" / "report.html").read_text()
+
+
+def test_generate_continues_a_prompt(home: Path) -> None:
+    prompt = home / "prompt.mid"
+    song(99, bars=2).dump_midi(prompt)
+    call("generate", home / "outputs" / "p", f"ckpt={home / 'outputs' / 'one'}", f"prompt={prompt}", "num_bars=3",
+         "num_samples=1", "audio=false", "max_new_tokens=400")  # fmt: skip
+    made = Score(str(home / "outputs" / "p" / "samples" / "000.mid"))
+    opening = {(n.time, n.pitch) for t in Score(str(prompt)).tracks for n in t.notes}
+    notes = {(n.time * 480 // made.ticks_per_quarter, n.pitch) for t in made.tracks for n in t.notes}
+    assert opening <= notes and max(t for t, _ in notes) < 3 * 4 * 480
+
+
+def test_evaluate_a_checkpoint(home: Path) -> None:
+    folder = home / "outputs" / "e"
+    call("evaluate", folder, f"ckpt={home / 'outputs' / 'one'}", "num_samples=2", "num_bars=1", "splits=[val]",
+         "max_new_tokens=200")  # fmt: skip
+    with (folder / "likelihood.csv").open() as file:
+        row = next(csv.DictReader(file))
+    assert float(row["nats_per_token"]) > 0 and float(row["bits_per_note"]) > 0
+    for name in ("metrics.csv", "histograms.csv", "copying.csv", "metrics.png", "report.html"):
+        assert (folder / name).stat().st_size > 0
+
+
+def test_evaluate_a_folder(home: Path) -> None:
+    folder = home / "outputs" / "f"
+    call("evaluate", folder, f"files={home / 'songs'}")
+    assert "broken.mid" in (folder / "quarantine.tsv").read_text()
+    with (folder / "metrics.csv").open() as file:
+        rows = {row["metric"]: row for row in csv.DictReader(file)}
+    assert float(rows["empty bars"]["pieces mean"]) == 0.0  # as the songs were made
+    assert float(rows["groove consistency"]["pieces mean"]) > float(rows["groove consistency"]["shuffled mean"])
+
+
+def test_resume_continues_in_a_new_folder(home: Path) -> None:
+    two = home / "outputs" / "two"
+    options = [option for option in TINY if not option.startswith("sampling.")]
+    call("train", two, *options, f"data.root={home / 'songs'}", f"cache_dir={home / 'cache'}", "trainer.max_steps=14",
+         f"ckpt={home / 'outputs' / 'one'}", "~sampling")  # fmt: skip
+    saved = torch.load(two / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 14 and saved["etude"]["batches_trained"] == 14
+
+
+def test_bad_data_is_told_in_one_line(home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "x.mid").write_text("not midi")
+    tries = {"missing": "missing", "empty": "empty", "bad": "x.mid"}
+    for name, expected in tries.items():
+        line = fails(capsys, "train", tmp_path / "run" / name, *TINY, f"data.root={tmp_path / name}",
+                     f"cache_dir={tmp_path / 'cache'}")  # fmt: skip
+        assert expected in line
+
+
+@pytest.mark.parametrize(
+    ("wish", "expected"),
+    [
+        ("genre=polka", ["polka", "classical", "folk"]),
+        ("key=H major", ["H major", "major"]),
+        ("num_samples=0", ["num_samples is 0"]),
+        ("temperature=-1", ["temperature"]),
+        ("prompt=nowhere.mid", ["nowhere.mid"]),
+        ("ckpt=nowhere.ckpt", ["nowhere.ckpt", "ckpt=last"]),
+    ],
+)
+def test_bad_wishes_are_told_in_one_line(
+    home: Path, capsys: pytest.CaptureFixture[str], wish: str, expected: list[str]
+) -> None:
+    line = fails(capsys, "generate", home / "outputs" / "bad", f"ckpt={home / 'outputs' / 'one'}", wish)
+    assert all(word in line for word in expected), line
+
+
+def test_bad_checkpoints_are_told_in_one_line(home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "text.ckpt").write_text("no checkpoint")
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    for name in ("text.ckpt", "other.ckpt"):
+        line = fails(capsys, "generate", tmp_path / "run", f"ckpt={tmp_path / name}")
+        assert name in line
+    line = fails(capsys, "train", tmp_path / "run2", *TINY, f"data.root={home / 'songs'}", f"cache_dir={home / 'cache'}",
+                 f"ckpt={home / 'outputs' / 'one'}", "tokenizer=tsd")  # fmt: skip
+    assert "tokenizer" in line
+
+
+def test_help_is_quick_and_readable() -> None:
+    times = []
+    for _ in range(3):
+        started = time.monotonic()
+        shown = subprocess.run(
+            [sys.executable, "train.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+        times.append(time.monotonic() - started)
+    assert "data=folder data.root=" in shown and "chorales" in shown
+    code = "import sys, etude.run; print([m for m in ('torch', 'pytorch_lightning', 'music21', 'muspy') if m in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert loaded.strip() == "[]"  # what makes start-up slow is imported late
