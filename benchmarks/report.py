@@ -1,0 +1,154 @@
+"""Regenerate the tables and figures of docs/results and of the README from docs/results/rows: no figure is typed by hand."""
+
+import json
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results"
+Row = dict[str, Any]
+PUBLISHED = (("Transformer (Huang et al. 2019)", 0.417), ("Music Transformer (Huang et al. 2019)", 0.335))
+COLUMNS = ("val_token", "test_token", "val_frame", "test_frame")
+
+
+def rows(name: str) -> list[Row]:
+    """The rows of one benchmark, none where it was not run."""
+    path = RESULTS / "rows" / name
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def table(header: list[str], lines: list[list[str]]) -> str:
+    """A Markdown table, all but the first column to the right."""
+    rule = "|---|" + "---:|" * (len(header) - 1)
+    return "\n".join(["| " + " | ".join(header) + " |", rule, *("| " + " | ".join(line) + " |" for line in lines)])
+
+
+def where(found: list[Row]) -> str:
+    """Commands, commits, dates and hardware of the rows."""
+    keys = ("command", "commit", "date", "hardware", "load")
+    lines = dict.fromkeys("; ".join(f"{k}: `{_public(row[k])}`" for k in keys if row.get(k) is not None) for row in found)
+    return "\n".join(f"- {line}" for line in lines if line)
+
+
+def _public(value: object) -> str:
+    return re.sub(r"(?:/[\w.+-]+)+/([\w.-]+)", r"\1", str(value))  # folders of the machine say nothing
+
+
+def spread(values: list[float]) -> str:
+    """mean +- standard deviation"""
+    return f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}" if len(values) > 1 else f"{values[0]:.4f}"
+
+
+def jsb() -> str:
+    """docs/results/jsb.md and its picture; returns the README's table."""
+    found = rows("jsb.jsonl")
+    if not found:
+        return ""
+    header = ["model", "val, nats/token", "test, nats/token", "val, nats/frame", "test, nats/frame"]
+    lines = [[name, f"{value:.3f}", "", f"{4 * value:.3f}", ""] for name, value in PUBLISHED]
+    best = {row["model"]: row for row in found if row["seed"] is None}
+    lines = [[name, *(f"{row[c]:.3f}" for c in COLUMNS)] for name, row in best.items()] + lines
+    runs = [row for row in found if row["seed"] is not None]
+    if runs:
+        ours = [f"**Etude, `experiment=jsb`, {len(runs)} seeds**", *(f"**{spread([r[c] for r in runs])}**" for c in COLUMNS)]
+        lines.append(ours)
+        curve(runs)
+    summary = table(header, lines)
+    each = [[f"seed {r['seed']}", *(f"{r[c]:.4f}" for c in COLUMNS), f"{r['minutes']:.1f}", str(r["threads"])] for r in runs]
+    notes = (RESULTS / "jsb_notes.md").read_text() if (RESULTS / "jsb_notes.md").exists() else ""
+    text = f"""# JSB chorales, sixteenth grid
+
+Negative log-likelihood of the four interleaved voices, weighted by token: every pitch and rest token of every piece is
+counted, the first frame included, nothing is padded, every piece is read whole. Canonical split: 229, 76 and 77 pieces.
+The checkpoint with the best validation likelihood is measured, one forward pass of one set of (averaged) weights, float32.
+
+{summary}
+
+![Validation likelihood during training](jsb.png)
+
+{table(["run", *header[1:], "minutes", "threads"], each)}
+
+Regenerate: `python benchmarks/jsb.py Jsb16thSeparated.json --seeds 0 1 2`, then `make report`.
+
+{where(found)}
+
+{notes}"""
+    (RESULTS / "jsb.md").write_text(text)
+    return summary
+
+
+def curve(runs: list[Row]) -> None:
+    """Draws the validation curves."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    axis = figure.subplots()
+    for run in runs:
+        axis.plot(*zip(*run["curve"], strict=True), marker="o", markersize=3, label=f"seed {run['seed']}")
+    for name, value in PUBLISHED:
+        axis.axhline(value, color="#888", linewidth=0.8, linestyle="--")
+        axis.annotate(name, (0.99, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7)
+    axis.set(xlabel="optimizer steps of about 2,000 tokens", ylabel="validation, nats per token", ylim=(0.32, 0.56))
+    axis.legend(fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(RESULTS / "jsb.png", dpi=140, metadata={"Software": None})
+
+
+def speed() -> str:
+    """docs/results/speed.md; returns the README's lines."""
+    parts, short = ["# Speed\n\nEach comparison is one run on one machine, the sides in turn; ratios are medians over pairs."], []
+    for title, name, goal in (
+        ("Training against a Llama of the same shape (bf16 autocast, forward, backward, AdamW)", "train_speed.jsonl", 1.2),
+        ("Generation against the same Llama's `generate`", "generate_speed.jsonl", 2.0),
+    ):
+        found = rows(name)
+        pairs = [row for row in found if "ratio" in row]
+        if not pairs:
+            continue
+        lines = [
+            [row["case"], f"{row['tokens'] / row['ours_s']:,.0f}", f"{row['tokens'] / row['peer_s']:,.0f}",
+             f"{row['ratio']:.2f} ({row['ratio_quartiles'][0]:.2f}-{row['ratio_quartiles'][1]:.2f})", f"{row['cpu_ratio']:.2f}"]
+            for row in pairs
+        ]  # fmt: skip
+        parts.append(f"## {title}\n\n" + table(["case", "Etude tokens/s", "peer tokens/s", "ratio (quartiles)", "CPU-time ratio"], lines))
+        for row in (row for row in found if "step_ms" in row):
+            parts.append(f"{row['case']}: " + ", ".join(f"{ms:.2f}" for ms in row["step_ms"]) + " ms a step in each eighth")
+        parts.append(where(pairs))
+        short += [[f"{title.split(' (')[0]}: {row['case']}", f"{row['ratio']:.2f}"] for row in pairs]
+    path = RESULTS / "rows" / "metrics.json"
+    if path.exists():
+        found = json.loads(path.read_text())
+        ms = {side: 1000 * seconds / found["files"] for side, seconds in found["median_seconds"].items()}
+        ratio, total = found["times_faster"], found["values_compared"]
+        parts.append("## Metrics\n\n" + table(["side", "ms a file"], [[side, f"{value:.2f}"] for side, value in ms.items()]))
+        parts.append(f"{ratio:.1f} times as fast as muspy on {found['files']} files; {found['values_equal']} of {total} values equal to 1e-9.")
+        short.append([f"Musical metrics against muspy, {found['files']} files", f"{ratio:.1f}"])
+    found = rows("data.jsonl")
+    if found:
+        sides = [row for row in found if "batches_per_s" in row]
+        lines = [[row["case"], f"{row['pieces_per_s']:,.1f}", f"{row['batches_per_s']:,.1f}", f"{row['tokens_per_s']:,.0f}", f"{100 * row['padding']:.1f} %"] for row in sides]
+        parts.append("## Data\n\n" + table(["side", "pieces/s into the store", "batches/s out", "real tokens/s out", "padding"], lines))
+        for row in (row for row in found if "share" in row):
+            parts.append(f"Loader: {1000 * row['draw_s']:.2f} ms of a training step of {1000 * row['step_s']:.0f} ms, {100 * row['share']:.2f} %.")
+            short.append(["Loader's share of a training step", f"{100 * row['share']:.2f} %"])
+        parts.append(where(sides))
+    notes = RESULTS / "speed_notes.md"
+    parts.append("Regenerate: `make bench`, then `make report`." + ("\n\n" + notes.read_text() if notes.exists() else ""))
+    (RESULTS / "speed.md").write_text("\n\n".join(parts) + "\n")
+    return table(["comparison, one run, two sides in turn", "ratio"], short) if short else ""
+
+
+def main() -> None:
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    block = "\n\n".join(part for part in (jsb(), speed()) if part)
+    readme = ROOT / "README.md"
+    begin, end = "<!-- results: made by `make report` -->", "<!-- end of results -->"
+    head, _, rest = readme.read_text().partition(begin)
+    readme.write_text(f"{head}{begin}\n\n{block}\n\n{end}{rest.partition(end)[2]}")
+    print("wrote docs/results and the README's tables")
+
+
+if __name__ == "__main__":
+    main()
