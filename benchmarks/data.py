@@ -68,9 +68,7 @@ def miditok(files: Files, args: argparse.Namespace) -> Iterable[Any]:
     from miditok.pytorch_data import DataCollator, DatasetMIDI
 
     tokenizer = MidiTokTokenizer()._miditok
-    data = DatasetMIDI(
-        files, tokenizer, max_seq_len=args.max_len, pre_tokenize=True, parallel_workers_size=args.workers
-    )
+    data = DatasetMIDI(files, tokenizer, max_seq_len=args.max_len, pre_tokenize=True, parallel_workers_size=args.workers)
     collate = DataCollator(pad_token_id=0, copy_inputs_as_labels=True, shift_labels=True)
     return torch.utils.data.DataLoader(data, batch_size=args.rows, shuffle=True, collate_fn=collate)
 
@@ -140,9 +138,7 @@ def step_seconds(data: MusicDataModule, steps: int) -> tuple[float, float]:
 def _step(model: torch.nn.Module, batch: dict[str, Tensor]) -> None:
     features = {name.removeprefix("feature_"): batch[name] for name in batch if name.startswith("feature_")}
     with torch.autocast("cpu", torch.bfloat16):
-        logits = model(
-            batch["tokens"], documents_bt=batch["documents"], positions_bt=batch["positions"], features=features
-        )
+        logits = model(batch["tokens"], documents_bt=batch["documents"], positions_bt=batch["positions"], features=features)
     loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), batch["targets"].flatten())
     loss.backward()
     model.zero_grad()

@@ -53,7 +53,12 @@ def run(path: Path, seed: int, threads: int, overrides: list[str]) -> dict[str, 
     started = time.monotonic()
     subprocess.run(train, cwd=ROOT, env=environment, check=True)
     minutes = (time.monotonic() - started) / 60
-    measure = ["evaluate.py", f"ckpt={folder / 'checkpoints' / 'best.ckpt'}", "num_samples=0", f"hydra.run.dir={folder / 'evaluate'}"]
+    measure = [
+        "evaluate.py",
+        f"ckpt={folder / 'checkpoints' / 'best.ckpt'}",
+        "num_samples=0",
+        f"hydra.run.dir={folder / 'evaluate'}",
+    ]
     subprocess.run([sys.executable, *measure], cwd=ROOT, env=environment, check=True)
     with (folder / "evaluate" / "likelihood.csv").open() as file:
         found = {line["split"]: line for line in csv.DictReader(file)}

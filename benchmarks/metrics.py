@@ -127,27 +127,38 @@ def run(files: list[Path], rounds: int) -> dict[str, object]:
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     ratios = [b / a for a, b in zip(seconds["etude"], seconds["muspy"], strict=True)]
     return {
-        "files": len(files), "rounds": rounds, "seconds": seconds, "median_seconds": medians,
-        "times_faster": statistics.median(ratios), "times_faster_each_round": ratios,
-        "values_compared": compared, "values_equal": equal,
-        "python": platform.python_version(), "machine": platform.machine(),
+        "files": len(files),
+        "rounds": rounds,
+        "seconds": seconds,
+        "median_seconds": medians,
+        "times_faster": statistics.median(ratios),
+        "times_faster_each_round": ratios,
+        "values_compared": compared,
+        "values_equal": equal,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
     }
 
 
 def table(result: dict) -> str:
     """The result as a Markdown table."""
     files, medians = result["files"], result["median_seconds"]
-    lines = [f"| {files} files, read and measured | seconds | ms a file | times as fast as muspy |",
-             "|---|---:|---:|---:|"]
-    labels = {"muspy": "muspy, 14 metrics", "etude": "Etude, the same 14",
-              "etude, all metrics": f"Etude, all {len(PIECE_METRICS)}"}
+    lines = [f"| {files} files, read and measured | seconds | ms a file | times as fast as muspy |", "|---|---:|---:|---:|"]
+    labels = {
+        "muspy": "muspy, 14 metrics",
+        "etude": "Etude, the same 14",
+        "etude, all metrics": f"Etude, all {len(PIECE_METRICS)}",
+    }
     for name, label in labels.items():
         peer = result["seconds"]["muspy"]
         ratio = statistics.median(m / s for m, s in zip(peer, result["seconds"][name], strict=True))
         lines.append(f"| {label} | {medians[name]:.3f} | {1000 * medians[name] / files:.2f} | {ratio:.1f} |")
     low, high = min(result["times_faster_each_round"]), max(result["times_faster_each_round"])
-    lines += ["", f"Median of {result['rounds']} rounds (the 14 metrics: {low:.0f} to {high:.0f} times). "
-              f"{result['values_equal']} of {result['values_compared']} values equal to 1e-9."]
+    lines += [
+        "",
+        f"Median of {result['rounds']} rounds (the 14 metrics: {low:.0f} to {high:.0f} times). "
+        f"{result['values_equal']} of {result['values_compared']} values equal to 1e-9.",
+    ]
     return "\n".join(lines)
 
 

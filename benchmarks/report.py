@@ -99,9 +99,9 @@ def curve(runs: list[Row]) -> None:
 def speed() -> str:
     """docs/results/speed.md; returns the README's lines."""
     parts, short = ["# Speed\n\nEach comparison is one run on one machine, the sides in turn; ratios are medians over pairs."], []
-    for title, name, goal in (
-        ("Training against a Llama of the same shape (bf16 autocast, forward, backward, AdamW)", "train_speed.jsonl", 1.2),
-        ("Generation against the same Llama's `generate`", "generate_speed.jsonl", 2.0),
+    for title, name in (
+        ("Training against a Llama of the same shape (bf16 autocast, forward, backward, AdamW)", "train_speed.jsonl"),
+        ("Generation against the same Llama's `generate`", "generate_speed.jsonl"),
     ):
         found = rows(name)
         pairs = [row for row in found if "ratio" in row]
@@ -112,7 +112,9 @@ def speed() -> str:
              f"{row['ratio']:.2f} ({row['ratio_quartiles'][0]:.2f}-{row['ratio_quartiles'][1]:.2f})", f"{row['cpu_ratio']:.2f}"]
             for row in pairs
         ]  # fmt: skip
-        parts.append(f"## {title}\n\n" + table(["case", "Etude tokens/s", "peer tokens/s", "ratio (quartiles)", "CPU-time ratio"], lines))
+        parts.append(
+            f"## {title}\n\n" + table(["case", "Etude tokens/s", "peer tokens/s", "ratio (quartiles)", "CPU-time ratio"], lines)
+        )
         for row in (row for row in found if "step_ms" in row):
             parts.append(f"{row['case']}: " + ", ".join(f"{ms:.2f}" for ms in row["step_ms"]) + " ms a step in each eighth")
         parts.append(where(pairs))
@@ -123,15 +125,32 @@ def speed() -> str:
         ms = {side: 1000 * seconds / found["files"] for side, seconds in found["median_seconds"].items()}
         ratio, total = found["times_faster"], found["values_compared"]
         parts.append("## Metrics\n\n" + table(["side", "ms a file"], [[side, f"{value:.2f}"] for side, value in ms.items()]))
-        parts.append(f"{ratio:.1f} times as fast as muspy on {found['files']} files; {found['values_equal']} of {total} values equal to 1e-9.")
+        parts.append(
+            f"{ratio:.1f} times as fast as muspy on {found['files']} files; "
+            f"{found['values_equal']} of {total} values equal to 1e-9."
+        )
         short.append([f"Musical metrics against muspy, {found['files']} files", f"{ratio:.1f}"])
     found = rows("data.jsonl")
     if found:
         sides = [row for row in found if "batches_per_s" in row]
-        lines = [[row["case"], f"{row['pieces_per_s']:,.1f}", f"{row['batches_per_s']:,.1f}", f"{row['tokens_per_s']:,.0f}", f"{100 * row['padding']:.1f} %"] for row in sides]
-        parts.append("## Data\n\n" + table(["side", "pieces/s into the store", "batches/s out", "real tokens/s out", "padding"], lines))
+        lines = [
+            [
+                row["case"],
+                f"{row['pieces_per_s']:,.1f}",
+                f"{row['batches_per_s']:,.1f}",
+                f"{row['tokens_per_s']:,.0f}",
+                f"{100 * row['padding']:.1f} %",
+            ]
+            for row in sides
+        ]
+        parts.append(
+            "## Data\n\n" + table(["side", "pieces/s into the store", "batches/s out", "real tokens/s out", "padding"], lines)
+        )
         for row in (row for row in found if "share" in row):
-            parts.append(f"Loader: {1000 * row['draw_s']:.2f} ms of a training step of {1000 * row['step_s']:.0f} ms, {100 * row['share']:.2f} %.")
+            parts.append(
+                f"Loader: {1000 * row['draw_s']:.2f} ms of a training step of "
+                f"{1000 * row['step_s']:.0f} ms, {100 * row['share']:.2f} %."
+            )
             short.append(["Loader's share of a training step", f"{100 * row['share']:.2f} %"])
         parts.append(where(sides))
     notes = RESULTS / "speed_notes.md"

@@ -89,9 +89,7 @@ def main() -> None:
     peer = llama(**shape, layers=args.layers, heads=args.heads, hidden=args.hidden, max_len=8192)
     print(f"parameters: Etude {ours.num_parameters():,}, peer {sum(p.numel() for p in peer.parameters()):,}")
     our_step = step_of(ours, lambda tokens_bt, keywords: ours(tokens_bt, **keywords), args.compile)
-    peer_step = step_of(
-        peer, lambda tokens_bt, keywords: peer(tokens_bt, use_cache=False, **keywords).logits, args.compile
-    )
+    peer_step = step_of(peer, lambda tokens_bt, keywords: peer(tokens_bt, use_cache=False, **keywords).logits, args.compile)
 
     rows = []
     if "rows" in args.cases:

@@ -93,9 +93,7 @@ def test_any_order_of_any_set_is_one(tmp_path: Path, songs: Path, kind: str) -> 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("kind", TASKS)
 @pytest.mark.parametrize("name", [None, *NAMES])
-def test_killed_and_resumed_equals_uninterrupted(
-    tmp_path: Path, songs: Path, kind: str, name: str | None, workers: int
-) -> None:
+def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, songs: Path, kind: str, name: str | None, workers: int) -> None:
     stop = random.Random(f"{kind}{name}{workers}").randint(2, 11)
     chosen = [name] if name else []
 

@@ -19,7 +19,8 @@ from tests.songs import song, write_songs
 
 ROOT = Path(__file__).parents[1]
 TINY = [
-    "data=folder", "trainer=smoke", "logger=csv", "model.dim=32", "model.num_layers=1", "model.num_heads=2", "model.num_kv_heads=null",
+    "data=folder", "trainer=smoke", "logger=csv", "model.dim=32", "model.num_layers=1", "model.num_heads=2",
+    "model.num_kv_heads=null",
     "data.max_len=256", "data.max_eval_len=512", "data.batch_size=2", "data.prepare_workers=1", "save_every=4",
     "sampling.num_samples=1", "sampling.num_bars=1", "sampling.audio=false", "sampling.max_new_tokens=200",
 ]  # fmt: skip
@@ -146,9 +147,7 @@ def test_bad_data_is_told_in_one_line(home: Path, capsys: pytest.CaptureFixture[
         ("ckpt=nowhere.ckpt", ["nowhere.ckpt", "ckpt=last"]),
     ],
 )
-def test_bad_wishes_are_told_in_one_line(
-    home: Path, capsys: pytest.CaptureFixture[str], wish: str, expected: list[str]
-) -> None:
+def test_bad_wishes_are_told_in_one_line(home: Path, capsys: pytest.CaptureFixture[str], wish: str, expected: list[str]) -> None:
     line = fails(capsys, "generate", home / "outputs" / "bad", f"ckpt={home / 'outputs' / 'one'}", wish)
     assert all(word in line for word in expected), line
 

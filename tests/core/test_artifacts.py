@@ -11,9 +11,8 @@ import soundfile
 
 from etude.core.artifacts import Report, environment, format_cell, write_atomically, write_environment
 
-PNG = base64.b64decode(
-    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
-HOSTILE = '"><script>alert(1)</script>&\' \udcff\x1b[31m'
+PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
+HOSTILE = "\"><script>alert(1)</script>&' \udcff\x1b[31m"
 
 
 def audio(kind: str) -> bytes:
@@ -53,7 +52,11 @@ def test_a_report_is_one_file_that_asks_for_nothing(tmp_path):
     assert page.open == []
     sources = [attrs["src"] for _, attrs in page.tags if "src" in attrs]
     assert [source.split(",")[0] for source in sources] == [
-        "data:image/png;base64", "data:audio/wav;base64", "data:audio/mpeg;base64", "data:audio/flac;base64"]
+        "data:image/png;base64",
+        "data:audio/wav;base64",
+        "data:audio/mpeg;base64",
+        "data:audio/flac;base64",
+    ]
     assert base64.b64decode(sources[0].split(",")[1]) == PNG
     assert base64.b64decode(sources[1].split(",")[1]) == wav.read_bytes()
     assert not any(name in ("script", "link", "iframe") or "href" in attrs for name, attrs in page.tags)
@@ -93,9 +96,20 @@ def test_columns_of_numbers_stand_to_the_right():
     assert classes == ["number", None, "number", None]
 
 
-@pytest.mark.parametrize(("value", "text"), [
-    (0.123456, "0.1235"), (0.0, "0"), (1e-7, "1.000e-07"), (123456.0, "1.235e+05"), (3, "3"), (None, "–"),
-    (True, "True"), (float("inf"), "inf"), (float("nan"), "–")])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.123456, "0.1235"),
+        (0.0, "0"),
+        (1e-7, "1.000e-07"),
+        (123456.0, "1.235e+05"),
+        (3, "3"),
+        (None, "–"),
+        (True, "True"),
+        (float("inf"), "inf"),
+        (float("nan"), "–"),
+    ],
+)
 def test_cells(value, text):
     assert format_cell(value) == text
 

@@ -40,9 +40,7 @@ def test_folder_takes_genres_from_subfolders_and_origins_from_the_table(tmp_path
 
 
 @pytest.mark.parametrize(("root", "says"), [("", "root is empty"), ("nowhere", "not a folder"), (".", "no scores")])
-def test_folder_says_what_is_missing(
-    root: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folder_says_what_is_missing(root: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=says) as caught:
         Folder(root=root).files()

@@ -22,10 +22,13 @@ def to_muspy(score):
     return muspy.Music(
         resolution=score.ticks_per_quarter,
         tracks=[
-            muspy.Track(is_drum=track.is_drum, notes=[
-                muspy.Note(time=int(n.time), pitch=int(n.pitch), duration=int(n.duration), velocity=int(n.velocity))
-                for n in track.notes
-            ])
+            muspy.Track(
+                is_drum=track.is_drum,
+                notes=[
+                    muspy.Note(time=int(n.time), pitch=int(n.pitch), duration=int(n.duration), velocity=int(n.velocity))
+                    for n in track.notes
+                ],
+            )
             for track in score.tracks
         ],
     )

@@ -54,7 +54,7 @@ def test_probabilities_of_all_symbols_sum_to_at_most_one(kind):
         for symbol in (-1, *range(LOW, HIGH + 1)):
             last = history.copy()
             last[-1, voice] = symbol
-            last[-1, voice + 1:] = -1
+            last[-1, voice + 1 :] = -1
             # p(symbol) alone: the piece up to this token against the piece up to the one before
             tokens = GridTokens.of([last], low=LOW, high=HIGH)
             place = (len(last) - 1) * 4 + voice

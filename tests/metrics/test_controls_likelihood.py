@@ -28,8 +28,7 @@ def test_shuffling_moves_onsets_alone(score, seed):
 
 
 def test_shuffled_onsets_are_on_the_grid_and_groove_falls():
-    bars = build([[(480 * 4 * bar + 480 * beat, 480, 60) for bar in range(30) for beat in range(4)]],
-                 ticks_per_quarter=480)
+    bars = build([[(480 * 4 * bar + 480 * beat, 480, 60) for bar in range(30) for beat in range(4)]], ticks_per_quarter=480)
     other = shuffled_control([bars, bars], seed=3)
     onsets = [NoteArray.from_score(score).onset for score in other]
     assert all(np.all(onset % 40 == 0) for onset in onsets)
@@ -55,10 +54,13 @@ def test_pieces_of_one_length_have_the_ordinary_standard_error():
     assert math.isnan(likelihood([1.0], tokens_p=[1], frames_p=[1], notes_p=[1])["nats_per_token_stderr"])
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"tokens_p": [1]}, "tokens_p has 1 entries, nats_p has 2"),
-    ({"notes_p": [0, 0]}, "notes_p sums to 0"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokens_p": [1]}, "tokens_p has 1 entries, nats_p has 2"),
+        ({"notes_p": [0, 0]}, "notes_p sums to 0"),
+    ],
+)
 def test_refusals(change, message):
     units = {"tokens_p": [1, 1], "frames_p": [1, 1], "notes_p": [1, 1]} | change
     with pytest.raises(ValueError, match=message):

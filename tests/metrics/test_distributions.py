@@ -62,7 +62,8 @@ def test_samples_like_the_real_set_score_higher_than_others(generator):
 
 def test_histograms():
     assert d.histogram_kl(np.array([1, 0]), np.array([0, 1]), pseudocount=0.5) == pytest.approx(
-        0.75 * math.log(3) - 0.25 * math.log(3))
+        0.75 * math.log(3) - 0.25 * math.log(3)
+    )
     assert d.histogram_kl(np.array([5, 3, 2]), np.array([5, 3, 2])) == 0.0
     assert d.histogram_overlap(np.array([1, 1, 0]), np.array([0, 5, 5])) == 0.5
     assert math.isnan(d.histogram_overlap(np.zeros(2), np.ones(2)))

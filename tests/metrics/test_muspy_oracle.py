@@ -21,25 +21,37 @@ def pairs(score, measure):
         yield "pitch_range", pitch.pitch_range(notes), oracle.pitch_range(music)
     for root in (0, 5, 11):
         for mode in ("major", "minor"):
-            yield (f"pitch_in_scale_rate {root} {mode}", pitch.pitch_in_scale_rate(notes, root=root, mode=mode),
-                   oracle.pitch_in_scale_rate(music, root, mode))
+            yield (
+                f"pitch_in_scale_rate {root} {mode}",
+                pitch.pitch_in_scale_rate(notes, root=root, mode=mode),
+                oracle.pitch_in_scale_rate(music, root, mode),
+            )
     yield "scale_consistency", pitch.scale_consistency(notes), oracle.scale_consistency(music)
     yield "pitch_entropy", pitch.pitch_entropy(notes), oracle.pitch_entropy(music)
     yield "pitch_class_entropy", pitch.pitch_class_entropy(notes), oracle.pitch_class_entropy(music)
     yield "empty_beat_rate", rhythm.empty_beat_rate(notes), oracle.empty_beat_rate(music)
-    yield ("empty_measure_rate", rhythm.empty_measure_rate(notes, measure_ticks=measure),
-           oracle.empty_measure_rate(music, measure))
+    yield (
+        "empty_measure_rate",
+        rhythm.empty_measure_rate(notes, measure_ticks=measure),
+        oracle.empty_measure_rate(music, measure),
+    )
     yield "polyphony", harmony.polyphony(notes), oracle.polyphony(music)
     for threshold in (0, 1, 2):
-        yield (f"polyphony_rate {threshold}", harmony.polyphony_rate(notes, threshold=threshold),
-               oracle.polyphony_rate(music, threshold))
+        yield (
+            f"polyphony_rate {threshold}",
+            harmony.polyphony_rate(notes, threshold=threshold),
+            oracle.polyphony_rate(music, threshold),
+        )
     if len(notes):
         expected = oracle.groove_consistency(music, measure)
         yield "groove_consistency", rhythm.groove_consistency(notes, measure_ticks=measure), expected
         yield "groove_consistency by metre", rhythm.groove_consistency(notes), expected
     for metre in ("duple", "triple"):
-        yield (f"drum_in_pattern_rate {metre}", rhythm.drum_in_pattern_rate(notes, metre=metre),
-               oracle.drum_in_pattern_rate(music, metre))
+        yield (
+            f"drum_in_pattern_rate {metre}",
+            rhythm.drum_in_pattern_rate(notes, metre=metre),
+            oracle.drum_in_pattern_rate(music, metre),
+        )
     yield ("drum_pattern_consistency", rhythm.drum_pattern_consistency(notes), oracle.drum_pattern_consistency(music))
 
 

@@ -45,10 +45,19 @@ def test_transposing_moves_no_interval_and_turns_the_pitch_classes(score):
 
 
 def test_what_has_no_notes_has_no_rate():
-    for function in (pitch.scale_consistency, pitch.pitch_entropy, pitch.step_share, rhythm.empty_beat_rate,
-                     rhythm.empty_bar_rate, rhythm.groove_consistency, rhythm.drum_pattern_consistency,
-                     rhythm.notes_per_beat, rhythm.on_beat_share, similarity.repeated_bar_share,
-                     similarity.self_similarity):
+    for function in (
+        pitch.scale_consistency,
+        pitch.pitch_entropy,
+        pitch.step_share,
+        rhythm.empty_beat_rate,
+        rhythm.empty_bar_rate,
+        rhythm.groove_consistency,
+        rhythm.drum_pattern_consistency,
+        rhythm.notes_per_beat,
+        rhythm.on_beat_share,
+        similarity.repeated_bar_share,
+        similarity.self_similarity,
+    ):
         assert math.isnan(function(EMPTY)), function.__name__
     assert pitch.pitch_range(EMPTY) == 0
 
@@ -94,13 +103,22 @@ def test_drum_patterns():
 
 
 def test_onsets_and_durations_fall_into_their_bins():
-    notes = NoteArray.from_score(build([[(0, 480, 60), (480, 240, 62), (720, 160, 64), (885, 3000, 65)]],
-                                       ticks_per_quarter=480))
+    notes = NoteArray.from_score(build([[(0, 480, 60), (480, 240, 62), (720, 160, 64), (885, 3000, 65)]], ticks_per_quarter=480))
     onsets = rhythm.onset_histogram(notes)
     assert onsets.sum() == 4
     assert [onsets[0], onsets[6], onsets[10]] == [2, 1, 1]
     assert dict(zip(rhythm.DURATION_LABELS, rhythm.duration_histogram(notes), strict=True)) == {
-        "<=1/8": 0, "1/4": 0, "1/3": 1, "1/2": 1, "3/4": 0, "1": 1, "1.5": 0, "2": 0, "3": 0, ">=4": 1}
+        "<=1/8": 0,
+        "1/4": 0,
+        "1/3": 1,
+        "1/2": 1,
+        "3/4": 0,
+        "1": 1,
+        "1.5": 0,
+        "2": 0,
+        "3": 0,
+        ">=4": 1,
+    }
     assert rhythm.on_beat_share(notes) == 0.5
     assert rhythm.notes_per_beat(SCALE) == 1.0
 

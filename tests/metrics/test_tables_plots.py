@@ -76,8 +76,10 @@ def test_plots_are_pictures():
     rows = tables.compare_scores(GROUPS)
     _, pooled = tables.compare_histograms(GROUPS)
     labels = {name: labels for name, (_, labels) in tables.HISTOGRAMS.items()}
-    for picture in (plots.metric_bars(rows, groups=list(GROUPS), title="Metrics"),
-                    plots.histogram_panels(pooled, labels=labels, title="Histograms")):
+    for picture in (
+        plots.metric_bars(rows, groups=list(GROUPS), title="Metrics"),
+        plots.histogram_panels(pooled, labels=labels, title="Histograms"),
+    ):
         assert picture.startswith(b"\x89PNG")
         assert len(picture) > 10_000
     assert plots.metric_bars(rows[:2], groups=["real"]) == plots.metric_bars(rows[:2], groups=["real"])

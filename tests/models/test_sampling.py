@@ -30,9 +30,7 @@ HALVES = torch.tensor([[0.5, 0.25, 0.15, 0.1]]).log()
     ],
 )
 def test_cuts_compose_in_order(settings, expected):
-    torch.testing.assert_close(
-        distribution(HALVES, **settings), torch.tensor([expected], dtype=torch.float64), atol=1e-7, rtol=0
-    )
+    torch.testing.assert_close(distribution(HALVES, **settings), torch.tensor([expected], dtype=torch.float64), atol=1e-7, rtol=0)
 
 
 def test_rows_are_cut_independently_of_the_order_of_tokens():
@@ -107,8 +105,12 @@ def test_sequences_follow_the_grammar_and_end_with_eos():
     lengths = [4, 9, 30]
     steps: list[int] = []
     rows = generate(
-        _model(feature_sizes={"half": 2}), torch.tensor([[1, 8]] * 3), decoder=UpAndDown(3, lengths),
-        max_new_tokens=20, generator=torch.Generator().manual_seed(0), on_step=steps.append,
+        _model(feature_sizes={"half": 2}),
+        torch.tensor([[1, 8]] * 3),
+        decoder=UpAndDown(3, lengths),
+        max_new_tokens=20,
+        generator=torch.Generator().manual_seed(0),
+        on_step=steps.append,
     )
     assert [len(row) for row in rows] == [5, 10, 22] and steps == list(range(1, 21))
     for row, ended in zip(rows, (True, True, False), strict=True):
@@ -122,8 +124,12 @@ def test_a_seed_gives_the_same_rows_in_a_batch_of_any_size():
 
     def run(batch: int, seed: int) -> list[list[int]]:
         return generate(
-            model, torch.ones(batch, 1, dtype=torch.int64), decoder=None, max_new_tokens=12,
-            generator=torch.Generator().manual_seed(seed), temperature=1.3,
+            model,
+            torch.ones(batch, 1, dtype=torch.int64),
+            decoder=None,
+            max_new_tokens=12,
+            generator=torch.Generator().manual_seed(seed),
+            temperature=1.3,
         )
 
     assert run(5, 0) == run(5, 0) and run(5, 0)[:2] == run(2, 0) and run(5, 0) != run(5, 1)
@@ -131,9 +137,7 @@ def test_a_seed_gives_the_same_rows_in_a_batch_of_any_size():
 
 def test_greedy_sampling_is_the_argmax_of_the_full_forward():
     model = _model()
-    (row,) = generate(
-        model, torch.tensor([[1]]), decoder=None, max_new_tokens=10, temperature=0.0, generator=torch.Generator()
-    )
+    (row,) = generate(model, torch.tensor([[1]]), decoder=None, max_new_tokens=10, temperature=0.0, generator=torch.Generator())
     for time in range(1, len(row)):
         assert row[time] == model(torch.tensor([row[:time]]))[0, -1].argmax().item()
 
@@ -142,9 +146,7 @@ def test_training_mode_is_restored_and_dropout_is_off_while_sampling():
     model = _model(dropout=0.5).train()
 
     def run() -> list[list[int]]:
-        return generate(
-            model, torch.tensor([[1]]), decoder=None, max_new_tokens=8, generator=torch.Generator().manual_seed(0)
-        )
+        return generate(model, torch.tensor([[1]]), decoder=None, max_new_tokens=8, generator=torch.Generator().manual_seed(0))
 
     assert run() == run() and model.training
 
@@ -154,6 +156,9 @@ def test_a_grammar_without_a_way_on_is_an_error():
     decoder.allowed = lambda: np.zeros((1, 11), dtype=bool)
     with pytest.raises(ValueError, match="decoder forbids every token in rows"):
         generate(
-            _model(feature_sizes={"half": 2}), torch.tensor([[1]]), decoder=decoder, max_new_tokens=3,
+            _model(feature_sizes={"half": 2}),
+            torch.tensor([[1]]),
+            decoder=decoder,
+            max_new_tokens=3,
             generator=torch.Generator(),
         )

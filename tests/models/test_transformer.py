@@ -73,9 +73,7 @@ def test_packed_gradients_equal_for_every_way_of_packing():
     gradients = []
     for fused, method in [(True, Packing.split), (False, Packing.split), (False, Packing.mask)]:
         model = _model(fused=fused)
-        logits = model(
-            tokens_bt, documents_bt=method(DOCUMENTS), positions_bt=positions_in(DOCUMENTS), features=features
-        )
+        logits = model(tokens_bt, documents_bt=method(DOCUMENTS), positions_bt=positions_in(DOCUMENTS), features=features)
         logits[DOCUMENTS >= 0].logsumexp(-1).sum().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     for other in gradients[1:]:
@@ -163,7 +161,8 @@ def test_only_distances_between_positions_matter():
 
 def test_positions_start_anew_in_each_document():
     assert positions_in(torch.tensor([[0, 0, 1, 1, 1, -1], [0, 1, 1, 1, 1, 1]])).tolist() == [
-        [0, 1, 0, 1, 2, 0], [0, 0, 1, 2, 3, 4],
+        [0, 1, 0, 1, 2, 0],
+        [0, 0, 1, 2, 3, 4],
     ]
 
 
@@ -209,9 +208,7 @@ def test_bf16_autocast_trains_as_float32_does():
     assert (curves[0] - curves[1]).abs().max() < 0.02 * curves[1][0]
 
 
-@pytest.mark.parametrize(
-    "size, low, high", [("tiny", 0.5, 2), ("small", 8, 13), ("base", 80, 130), ("large", 1000, 1500)]
-)
+@pytest.mark.parametrize("size, low, high", [("tiny", 0.5, 2), ("small", 8, 13), ("base", 80, 130), ("large", 1000, 1500)])
 def test_sizes_by_configuration_alone(size, low, high):
     settings = yaml.safe_load((Path(__file__).parents[2] / "conf" / "model" / f"{size}.yaml").read_text())
     assert settings.pop("_target_") == "etude.models.transformer.Transformer" and settings.pop("_partial_")

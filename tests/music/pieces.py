@@ -33,7 +33,5 @@ def random_score(seed: int) -> Score:
 def notes_of(score: Score) -> list[tuple[int, ...]]:
     """(program or -1, onset, pitch) of every note, sorted."""
     return sorted(
-        (-1 if track.is_drum else track.program, note.time, note.pitch)
-        for track in score.tracks
-        for note in track.notes
+        (-1 if track.is_drum else track.program, note.time, note.pitch) for track in score.tracks for note in track.notes
     )

@@ -12,9 +12,20 @@ from etude.music.augmentation import transpose
 from etude.music.complexity import complexity
 from etude.music.score import normalise, read_score
 
-NAMES = ["rhythmic_syncopation", "rhythmic_onset_entropy", "rhythmic_tuplet_share", "rhythmic_metre_changes",
-         "harmonic_key_distance", "harmonic_chord_change_rate", "harmonic_out_of_scale", "melodic_interval_entropy",
-         "melodic_range", "melodic_motif_novelty", "structural_bar_novelty", "structural_length"]
+NAMES = [
+    "rhythmic_syncopation",
+    "rhythmic_onset_entropy",
+    "rhythmic_tuplet_share",
+    "rhythmic_metre_changes",
+    "harmonic_key_distance",
+    "harmonic_chord_change_rate",
+    "harmonic_out_of_scale",
+    "melodic_interval_entropy",
+    "melodic_range",
+    "melodic_motif_novelty",
+    "structural_bar_novelty",
+    "structural_length",
+]
 
 
 def make(*tracks: list[tuple[int, int, int]], metre: tuple[int, int] = (4, 4), is_drum: bool = False) -> Score:
@@ -45,15 +56,18 @@ def test_no_notes_are_refused() -> None:
         complexity(Score(480))
 
 
-@pytest.mark.parametrize(("notes", "metre", "expected"), [
-    ([(0, 480, 60), (480, 480, 60)], (4, 4), 0),  # on the beat
-    ([(0, 240, 60), (240, 240, 60)], (4, 4), (0 + 2) / 2),  # a quaver off the beat that ends on it: 1 / T, T = 1/2
-    ([(0, 240, 60), (240, 480, 60)], (4, 4), (0 + 4) / 2),  # tied over the beat: 2 / T
-    ([(0, 240, 60), (240, 1440, 60)], (4, 4), (0 + 2) / 2),  # beyond the next beat: 1 / T
-    ([(360, 120, 60)], (4, 4), 4),  # a semiquaver before the beat: T = 1/4
-    ([(0, 240, 60), (240, 240, 60), (480, 240, 60)], (6, 8), (0 + 3 + 3) / 3),  # dotted beats: T = 1/3
-    ([(0, 240, 60), (240, 480, 72), (240, 240, 64)], (4, 4), (0 + 4) / 2),  # a chord counts once, by its longest note
-])
+@pytest.mark.parametrize(
+    ("notes", "metre", "expected"),
+    [
+        ([(0, 480, 60), (480, 480, 60)], (4, 4), 0),  # on the beat
+        ([(0, 240, 60), (240, 240, 60)], (4, 4), (0 + 2) / 2),  # a quaver off the beat that ends on it: 1 / T, T = 1/2
+        ([(0, 240, 60), (240, 480, 60)], (4, 4), (0 + 4) / 2),  # tied over the beat: 2 / T
+        ([(0, 240, 60), (240, 1440, 60)], (4, 4), (0 + 2) / 2),  # beyond the next beat: 1 / T
+        ([(360, 120, 60)], (4, 4), 4),  # a semiquaver before the beat: T = 1/4
+        ([(0, 240, 60), (240, 240, 60), (480, 240, 60)], (6, 8), (0 + 3 + 3) / 3),  # dotted beats: T = 1/3
+        ([(0, 240, 60), (240, 480, 72), (240, 240, 64)], (4, 4), (0 + 4) / 2),  # a chord counts once, by its longest note
+    ],
+)
 def test_syncopation(notes: list[tuple[int, int, int]], metre: tuple[int, int], expected: float) -> None:
     assert complexity(make(notes, metre=metre))["rhythmic_syncopation"] == pytest.approx(expected)
 
@@ -120,8 +134,11 @@ def test_structure() -> None:
 notes_of_a_track = st.lists(st.tuples(st.integers(0, 5000), st.integers(1, 2000), st.integers(30, 90)), max_size=30)
 
 
-@given(st.lists(notes_of_a_track, min_size=1, max_size=3), st.sampled_from([(4, 4), (3, 4), (6, 8), (5, 8), (2, 2)]),
-       st.integers(-12, 12))
+@given(
+    st.lists(notes_of_a_track, min_size=1, max_size=3),
+    st.sampled_from([(4, 4), (3, 4), (6, 8), (5, 8), (2, 2)]),
+    st.integers(-12, 12),
+)
 def test_finite_and_unchanged_by_transposition_and_resolution(
     tracks: list[list[tuple[int, int, int]]], metre: tuple[int, int], semitones: int
 ) -> None:

@@ -135,9 +135,7 @@ def _accept(tokenizer: Tokenizer, ids: np.ndarray) -> None:
 
 
 def test_real_scores_are_accepted(shared_data: Path) -> None:
-    paths = (
-        sorted((shared_data / "scores").glob("*/*.mid"))[::40] + sorted((shared_data / "scores").glob("*/*.mxl"))[::120]
-    )
+    paths = sorted((shared_data / "scores").glob("*/*.mid"))[::40] + sorted((shared_data / "scores").glob("*/*.mxl"))[::120]
     for path in paths:
         score = read_score(path)
         for name in ("REMI", "TSD", "MIDILike", "Octuple", "REMI merged"):

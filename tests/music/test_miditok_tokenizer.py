@@ -130,9 +130,7 @@ def test_a_bar_cut_short_keeps_the_bar_lines_after_it() -> None:
     assert notes_of(tokenizer.decode(ids)) == notes_of(score)
 
 
-@pytest.mark.parametrize(
-    ("metre", "expected"), [((2, 2), (4, 4)), ((3, 1), (12, 4)), ((18, 8), (9, 4)), ((4, 32), (2, 16))]
-)
+@pytest.mark.parametrize(("metre", "expected"), [((2, 2), (4, 4)), ((3, 1), (12, 4)), ((18, 8), (9, 4)), ((4, 32), (2, 16))])
 def test_metres_are_rewritten_to_equal_bars(metre: tuple[int, int], expected: tuple[int, int]) -> None:
     assert supported_metre(*metre) == expected
 
@@ -159,9 +157,7 @@ def test_what_cannot_be_written_is_refused_with_the_remedy() -> None:
 def test_a_sequence_broken_off_anywhere_decodes(name: str, seed: int, share: float) -> None:
     tokenizer, score = ALL[name], random_score(seed)
     ids = tokenizer.encode(score)
-    part = tokenizer.decode(
-        np.concatenate([[BOS], tokenizer.controls({"key": "a minor"}), ids[: int(share * len(ids))]])
-    )
+    part = tokenizer.decode(np.concatenate([[BOS], tokenizer.controls({"key": "a minor"}), ids[: int(share * len(ids))]]))
     assert len(notes_of(part)) <= len(notes_of(score))
     assert all(note.duration > 0 for track in part.tracks for note in track.notes)
 
@@ -223,9 +219,7 @@ def test_the_state_rebuilds_the_tokenizer_and_parameters_change_the_fingerprint(
     again = Tokenizer.from_state(json.loads(json.dumps(tokenizer.state_dict())))
     assert again.fingerprint == tokenizer.fingerprint
     assert again.vocab == tokenizer.vocab
-    others = [
-        MidiTokTokenizer(genres=["folk", "jazz"], **changed) for changed in ({"num_velocities": 8}, {"max_bars": 9})
-    ]
+    others = [MidiTokTokenizer(genres=["folk", "jazz"], **changed) for changed in ({"num_velocities": 8}, {"max_bars": 9})]
     assert len({t.fingerprint for t in (*others, *ALL.values())}) == len(others) + len(ALL)
 
 

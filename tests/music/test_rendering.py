@@ -60,8 +60,10 @@ def test_rendering_is_reproducible_and_the_tail_is_silent() -> None:
 
 
 def test_programs_and_drums_sound_different() -> None:
-    sounds = [render(make((program, is_drum, [(0, 480, 60)])), sample_rate=SAMPLE_RATE)[:, :8000]
-              for program, is_drum in ((0, False), (40, False), (0, True))]
+    sounds = [
+        render(make((program, is_drum, [(0, 480, 60)])), sample_rate=SAMPLE_RATE)[:, :8000]
+        for program, is_drum in ((0, False), (40, False), (0, True))
+    ]
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert np.abs(sounds[one] - sounds[other]).max() > 0.1
 

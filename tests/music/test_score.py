@@ -39,17 +39,20 @@ def notes(score: Score) -> list[list[tuple[int, int, int]]]:
 
 
 def musicxml(measures: str, part: str = "<part-name>Flute</part-name>", parts: str = "") -> str:
-    return (f'<?xml version="1.0" encoding="UTF-8"?><score-partwise version="3.1"><part-list><score-part id="P1">{part}'
-            f'</score-part></part-list><part id="P1">{measures}</part>{parts}</score-partwise>')
+    return (
+        f'<?xml version="1.0" encoding="UTF-8"?><score-partwise version="3.1"><part-list><score-part id="P1">{part}'
+        f'</score-part></part-list><part id="P1">{measures}</part>{parts}</score-partwise>'
+    )
 
 
 def xml_note(step: str, duration: int, extra: str = "", octave: int = 4) -> str:
-    return (f"<note><pitch><step>{step}</step><octave>{octave}</octave></pitch><duration>{duration}</duration>"
-            f"{extra}</note>")
+    return f"<note><pitch><step>{step}</step><octave>{octave}</octave></pitch><duration>{duration}</duration>{extra}</note>"
 
 
-ATTRIBUTES = ("<attributes><divisions>2</divisions><key><fifths>1</fifths><mode>major</mode></key><time>"
-              "<beats>3</beats><beat-type>4</beat-type></time>{}</attributes>")
+ATTRIBUTES = (
+    "<attributes><divisions>2</divisions><key><fifths>1</fifths><mode>major</mode></key><time>"
+    "<beats>3</beats><beat-type>4</beat-type></time>{}</attributes>"
+)
 
 
 def test_midi_is_resampled_and_its_repeated_marks_are_merged(tmp_path: Path) -> None:
@@ -67,9 +70,11 @@ def test_musicxml_upbeat_tie_transposition_chord_symbol_and_grace_note(tmp_path:
     grace = "<note><grace/><pitch><step>B</step><octave>4</octave></pitch></note>"
     symbol = "<harmony><root><root-step>G</root-step></root><kind>major</kind></harmony>"
     clarinet = "<transpose><diatonic>-1</diatonic><chromatic>-2</chromatic></transpose>"
-    measures = (f'<measure number="0">{ATTRIBUTES.format(clarinet)}{xml_note("A", 2)}</measure>'
-                f'<measure number="1">{symbol}{grace}{xml_note("C", 4)}{xml_note("D", 2, tie_start)}</measure>'
-                f'<measure number="2">{xml_note("D", 2, tie_stop)}{xml_note("E", 1)}{xml_note("F", 3)}</measure>')
+    measures = (
+        f'<measure number="0">{ATTRIBUTES.format(clarinet)}{xml_note("A", 2)}</measure>'
+        f'<measure number="1">{symbol}{grace}{xml_note("C", 4)}{xml_note("D", 2, tie_start)}</measure>'
+        f'<measure number="2">{xml_note("D", 2, tie_stop)}{xml_note("E", 1)}{xml_note("F", 3)}</measure>'
+    )
     path = tmp_path / "clarinet.musicxml"
     path.write_text(musicxml(measures))
     score = read_score(path)
@@ -94,14 +99,18 @@ def test_humdrum_parts_become_tracks(tmp_path: Path) -> None:
     path = tmp_path / "a.krn"
     path.write_text("**kern\t**kern\n*M4/4\t*M4/4\n=1\t=1\n2C\t4c\n.\t4e\n2G\t[2g\n=2\t=2\n1C\t2g]\n.\t2c\n==\t==\n*-\t*-\n")
     # Humdrum writes the lowest part first; a score has the highest on top
-    assert notes(read_score(path)) == [[(0, 480, 60), (480, 480, 64), (960, 1920, 67), (2880, 960, 60)],
-                                       [(0, 960, 48), (960, 960, 55), (1920, 1920, 48)]]
+    assert notes(read_score(path)) == [
+        [(0, 480, 60), (480, 480, 64), (960, 1920, 67), (2880, 960, 60)],
+        [(0, 960, 48), (960, 960, 55), (1920, 1920, 48)],
+    ]
 
 
 def test_abc_tune_book_yields_its_sound_tunes_and_names_the_others(tmp_path: Path) -> None:
     path = tmp_path / "book.abc"
-    path.write_text("X:1\nT:First\nM:4/4\nL:1/4\nK:G\nG A B c|\n\nX:2\nT:Silence\nM:4/4\nL:1/4\nK:G\nz4|\n\n"
-                    "X:3\nT:Last\nM:3/4\nL:1/4\nK:Em\ne f g|\n")
+    path.write_text(
+        "X:1\nT:First\nM:4/4\nL:1/4\nK:G\nG A B c|\n\nX:2\nT:Silence\nM:4/4\nL:1/4\nK:G\nz4|\n\n"
+        "X:3\nT:Last\nM:3/4\nL:1/4\nK:Em\ne f g|\n"
+    )
     pieces = {}
     with pytest.raises(ScoreError, match=r"1 of 3 tunes can't be read \(tune 2: it holds no notes\)"):
         for name, score in read_pieces(path):
@@ -121,8 +130,9 @@ def test_notes_equal_those_of_music21(work: str) -> None:
     expected = []
     for part in converter.parse(path, forceSource=True).parts:
         elements = part.stripTies().flatten().notes
-        expected.append([(round(480 * float(n.offset)), round(480 * float(n.quarterLength)), p.midi)
-                         for n in elements for p in n.pitches])
+        expected.append(
+            [(round(480 * float(n.offset)), round(480 * float(n.quarterLength)), p.midi) for n in elements for p in n.pitches]
+        )
     shift = min(track[0][0] for track in notes(score)) - min(track[0][0] for track in expected)
     assert 0 <= shift < 4 * 2 * 480
     assert notes(score) == [[(onset + shift, *rest) for onset, *rest in sorted(part)] for part in expected]
@@ -151,8 +161,10 @@ BAD_FILES = {
     "metre.mid": (midi(b"\x00\xff\x58\x04\x00\x02\x18\x08", NOTE), "time signature"),
     "zip.mxl": (b"PK\x03\x04 and then nothing of the archive", "not a complete zip archive"),
     "cut.musicxml": (musicxml(f'<measure number="1">{ATTRIBUTES}').encode()[:-40], "damaged .musicxml file"),
-    "silent.musicxml": (musicxml('<measure number="1"><note><rest/><duration>4</duration></note></measure>').encode(),
-                        "it holds no notes"),
+    "silent.musicxml": (
+        musicxml('<measure number="1"><note><rest/><duration>4</duration></note></measure>').encode(),
+        "it holds no notes",
+    ),
     "html.xml": (b"<html><body>404</body></html>", "damaged .xml file"),
     "noise.krn": (bytes(range(1, 256)), "no notes|damaged"),
     "noise.abc": (bytes(range(1, 256)), "1 of 1 tunes"),

@@ -42,11 +42,24 @@ def test_names_and_signatures_lead_back_to_the_key(key: Key) -> None:
     assert Oracle(name, mode).sharps == key.signature().key
 
 
-@pytest.mark.parametrize(("text", "name"), [
-    ("G major", "G major"), ("f# minor", "F# minor"), ("Bb", "Bb major"), ("am", "A minor"), ("c", "C minor"),
-    ("E-flat minor", "Eb minor"), ("B- major", "Bb major"), ("D#", "Eb major"), ("Cb major", "B major"),
-    ("  c sharp   minor ", "C# minor"), ("b", "B minor"), ("bb", "Bb minor"), ("A♭ maj", "Ab major"),
-])
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("G major", "G major"),
+        ("f# minor", "F# minor"),
+        ("Bb", "Bb major"),
+        ("am", "A minor"),
+        ("c", "C minor"),
+        ("E-flat minor", "Eb minor"),
+        ("B- major", "Bb major"),
+        ("D#", "Eb major"),
+        ("Cb major", "B major"),
+        ("  c sharp   minor ", "C# minor"),
+        ("b", "B minor"),
+        ("bb", "Bb minor"),
+        ("A♭ maj", "Ab major"),
+    ],
+)
 def test_parse(text: str, name: str) -> None:
     assert str(Key.parse(text)) == name
 

@@ -52,9 +52,7 @@ def test_labels_that_mean_nothing_are_refused(labels: dict[str, object], message
 
 
 def test_rare_metres_share_a_token_and_numbers_take_the_nearest() -> None:
-    names = [
-        TOKENIZER.vocab[i] for i in TOKENIZER.controls({"metre": "17/8", "num_bars": 999, "tempo_bpm": np.float64(5)})
-    ]
+    names = [TOKENIZER.vocab[i] for i in TOKENIZER.controls({"metre": "17/8", "num_bars": 999, "tempo_bpm": np.float64(5)})]
     assert names == ["metre:other", f"tempo:{TEMPO_BINS[0]}", "bars:256"]
 
 

@@ -94,8 +94,9 @@ def write_environment(folder: Path) -> Path:
 
 def _commit(folder: Path) -> str:
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20,
-                              check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20, check=True
+        ).stdout.strip()
 
     try:
         commit, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
@@ -160,8 +161,10 @@ class Report:
         numeric = [bool(rows) and all(_is_number(row[i]) for row in rows) for i in range(len(columns))]
 
         def cells(tag: str, values: Sequence[object]) -> str:
-            return "".join(f"<{tag}{' class=number' if right else ''}>{_escape(format_cell(value))}</{tag}>"
-                           for value, right in zip(values, numeric, strict=True))
+            return "".join(
+                f"<{tag}{' class=number' if right else ''}>{_escape(format_cell(value))}</{tag}>"
+                for value, right in zip(values, numeric, strict=True)
+            )
 
         head, body = cells("th", columns), "".join(f"<tr>{cells('td', row)}</tr>\n" for row in rows)
         title = f"<caption>{_escape(caption)}</caption>" if caption else ""
@@ -182,11 +185,13 @@ class Report:
         """The whole document."""
         title = _escape(self.title)
         body = "\n".join(self._parts)
-        return (f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-                f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-                f'<meta http-equiv="Content-Security-Policy" content="{SECURITY}">\n'
-                f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n"
-                f"<body>\n<main>\n<h1>{title}</h1>\n{body}\n</main>\n</body>\n</html>\n")
+        return (
+            f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+            f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            f'<meta http-equiv="Content-Security-Policy" content="{SECURITY}">\n'
+            f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n"
+            f"<body>\n<main>\n<h1>{title}</h1>\n{body}\n</main>\n</body>\n</html>\n"
+        )
 
     def write(self, path: Path) -> Path:
         """Write the document to `path`, replacing an earlier one whole, and return the path."""
@@ -225,8 +230,9 @@ def _data_uri(source: Path | bytes, *, allowed: tuple[str, ...]) -> str:
     suffix = _suffix_of(data)
     if suffix not in allowed:
         name = "the bytes given" if isinstance(source, bytes) else ascii(str(source))
-        raise ValueError(f"source ({name}) holds no {' or '.join(s[1:].upper() for s in allowed)} data; "
-                         f"give a file of one of these kinds")
+        raise ValueError(
+            f"source ({name}) holds no {' or '.join(s[1:].upper() for s in allowed)} data; give a file of one of these kinds"
+        )
     return f"data:{MIME_TYPES[suffix]};base64,{base64.b64encode(data).decode('ascii')}"
 
 

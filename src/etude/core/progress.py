@@ -65,7 +65,7 @@ class RunProgress(ProgressBar):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._bar is not None or trainer.sanity_checking or not getattr(self, "_enabled", True):
             return
-        if not trainer.is_global_zero or not trainer.training and trainer.state.fn != "fit":
+        if not trainer.is_global_zero or (not trainer.training and trainer.state.fn != "fit"):
             return
         done, total = trainer.global_step - self._first_step, int(trainer.estimated_stepping_batches)
         spent = time.monotonic() - self._started

@@ -32,9 +32,7 @@ def cosine(optimizer: Optimizer, *, total_steps: int, warmup: float = 0.02, fina
     return LambdaLR(optimizer, factor)
 
 
-def wsd(
-    optimizer: Optimizer, *, total_steps: int, warmup: float = 0.02, decay: float = 0.3, final: float = 0.0
-) -> LambdaLR:
+def wsd(optimizer: Optimizer, *, total_steps: int, warmup: float = 0.02, decay: float = 0.3, final: float = 0.0) -> LambdaLR:
     """Warm-up, stable, decay: constant between a linear rise and a linear fall over the last `decay` of all steps.
 
     Source: Hu et al. 2024 (MiniCPM), section 4, with a linear decay (Haegele et al. 2024).

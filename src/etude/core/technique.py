@@ -99,9 +99,7 @@ class Composition:
     def __init__(self, techniques: Iterable[Technique] = ()) -> None:
         self.techniques = sorted(techniques, key=lambda technique: technique.name)
         self._check()
-        self._batch_order = sorted(
-            (t for t in self.techniques if t.batch_slot is not None), key=lambda t: (t.batch_slot, t.name)
-        )
+        self._batch_order = sorted((t for t in self.techniques if t.batch_slot is not None), key=lambda t: (t.batch_slot, t.name))
         slots = [(t.gradient_slot, t.name, t) for t in self.techniques if t.gradient_slot is not None]
         self._before_clip = [t for slot, _, t in sorted(slots) if slot < GradientSlot.CLIP]
         self._after_clip = [t for slot, _, t in sorted(slots) if slot >= GradientSlot.CLIP]

@@ -37,9 +37,7 @@ class PackedRows(torch.utils.data.Dataset[dict[str, Tensor]]):
         arrays |= {f"feature_{name}": np.zeros(shape, np.int64) for name in self.documents.tokenizer.feature_sizes}
         if self.evaluation:
             arrays["piece"] = np.full(shape, -1, np.int64)
-        longest = max(
-            self._write(plan, {name: array[b] for name, array in arrays.items()}) for b, plan in enumerate(plans)
-        )
+        longest = max(self._write(plan, {name: array[b] for name, array in arrays.items()}) for b, plan in enumerate(plans))
         if self.evaluation:
             longest = min(self.max_len, -(-max(longest, 1) // MULTIPLE) * MULTIPLE)
             arrays = {name: np.ascontiguousarray(array[:, :longest]) for name, array in arrays.items()}

@@ -39,9 +39,7 @@ def hash_files(sources: Sequence[Source], cache_dir: Path) -> list[str]:
     known: dict[tuple[bytes, int, int], str] = {}
     if table.exists():
         columns = pq.read_table(table).to_pydict()
-        known = dict(
-            zip(zip(columns["path"], columns["size"], columns["mtime_ns"], strict=True), columns["sha256"], strict=True)
-        )
+        known = dict(zip(zip(columns["path"], columns["size"], columns["mtime_ns"], strict=True), columns["sha256"], strict=True))
     before, result = len(known), []
     for source in sources:
         status = source.path.stat()
@@ -64,9 +62,7 @@ def scores_folder(cache_dir: Path) -> Path:
     return cache_dir / f"scores-{versions}-{code_version(*READERS)}"
 
 
-def parse(
-    corpus: Corpus, sources: Sequence[Source], hashes: Sequence[str], *, cache_dir: Path, num_workers: int
-) -> None:
+def parse(corpus: Corpus, sources: Sequence[Source], hashes: Sequence[str], *, cache_dir: Path, num_workers: int) -> None:
     """Reads every file that the score cache lacks and adds its pieces, facts and failures to the cache.
 
     Raises: OSError for a full disk; KeyboardInterrupt, after everything already read is committed.

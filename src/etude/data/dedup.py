@@ -16,9 +16,7 @@ from symusic import Score
 NGRAM = 6
 NUM_HASHES = 64
 BANDS = 32  # of 2 hashes: pieces of similarity 0.3 meet with probability 0.95, of 0.5 with 0.9999
-SIMILARITY = (
-    0.3  # estimated Jaccard similarity of the n-gram sets from which pieces count as one; unrelated ones have < 0.1
-)
+SIMILARITY = 0.3  # estimated Jaccard similarity of the n-gram sets from which pieces count as one; unrelated ones have < 0.1
 NEIGHBOURS = 32  # pieces of one band that each is compared with: bounds the work where very many share an n-gram
 MIN_STEPS = 12  # shorter melodies are compared whole: too few n-grams to tell a tune from a scale
 _rng = np.random.default_rng(20120527)
@@ -137,9 +135,7 @@ def assign_splits(group: np.ndarray, contents: list[str], ratios: dict[str, floa
     place = {row: int(hashlib.sha256(c.encode()).hexdigest()[:13], 16) / 16**13 for row, c in smallest.items()}
     names = [name for name, share in ratios.items() if share > 0]
     ends = np.cumsum([ratios[name] for name in names])
-    chosen = {
-        row: names[min(int(np.searchsorted(ends, at, side="right")), len(names) - 1)] for row, at in place.items()
-    }
+    chosen = {row: names[min(int(np.searchsorted(ends, at, side="right")), len(names) - 1)] for row, at in place.items()}
     for number, name in enumerate(names):
         count = collections.Counter(chosen.values())
         if count[name] == 0 and max(count.values()) > 1:

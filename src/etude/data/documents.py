@@ -55,9 +55,7 @@ class Documents:
         self.merges = len(tokenizer) != tokenizer.base_size  # byte pairs: lengths depend on the transposition
         self.width = view.table["controls"].shape[1]
         if self.width > MAX_CONTROLS:
-            raise ValueError(
-                f"a piece has {self.width} controls, at most {MAX_CONTROLS} are possible; set data.controls"
-            )
+            raise ValueError(f"a piece has {self.width} controls, at most {MAX_CONTROLS} are possible; set data.controls")
         self._maps: dict[tuple[int, ...], np.ndarray] = {}
         self._changes: dict[tuple[str, float], np.ndarray] = {}
         self._merged = Recent[tuple[int, ...], np.ndarray](CACHED_PIECES // 8)

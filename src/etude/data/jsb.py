@@ -37,9 +37,7 @@ def download_jsb(path: Path) -> None:
         with urllib.request.urlopen(DOWNLOAD_URL, timeout=TIMEOUT_SECONDS) as answer:
             data = answer.read()
         if set(json.loads(data)) != set(SPLITS):
-            raise ValueError(
-                f"what {DOWNLOAD_URL} sent is not the benchmark; put Jsb16thSeparated.json at {path} by hand"
-            )
+            raise ValueError(f"what {DOWNLOAD_URL} sent is not the benchmark; put Jsb16thSeparated.json at {path} by hand")
         aside.write_bytes(data)
         aside.replace(path)
     except (urllib.error.URLError, TimeoutError, json.JSONDecodeError) as error:

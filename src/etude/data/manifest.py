@@ -29,9 +29,7 @@ FACTS = ("key", "tempo_bpm", "metre", "bars", "notes", "tracks", "programs", "du
 class ManifestPlan:
     """Which dataset folder a corpus wants as its files are now, and how to make it."""
 
-    def __init__(
-        self, corpus: Corpus, sources: Sequence[Source], *, cache_dir: Path, ratios: dict[str, float], complexity: bool
-    ):
+    def __init__(self, corpus: Corpus, sources: Sequence[Source], *, cache_dir: Path, ratios: dict[str, float], complexity: bool):
         """Hashes the files that are new or changed.
 
         ratios: split -> share, for pieces without a prescribed split. complexity: add the complexity_* columns.

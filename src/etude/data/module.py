@@ -121,9 +121,7 @@ class MusicDataModule(pl.LightningDataModule):
             if not 0 <= value <= high:
                 raise ValueError(f"{name}={value} must lie in [0, {high}]")
         if self.batches_per_epoch is not None and self.batches_per_epoch < 1:
-            raise ValueError(
-                f"batches_per_epoch={self.batches_per_epoch} must be at least 1, or null for a pass over the data"
-            )
+            raise ValueError(f"batches_per_epoch={self.batches_per_epoch} must be at least 1, or null for a pass over the data")
 
     # --- preparing ---
 
@@ -144,9 +142,7 @@ class MusicDataModule(pl.LightningDataModule):
         if self._tokenizer is not None:
             return
         sources = self.corpus.files()
-        plan = ManifestPlan(
-            self.corpus, sources, cache_dir=self.cache_dir, ratios=self.ratios, complexity=self.complexity
-        )
+        plan = ManifestPlan(self.corpus, sources, cache_dir=self.cache_dir, ratios=self.ratios, complexity=self.complexity)
         if not plan.done:
             with held(self.cache_dir):
                 plan.build(num_workers=self.prepare_workers)
@@ -155,9 +151,7 @@ class MusicDataModule(pl.LightningDataModule):
         view = view_folder(plan.folder, tokenizer, controls=self.controls, cache_dir=self.cache_dir)
         if not view.exists():
             with held(self.cache_dir):
-                build_view(
-                    view, tokenizer, controls=self.controls, cache_dir=self.cache_dir, num_workers=self.prepare_workers
-                )
+                build_view(view, tokenizer, controls=self.controls, cache_dir=self.cache_dir, num_workers=self.prepare_workers)
         self._view_folder = view
         self._views = {split: open_view(view, split, tokenizer, self.cache_dir) for split in SPLITS}
         pairs = view / f"bpe-{tokenizer.params.get('bpe_vocab_size')}.json"
@@ -217,8 +211,7 @@ class MusicDataModule(pl.LightningDataModule):
         sampler = RowSampler(
             Packer(documents, self.max_len),
             batch_size=self.batch_size,
-            num_batches=self.batches_per_epoch
-            or max(1, round(documents.num_tokens / (self.max_len * self.batch_size * world))),
+            num_batches=self.batches_per_epoch or max(1, round(documents.num_tokens / (self.max_len * self.batch_size * world))),
             rank=rank,
             world=world,
         )
@@ -268,8 +261,7 @@ class MusicDataModule(pl.LightningDataModule):
 def _moved(corpus: Corpus, root: str) -> Corpus:
     if "root" not in {field.name for field in dataclasses.fields(corpus)}:
         raise ValueError(
-            f"root={root}: the corpus {type(corpus).__name__} comes with music21; "
-            "for your files: data=folder data.root=DIR"
+            f"root={root}: the corpus {type(corpus).__name__} comes with music21; for your files: data=folder data.root=DIR"
         )
     return dataclasses.replace(corpus, root=root)  # type: ignore[call-arg]
 

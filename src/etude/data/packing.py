@@ -93,9 +93,7 @@ class Packer:
         whole[:, STOP] = self.documents.lengths(pieces, variations)
         whole[:, CONTROLS] = self.documents.num_controls(variations)
         if (whole[:, CONTROLS] + 1).max() >= self.max_len:
-            raise ValueError(
-                f"max_len={self.max_len} leaves no room for music after the controls; set data.max_len higher"
-            )
+            raise ValueError(f"max_len={self.max_len} leaves no room for music after the controls; set data.max_len higher")
         short = self.shuffle | (slots(whole) <= self.max_len)  # training cuts long pieces as it fills rows
         parts = [row[None] if fits else self._windows(row) for row, fits in zip(whole, short, strict=True)]
         self.waiting = np.concatenate([self.waiting, *parts])

@@ -89,11 +89,7 @@ def run(
                     culprit = worker.pending.popleft()
                     todo.extendleft(reversed(worker.pending))
                     code = worker.process.returncode
-                    reason = (
-                        f"took longer than {timeout_seconds:.0f} s"
-                        if slow
-                        else f"the reader crashed (exit code {code})"
-                    )
+                    reason = f"took longer than {timeout_seconds:.0f} s" if slow else f"the reader crashed (exit code {code})"
                     yield culprit, Failure(reason)
                 workers[position] = _start(function, log)
     finally:
@@ -107,9 +103,7 @@ def _feed(worker: _Worker, todo: collections.deque[int], items: Sequence[Any]) -
             worker.since = time.monotonic()
         index = todo.popleft()
         worker.pending.append(index)
-        with contextlib.suppress(
-            OSError
-        ):  # a dead worker is noticed, and its items are given to another, by the reader
+        with contextlib.suppress(OSError):  # a dead worker is noticed, and its items are given to another, by the reader
             worker.pipe.send((index, items[index]))
 
 

@@ -60,9 +60,7 @@ def named(error: OSError, path: Path) -> OSError:
         return error
     where = next((folder for folder in (path, *path.parents) if folder.exists()), Path("/"))
     free = shutil.disk_usage(where).free / 2**20
-    text = (
-        f"the disk is full ({free:.0f} MiB free) while caching; free some space or set data.cache_dir to another disk"
-    )
+    text = f"the disk is full ({free:.0f} MiB free) while caching; free some space or set data.cache_dir to another disk"
     return OSError(error.errno, text, str(path))
 
 
@@ -142,9 +140,7 @@ class Writer:
             if (self.path / "head.json").exists():
                 self.head = json.loads((self.path / "head.json").read_text())
             if np.dtype(self.head["dtype"]) != self.dtype:
-                raise ValueError(
-                    f"{self.path} holds {self.head['dtype']}, not {self.dtype.str}; delete it to build it anew"
-                )
+                raise ValueError(f"{self.path} holds {self.head['dtype']}, not {self.dtype.str}; delete it to build it anew")
             self._data = self._open("data", self.head["items"] * self.dtype.itemsize)
             self._index = self._open("index", self.head["records"] * ROW.itemsize)
         except OSError as error:

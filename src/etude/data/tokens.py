@@ -47,9 +47,7 @@ def _transposition(tokenizer: Tokenizer, semitones: int) -> np.ndarray:
     return tokenizer.transposition(semitones)
 
 
-def tokenise(
-    tokenizer: Tokenizer, keys: np.ndarray, *, cache_dir: Path, num_workers: int
-) -> tuple[Store, dict[int, str]]:
+def tokenise(tokenizer: Tokenizer, keys: np.ndarray, *, cache_dir: Path, num_workers: int) -> tuple[Store, dict[int, str]]:
     """Encodes the pieces `keys` (uint64 [n, 2]) that the token store lacks.
 
     Returns: the store, and for each piece that this tokenizer can't hold its position in `keys` and the reason.

@@ -72,14 +72,10 @@ def build_view(view: Path, tokenizer: Tokenizer, *, controls: Sequence[str], cac
     try:
         aside.mkdir(parents=True)
         sizes = {split: _write(aside / f"{split}.npy", splits == split, rows, store, ids) for split in SPLITS}
-        (aside / "view.json").write_text(
-            json.dumps({"tokens": sizes, "pieces": len(manifest), "refused": len(refused)})
-        )
+        (aside / "view.json").write_text(json.dumps({"tokens": sizes, "pieces": len(manifest), "refused": len(refused)}))
         files, names = manifest["file"].to_pylist(), manifest["name"].to_pylist()
         unread = read_quarantine(folder / "quarantine.tsv")
-        write_quarantine(
-            aside / "quarantine.tsv", unread + [(files[i], names[i], reason) for i, reason in refused.items()]
-        )
+        write_quarantine(aside / "quarantine.tsv", unread + [(files[i], names[i], reason) for i, reason in refused.items()])
         aside.replace(view)
         sync_folder(folder)
     except OSError as error:
@@ -114,9 +110,7 @@ def _write(path: Path, chosen: np.ndarray, rows: np.ndarray, store: Store, contr
 
 def open_view(view: Path, split: str, tokenizer: Tokenizer, cache_dir: Path) -> View:
     """Opens one split in O(1)."""
-    table = np.asarray(
-        np.load(view / f"{split}.npy", mmap_mode="r")
-    )  # a plain view of the map: indexing is twice as fast
+    table = np.asarray(np.load(view / f"{split}.npy", mmap_mode="r"))  # a plain view of the map: indexing is twice as fast
     sizes = json.loads((view / "view.json").read_text())["tokens"]
     return View(Store(tokens_folder(tokenizer, cache_dir) / "tokens"), table, sizes[split])
 

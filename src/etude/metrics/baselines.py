@@ -39,8 +39,10 @@ class GridTokens:
             if grid.ndim != 2 or len(grid) == 0:
                 raise ValueError(f"piece {number} has shape {grid.shape}, must be [frames, voices] with frames >= 1")
             if np.any((grid != REST) & ((grid < low) | (grid > high))):
-                raise ValueError(f"piece {number} has pitches {grid[grid != REST].min()}..{grid.max()}, must be in "
-                                 f"{low}..{high} or -1; widen low and high")
+                raise ValueError(
+                    f"piece {number} has pitches {grid[grid != REST].min()}..{grid.max()}, must be in "
+                    f"{low}..{high} or -1; widen low and high"
+                )
             parts.append(_columns(np.where(grid == REST, 0, grid - low + 1), number))
         if not parts:
             raise ValueError("pieces is empty; give at least one grid of frames")
@@ -63,9 +65,16 @@ def _columns(symbols_tv: Ints, number: int) -> list[Ints]:
     held = np.vstack([np.zeros((1, voices), np.int64), (steps - began + 1)[:-1]])
     known = np.tri(voices, k=-1, dtype=bool)  # [voice, voice]: voice v knows those above it
     current = np.where(known, symbols_tv[:, None, :], -1).reshape(-1, voices)
-    return [symbols_tv.ravel(), np.tile(np.arange(voices), frames), np.full(frames * voices, number),
-            np.repeat(np.arange(frames), voices), current, np.repeat(before, voices, axis=0), earlier.ravel(),
-            held.ravel()]
+    return [
+        symbols_tv.ravel(),
+        np.tile(np.arange(voices), frames),
+        np.full(frames * voices, number),
+        np.repeat(np.arange(frames), voices),
+        current,
+        np.repeat(before, voices, axis=0),
+        earlier.ravel(),
+        held.ravel(),
+    ]
 
 
 class CopyPrevious:

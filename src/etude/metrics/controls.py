@@ -37,5 +37,6 @@ def shuffle_onsets(score: Score, *, seed: int, grid_per_beat: int = 12) -> Score
 
 def shuffled_control(scores: Sequence[Score], *, seed: int = 0) -> list[Score]:
     """`shuffle_onsets` of every score, each with a seed of its own drawn from `seed` and its place in the list."""
-    return [shuffle_onsets(score, seed=int(np.random.SeedSequence([seed, i]).generate_state(1)[0]))
-            for i, score in enumerate(scores)]
+    return [
+        shuffle_onsets(score, seed=int(np.random.SeedSequence([seed, i]).generate_state(1)[0])) for i, score in enumerate(scores)
+    ]

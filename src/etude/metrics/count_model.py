@@ -147,8 +147,10 @@ class CountModel:
             raise ValueError(f"low={low}, high={high} must satisfy 0 <= low < high <= 127; give MIDI pitches")
         self.low, self.high = low, high
         num_symbols = high - low + 2
-        self.chains = (_Chain(ABSOLUTE, relative=False, num_symbols=num_symbols),
-                       _Chain(RELATIVE, relative=True, num_symbols=num_symbols))
+        self.chains = (
+            _Chain(ABSOLUTE, relative=False, num_symbols=num_symbols),
+            _Chain(RELATIVE, relative=True, num_symbols=num_symbols),
+        )
 
     def fit(self, pieces: Sequence[Grid]) -> "CountModel":
         """Count the training pieces ([T, V] each, two or more) and fit strengths and weights on them."""

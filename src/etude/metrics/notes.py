@@ -63,8 +63,9 @@ class NoteArray:
                 parts.append(arrays[name])
             sizes.append(len(arrays["time"]))
             drums.append(track.is_drum)
-        joined = {name: np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
-                  for name, parts in fields.items()}
+        joined = {
+            name: np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64) for name, parts in fields.items()
+        }
         track = np.repeat(np.arange(len(sizes)), sizes)
         order = np.lexsort((track, joined["pitch"], joined["time"]))
         ends = joined["time"] + joined["duration"]
@@ -96,8 +97,12 @@ class NoteArray:
     def select(self, mask: NDArray[np.bool_]) -> "NoteArray":
         """The notes where `mask` (bool [N]) is true; bars and tracks are kept."""
         return self.replace(
-            onset=self.onset[mask], duration=self.duration[mask], pitch=self.pitch[mask], velocity=self.velocity[mask],
-            track=self.track[mask], is_drum=self.is_drum[mask],
+            onset=self.onset[mask],
+            duration=self.duration[mask],
+            pitch=self.pitch[mask],
+            velocity=self.velocity[mask],
+            track=self.track[mask],
+            is_drum=self.is_drum[mask],
         )
 
     def replace(self, **changes: object) -> "NoteArray":
@@ -128,8 +133,14 @@ class NoteArray:
         if end >= bars[-1]:  # a last note that was rounded up to the next bar line opens that bar
             bars = np.append(bars, bars[-1] + (bars[-1] - bars[-2]))
         return self.replace(
-            onset=onset[order], duration=duration[order], pitch=self.pitch[order], velocity=self.velocity[order],
-            track=self.track[order], is_drum=self.is_drum[order], ticks_per_beat=new, bar_starts=bars,
+            onset=onset[order],
+            duration=duration[order],
+            pitch=self.pitch[order],
+            velocity=self.velocity[order],
+            track=self.track[order],
+            is_drum=self.is_drum[order],
+            ticks_per_beat=new,
+            bar_starts=bars,
         )
 
     @cached_property

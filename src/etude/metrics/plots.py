@@ -32,15 +32,29 @@ def metric_bars(rows: Sequence[Mapping[str, object]], *, groups: Sequence[str], 
         raise ValueError("rows has no metric with a finite mean; evaluate at least one piece with notes")
     num_columns = min(4, len(rows))
     margin = 0.25 + 0.065 * max(len(group) for group in groups)
-    figure, axes = _panels(len(rows), num_columns, width=2.35, height=0.25 + 0.22 * len(groups), title=title,
-                           left=margin, between=(0.3, 0.62), bottom=0.45)
+    figure, axes = _panels(
+        len(rows),
+        num_columns,
+        width=2.35,
+        height=0.25 + 0.22 * len(groups),
+        title=title,
+        left=margin,
+        between=(0.3, 0.62),
+        bottom=0.45,
+    )
     for place, (axis, row) in enumerate(zip(axes, rows, strict=True)):
         first_column = place % num_columns == 0
         for place, group in enumerate(groups):
             mean, std = float(row[f"{group} mean"]), float(row[f"{group} std"])  # type: ignore[arg-type]
             if math.isfinite(mean):
-                axis.barh(place, mean, color=COLOURS[place % len(COLOURS)], height=0.72,
-                          xerr=std if math.isfinite(std) else None, error_kw={"lw": 1, "ecolor": "#333", "capsize": 2})
+                axis.barh(
+                    place,
+                    mean,
+                    color=COLOURS[place % len(COLOURS)],
+                    height=0.72,
+                    xerr=std if math.isfinite(std) else None,
+                    error_kw={"lw": 1, "ecolor": "#333", "capsize": 2},
+                )
         axis.set_yticks(range(len(groups)), groups if first_column else [""] * len(groups), fontsize=7.5)
         axis.set_ylim(len(groups) - 0.4, -0.6)
         axis.set_xlim(left=0)
@@ -61,14 +75,16 @@ def histogram_panels(
         labels: histogram -> the name of every bin.
         title: above all panels.
     """
-    figure, axes = _panels(len(histograms), min(2, len(histograms)), width=5.2, height=1.8, title=title,
-                           left=0.65, between=(0.7, 0.7), bottom=0.75)
+    figure, axes = _panels(
+        len(histograms), min(2, len(histograms)), width=5.2, height=1.8, title=title, left=0.65, between=(0.7, 0.7), bottom=0.75
+    )
     for axis, (name, groups) in zip(axes, histograms.items(), strict=True):
         width = 0.84 / len(groups)
         for place, (group, counts) in enumerate(groups.items()):
             bins, share = np.arange(len(counts)), np.asarray(counts) / max(float(np.sum(counts)), 1.0)
-            axis.bar(bins + (place - (len(groups) - 1) / 2) * width, share, width, label=group,
-                     color=COLOURS[place % len(COLOURS)])
+            axis.bar(
+                bins + (place - (len(groups) - 1) / 2) * width, share, width, label=group, color=COLOURS[place % len(COLOURS)]
+            )
         ticks = labels[name]
         axis.set_xticks(range(len(ticks)), ticks, fontsize=7, rotation=90 if len(ticks) > 16 else 0)
         axis.set_ylabel("share of notes", fontsize=8)
@@ -87,7 +103,14 @@ def png(figure: "Figure") -> bytes:
 
 
 def _panels(
-    count: int, num_columns: int, *, width: float, height: float, title: str, left: float, between: tuple[float, float],
+    count: int,
+    num_columns: int,
+    *,
+    width: float,
+    height: float,
+    title: str,
+    left: float,
+    between: tuple[float, float],
     bottom: float,
 ) -> tuple["Figure", list]:
     """A figure of `count` panels of one size, laid out in inches: matplotlib's automatic layouts take seconds here."""
@@ -100,8 +123,14 @@ def _panels(
     down = top + bottom + height * num_rows + between[1] * (num_rows - 1)
     figure = Figure(figsize=(across, down))
     FigureCanvasAgg(figure)
-    figure.subplots_adjust(left=left / across, right=1 - right / across, top=1 - top / down, bottom=bottom / down,
-                           wspace=between[0] / width, hspace=between[1] / height)
+    figure.subplots_adjust(
+        left=left / across,
+        right=1 - right / across,
+        top=1 - top / down,
+        bottom=bottom / down,
+        wspace=between[0] / width,
+        hspace=between[1] / height,
+    )
     grid = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
     for axis in grid[count:]:
         axis.set_visible(False)

@@ -23,8 +23,10 @@ PIECE_METRICS: dict[str, tuple[Callable[[NoteArray, NoteArray, Key], float], str
     "scale consistency": (lambda notes, grid, key: pitch.scale_consistency(notes), "share of notes in the best scale"),
     "out of key": (lambda notes, grid, key: tonality.out_of_key_share(notes, key=key), "share of notes"),
     "key clarity": (lambda notes, grid, key: tonality.key_clarity(notes), "correlation with the best key profile"),
-    "tonic ending": (lambda notes, grid, key: float(tonality.ends_on_tonic_triad(notes, key=key)),
-                     "share of pieces that end on a tonic triad"),
+    "tonic ending": (
+        lambda notes, grid, key: float(tonality.ends_on_tonic_triad(notes, key=key)),
+        "share of pieces that end on a tonic triad",
+    ),
     "stepwise motion": (lambda notes, grid, key: pitch.step_share(notes), "share of intervals of 0-2 semitones"),
     "polyphony": (lambda notes, grid, key: harmony.polyphony(notes), "pitches at a time"),
     "polyphony rate": (lambda notes, grid, key: harmony.polyphony_rate(notes), "share of time with 3 or more pitches"),
@@ -45,9 +47,12 @@ HISTOGRAMS: dict[str, tuple[Callable[[NoteArray, NoteArray, Key], Histogram], tu
     # name: (function as above, a label for every bin)
     "pitch class above the tonic": (
         lambda notes, grid, key: np.roll(pitch.pitch_class_histogram(notes), -key.tonic),
-        ("1", "b2", "2", "b3", "3", "4", "#4", "5", "b6", "6", "b7", "7")),
-    "melodic interval": (lambda notes, grid, key: pitch.interval_histogram(notes, largest=12),
-                         tuple(str(step) for step in range(-12, 13))),
+        ("1", "b2", "2", "b3", "3", "4", "#4", "5", "b6", "6", "b7", "7"),
+    ),
+    "melodic interval": (
+        lambda notes, grid, key: pitch.interval_histogram(notes, largest=12),
+        tuple(str(step) for step in range(-12, 13)),
+    ),
     "onset in the beat": (lambda notes, grid, key: rhythm.onset_histogram(grid), tuple(str(i) for i in range(12))),
     "duration": (lambda notes, grid, key: rhythm.duration_histogram(notes), rhythm.DURATION_LABELS),
 }
@@ -130,8 +135,7 @@ def compare_histograms(
     """
     if reference not in groups:
         raise ValueError(f"reference={reference!r} is not a group; choose one of {sorted(groups)}")
-    pieces = {group: _stacked([piece_histograms(score) for score in _some(group, scores)])
-              for group, scores in groups.items()}
+    pieces = {group: _stacked([piece_histograms(score) for score in _some(group, scores)]) for group, scores in groups.items()}
     pooled = {name: {group: pieces[group][name].sum(axis=0) for group in groups} for name in HISTOGRAMS}
     rows: list[dict[str, object]] = []
     for name in HISTOGRAMS:
@@ -156,8 +160,9 @@ def _some(group: str, scores: Sequence[Score]) -> Sequence[Score]:
 
 def _columns(groups: Mapping[str, Sequence[Score]]) -> dict[str, dict[str, NDArray[np.float64]]]:
     found = {group: [piece_metrics(score) for score in _some(group, scores)] for group, scores in groups.items()}
-    return {group: {name: np.array([piece[name] for piece in pieces]) for name in PIECE_METRICS}
-            for group, pieces in found.items()}
+    return {
+        group: {name: np.array([piece[name] for piece in pieces]) for name in PIECE_METRICS} for group, pieces in found.items()
+    }
 
 
 def _stacked(pieces: list[dict[str, Histogram]]) -> dict[str, Histogram]:
@@ -172,8 +177,11 @@ def _normalised(counts: Histogram) -> NDArray[np.float64]:
 
 def _moments(values: NDArray[np.float64]) -> dict[str, float | int]:
     values = values[np.isfinite(values)]
-    return {"mean": float(values.mean()) if len(values) else float("nan"),
-            "std": float(values.std(ddof=1)) if len(values) > 1 else float("nan"), "pieces": len(values)}
+    return {
+        "mean": float(values.mean()) if len(values) else float("nan"),
+        "std": float(values.std(ddof=1)) if len(values) > 1 else float("nan"),
+        "pieces": len(values),
+    }
 
 
 def _overlap(samples: NDArray[np.float64], real: NDArray[np.float64]) -> float:

@@ -83,8 +83,15 @@ class KVCache:
     """
 
     def __init__(
-        self, *, num_layers: int, batch: int, num_kv_heads: int, head_dim: int, max_len: int,
-        dtype: torch.dtype, device: torch.device,
+        self,
+        *,
+        num_layers: int,
+        batch: int,
+        num_kv_heads: int,
+        head_dim: int,
+        max_len: int,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         shape = (num_layers, batch, num_kv_heads, max_len, head_dim)
         self.keys, self.values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
@@ -127,8 +134,9 @@ class Attention(nn.Module):
     Ainslie et al. 2023 (grouped heads).
     """
 
-    def __init__(self, *, dim: int, num_heads: int, num_kv_heads: int, qk_norm: bool, fused: bool,
-                 rotate_values: bool = False) -> None:
+    def __init__(
+        self, *, dim: int, num_heads: int, num_kv_heads: int, qk_norm: bool, fused: bool, rotate_values: bool = False
+    ) -> None:
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, dim // num_heads
         self.fused, self.rotate_values = fused, rotate_values
@@ -138,8 +146,13 @@ class Attention(nn.Module):
         self.temperature = nn.Parameter(torch.ones(num_heads)) if qk_norm else None
 
     def forward(
-        self, x_btd: Tensor, rotary: tuple[Tensor, Tensor], *, packing: Packing | None = None,
-        cache: KVCache | None = None, layer: int = 0,
+        self,
+        x_btd: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        *,
+        packing: Packing | None = None,
+        cache: KVCache | None = None,
+        layer: int = 0,
     ) -> Tensor:
         """Attend within each piece of the packing, or (None) within each row, after what is in the cache."""
         batch, time, dim = x_btd.shape
@@ -207,9 +220,7 @@ def _scaled_dot_product(q_hnk: Tensor, k_gnk: Tensor, v_gnk: Tensor, batch: int,
         return torch.cat([attend(q[None], k[None], v[None])[0] for q, k, v in runs], dim=1).transpose(0, 1)
     q, k, v = (_batched(x, batch) for x in (q_hnk, k_gnk, v_gnk))
     mask = None if packing is None else packing.mask_b1tt
-    mixed = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True, scale=1.0
-    )
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True, scale=1.0)
     return mixed.transpose(1, 2)
 
 

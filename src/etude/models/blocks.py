@@ -36,8 +36,13 @@ class Block(nn.Module):
         self.dropout, self.fused = dropout, fused
 
     def forward(
-        self, x_btd: Tensor, rotary: tuple[Tensor, Tensor], *, packing: Packing | None = None,
-        cache: KVCache | None = None, layer: int = 0,
+        self,
+        x_btd: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        *,
+        packing: Packing | None = None,
+        cache: KVCache | None = None,
+        layer: int = 0,
     ) -> Tensor:
         normed = kernels.rms_norm(x_btd, fused=self.fused)
         x_btd = x_btd + self._drop(self.attention(normed, rotary, packing=packing, cache=cache, layer=layer))

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from etude.models import kernels
 from etude.models.attention import Attention, KVCache, Packing
-from etude.models.grid_context import CHROMA, OWN, REST, SIZES, Context, contexts
+from etude.models.grid_context import CHROMA, REST, SIZES, Context, contexts
 from etude.models.transformer import Block, FeedForward
 
 INIT_STD = 0.02
@@ -154,9 +154,7 @@ class GridTransformer(nn.Module):
         self._heads = num_heads, dim // num_heads
         self.to_decoder = nn.Linear(dim, 4 * decoder_dim)
         decoder_hidden = -(-8 * decoder_dim // (3 * 64)) * 64
-        self.decoder = nn.ModuleList(
-            FeedForward(dim=decoder_dim, hidden_dim=decoder_hidden) for _ in range(decoder_layers)
-        )
+        self.decoder = nn.ModuleList(FeedForward(dim=decoder_dim, hidden_dim=decoder_hidden) for _ in range(decoder_layers))
         self.span = high - low
         self.relative = nn.Linear(decoder_dim, NUM_REFERENCES * (2 * self.span + 1))
         self.absolute = nn.Linear(decoder_dim, self.span + 3)  # Rest, the pitches, EOS
@@ -244,8 +242,15 @@ class GridTransformer(nn.Module):
         renumber = torch.zeros(int(owner[-1]) + 1, dtype=torch.long, device=device)
         renumber[kept] = torch.arange(len(kept), device=device)
         return Frames(
-            start=start, piece=piece, number=number, places=places, pitches=pitches, lengths=lengths, controls=real & (voice == 0), owner=renumber[owner],
-        )  # fmt: skip
+            start=start,
+            piece=piece,
+            number=number,
+            places=places,
+            pitches=pitches,
+            lengths=lengths,
+            controls=real & (voice == 0),
+            owner=renumber[owner],
+        )
 
     def _pitch(self, tokens: Tensor) -> Tensor:
         return torch.where(tokens > self.rest_id, tokens - self.rest_id - 1 + self.low, REST)

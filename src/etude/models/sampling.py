@@ -107,8 +107,16 @@ def uniforms(batch: int, steps: int, *, generator: torch.Generator) -> Tensor:
 
 @torch.inference_mode()
 def generate(
-    model: nn.Module, prompt_bt: Tensor, *, decoder: Decoder | None, max_new_tokens: int, temperature: float = 1.0,
-    top_k: int | None = None, top_p: float = 1.0, min_p: float = 0.0, generator: torch.Generator,
+    model: nn.Module,
+    prompt_bt: Tensor,
+    *,
+    decoder: Decoder | None,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    generator: torch.Generator,
     on_step: Callable[[int], Any] | None = None,
 ) -> list[list[int]]:
     """Continue every prompt until the decoder says that the piece has ended, or for max_new_tokens.
@@ -136,8 +144,7 @@ def generate(
     batch, prompt_len = prompt_bt.shape
     if max_new_tokens < 1 or prompt_len < 1:
         raise ValueError(
-            f"max_new_tokens={max_new_tokens} and the prompt's length {prompt_len} must be at least 1; "
-            "begin the prompt with BOS"
+            f"max_new_tokens={max_new_tokens} and the prompt's length {prompt_len} must be at least 1; begin the prompt with BOS"
         )
     device = next(model.parameters()).device
     noise_sb = uniforms(batch, max_new_tokens, generator=generator).T

@@ -46,16 +46,29 @@ class Transformer(nn.Module):
     """
 
     def __init__(
-        self, *, vocab_size: int, dim: int = 256, num_layers: int = 6, num_heads: int = 4,
-        num_kv_heads: int | None = None, hidden_dim: int | None = None, max_len: int = 2048, dropout: float = 0.0,
-        qk_norm: bool = True, tie_embeddings: bool = True, rope_base: float = 10000.0,
-        feature_sizes: Mapping[str, int] | None = None, checkpoint_activations: bool = False, fused: bool = True,
+        self,
+        *,
+        vocab_size: int,
+        dim: int = 256,
+        num_layers: int = 6,
+        num_heads: int = 4,
+        num_kv_heads: int | None = None,
+        hidden_dim: int | None = None,
+        max_len: int = 2048,
+        dropout: float = 0.0,
+        qk_norm: bool = True,
+        tie_embeddings: bool = True,
+        rope_base: float = 10000.0,
+        feature_sizes: Mapping[str, int] | None = None,
+        checkpoint_activations: bool = False,
+        fused: bool = True,
     ) -> None:
         super().__init__()
         num_kv_heads = num_kv_heads or num_heads
         hidden_dim = hidden_dim or -(-8 * dim // (3 * 64)) * 64
-        _check(vocab_size=vocab_size, dim=dim, num_layers=num_layers, num_heads=num_heads,
-               num_kv_heads=num_kv_heads, dropout=dropout)
+        _check(
+            vocab_size=vocab_size, dim=dim, num_layers=num_layers, num_heads=num_heads, num_kv_heads=num_kv_heads, dropout=dropout
+        )
         self.vocab_size, self.dim, self.max_len, self.dropout = vocab_size, dim, max_len, dropout
         self.head_dim, self.num_kv_heads = dim // num_heads, num_kv_heads
         self.rope_base, self.fused, self.checkpoint_activations = rope_base, fused, checkpoint_activations
@@ -66,11 +79,10 @@ class Transformer(nn.Module):
         )  # prefixed, since a module's name must not be that of one of nn.Module's methods
         self.blocks = nn.ModuleList(
             Block(
-                attention=Attention(
-                    dim=dim, num_heads=num_heads, num_kv_heads=num_kv_heads, qk_norm=qk_norm, fused=fused
-                ),
+                attention=Attention(dim=dim, num_heads=num_heads, num_kv_heads=num_kv_heads, qk_norm=qk_norm, fused=fused),
                 feed_forward=FeedForward(dim=dim, hidden_dim=hidden_dim),
-                dropout=dropout, fused=fused,
+                dropout=dropout,
+                fused=fused,
             )
             for _ in range(num_layers)
         )
@@ -93,8 +105,13 @@ class Transformer(nn.Module):
         nn.init.ones_(self.gain)
 
     def forward(
-        self, tokens_bt: Tensor, *, documents_bt: Tensor | Packing | None = None, positions_bt: Tensor | None = None,
-        features: Mapping[str, Tensor] | None = None, cache: KVCache | None = None,
+        self,
+        tokens_bt: Tensor,
+        *,
+        documents_bt: Tensor | Packing | None = None,
+        positions_bt: Tensor | None = None,
+        features: Mapping[str, Tensor] | None = None,
+        cache: KVCache | None = None,
     ) -> Tensor:
         """Logits of the next token at every position.
 
@@ -109,14 +126,17 @@ class Transformer(nn.Module):
         Returns:
             [b, t, v].
         """
-        h_btd = self.hidden(
-            tokens_bt, documents_bt=documents_bt, positions_bt=positions_bt, features=features, cache=cache
-        )
+        h_btd = self.hidden(tokens_bt, documents_bt=documents_bt, positions_bt=positions_bt, features=features, cache=cache)
         return self.unembedding(h_btd)
 
     def hidden(
-        self, tokens_bt: Tensor, *, documents_bt: Tensor | Packing | None = None, positions_bt: Tensor | None = None,
-        features: Mapping[str, Tensor] | None = None, cache: KVCache | None = None,
+        self,
+        tokens_bt: Tensor,
+        *,
+        documents_bt: Tensor | Packing | None = None,
+        positions_bt: Tensor | None = None,
+        features: Mapping[str, Tensor] | None = None,
+        cache: KVCache | None = None,
     ) -> Tensor:
         """The normalised last hidden states [b, t, d], of which the logits are a linear map; arguments as forward's."""
         if cache is not None:
@@ -193,8 +213,13 @@ class Transformer(nn.Module):
         """An empty cache for `batch` rows of at most max_len tokens (default: the model's), of the weights' dtype."""
         weight = self.embedding.weight
         return KVCache(
-            num_layers=len(self.blocks), batch=batch, num_kv_heads=self.num_kv_heads, head_dim=self.head_dim,
-            max_len=max_len or self.max_len, dtype=dtype or weight.dtype, device=weight.device,
+            num_layers=len(self.blocks),
+            batch=batch,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            max_len=max_len or self.max_len,
+            dtype=dtype or weight.dtype,
+            device=weight.device,
         )
 
     def num_parameters(self) -> int:
@@ -214,9 +239,7 @@ class Transformer(nn.Module):
         return 6 * weights + 6 * len(self.blocks) * length * self.dim
 
 
-def _check(
-    *, vocab_size: int, dim: int, num_layers: int, num_heads: int, num_kv_heads: int, dropout: float
-) -> None:
+def _check(*, vocab_size: int, dim: int, num_layers: int, num_heads: int, num_kv_heads: int, dropout: float) -> None:
     for name, value in (("vocab_size", vocab_size), ("num_layers", num_layers), ("num_heads", num_heads)):
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1; set model.{name} to a positive number")

@@ -20,19 +20,19 @@ def transpose(score: Score, semitones: int) -> Score:
     Raises:
         ValueError: a pitch would leave 0..127.
     """
-    pitches = [track.notes.numpy()["pitch"].astype(np.int64) for track in score.tracks
-               if not track.is_drum and len(track.notes)]
+    pitches = [track.notes.numpy()["pitch"].astype(np.int64) for track in score.tracks if not track.is_drum and len(track.notes)]
     if pitches:
         lowest, highest = -min(int(p.min()) for p in pitches), MIDI_MAX - max(int(p.max()) for p in pitches)
         if not lowest <= semitones <= highest:
-            raise ValueError(f"semitones is {semitones}, must be {lowest} to {highest} for this score's pitches to "
-                             "stay within 0..127; give one of these")
+            raise ValueError(
+                f"semitones is {semitones}, must be {lowest} to {highest} for this score's pitches to "
+                "stay within 0..127; give one of these"
+            )
     moved = score.copy()
     for track in moved.tracks:
         if not track.is_drum:
             track.shift_pitch(semitones, inplace=True)
-    moved.key_signatures = [Key.from_signature(mark).transposed(semitones).signature(mark.time)
-                            for mark in score.key_signatures]
+    moved.key_signatures = [Key.from_signature(mark).transposed(semitones).signature(mark.time) for mark in score.key_signatures]
     return moved
 
 

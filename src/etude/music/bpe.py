@@ -37,9 +37,7 @@ class BytePairs:
         self._model = _model(self.merges, base_size)
 
     @classmethod
-    def train(
-        cls, pieces: Iterable[np.ndarray], *, vocab_size: int, base_size: int, starts_word: np.ndarray
-    ) -> "BytePairs":
+    def train(cls, pieces: Iterable[np.ndarray], *, vocab_size: int, base_size: int, starts_word: np.ndarray) -> "BytePairs":
         """Learn merges from base ids until there are `vocab_size` ids, or no pair comes twice.
 
         Raises:

@@ -75,8 +75,7 @@ def _notes(score: Score) -> _Notes:
         onset, pitch = table["time"].astype(np.int64), table["pitch"].astype(np.int64)
         end = onset + np.maximum(1, table["duration"])
         order = np.lexsort((-pitch, onset))
-        columns.append((np.full(len(onset), number), onset[order], end[order], pitch[order],
-                        np.full(len(onset), track.is_drum)))
+        columns.append((np.full(len(onset), number), onset[order], end[order], pitch[order], np.full(len(onset), track.is_drum)))
     bars = bar_ticks(score)
     quarter = score.ticks_per_quarter
     starts, beats = [0], [quarter]
@@ -176,8 +175,9 @@ def chord_change_rate(notes: _Notes) -> float:
     edges = _beat_edges(notes)
     overlap = _pitch_class_durations(notes, edges)
     sounding = overlap.sum(axis=1) > 0
-    triads = np.array([[(pc - root) % 12 in shape for pc in range(12)] for shape in ((0, 4, 7), (0, 3, 7))
-                       for root in range(12)], dtype=float)
+    triads = np.array(
+        [[(pc - root) % 12 in shape for pc in range(12)] for shape in ((0, 4, 7), (0, 3, 7)) for root in range(12)], dtype=float
+    )
     scores = (overlap[sounding] @ triads.T) / np.linalg.norm(overlap[sounding], axis=1, keepdims=True)
     chord, changes = int(scores[0].argmax()), 0
     for row in scores[1:]:

@@ -137,7 +137,4 @@ class Decoder:
     def features(self) -> dict[str, np.ndarray]:
         """The features of the token last pushed to each row: name -> int64 [B]; zeros for specials and controls."""
         columns = zip(*self._features, strict=True)
-        return {
-            name: np.array(column, dtype=np.int64)
-            for name, column in zip(self._grammar.feature_names, columns, strict=True)
-        }
+        return {name: np.array(column, dtype=np.int64) for name, column in zip(self._grammar.feature_names, columns, strict=True)}

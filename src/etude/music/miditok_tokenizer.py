@@ -141,9 +141,7 @@ class MidiTokTokenizer(Tokenizer):
         size = vocab_size or self.bpe_vocab_size
         if size is None:
             raise ValueError("vocab_size is None and so is bpe_vocab_size; give the size of the merged vocabulary")
-        trained = BytePairs.train(
-            pieces, vocab_size=size, base_size=self._base_size, starts_word=self._pairs.starts_word
-        )
+        trained = BytePairs.train(pieces, vocab_size=size, base_size=self._base_size, starts_word=self._pairs.starts_word)
         self._set_pairs(trained.merges)
 
     @property
@@ -188,9 +186,7 @@ class MidiTokTokenizer(Tokenizer):
 
         bars = num_bars(prepared)
         if bars > self.max_bars:
-            raise ValueError(
-                f"the piece has {bars} bars, Octuple holds {self.max_bars}; raise max_bars or cut the piece"
-            )
+            raise ValueError(f"the piece has {bars} bars, Octuple holds {self.max_bars}; raise max_bars or cut the piece")
         notes = np.array(self._miditok_ids(prepared), dtype=np.int32).reshape(-1, len(NAMES))
         if len(notes) == 0:
             raise ValueError(NO_NOTES)
@@ -251,9 +247,7 @@ class MidiTokTokenizer(Tokenizer):
     def _tempo_moves(self, factor: float) -> dict[int, int]:
         ids = self.table.of_kind[TEMPO]
         tempos = np.array([float(self._base_vocab[i].removeprefix("Tempo_")) for i in ids])
-        return {
-            int(i): int(ids[np.abs(np.log(tempos / (t * factor))).argmin()]) for i, t in zip(ids, tempos, strict=True)
-        }
+        return {int(i): int(ids[np.abs(np.log(tempos / (t * factor))).argmin()]) for i, t in zip(ids, tempos, strict=True)}
 
     def _velocity_moves(self, bins: int) -> dict[int, int]:
         ids = self.table.of_kind[VELOCITY]

@@ -35,8 +35,11 @@ def musicxml_text(data: bytes) -> bytes:
         return _utf8(data)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         # not by META-INF/container.xml: exporters write file names into it without escaping, which no parser reads
-        paths = [name for name in archive.namelist()
-                 if name.lower().endswith((".xml", ".musicxml")) and not name.startswith(("META-INF", "__MACOSX"))]
+        paths = [
+            name
+            for name in archive.namelist()
+            if name.lower().endswith((".xml", ".musicxml")) and not name.startswith(("META-INF", "__MACOSX"))
+        ]
         if not paths:
             raise ValueError("the archive holds no MusicXML document")
         if archive.getinfo(paths[0]).file_size > MAX_XML_BYTES:
@@ -211,8 +214,9 @@ def _convert_part(part: Any, events: list[tuple[int, Any]], upbeat: int, marks: 
             marks.add(tick + upbeat if tick else 0, element, transposition)
     track = Track(name=name, program=0 if is_drum else min(127, max(0, program)), is_drum=is_drum)
     table = np.array(sorted(row for row in rows if 0 <= row[2] <= 127), dtype=np.int32).reshape(-1, 4)
-    track.notes = NoteTickList.from_numpy(table[:, 0].copy(), table[:, 1] - table[:, 0],
-                                          table[:, 2].astype(np.int8), table[:, 3].astype(np.int8))
+    track.notes = NoteTickList.from_numpy(
+        table[:, 0].copy(), table[:, 1] - table[:, 0], table[:, 2].astype(np.int8), table[:, 3].astype(np.int8)
+    )
     return track
 
 

@@ -110,9 +110,19 @@ def _events(score: Score, sample_rate: int) -> list[tuple[int, int, int, int, in
         columns.append((controls["time"], CONTROL, channel, controls["number"], controls["value"]))
         bends = track.pitch_bends.numpy()
         columns.append((bends["time"], CONTROL, channel, np.full_like(bends["time"], -1), bends["value"] + 8192))
-    rows = [np.stack([np.round(seconds_at(score, ticks) * sample_rate).astype(np.int64),
-                      np.full(len(ticks), kind), np.full(len(ticks), channel), first, second], axis=1)
-            for ticks, kind, channel, first, second in columns]
+    rows = [
+        np.stack(
+            [
+                np.round(seconds_at(score, ticks) * sample_rate).astype(np.int64),
+                np.full(len(ticks), kind),
+                np.full(len(ticks), channel),
+                first,
+                second,
+            ],
+            axis=1,
+        )
+        for ticks, kind, channel, first, second in columns
+    ]
     # a note lasts at least one sample: ended before it starts, it would sound for ever
     for sounds, ends in zip(rows[::4], rows[1::4], strict=True):
         ends[:, 0] = np.maximum(ends[:, 0], sounds[:, 0] + 1)
@@ -224,8 +234,9 @@ def _pitch_rows(score: Score) -> dict[tuple[bool, int], int]:
     return {(False, p): p for p in pitches} | {(True, p): floor - 3 - 2 * i for i, p in enumerate(drums)}
 
 
-def _draw_system(axis: "Axes", score: Score, bars: np.ndarray, first: int, count: int,
-                 rows: dict[tuple[bool, int], int], colours: list[Any]) -> None:
+def _draw_system(
+    axis: "Axes", score: Score, bars: np.ndarray, first: int, count: int, rows: dict[tuple[bool, int], int], colours: list[Any]
+) -> None:
     """One line of music: bars `first` to `first + count`; a short last line keeps the width of the others."""
     from matplotlib.collections import PolyCollection
     from matplotlib.colors import to_rgba
@@ -249,8 +260,15 @@ def _draw_system(axis: "Axes", score: Score, bars: np.ndarray, first: int, count
         corners = [[left, right, right, left], [middle - 0.42, middle - 0.42, middle + 0.42, middle + 0.42]]
         faces = np.tile(to_rgba(colour), (len(left), 1))
         faces[:, 3] = 0.55 + 0.45 * notes["velocity"][inside] / 127  # soft notes are paler
-        axis.add_collection(PolyCollection(list(np.array(corners, dtype=float).transpose(2, 1, 0)), facecolors=faces,
-                                           edgecolors="white", linewidths=0.4, zorder=3))
+        axis.add_collection(
+            PolyCollection(
+                list(np.array(corners, dtype=float).transpose(2, 1, 0)),
+                facecolors=faces,
+                edgecolors="white",
+                linewidths=0.4,
+                zorder=3,
+            )
+        )
     axis.set_xlim(edges[0], stop)
     axis.set_ylim(low - 0.5, high + 0.5)
     every = max(1, -(-count // 32))
@@ -267,7 +285,8 @@ def _label_rows(axis: "Axes", rows: dict[tuple[bool, int], int]) -> None:
     """Name every C, in a narrow range every fourth or third too, and every drum."""
     pitches = [pitch for is_drum, pitch in rows if not is_drum]
     steps = {0, 4, 7} if pitches and max(pitches) - min(pitches) <= 40 else {0}
-    named = {pitch: note_name(pitch) for pitch in range(min(pitches, default=1), max(pitches, default=0) + 1)
-             if pitch % 12 in steps}
+    named = {
+        pitch: note_name(pitch) for pitch in range(min(pitches, default=1), max(pitches, default=0) + 1) if pitch % 12 in steps
+    }
     named |= {row: DRUM_NAMES.get(pitch, f"drum {pitch}") for (is_drum, pitch), row in rows.items() if is_drum}
     axis.set_yticks(list(named), list(named.values()))

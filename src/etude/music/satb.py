@@ -121,9 +121,7 @@ class SatbGrid(Tokenizer):
         starts = starts[starts < num_frames]
         longest = np.diff(np.append(starts, num_frames)).max()
         if longest > self.max_bar_steps:
-            raise ValueError(
-                f"a bar is {longest} steps long, the grid holds up to {self.max_bar_steps}; use tokenizer=remi"
-            )
+            raise ValueError(f"a bar is {longest} steps long, the grid holds up to {self.max_bar_steps}; use tokenizer=remi")
         return starts
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> Score:

@@ -106,8 +106,11 @@ def _read_one(path: Path, suffix: str, data: bytes) -> Score:
 
 def _read_midi(path: Path, data: bytes) -> Score:
     if not data.startswith(b"MThd"):
-        raise ScoreError(path, "not a MIDI file: the header 'MThd' is missing",
-                         "give the file the suffix of what it holds, or export it as MIDI")
+        raise ScoreError(
+            path,
+            "not a MIDI file: the header 'MThd' is missing",
+            "give the file the suffix of what it holds, or export it as MIDI",
+        )
     if len(data) > 12 and data[12] & 0x80:
         raise ScoreError(path, "its times are SMPTE frames, not beats", "export it in ticks per quarter")
     return Score.from_midi(data)
@@ -127,8 +130,9 @@ def _read_tunes(path: Path, data: bytes) -> Iterator[tuple[str, Score]]:
         else:
             yield name, score
     if bad:
-        raise ScoreError(path, f"{len(bad)} of {len(tunes)} tunes can't be read ({', '.join(bad)})",
-                         "correct or remove these tunes")
+        raise ScoreError(
+            path, f"{len(bad)} of {len(tunes)} tunes can't be read ({', '.join(bad)})", "correct or remove these tunes"
+        )
 
 
 def _text(data: bytes) -> str:
@@ -165,8 +169,12 @@ def _checked(score: Score, path: Path) -> Score:
         raise ScoreError(path, "a tempo is 0 microseconds per quarter", "correct it in a score editor")
     seconds = duration_seconds(score)
     if seconds > MAX_DURATION_SECONDS or duration_beats(score) > MAX_DURATION_BEATS:
-        raise ScoreError(path, f"it is {seconds / 3600:.1f} h or {duration_beats(score):.0f} beats long, over "
-                         f"{MAX_DURATION_SECONDS // 3600} h or {MAX_DURATION_BEATS} beats", "cut it into pieces")
+        raise ScoreError(
+            path,
+            f"it is {seconds / 3600:.1f} h or {duration_beats(score):.0f} beats long, over "
+            f"{MAX_DURATION_SECONDS // 3600} h or {MAX_DURATION_BEATS} beats",
+            "cut it into pieces",
+        )
     return score
 
 
@@ -265,10 +273,12 @@ def trim(score: Score, *, first_bar: int = 0, num_bars: int | None = None) -> Sc
     last = len(bars) if num_bars is None else first_bar + num_bars
     stop = int(bars[last]) if last < len(bars) else max(end_tick(score), start + 1)
     part = score.clip(start, stop).shift_time(-start)
-    part.time_signatures = [TimeSignature(max(0, m.time - start), m.numerator, m.denominator)
-                            for m in _held(score.time_signatures, start, stop)]
-    part.key_signatures = [KeySignature(max(0, m.time - start), m.key, m.tonality)
-                           for m in _held(score.key_signatures, start, stop)]
+    part.time_signatures = [
+        TimeSignature(max(0, m.time - start), m.numerator, m.denominator) for m in _held(score.time_signatures, start, stop)
+    ]
+    part.key_signatures = [
+        KeySignature(max(0, m.time - start), m.key, m.tonality) for m in _held(score.key_signatures, start, stop)
+    ]
     part.tempos = [Tempo(max(0, m.time - start), mspq=m.mspq) for m in _held(score.tempos, start, stop)]
     for track in part.tracks:
         notes = track.notes.numpy()

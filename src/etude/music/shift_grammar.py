@@ -53,9 +53,7 @@ class ShiftGrammar(Grammar):
         self._units, self._denominator = table.units.tolist(), table.denominator.tolist()
         self._family = table.family.tolist()
         self._program_id = {self._number[i]: i for i in table.of_kind[PROGRAM].tolist()}
-        self._off_id = {
-            (kind, self._number[i]): i for kind in (NOTE_OFF, DRUM_OFF) for i in table.of_kind[kind].tolist()
-        }
+        self._off_id = {(kind, self._number[i]): i for kind in (NOTE_OFF, DRUM_OFF) for i in table.of_kind[kind].tolist()}
 
     def start(self, num_bars: int) -> State:
         return (NONE, 0, 4 * UNITS_PER_QUARTER, 4, NO_PROGRAM, num_bars, False, 0, {}, {})

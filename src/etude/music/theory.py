@@ -46,8 +46,10 @@ class Key:
         Raises:
             ValueError: not the name of a key; lists those that there are.
         """
-        match = re.fullmatch(r"\s*([A-Ga-g])(-?flat|-?sharp|[#♯b♭-])?\s*(major|maj|minor|min|m)?\s*",
-                             re.sub(r"(?i)\s*-?\s*(flat|sharp)", r"\1", text))
+        match = re.fullmatch(
+            r"\s*([A-Ga-g])(-?flat|-?sharp|[#♯b♭-])?\s*(major|maj|minor|min|m)?\s*",
+            re.sub(r"(?i)\s*-?\s*(flat|sharp)", r"\1", text),
+        )
         if match is None:
             names = ", ".join(MAJOR_NAMES) + " major and " + ", ".join(MINOR_NAMES) + " minor"
             raise ValueError(f"key is {text!r}, must be one of {names}; give it as in 'G major'")

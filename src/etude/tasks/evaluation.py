@@ -104,9 +104,7 @@ def _rows(datamodule: Any, split: str) -> list[int]:
     return datamodule.view(split).table["row"].tolist()
 
 
-def _copying(
-    report: Report, samples: Sequence[Score], real: Sequence[Score], datamodule: Any, folder: Path
-) -> Sequence[Row]:
+def _copying(report: Report, samples: Sequence[Score], real: Sequence[Score], datamodule: Any, folder: Path) -> Sequence[Row]:
     rows_of_training, every = _rows(datamodule, "train"), datamodule.manifest("train")["name"].to_pylist()
     training = (datamodule.score("train", row) for row in rows_of_training)
     index = NgramIndex(
@@ -155,9 +153,7 @@ def score_files(*, files: str, folder: Path, seed: int = 0) -> dict[str, Any]:
     return results
 
 
-def _compare(
-    report: Report, groups: Mapping[str, Sequence[Score]], folder: Path, *, reference: str = "real"
-) -> Sequence[Row]:
+def _compare(report: Report, groups: Mapping[str, Sequence[Score]], folder: Path, *, reference: str = "real") -> Sequence[Row]:
     rows = compare_scores(groups, reference=reference)
     _table(report, "Musical metrics", rows, folder / "metrics.csv")
     report.text(

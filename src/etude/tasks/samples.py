@@ -95,9 +95,7 @@ def _draw(task: LanguageModel, size: int, **options: Any) -> list[Score]:
         return task.sample(num_samples=size, on_step=lambda n: progress.update(bar, completed=n), **options)
 
 
-def _write(
-    score: Score, path: Path, tempo_bpm: float | None, report: Report, audio: bool, soundfont: str | None
-) -> Path:
+def _write(score: Score, path: Path, tempo_bpm: float | None, report: Report, audio: bool, soundfont: str | None) -> Path:
     score.dump_midi(path)
     title = f"{path.stem}: {count_bars(score)} bars, {num_notes(score)} notes, {estimate_key(score)}"
     piano_roll(score, path.with_suffix(".png"), title=title)

@@ -95,9 +95,7 @@ class Ema(Technique):
     def state_dict(self) -> dict[str, Any]:
         return {"updates": self.updates}
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         if not self._average:
             return
         weights = self._weights(pl_module)
