@@ -26,7 +26,7 @@ test: setup  ## install, then all checks and tests
 	@$(MAKE) --no-print-directory check
 
 check: lint  ## what CI runs, without the install: ruff, types, tests
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint:
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

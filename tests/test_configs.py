@@ -76,6 +76,16 @@ def test_technique_values_are_the_python_defaults(path: Path) -> None:
         assert value == (list(expected) if isinstance(expected, tuple) else expected), key
 
 
+@pytest.mark.parametrize(
+    "path", [CONF / "model" / "grid.yaml", *sorted((CONF / "scheduler").glob("*.yaml"))], ids=lambda p: p.stem
+)
+def test_the_only_choice_of_a_class_has_the_python_defaults(path: Path) -> None:
+    node = OmegaConf.load(path)
+    defaults = _defaults(resolve(node["_target_"]))
+    plain = {key for key in node if key not in META and not OmegaConf.is_interpolation(node, key)}
+    assert {key: node[key] for key in plain} == {key: defaults[key] for key in plain}
+
+
 def test_no_machine_paths_or_hosts() -> None:
     for path in FILES:
         text = path.read_text()

@@ -15,7 +15,7 @@ def _check(total_steps: int, warmup: float, final: float) -> None:
         raise ValueError(f"final is {final}, must be in [0, 1], a share of the learning rate")
 
 
-def cosine(optimizer: Optimizer, *, total_steps: int, warmup: float = 0.02, final: float = 0.0) -> LambdaLR:
+def cosine(optimizer: Optimizer, *, total_steps: int, warmup: float = 0.05, final: float = 0.0) -> LambdaLR:
     """Rises linearly for `warmup` of all steps, then falls along half a cosine to `final` of the learning rate.
 
     Source: Loshchilov and Hutter 2017, equation 5, one cycle; the warm-up is an addition.

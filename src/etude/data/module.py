@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -104,6 +105,7 @@ class MusicDataModule(pl.LightningDataModule):
         )
         self._check(split)
         self.folder: Path | None = None
+        self._score_rows: dict[str, np.ndarray] = {}
         self._tokenizer: Tokenizer | None = None
 
     def _check(self, split: Sequence[float]) -> None:
@@ -147,7 +149,8 @@ class MusicDataModule(pl.LightningDataModule):
             with held(self.cache_dir):
                 plan.build(num_workers=self.prepare_workers)
         self.folder = plan.folder
-        tokenizer = self._make_tokenizer(genres=sorted(set(self.manifest()["genre"].to_pylist())))
+        genres = pc.unique(pq.read_table(plan.folder / "manifest.parquet", columns=["genre"])["genre"]).to_pylist()
+        tokenizer = self._make_tokenizer(genres=sorted(genres))
         view = view_folder(plan.folder, tokenizer, controls=self.controls, cache_dir=self.cache_dir)
         if not view.exists():
             with held(self.cache_dir):
@@ -188,8 +191,9 @@ class MusicDataModule(pl.LightningDataModule):
     def score(self, split: str, index: int) -> Score:
         """The cached score of row `index` of `manifest(split)`."""
         folder = build.scores_folder(self.cache_dir)
-        key = piece_keys(self.manifest(split).slice(index, 1))
-        return build.load_score(folder, int(Store(folder / "scores").rows(key)[0]))
+        if split not in self._score_rows:
+            self._score_rows[split] = Store(folder / "scores").rows(piece_keys(self.manifest(split)))
+        return build.load_score(folder, int(self._score_rows[split][index]))
 
     def view(self, split: str) -> View:
         """The tokenised pieces of one split: `view(split).body(i)` are the base ids of piece i, without a copy."""

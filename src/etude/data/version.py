@@ -7,12 +7,14 @@ import re
 from pathlib import Path
 
 IMPORT = re.compile(r"^\s*(?:from (etude(?:\.\w+)*) import ([\w, ]*)|import (etude(?:\.\w+)*))", re.MULTILINE)
+FORMAT = re.compile(r"\s+|,(?=\s*[)\]}])")
 
 
 @functools.cache
 def code_version(*modules: str) -> str:
-    """Twelve hex digits that change with the code (not the comment lines) of `modules` and of all of etude that they
-    import.
+    """Twelve hex digits that change with the code of `modules` and of all of etude that they import.
+
+    Comment lines and the format (line breaks, indentation of continued lines, trailing commas) don't count.
 
     modules: full names such as 'etude.music.score'; modules outside etude are left out. Nothing is imported.
     """
@@ -24,8 +26,8 @@ def code_version(*modules: str) -> str:
         if path is None or name in seen:
             continue
         text = path.read_text(encoding="utf-8")
-        lines = [line.rstrip() for line in text.splitlines()]
-        seen[name] = "\n".join(line for line in lines if line and not line.lstrip().startswith("#"))
+        code = "".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
+        seen[name] = FORMAT.sub("", code)
         for package, names, module in IMPORT.findall(text):
             todo += [module] if module else [package, *(f"{package}.{found.strip()}" for found in names.split(","))]
     return hashlib.sha256(repr(sorted(seen.items())).encode()).hexdigest()[:12]

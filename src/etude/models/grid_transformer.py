@@ -124,9 +124,9 @@ class GridTransformer(nn.Module):
     pitch_rate: Tensor
 
     def __init__(
-        self, *, vocab_size: int, low: int = 31, high: int = 88, dim: int = 256, num_layers: int = 6, num_heads: int = 4,
-        hidden_dim: int | None = None, decoder_dim: int = 192, decoder_layers: int = 3, max_len: int = 4096,
-        dropout: float = 0.1, context_dropout: float = 0.05, feature_sizes: Mapping[str, int] | None = None,
+        self, *, vocab_size: int, low: int = 31, high: int = 88, dim: int = 192, num_layers: int = 4, num_heads: int = 4,
+        hidden_dim: int | None = None, decoder_dim: int = 160, decoder_layers: int = 2, max_len: int = 4096,
+        dropout: float = 0.25, context_dropout: float = 0.25, feature_sizes: Mapping[str, int] | None = None,
         fused: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
