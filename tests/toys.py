@@ -64,21 +64,32 @@ class Pairs(Dataset[dict[str, Tensor]]):
         return {"a": self.a[index], "b": self.b[index]}
 
 
-class Shuffled(Sampler[int]):
-    """A permutation that depends on (seed, epoch) alone; Lightning sets the epoch."""
+class Shuffled(Sampler[list[int]]):
+    """Batches of a permutation that depends on (seed, pass) alone; its state says where in which pass it stands."""
 
-    def __init__(self, length: int, seed: int = 0) -> None:
-        self.length, self.seed, self.epoch = length, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+    def __init__(self, length: int, *, batch_size: int = 4, seed: int = 0, shuffle: bool = True) -> None:
+        self.length, self.batch_size, self.seed, self.shuffle = length, batch_size, seed, shuffle
+        self.number, self.drawn, self.resumed = -1, 0, False
 
     def __len__(self) -> int:
-        return self.length
+        return self.length // self.batch_size
 
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1000 + self.epoch)
-        return iter(torch.randperm(self.length, generator=generator).tolist())
+    def __iter__(self) -> Iterator[list[int]]:
+        if not self.resumed or self.drawn >= len(self):
+            self.number, self.drawn = self.number + 1, 0
+        self.resumed = False
+        generator = torch.Generator().manual_seed(self.seed * 1000 + self.number)
+        order = torch.randperm(self.length, generator=generator) if self.shuffle else torch.arange(self.length)
+        while self.drawn < len(self):
+            start = self.drawn * self.batch_size
+            self.drawn += 1
+            yield order[start : start + self.batch_size].tolist()
+
+    def state_dict(self) -> dict[str, int]:
+        return {"number": self.number, "drawn": self.drawn}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.number, self.drawn, self.resumed = state["number"], state["drawn"], True
 
 
 class PairsData(pl.LightningDataModule):
@@ -90,8 +101,7 @@ class PairsData(pl.LightningDataModule):
         data = Pairs()
         return StatefulDataLoader(
             data,
-            batch_size=4,
-            sampler=Shuffled(len(data)) if self.shuffle else None,
+            batch_sampler=Shuffled(len(data), shuffle=self.shuffle),
             num_workers=self.num_workers,
             multiprocessing_context="fork" if self.num_workers else None,
         )
