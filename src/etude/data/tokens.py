@@ -16,7 +16,7 @@ from etude.data.version import code_version
 from etude.music.tokenizer import Tokenizer
 
 MAX_SHIFT = 24  # semitones; how far transpositions are looked into
-INLINE_SECONDS = 2.0  # work shorter than this is not worth starting processes
+INLINE_SECONDS = 1.0  # work shorter than this is not worth starting processes
 
 
 def tokens_folder(tokenizer: Tokenizer, cache_dir: Path) -> Path:
