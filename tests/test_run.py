@@ -1,6 +1,7 @@
 """The programs as a user calls them: one life of a model on a folder of files, and what happens to bad input."""
 
 import csv
+import signal
 import subprocess
 import sys
 import time
@@ -175,3 +176,40 @@ def test_help_is_quick_and_readable() -> None:
     code = "import sys, etude.run; print([m for m in ('torch', 'pytorch_lightning', 'music21', 'muspy') if m in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert loaded.strip() == "[]"  # what makes start-up slow is imported late
+
+
+def program(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options
+    )
+
+
+def test_two_ranks_train_and_validate(home: Path) -> None:
+    folder = home / "outputs" / "ddp"
+    options = [option for option in TINY if not option.startswith(("sampling.", "trainer=", "model.num_kv"))]
+    # A grid model and more ranks than rows: some ranks validate on nothing.
+    done = program("train.py", *options, f"data.root={home / 'songs'}", f"cache_dir={home / 'cache'}", "~sampling",
+                   "tokenizer=satb", "model=grid", f"hydra.run.dir={folder}", "trainer=ddp",
+                   "trainer.accelerator=cpu", "trainer.max_steps=4", "trainer.val_check_interval=2")  # fmt: skip
+    output, _ = done.communicate(timeout=300)
+    assert done.returncode == 0, output
+    saved = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 4
+
+
+def test_ctrl_c_keeps_what_was_trained(home: Path) -> None:
+    folder = home / "outputs" / "stopped"
+    options = [option for option in TINY if not option.startswith(("sampling.", "save_every"))]
+    run_ = program("train.py", *options, f"data.root={home / 'songs'}", f"cache_dir={home / 'cache'}", "~sampling",
+                   f"hydra.run.dir={folder}", "trainer.max_steps=100000", "trainer.val_check_interval=20",
+                   "save_every=100000")  # fmt: skip
+    deadline = time.monotonic() + 240
+    metrics = folder / "metrics.csv"
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    run_.send_signal(signal.SIGINT)
+    output, _ = run_.communicate(timeout=120)
+    assert run_.returncode == 130, output
+    assert "continues this run" in output and "Traceback" not in output
+    saved = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == saved["etude"]["batches_trained"] > 0

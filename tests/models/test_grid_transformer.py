@@ -143,3 +143,9 @@ def test_repeats_are_found() -> None:
 def test_another_tokenizer_is_told() -> None:
     with pytest.raises(ValueError, match="tokenizer=satb"):
         GridTransformer(vocab_size=300, feature_sizes={"position": 17})
+
+
+def test_a_row_of_padding_is_no_piece() -> None:
+    padding = torch.full((1, 8), -1, dtype=torch.int32)
+    logits = model()(torch.zeros(1, 8, dtype=torch.long), documents_bt=padding, features={"voice": torch.zeros(1, 8).long()})
+    assert logits.shape == (1, 8, len(TOKENIZER)) and torch.isfinite(logits).all()
