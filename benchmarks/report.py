@@ -57,6 +57,12 @@ def jsb() -> str:
         curve(runs)
     summary = table(header, lines)
     each = [[f"seed {r['seed']}", *(f"{r[c]:.4f}" for c in COLUMNS), f"{r['minutes']:.1f}", str(r["threads"])] for r in runs]
+    tried = [
+        [f"`{' '.join(r['command'].split()[3:])}`", f"{r['parameters'] / 1e6:.1f}", f"{r['steps']} of {r['planned']}",
+         f"{r['train']:.3f}", f"{r['best_val']:.4f}", str(r["best_step"])]
+        for r in rows("jsb_tried.jsonl")
+    ]  # fmt: skip
+    tries = table(["change", "parameters, M", "steps", "last train, with dropout", "best val", "at step"], tried)
     notes = (RESULTS / "jsb_notes.md").read_text() if (RESULTS / "jsb_notes.md").exists() else ""
     text = f"""# JSB chorales, sixteenth grid
 
@@ -73,6 +79,12 @@ The checkpoint with the best validation likelihood is measured, one forward pass
 Regenerate: `python benchmarks/jsb.py Jsb16thSeparated.json --seeds 0 1 2`, then `make report`.
 
 {where(found)}
+
+## What was tried
+
+One seed each, validation only. Runs that stop before their last step were ended early, when their curve had shown enough.
+
+{tries}
 
 {notes}"""
     (RESULTS / "jsb.md").write_text(text)

@@ -38,7 +38,8 @@ def one_line_errors(main: Callable[[DictConfig], Result]) -> Callable[[DictConfi
             cause: BaseException = error
             while type(cause).__name__ == "InstantiationException" and cause.__cause__ is not None:
                 cause = cause.__cause__
-            if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(cause, ValueError | OSError):
+            told = isinstance(cause, ValueError | OSError) or type(cause).__name__ == "MisconfigurationException"
+            if os.environ.get("HYDRA_FULL_ERROR") == "1" or not told:
                 raise
             print(f"error: {cause}", file=sys.stderr)
             sys.exit(2)
