@@ -32,11 +32,11 @@ lint:
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-report: setup  ## regenerate the tables and figures of docs/results from outputs/results
+report: setup  ## regenerate the tables and figures of docs/results from docs/results/rows
 	$(BIN)/python benchmarks/report.py
 
-bench: setup  ## run the speed comparisons (20 minutes on two quiet cores)
-	$(BIN)/python benchmarks/all.py
+bench: setup  ## run the speed comparisons: make bench ARGS="--scores MIDI_FOLDER --jsb Jsb16thSeparated.json"
+	$(BIN)/python benchmarks/all.py $(ARGS)
 
 lock:  ## pin pyproject.toml again into requirements.lock
 	@{ echo "# Complete pin of pyproject.toml with all extras; written by 'make lock'. Installed with --no-deps: tinysoundfont's"; \

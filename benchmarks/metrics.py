@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from peer import context
 from symusic import Score
 
 from etude.metrics import harmony, pitch, rhythm
@@ -173,6 +174,7 @@ def main() -> None:
         parser.error("--files and --rounds must be 1 or more")
     with tempfile.TemporaryDirectory() as scratch:
         result = run(folder_of(arguments.folder, arguments.files, Path(scratch)), arguments.rounds)
+    result |= context()
     print(table(result))
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -76,11 +76,16 @@ def report(title: str, rows: list[dict[str, Any]], path: Path | None) -> None:
             file.writelines(json.dumps(context() | row) + "\n" for row in rows)
 
 
+def _nameless(argument: str) -> str:
+    """A file's name where an argument is an absolute path: the folders of a machine mean nothing elsewhere."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
+
+
 def context() -> dict[str, Any]:
     """What a results row needs beside its numbers."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(_nameless, sys.argv[1:])]),
         "commit": commit.stdout.strip(),
         "date": datetime.date.today().isoformat(),
         "hardware": f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used",

@@ -141,6 +141,7 @@ def speed() -> str:
             f"{ratio:.1f} times as fast as muspy on {found['files']} files; "
             f"{found['values_equal']} of {total} values equal to 1e-9."
         )
+        parts.append(where([found]))
         short.append([f"Musical metrics against muspy, {found['files']} files", f"{ratio:.1f}"])
     found = rows("data.jsonl")
     if found:
@@ -166,7 +167,8 @@ def speed() -> str:
             short.append(["Loader's share of a training step", f"{100 * row['share']:.2f} %"])
         parts.append(where(sides))
     notes = RESULTS / "speed_notes.md"
-    parts.append("Regenerate: `make bench`, then `make report`." + ("\n\n" + notes.read_text() if notes.exists() else ""))
+    again = 'Regenerate: `make bench ARGS="--scores MIDI_FOLDER --jsb Jsb16thSeparated.json"`, then `make report`.'
+    parts.append(again + ("\n\n" + notes.read_text() if notes.exists() else ""))
     (RESULTS / "speed.md").write_text("\n\n".join(parts) + "\n")
     return table(["comparison, one run, two sides in turn", "ratio"], short) if short else ""
 

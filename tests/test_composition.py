@@ -15,7 +15,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from etude.core.last_checkpoint import LastCheckpoint
+from etude.core.checkpoints import LastCheckpoint
 from etude.core.task import Task
 from etude.core.technique import Technique
 from etude.data.corpora import Folder

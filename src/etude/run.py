@@ -1,5 +1,6 @@
 """From a composed configuration to trained, sampled and scored music; the only module that knows Hydra."""
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -90,11 +91,22 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not a readable checkpoint ({type(error).__name__}); give one that Etude wrote") from error
     if "etude" not in checkpoint or not checkpoint["etude"].get("recipe"):
         raise ValueError(f"{path}: not a checkpoint of Etude; give one that train.py wrote")
+    for name in _targets(checkpoint["etude"]["recipe"]):  # building the task must run no code but ours and PyTorch's
+        if not name.startswith(("etude.", "torch.optim.", "pytorch_lightning.")):
+            raise ValueError(f"{path}: its recipe names {name}, which is not of Etude; don't load checkpoints you don't trust")
     return checkpoint
+
+
+def _targets(node: Any) -> list[str]:
+    if isinstance(node, dict):
+        own = [str(node["_target_"])] if "_target_" in node else []
+        return own + [name for value in node.values() for name in _targets(value)]
+    return [name for value in node for name in _targets(value)] if isinstance(node, list) else []
 
 
 def load_task(path: Path) -> tuple["Task", DictConfig]:
     """Rebuilds a trained task and the configuration of its run from a checkpoint alone."""
+    import torch
     from hydra.utils import get_class
 
     checkpoint = load_checkpoint(path)
@@ -107,6 +119,7 @@ def load_task(path: Path) -> tuple["Task", DictConfig]:
     task = build_task(recipe, **parts)
     task.load_state_dict(checkpoint["state_dict"])
     task.eval()
+    task.to("cuda" if torch.cuda.is_available() else "cpu")
     assert isinstance(task, get_class(recipe.task._target_))
     return task, recipe
 
@@ -155,7 +168,6 @@ def quiet_lightning() -> None:
         r"Experiment logs directory .* exists and is not empty",  # the run's folder, where metrics.csv belongs
         r".*does not have many workers which may be a bottleneck",  # the loader's share is measured: under 3 %
         r"The number of training batches .* is smaller than the logging interval",  # small data: steps are what counts
-        r"The dirpath has changed from",  # a resumed run has a folder of its own
         r"Checkpoint directory .* exists and is not empty",  # LastCheckpoint shares it with ModelCheckpoint
     ):
         warnings.filterwarnings("ignore", message)
@@ -170,31 +182,38 @@ def train(cfg: DictConfig) -> float | None:
     from etude.core.artifacts import write_environment
     from etude.core.technique import Composition
 
-    techniques = Composition(instantiate(node) for node in (cfg.technique or {}).values()).techniques
     folder = run_folder()
+    resume = find_checkpoint(cfg.ckpt, cfg.outputs) if cfg.ckpt else None
+    overrides = command_line()
+    if resume is not None:
+        cfg, overrides = continued(cfg, load_checkpoint(resume), overrides)
+        print(f"continuing {resume} with the options of its run: {' '.join(overrides) or 'the defaults'}", file=sys.stderr)
+    for name, node in (cfg.technique or {}).items():
+        if "_target_" not in node:
+            raise ValueError(f"technique.{name} is set, but the technique is not chosen; add it: technique=[{name},...]")
+    techniques = Composition(instantiate(node) for node in (cfg.technique or {}).values()).techniques
     recipe: Any = OmegaConf.to_container(cfg, resolve=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
     write_environment(folder)
-    resume = find_checkpoint(cfg.ckpt, cfg.outputs) if cfg.ckpt else None
     quiet_lightning()
     seed_everything(cfg.seed, verbose=False)
     torch.set_float32_matmul_precision("high")
 
+    trainer = build_trainer(cfg, folder, techniques)
     datamodule = prepare_data(cfg.data, instantiate(cfg.tokenizer), folder)
     task = build_task(cfg, tokenizer=datamodule.tokenizer)
-    task.recipe = recipe
-    trainer = build_trainer(cfg, folder, techniques)
-    if resume is not None:
-        load_checkpoint(resume)
-        print(f"continuing from {resume}", file=sys.stderr)
+    task.recipe = {**recipe, "overrides": overrides}
+    last = folder / "checkpoints" / "last.ckpt"
     try:
         trainer.fit(task, datamodule=datamodule, ckpt_path=resume, weights_only=True)
     except SystemExit:  # Lightning's answer to Ctrl-C, after LastCheckpoint has written
-        print(f"stopped at step {trainer.global_step}; `ckpt={folder}` continues this run", file=sys.stderr)
+        if trainer.is_global_zero:
+            how = f"`python train.py ckpt={folder}` continues this run" if last.is_file() else "before the first checkpoint"
+            print(f"stopped at step {trainer.global_step}; {how}", file=sys.stderr)
         sys.exit(130)
     value = trainer.callback_metrics.get(cfg.monitor)
     if trainer.is_global_zero:
-        best = Path(trainer.checkpoint_callback.best_model_path or folder / "checkpoints" / "last.ckpt")
+        best = Path(trainer.checkpoint_callback.best_model_path or last)
         if cfg.get("sampling"):  # `~sampling` on the command line leaves it out
             trained, _ = load_task(best)
             instantiate(cfg.sampling)(task=trained, folder=folder)
@@ -202,18 +221,48 @@ def train(cfg: DictConfig) -> float | None:
     return float(value) if value is not None else None
 
 
+def command_line() -> list[str]:
+    """The options that the user gave, but for `ckpt`."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return [option for option in HydraConfig.get().overrides.task if _key(option) != "ckpt"]
+
+
+def _key(option: str) -> str:
+    return option.partition("=")[0].lstrip("+~")
+
+
+def continued(cfg: DictConfig, checkpoint: dict[str, Any], options: list[str]) -> tuple[DictConfig, list[str]]:
+    """The configuration of the checkpoint's run with the options of this command over it, and the options that give it."""
+    from hydra import compose
+    from hydra.core.hydra_config import HydraConfig
+
+    mine = {_key(option) for option in options}
+    gone = tuple(f"{_key(option)}." for option in options if option.startswith("~"))
+    earlier = checkpoint["etude"]["recipe"].get("overrides", [])
+    merged = [o for o in earlier if _key(o) not in mine and not _key(o).startswith(gone or ("\0",))] + options
+    composed = compose(HydraConfig.get().job.config_name or "train", overrides=[*merged, f"ckpt={json.dumps(cfg.ckpt)}"])
+    return composed, merged
+
+
 def build_trainer(cfg: DictConfig, folder: Path, techniques: list[Any]) -> Any:
     """Builds Lightning's trainer with the run's loggers, techniques, checkpoints, progress bar and Ctrl-C guard."""
-    from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from pytorch_lightning.callbacks import LearningRateMonitor
 
-    from etude.core.last_checkpoint import LastCheckpoint
+    from etude.core.checkpoints import BestCheckpoint, LastCheckpoint
     from etude.core.progress import RunProgress
 
+    if HydraConfig.get().mode == RunMode.MULTIRUN and cfg.trainer.devices not in (1, "1", "auto"):
+        raise ValueError(
+            "a multirun with several devices would start the whole sweep on every rank; start one `python train.py` for each run"
+        )
     loggers = [instantiate(node) for node in (cfg.logger or {}).values()]
     checkpoints = folder / "checkpoints"
     callbacks = [
         *techniques,
-        ModelCheckpoint(checkpoints, "best", monitor=cfg.monitor, mode=cfg.monitor_mode, enable_version_counter=False),
+        BestCheckpoint(checkpoints, "best", monitor=cfg.monitor, mode=cfg.monitor_mode, enable_version_counter=False),
         LastCheckpoint(path=checkpoints / "last.ckpt", every_n_steps=cfg.save_every),
         RunProgress(),
     ]

@@ -26,12 +26,18 @@ class Recorder(pl.Callback):
         self.validated.append(weights(pl_module))
 
 
-def fit(folder: Path, steps: int, *techniques: Ema, resume: Path | None = None, save_at: int = 7) -> Any:
+def fit(folder: Path, steps: int, *techniques: Ema, resume: Path | None = None, save_at: int = 7, accumulate: int = 1) -> Any:
     torch.manual_seed(0)
     gan, recorder = ToyGan(), Recorder()
     start = weights(gan)
     saver = ModelCheckpoint(folder, "last", every_n_train_steps=save_at, save_top_k=1, enable_version_counter=False)
-    run = trainer(folder, max_steps=steps, callbacks=[*techniques, recorder, saver], val_check_interval=4)
+    run = trainer(
+        folder,
+        max_steps=steps,
+        callbacks=[*techniques, recorder, saver],
+        val_check_interval=4,
+        accumulate_grad_batches=accumulate,
+    )
     run.fit(gan, PairsData(), ckpt_path=resume)
     return gan, recorder, start
 
@@ -82,3 +88,12 @@ def test_a_tied_weight_is_averaged_once(tmp_path: Path) -> None:
 def test_decay_out_of_range_is_told(decay: float) -> None:
     with pytest.raises(ValueError, match=rf"ema\.decay is {decay}, must be in \(0, 1\)"):
         Ema(decay=decay)
+
+
+def test_resume_counts_updates_not_batches(tmp_path: Path) -> None:
+    whole, stopped, rest = Ema(decay=0.9), Ema(decay=0.9), Ema(decay=0.9)
+    fit(tmp_path / "whole", 7, whole, save_at=3, accumulate=2)
+    fit(tmp_path / "half", 3, stopped, save_at=3, accumulate=2)
+    fit(tmp_path / "rest", 7, rest, resume=tmp_path / "half" / "last.ckpt", save_at=3, accumulate=2)
+    assert whole.updates == rest.updates == 7
+    assert same(whole._average, rest._average)

@@ -85,7 +85,7 @@ class Task(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # One stream for each rank and batch: GAN noise differs between ranks, and nothing need be saved to resume.
-        torch.manual_seed((self.seed * 1_000_003 + self.batches_trained) * 65_536 + self.global_rank)
+        torch.manual_seed(((self.seed * 1_000_003 + self.batches_trained) * 65_536 + self.global_rank) % 2**63)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         batch = self.composition.transform_batch(self, batch)
@@ -139,6 +139,8 @@ class Task(pl.LightningModule):
         if self._scheduler is None:
             return optimizer
         total = self.trainer.estimated_stepping_batches
+        if total == float("inf"):
+            raise ValueError("a schedule needs the number of steps: set trainer.max_steps or trainer.max_epochs")
         scheduler = self._scheduler(optimizer, total_steps=int(total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

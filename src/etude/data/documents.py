@@ -17,7 +17,7 @@ from etude.music.tokenizer import Tokenizer
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 TEMPO_STEPS = 9  # factors to which a range of tempo scaling is quantised, so that their maps can be kept
-TRANSPOSE, TEMPO, VELOCITY, DROPOUT = range(4)  # columns of a piece's random numbers; one for each control follows
+TRANSPOSE, TEMPO, VELOCITY, HIDE, DROPOUT = range(5)  # columns of a piece's random numbers; one for each control follows
 SHIFT, STEP, BINS, KEPT = range(4)  # columns of a variation
 MAX_CONTROLS = 62  # bits of the column that says which controls are kept
 CACHED_PIECES = 4096
@@ -32,7 +32,7 @@ class Augmentation:
         shift.
     tempo_scale: lowest and highest factor, above 0. None: as written.
     velocity_shift: up to so many velocity bins louder or softer, 0 or more.
-    control_dropout: probability with which each control is left out, in [0, 1].
+    control_dropout: probability with which each control is left out, in [0, 1]; half of it leaves out all of a piece.
     """
 
     transpose: tuple[int, int] | None = None
@@ -90,7 +90,10 @@ class Documents:
         if wish.velocity_shift:
             span = 2 * wish.velocity_shift + 1
             result[:, BINS] = (random[:, VELOCITY] * span).astype(np.int64) - wish.velocity_shift
-        kept = (table["controls"][pieces] >= 0) & (random[:, DROPOUT:] >= wish.control_dropout)
+        # Half of the hiding takes all controls of a piece at once: sampling without any wish must be known.
+        together = wish.control_dropout / 2
+        alone = 1 - (1 - wish.control_dropout) / (1 - together)
+        kept = (table["controls"][pieces] >= 0) & (random[:, DROPOUT:] >= alone) & (random[:, HIDE, None] >= together)
         result[:, KEPT] = (kept << np.arange(self.width)).sum(axis=1)
         return result
 

@@ -9,7 +9,7 @@ v vocabulary, p pitches.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -132,7 +132,12 @@ class GridTransformer(nn.Module):
         super().__init__()
         first_body = vocab_size - (high - low + 2)
         if "voice" not in (feature_sizes or {}) or first_body <= EOS:
-            raise ValueError("model=grid needs the four-voice grid without bar tokens; give tokenizer=satb")
+            raise ValueError("model=grid needs the four-voice grid without bar tokens; give tokenizer=satb or model=tiny")
+        if dim % (2 * num_heads) or dim // num_heads // 2 <= len(PITCH_TURNS):
+            raise ValueError(
+                f"dim={dim} must be a multiple of 2 * num_heads = {2 * num_heads} and at least "
+                f"{2 * (len(PITCH_TURNS) + 1)} a head; give model.dim={2 * (len(PITCH_TURNS) + 2) * num_heads} or more"
+            )
         self.low, self.high, self.rest_id, self.vocab_size = low, high, first_body, vocab_size
         self.dim, self.decoder_dim, self.max_len, self.dropout, self.fused = dim, decoder_dim, max_len, dropout, fused
         hidden_dim = hidden_dim or -(-8 * dim // (3 * 64)) * 64
@@ -164,6 +169,14 @@ class GridTransformer(nn.Module):
         turns = 2 * math.pi * torch.tensor(PITCH_TURNS)
         self.register_buffer("pitch_rate", F.pad(turns, (half - len(PITCH_TURNS), 0)), persistent=False)
         self.reset_parameters()
+
+    def check_vocabulary(self, vocab: Sequence[str]) -> None:
+        """Raises a ValueError unless the vocabulary ends in Rest and the pitches low..high, as the grid's does."""
+        if [vocab[self.rest_id], vocab[self.rest_id + 1], vocab[-1]] != ["Rest", f"Pitch_{self.low}", f"Pitch_{self.high}"]:
+            raise ValueError(
+                f"model=grid with low={self.low}, high={self.high} needs tokenizer=satb with the same range and "
+                "bar_tokens=false; give those, or model=tiny"
+            )
 
     def reset_parameters(self) -> None:
         """Draws all weights anew."""

@@ -44,7 +44,7 @@ def score_model(
 
     Args:
         task: a trained model.
-        datamodule: the data of its training; samples are asked for with the labels of held-out pieces.
+        datamodule: the data of its training.
         folder: the run's folder.
         splits: on which the likelihood is measured.
         num_samples: pieces to draw, 0 measures the likelihood alone.
@@ -55,6 +55,8 @@ def score_model(
     Returns:
         {"likelihood": rows, "metrics": rows, "copying": rows}.
     """
+    if unknown := set(splits) - {"val", "test"}:
+        raise ValueError(f"splits={list(splits)}: {sorted(unknown)[0]!r} is not held out; choose from [val, test]")
     report = Report("Evaluation")
     results: dict[str, Any] = {"likelihood": [_likelihood(task, datamodule, split) for split in splits]}
     _table(report, "Likelihood", results["likelihood"], folder / "likelihood.csv")
@@ -62,11 +64,14 @@ def score_model(
     if num_samples:
         real = [datamodule.score("test", row) for row in _rows(datamodule, "test")[:num_real]]
         samples: list[Score] = []
+        (folder / "samples").mkdir(exist_ok=True)
         while len(samples) < num_samples:
             samples += task.sample(
                 num_samples=min(16, num_samples - len(samples)), num_bars=num_bars, max_new_tokens=max_new_tokens,
                 temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed + len(samples),
             )  # fmt: skip
+            for number in range(len(list((folder / "samples").glob("*.mid"))), len(samples)):
+                samples[number].dump_midi(folder / "samples" / f"{number:03d}.mid")
             print(f"sampled {len(samples)}/{num_samples}", file=sys.stderr)
         groups = {"samples": samples, "real": real, "shuffled real": shuffled_control(real, seed=seed)}
         results["metrics"] = _compare(report, groups, folder)
@@ -81,13 +86,16 @@ def _likelihood(task: LanguageModel, datamodule: Any, split: str) -> Row:
     task.eval()
     rows = datamodule.manifest(split).to_pylist()
     pieces = len(rows)
+    if pieces == 0:
+        raise ValueError(f"there is no {split} piece; add files, give data.split another share, or leave it out of splits")
     nats, tokens = torch.zeros(pieces, dtype=torch.float64), torch.zeros(pieces, dtype=torch.float64)
     loader = datamodule.val_dataloader() if split == "val" else datamodule.test_dataloader()
     for batch in _progress(loader, f"likelihood, {split}"):
+        batch = {name: value.to(task.device) for name, value in batch.items()}
         counted = batch["targets"] != -100
         nll = task.token_nll(batch)
-        nats.index_add_(0, batch["piece"][counted], nll[counted].double())
-        tokens.index_add_(0, batch["piece"][counted], torch.ones(int(counted.sum()), dtype=torch.float64))
+        nats.index_add_(0, batch["piece"][counted].cpu(), nll[counted].double().cpu())
+        tokens.index_add_(0, batch["piece"][counted].cpu(), torch.ones(int(counted.sum()), dtype=torch.float64))
     seen = tokens > 0
     chosen = [rows[i] for i in torch.nonzero(seen).flatten().tolist()]
     rates = likelihood(

@@ -16,6 +16,7 @@ from torchmetrics import MeanMetric
 
 from etude.core.task import OptimizerFactory, SchedulerFactory, Task
 from etude.core.technique import Batch
+from etude.models.grid_transformer import GridTransformer
 from etude.models.sampling import generate
 from etude.music.grammar import BOS
 from etude.music.tokenizer import Tokenizer
@@ -46,6 +47,8 @@ class LanguageModel(Task):
         super().__init__(optimizer=optimizer, scheduler=scheduler, loss_weights=loss_weights, seed=seed)
         self.tokenizer = tokenizer
         self.model = model(vocab_size=len(tokenizer), feature_sizes=dict(tokenizer.feature_sizes))
+        if isinstance(self.model, GridTransformer):
+            self.model.check_vocabulary(tokenizer.vocab)
         self.val_nll, self.test_nll = MeanMetric(), MeanMetric()
 
     def logits(self, batch: Batch) -> Tensor:

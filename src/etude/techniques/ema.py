@@ -58,7 +58,9 @@ class Ema(Technique):
             self._restored = {}
         else:
             self._average = {name: value.clone() for name, value in weights.items()}
-        self._seen_step = trainer.global_step
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._seen_step = trainer.global_step  # known only now: a resumed run's step is restored after on_fit_start
 
     @torch.no_grad()
     def on_train_batch_end(

@@ -1,0 +1,102 @@
+"""The two checkpoints of a run: the best one, and the one that the run continues from."""
+
+import shutil
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps the best checkpoint by `monitor`; a resumed run brings the earlier best into its own folder and must beat it."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        earlier, score = Path(state_dict["best_model_path"] or ""), state_dict["best_model_score"]
+        if score is None or not earlier.is_file() or self.dirpath is None:
+            return
+        mine = Path(self.dirpath) / earlier.name
+        if mine.resolve() != earlier.resolve():
+            mine.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(earlier, mine)
+        value = torch.as_tensor(score)
+        self.best_model_path = self.kth_best_model_path = str(mine)
+        self.best_model_score = self.current_score = self.kth_value = value
+        self.best_k_models = {str(mine): value}
+
+
+class LastCheckpoint(Checkpoint):
+    """Writes `last.ckpt` every few steps, at the end, and on Ctrl-C or SIGTERM, which then end the run.
+
+    Always after an optimizer step and between two batches, so that a resumed run equals the uninterrupted one bit for
+    bit; validation under way is finished first. A second Ctrl-C stops at once. A signal to one rank stops all.
+
+    Args:
+        path: the file; written beside, then renamed.
+        every_n_steps: optimizer steps between two writes, at least 1.
+    """
+
+    def __init__(self, *, path: Path, every_n_steps: int) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"save_every is {every_n_steps}, must be at least 1 step")
+        self.path, self.every_n_steps = Path(path), every_n_steps
+        self.asked = False
+        self._saved_step = -1
+        self._handlers: dict[int, Any] = {}
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._handlers[number] = signal.signal(number, self._ask)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._saved_step = trainer.global_step
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        aside = self.path.with_name(self.path.name + ".part")
+        trainer.save_checkpoint(aside)
+        if trainer.is_global_zero:
+            aside.replace(self.path)
+        self._saved_step = trainer.global_step
+
+    def _stop_asked(self, trainer: pl.Trainer) -> bool:
+        if trainer.world_size == 1:
+            return self.asked
+        return trainer.strategy.reduce_boolean_decision(self.asked, all=False)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step == self._saved_step:  # gradients are being accumulated: half a step can't be resumed
+            return
+        due = step % self.every_n_steps == 0 or step == trainer.max_steps or trainer.should_stop
+        stop = self._stop_asked(trainer)
+        if due or stop:
+            self._save(trainer)
+        if stop:
+            raise KeyboardInterrupt
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step != self._saved_step:
+            self._save(trainer)
+        if self._stop_asked(trainer):
+            raise KeyboardInterrupt
+
+    def _release(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers.clear()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._release()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._release()
