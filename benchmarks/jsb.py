@@ -12,22 +12,17 @@ import os
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
+from peer import context
 
 from etude.metrics.baselines import CopyPrevious
 from etude.metrics.count_model import CountModel
 
 ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "docs" / "results" / "rows" / "jsb.jsonl"
-
-
-def provenance() -> dict[str, str]:
-    """Commit and date of a row."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT, check=True)
-    return {"commit": commit.stdout.strip(), "date": time.strftime("%Y-%m-%d")}
 
 
 def baselines(path: Path) -> list[dict[str, object]]:
@@ -63,7 +58,13 @@ def run(path: Path, seed: int, threads: int, overrides: list[str]) -> dict[str, 
     with (folder / "evaluate" / "likelihood.csv").open() as file:
         found = {line["split"]: line for line in csv.DictReader(file)}
     shown = " ".join(["python", *command]).replace(str(path), path.name)
-    row: dict[str, object] = {"model": "etude", "seed": seed, "command": shown, "minutes": minutes, "threads": threads}
+    row: dict[str, object] = {
+        "model": "etude" if not overrides else "variant",
+        "seed": seed,
+        "command": shown,
+        "minutes": minutes,
+        "threads": threads,
+    }
     for split in ("val", "test"):
         row |= {f"{split}_token": float(found[split]["nats_per_token"]), f"{split}_frame": float(found[split]["nats_per_frame"])}
     row["bits_per_note"] = float(found["val"]["bits_per_note"])
@@ -86,15 +87,16 @@ def main() -> None:
 
     def keep(row: dict[str, object]) -> None:
         with ROWS.open("a") as file:
-            file.write(json.dumps({**row, **provenance()}) + "\n")
+            file.write(json.dumps({**context(), **row}, default=float) + "\n")
         print({key: value for key, value in row.items() if key != "curve"}, flush=True)
 
     if not arguments.no_baselines:
         for row in baselines(path):
             keep(row)
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        for row in pool.map(lambda seed: run(path, seed, arguments.threads, overrides), arguments.seeds):
-            keep(row)
+        futures = [pool.submit(run, path, seed, arguments.threads, overrides) for seed in arguments.seeds]
+        for future in as_completed(futures):
+            keep(future.result())
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def jsb() -> str:
     lines = [[name, f"{value:.3f}", "", f"{4 * value:.3f}", ""] for name, value in PUBLISHED]
     best = {row["model"]: row for row in found if row["seed"] is None}
     lines = [[name, *(f"{row[c]:.3f}" for c in COLUMNS)] for name, row in best.items()] + lines
-    runs = [row for row in found if row["seed"] is not None]
+    runs = [row for row in found if row["model"] == "etude"]
     if runs:
         ours = [f"**Etude, `experiment=jsb`, {len(runs)} seeds**", *(f"**{spread([r[c] for r in runs])}**" for c in COLUMNS)]
         lines.append(ours)

@@ -182,17 +182,23 @@ def program(*arguments: str, **options: Any) -> subprocess.Popen[str]:
     )
 
 
-def test_two_ranks_train_and_validate(home: Path) -> None:
-    folder = home / "outputs" / "ddp"
+def test_two_ranks_split_or_whole_are_the_same(home: Path) -> None:
+    """ddp and fsdp give the same weights: decay, clipping by player and the schedule see whole matrices in both."""
     options = [option for option in TINY if not option.startswith(("sampling.", "trainer=", "model.num_kv"))]
-    # A grid model and more ranks than rows: some ranks validate on nothing.
-    done = program("train.py", *options, f"data.root={home / 'songs'}", f"cache_dir={home / 'cache'}", "~sampling",
-                   "tokenizer=satb", "model=grid", f"hydra.run.dir={folder}", "trainer=ddp",
-                   "trainer.accelerator=cpu", "trainer.max_steps=4", "trainer.val_check_interval=2")  # fmt: skip
-    output, _ = done.communicate(timeout=300)
-    assert done.returncode == 0, output
-    saved = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    assert saved["global_step"] == 4
+    saved = {}
+    for trainer in ("ddp", "fsdp"):
+        folder = home / "outputs" / trainer
+        # A grid model and more ranks than rows: some ranks validate on nothing.
+        done = program("train.py", *options, f"data.root={home / 'songs'}", f"cache_dir={home / 'cache'}", "~sampling",
+                       "tokenizer=satb", "model=grid", f"hydra.run.dir={folder}", f"trainer={trainer}", "technique=[]",
+                       "trainer.accelerator=cpu", "trainer.max_steps=4", "trainer.val_check_interval=2",
+                       "trainer.precision=32-true", "trainer.gradient_clip_val=0.1", "model.dim=64")  # fmt: skip
+        output, _ = done.communicate(timeout=300)
+        assert done.returncode == 0, output
+        saved[trainer] = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+        assert saved[trainer]["global_step"] == 4
+    for name, value in saved["ddp"]["state_dict"].items():
+        torch.testing.assert_close(saved["fsdp"]["state_dict"][name], value, atol=1e-5, rtol=1e-4)
 
 
 def test_ctrl_c_keeps_what_was_trained(home: Path) -> None:

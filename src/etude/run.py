@@ -188,10 +188,10 @@ def train(cfg: DictConfig) -> float | None:
     if resume is not None:
         cfg, overrides = continued(cfg, load_checkpoint(resume), overrides)
         print(f"continuing {resume} with the options of its run: {' '.join(overrides) or 'the defaults'}", file=sys.stderr)
-    for name, node in (cfg.technique or {}).items():
+    for name, node in (cfg.get("technique") or {}).items():
         if "_target_" not in node:
             raise ValueError(f"technique.{name} is set, but the technique is not chosen; add it: technique=[{name},...]")
-    techniques = Composition(instantiate(node) for node in (cfg.technique or {}).values()).techniques
+    techniques = Composition(instantiate(node) for node in (cfg.get("technique") or {}).values()).techniques
     recipe: Any = OmegaConf.to_container(cfg, resolve=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
     write_environment(folder)
@@ -258,7 +258,7 @@ def build_trainer(cfg: DictConfig, folder: Path, techniques: list[Any]) -> Any:
         raise ValueError(
             "a multirun with several devices would start the whole sweep on every rank; start one `python train.py` for each run"
         )
-    loggers = [instantiate(node) for node in (cfg.logger or {}).values()]
+    loggers = [instantiate(node) for node in (cfg.get("logger") or {}).values()]
     checkpoints = folder / "checkpoints"
     callbacks = [
         *techniques,

@@ -83,6 +83,21 @@ class Task(pl.LightningModule):
         rest = [c for c in callbacks if not isinstance(c, Technique)]
         self.trainer.callbacks = [*self.composition.techniques, *rest]  # type: ignore[attr-defined]
 
+    def configure_model(self) -> None:
+        """Under a strategy with a device mesh (trainer=fsdp), splits every block and every player's network."""
+        if self.device_mesh is None:
+            return
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = self.device_mesh["data_parallel"]
+        networks = [child for child in self.children() if any(True for _ in child.parameters())]
+        for network in networks:
+            for part in network.modules():
+                if isinstance(part, nn.ModuleList):
+                    for block in part:
+                        fully_shard(block, mesh=mesh)
+            fully_shard(network, mesh=mesh)
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # One stream for each rank and batch: GAN noise differs between ranks, and nothing need be saved to resume.
         torch.manual_seed(((self.seed * 1_000_003 + self.batches_trained) * 65_536 + self.global_rank) % 2**63)

@@ -208,8 +208,6 @@ class GridTransformer(nn.Module):
         if cache is not None:
             return self._extend(tokens_bt, features["voice"], cache)
         frames = self._frames(tokens_bt, documents_bt, features["voice"])
-        if not frames.lengths:  # nothing but padding, as the last rows of a rank may be
-            return torch.full((*tokens_bt.shape, self.vocab_size), IMPOSSIBLE, device=tokens_bt.device)
         context = contexts(frames.pitches, frames.lengths)
         at = frames.piece, frames.number
         ids, chroma, references = context.ids[at], context.chroma[at], context.references[at]
@@ -238,6 +236,8 @@ class GridTransformer(nn.Module):
         next_voice = torch.cat([voice[1:], voice.new_zeros(1)])
         opens = (voice == 0) & ((next_voice == 1) | (next_owner != owner))
         start = torch.nonzero(real & ((voice == 4) | opens)).flatten()
+        if len(start) == 0:  # nothing but padding, as a rank's last rows may be: sharded ranks must all compute
+            start = start.new_zeros(1)
         piece = owner[start]
         kept, piece = torch.unique_consecutive(piece, return_inverse=True)
         index = torch.arange(len(start), device=device)
@@ -252,7 +252,7 @@ class GridTransformer(nn.Module):
         filled = (reach + 1).clamp(max=size - 1)
         within = (reach + 1 < size) & (owner[filled] == owner[start][:, None])
         values = torch.where(within, self._pitch(tokens_bt.flatten()[filled]), REST)
-        pitches = torch.full((len(kept), max(lengths, default=0), 4), REST, device=device)
+        pitches = torch.full((len(kept), max(lengths), 4), REST, device=device)
         pitches[piece, number] = values
         renumber = torch.zeros(int(owner[-1]) + 1, dtype=torch.long, device=device)
         renumber[kept] = torch.arange(len(kept), device=device)

@@ -48,6 +48,10 @@ class Ema(Technique):
                 unique.setdefault(value.data_ptr(), (name, value))
         return dict(unique.values())
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if type(trainer.strategy).__name__ in ("ModelParallelStrategy", "FSDPStrategy"):
+            raise ValueError("technique ema averages whole weights, trainer=fsdp splits them; add technique=[]")
+
     @torch.no_grad()
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         weights = self._weights(pl_module)
