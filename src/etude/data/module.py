@@ -105,6 +105,7 @@ class MusicDataModule(pl.LightningDataModule):
         )
         self._check(split)
         self.folder: Path | None = None
+        self._manifest: tuple[Path, pa.Table] | None = None
         self._score_rows: dict[str, np.ndarray] = {}
         self._tokenizer: Tokenizer | None = None
 
@@ -185,7 +186,9 @@ class MusicDataModule(pl.LightningDataModule):
         if self.folder is None:
             self.prepare()
         assert self.folder is not None
-        table = pq.read_table(self.folder / "manifest.parquet")
+        if self._manifest is None or self._manifest[0] != self.folder:
+            self._manifest = self.folder, pq.read_table(self.folder / "manifest.parquet")
+        table = self._manifest[1]
         return table if split is None else table.filter(pc.equal(table["split"], split))
 
     def score(self, split: str, index: int) -> Score:
