@@ -123,7 +123,7 @@ class ShiftGrammar(Grammar):
             mask |= table.mask(TEMPO)
         if at_bar:
             mask |= table.mask(TIME_SIG)
-        mask[EOS] = can_end and kind not in (TIME_SHIFT, TIME_SIG)
+        mask[EOS] = can_end and kind != TIME_SHIFT  # a metre may change while the last note rings
         return mask
 
     def _with_offs(
