@@ -58,7 +58,7 @@ def jsb() -> str:
     summary = table(header, lines)
     each = [[f"seed {r['seed']}", *(f"{r[c]:.4f}" for c in COLUMNS), f"{r['minutes']:.1f}", str(r["threads"])] for r in runs]
     tried = [
-        [f"`{' '.join(r['command'].split()[3:])}`", f"{r['parameters'] / 1e6:.1f}", f"{r['steps']} of {r['planned']}",
+        [f"`{' '.join(r['equivalent_command'].split()[3:])}`", f"{r['parameters'] / 1e6:.1f}", f"{r['steps']} of {r['planned']}",
          f"{r['train']:.3f}", f"{r['best_val']:.4f}", str(r["best_step"])]
         for r in rows("jsb_tried.jsonl")
     ]  # fmt: skip

@@ -7,6 +7,7 @@ import csv
 import importlib.metadata
 import importlib.util
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,14 +38,14 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Corpus:
+class Corpus(ABC):
     """What the data module asks of a corpus; `reader` names how its files are parsed, a part of the cache's key."""
 
     reader: ClassVar[str] = "score"
 
+    @abstractmethod
     def files(self) -> list[Source]:
         """All files, sorted by name. Raises ValueError, with the remedy, where there are none."""
-        raise NotImplementedError
 
     def read(self, path: Path) -> Iterator[tuple[str, str, Score]]:
         """Yields (piece name, prescribed split or '', score); raises ScoreError as `read_pieces` does."""
