@@ -1,0 +1,55 @@
+"""Waveforms compared by their spectra at several resolutions.
+
+Shapes: b batch, n samples, k frequency bins, f frames.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# (window samples, hop samples, FFT samples), as in the source
+RESOLUTIONS = ((600, 120, 1024), (1200, 240, 2048), (240, 50, 512))
+POWER_FLOOR = 1e-7
+
+
+def multi_resolution_stft(
+    fake_bn: Tensor, real_bn: Tensor, *, resolutions: Sequence[tuple[int, int, int]] = RESOLUTIONS
+) -> Tensor:
+    """Mean over resolutions of spectral convergence plus log-magnitude distance; 0 where the waveforms are equal.
+
+    | |S| - |S'| |_F / | |S| |_F  +  mean |ln |S| - ln |S'||, S of the real, S' of the fake.
+
+    Args:
+        fake_bn, real_bn: waveforms in [-1, 1], equal shapes, longer than half of the longest FFT. No gradient goes into
+            the real.
+        resolutions: (window, hop, FFT) in samples.
+
+    Raises:
+        ValueError: shapes that differ or too few samples.
+
+    Source: Yamamoto, Song and Kim 2020 (Parallel WaveGAN), eq. 6 to 8; each sample has a norm of its own, as in the paper
+    and not over the batch as in some code; powers are floored at 1e-7.
+    """
+    if fake_bn.shape != real_bn.shape:
+        raise ValueError(f"fake has shape {tuple(fake_bn.shape)} and real {tuple(real_bn.shape)}; crop them to one length")
+    longest = max(n_fft for _, _, n_fft in resolutions)
+    if fake_bn.shape[-1] <= longest // 2:
+        raise ValueError(
+            f"samples are {fake_bn.shape[-1]}, must be more than {longest // 2}, half of the longest FFT; "
+            "give longer segments or a shorter resolution"
+        )
+    terms = []
+    for window, hop, n_fft in resolutions:
+        fake, real = (magnitude(x.float(), window=window, hop=hop, n_fft=n_fft) for x in (fake_bn, real_bn.detach()))
+        convergence = torch.linalg.matrix_norm(real - fake) / torch.linalg.matrix_norm(real)
+        terms.append(convergence.mean() + (real.log() - fake.log()).abs().mean())
+    return torch.stack(terms).mean()
+
+
+def magnitude(samples_bn: Tensor, *, window: int, hop: int, n_fft: int) -> Tensor:
+    """Returns sqrt(max(|STFT|^2, 1e-7)), [b, k, f]: Hann window, reflected edges, centred frames."""
+    shape = torch.hann_window(window, device=samples_bn.device)
+    spectrum = torch.stft(samples_bn, n_fft, hop, window, window=shape, center=True, pad_mode="reflect", return_complex=True)
+    # not abs(): its gradient at an exact zero is of no use, and the floor needs none
+    return (spectrum.real.square() + spectrum.imag.square()).clamp(min=POWER_FLOOR).sqrt()
