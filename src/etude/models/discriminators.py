@@ -1,0 +1,112 @@
+"""Discriminators of mel spectrograms, one opinion for each patch, one output channel for each style.
+
+Shapes: b batch, m mel bands, f frames, c channels, s styles, h, w patches.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm as with_spectral_norm
+
+SLOPE = 0.2
+SILENCE = -1.0  # of a normalised mel
+
+
+class PatchDiscriminator(nn.Module):
+    """Judges patches of a mel at several resolutions, in the style asked for.
+
+    Each scale is a PatchGAN: `num_layers` convolutions 4 x 4 of stride 2 whose channels double, one 3 x 3 and an output
+    3 x 3, all with leaky ReLU, without normalisation; scale i sees the mel averaged i times over 2 x 2. Takes any number
+    of frames from 1 up: short or odd pieces are extended with silence.
+
+    Args:
+        num_styles: s, output channels; the style asked for picks one.
+        channels: of the first layer; the following double up to 8 times as many.
+        num_layers: strided layers, at least 1; a patch sees 7 * 2^num_layers - 2 frames and bands: 26 with 2, 54 with 3.
+        num_scales: 1 to 3.
+        spectral_norm: divide each weight by its largest singular value (one power iteration a pass in training).
+        frequency_channel: show each place how high it lies, -1 (lowest band) to 1, which a convolution can't know; an
+            instrument's register is a part of its style.
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    Source: Isola et al. 2017 (PatchGAN); Wang et al. 2018 (several scales); Choi et al. 2020, StarGAN v2 (an output for
+    each style); Miyato et al. 2018 (spectral norm); Liu et al. 2018 (coordinates). Deviation: no instance norm, which
+    would take the level away that a style may have, and 3 x 3 at stride 1, which keeps any number of patches.
+    """
+
+    def __init__(
+        self,
+        num_styles: int,
+        *,
+        channels: int = 32,
+        num_layers: int = 3,
+        num_scales: int = 1,
+        spectral_norm: bool = False,
+        frequency_channel: bool = True,
+    ) -> None:
+        super().__init__()
+        if num_styles < 1 or channels < 1 or num_layers < 1 or not 1 <= num_scales <= 3:
+            raise ValueError(
+                f"num_styles={num_styles}, channels={channels}, num_layers={num_layers} must be at least 1, "
+                f"num_scales={num_scales} 1 to 3"
+            )
+        self.num_styles, self.num_layers, self.num_scales = num_styles, num_layers, num_scales
+        self.frequency_channel = frequency_channel
+        self.scales = nn.ModuleList(
+            _patch_layers(1 + frequency_channel, channels, num_layers, num_styles, spectral_norm) for _ in range(num_scales)
+        )
+
+    @property
+    def stride(self) -> int:
+        """Frames, and bands, of which a piece is extended to a multiple."""
+        return 2 ** (self.num_layers + self.num_scales - 1)
+
+    def forward(self, mel_bmf: Tensor, style_b: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
+        """Judges normalised mels.
+
+        Args:
+            mel_bmf: normalised log mels, -1 silence; any m and f from 1 up.
+            style_b: the index of the style that each is judged as, int64.
+
+        Returns:
+            For each scale the logits [b, 1, h, w] of the style, and the features [b, c, h, w] of each hidden layer.
+        """
+        x = _extended(mel_bmf, self.stride)[:, None]
+        logits, features = [], []
+        for scale, layers in enumerate(self.scales):
+            if scale:
+                x = F.avg_pool2d(x, 2)
+            found = self._features(x, layers)
+            features.append(found[:-1])
+            logits.append(_of_style(found[-1], style_b))
+        return logits, features
+
+    def _features(self, mel_b1mf: Tensor, layers: nn.Module) -> list[Tensor]:
+        x = mel_b1mf
+        if self.frequency_channel:
+            height = torch.linspace(-1, 1, x.shape[-2], device=x.device, dtype=x.dtype)
+            x = torch.cat([x, height[:, None].expand_as(x)], dim=1)
+        found = []
+        for index, layer in enumerate(layers):  # type: ignore[arg-type, var-annotated]
+            x = layer(F.leaky_relu(x, SLOPE) if index else x)
+            found.append(x)
+        return found
+
+
+def _patch_layers(inputs: int, channels: int, num_layers: int, outputs: int, spectral_norm: bool) -> nn.ModuleList:
+    widths = [inputs, *(channels * min(2**i, 8) for i in range(num_layers + 1))]
+    layers: list[nn.Module] = [nn.Conv2d(widths[i], widths[i + 1], 4, stride=2, padding=1) for i in range(num_layers)]
+    layers += [nn.Conv2d(widths[-2], widths[-1], 3, padding=1), nn.Conv2d(widths[-1], outputs, 3, padding=1)]
+    return nn.ModuleList(with_spectral_norm(layer) if spectral_norm else layer for layer in layers)
+
+
+def _extended(mel_bmf: Tensor, stride: int) -> Tensor:
+    """Bands and frames extended with silence to a multiple of the stride."""
+    bands, frames = (-size % stride for size in mel_bmf.shape[-2:])
+    return F.pad(mel_bmf, (0, frames, 0, bands), value=SILENCE)
+
+
+def _of_style(logits_bshw: Tensor, style_b: Tensor) -> Tensor:
+    return logits_bshw[torch.arange(len(style_b), device=style_b.device), style_b][:, None]
