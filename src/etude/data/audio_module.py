@@ -1,0 +1,334 @@
+"""Audio of several styles as a LightningDataModule: from a corpus and a mel contract to exactly resumable segments."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from etude.audio.mel import MelContract
+from etude.data.audio_batches import Clips, DrawSampler, FixedSegments, RandomSegments, evaluation_batches, evaluation_rows
+from etude.data.audio_build import FULL_SCALE, clip_key, clips_folder, encode_all
+from etude.data.audio_corpora import AudioCorpus, Failures, Recording
+from etude.data.audio_splits import Piece, assign, is_paired, piece_of, same_songs, whole_songs
+from etude.data.audio_statistics import band_statistics
+from etude.data.manifest import SPLITS
+
+CLIPPED = 1e-3  # share of samples at full scale from which a file is told to clip
+LOUDEST_CHANGE_DB = 40.0
+
+
+class StyleDataModule(pl.LightningDataModule):
+    """Real audio of several styles as batches of mel segments.
+
+    Training batches hold {"mel": float32 [s, b, m, f]}, normalised to about [-1, 1] by the contract: for each of the s
+    `styles` b segments of f frames at random places of random pieces, independent of the other styles'. With `waveform`
+    also {"samples": float32 [s, b, n]}, n = f * hop. The draws are a function of (seed, style, number): the same with
+    any number of workers and ranks. Validation and test batches have the same form and cover what is held out once, in
+    whole segments; where `paired`, row i is the same place of the same song in every style.
+    """
+
+    def __init__(
+        self,
+        *,
+        corpus: AudioCorpus,
+        contract: MelContract,
+        root: str | None = None,
+        cache_dir: str = "outputs/cache",
+        styles: Sequence[str] | None = None,
+        segment_frames: int = 128,
+        batch_size: int = 4,
+        batches_per_epoch: int | None = None,
+        num_workers: int = 0,
+        prepare_workers: int | None = None,
+        seed: int = 0,
+        split: Sequence[float] = (0.8, 0.1, 0.1),
+        gain_db: Sequence[float] | None = None,
+        waveform: bool = False,
+    ):
+        """Checks the arguments; reads nothing.
+
+        corpus: where audio comes from. contract: how it becomes mels.
+        root: where the corpus's files are, for corpora that must be told; None: as the corpus says.
+        cache_dir: holds samples and mels; may be shared and may be deleted.
+        styles: which of the corpus's, in this order; None for all.
+        segment_frames: f, frames of a segment. batch_size: b, segments of each style in a batch, on each rank.
+        batches_per_epoch: None for about one pass over the style that has the least.
+        num_workers: processes that load batches. prepare_workers: that decode and encode; None for one a core.
+        seed: of the draws.
+        split: shares of train, val and test, by file; corpora that prescribe the splits keep theirs.
+        gain_db: [lowest, highest] random change of loudness in training, in decibels within [-40, 40]; None for none.
+        waveform: give the samples, too. A vocoder's data may be of one style only.
+
+        Raises: ValueError for an argument out of range.
+        """
+        super().__init__()
+        self.corpus = corpus if root is None else _moved(corpus, root)
+        self.contract, self.cache_dir = contract, Path(cache_dir)
+        self.segment_frames, self.batch_size, self.batches_per_epoch = segment_frames, batch_size, batches_per_epoch
+        self.num_workers, self.prepare_workers = num_workers, prepare_workers or os.cpu_count() or 1
+        self.seed, self.waveform = seed, waveform
+        self.ratios = dict(zip(SPLITS, map(float, split), strict=False))
+        self.gain_db = None if gain_db is None else (float(gain_db[0]), float(gain_db[-1]))
+        self._wanted = styles
+        self._check(split)
+        self._styles: tuple[str, ...] = ()
+        self._pieces: list[Piece] | None = None
+
+    def _check(self, split: Sequence[float]) -> None:
+        if len(split) != len(SPLITS) or min(split) < 0 or abs(sum(split) - 1) > 1e-6 or split[0] == 0:
+            raise ValueError(
+                f"split={list(split)} must be shares of train, val and test that add up to 1, such as [0.8, 0.1, 0.1]"
+            )
+        for name, low in (("segment_frames", 1), ("batch_size", 1), ("num_workers", 0)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {low}")
+        if self.batches_per_epoch is not None and self.batches_per_epoch < 1:
+            raise ValueError(f"batches_per_epoch={self.batches_per_epoch} must be at least 1, or null for a pass over the data")
+        if self.gain_db and not -LOUDEST_CHANGE_DB <= self.gain_db[0] <= self.gain_db[1] <= LOUDEST_CHANGE_DB:
+            raise ValueError(f"gain_db={list(self.gain_db)} must be [lowest, highest] within [-40, 40], or null")
+
+    # --- preparing ---
+
+    def prepare_data(self) -> None:
+        """Decodes and encodes what the cache lacks; Lightning calls it on one rank of each machine."""
+        self.prepare()
+
+    def setup(self, stage: str) -> None:
+        """Opens the prepared data."""
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Makes clips and splits ready; safe to repeat, and to call in several processes at once.
+
+        Raises: ValueError where a style has no usable audio; OSError for a full disk; KeyboardInterrupt after keeping
+            what is done.
+        """
+        if self._pieces is not None:
+            return
+        styles = self._choose(self.corpus.available())
+        recordings, failures = self.corpus.recordings(styles, cache_dir=self.cache_dir, num_workers=self.prepare_workers)
+        facts = encode_all(recordings, self.contract, cache_dir=self.cache_dir, num_workers=self.prepare_workers)
+        pieces, failed, clipping = self._usable(recordings, facts)
+        self._quarantine = [*failures, *failed]
+        for style in styles:
+            self._refuse_empty(style, pieces)
+        pieces, lines = self._split(pieces, styles)
+        self._clips = {
+            (split, style): Clips(clips_folder(self.cache_dir, self.contract), self.contract, _of(pieces, split, style))
+            for split in SPLITS
+            for style in styles
+        }
+        self._styles, self._pieces, self._paired = styles, pieces, is_paired(pieces, styles)
+        self._statistics = band_statistics(
+            [self._clips["train", style] for style in styles], cache=self.cache_dir / "statistics", name=self._digest()
+        )
+        if clipping:
+            lines.append(f"{len(clipping)} files clip, such as {clipping[0]}; they are kept")
+        if self._quarantine:
+            lines.append(f"{len(self._quarantine)} files are left out, such as {': '.join(filter(None, self._quarantine[0]))}")
+        print("".join(f"{line}\n" for line in lines), end="", file=sys.stderr)
+
+    def _choose(self, available: list[str]) -> tuple[str, ...]:
+        chosen = tuple(available if self._wanted is None else self._wanted)
+        if unknown := [style for style in chosen if style not in available]:
+            raise ValueError(f"styles={list(chosen)}: {unknown[0]!r} is not there; there are {', '.join(available) or 'none'}")
+        if len(set(chosen)) < len(chosen):
+            raise ValueError(f"styles={list(chosen)} names a style twice; name each once")
+        if len(chosen) < (1 if self.waveform else 2):
+            where = getattr(self.corpus, "root", "") or type(self.corpus).__name__
+            raise ValueError(
+                f"{where}: style transfer needs at least 2 styles, and here are {len(chosen)} ({', '.join(chosen) or 'none'}); "
+                "put the audio of each style into a subfolder of its own"
+            )
+        return chosen
+
+    def _usable(self, recordings: list[Recording], facts: list[dict[str, Any]]) -> tuple[list[Piece], Failures, list[str]]:
+        """Pieces of at least a segment, (file, piece, reason) of the others, and the names of those that clip."""
+        seconds = self.segment_frames * self.contract.hop_length / self.contract.sample_rate
+        pieces, failures, clipping = [], [], []
+        for recording, fact in zip(recordings, facts, strict=True):
+            if "reason" in fact:
+                failures.append((recording.name, "", fact["reason"]))
+            elif fact["frames"] < self.segment_frames:
+                failures.append((recording.name, "", f"shorter than a segment ({seconds:.2f} s)"))
+            else:
+                pieces.append(piece_of(recording, key=clip_key(recording), frames=fact["frames"]))
+                if fact["clipped"] > CLIPPED:
+                    clipping.append(f"{recording.name} ({100 * fact['clipped']:.1f} % of its samples)")
+        return pieces, failures, clipping
+
+    def _refuse_empty(self, style: str, pieces: list[Piece]) -> None:
+        if not any(piece.style == style for piece in pieces):
+            why = [f"{file}: {reason}" for file, _, reason in self._quarantine if file.split("/")[0] == style]
+            raise ValueError(f"{style} has no usable audio ({'; '.join(why[:3])}); add files, or choose others: styles=[...]")
+
+    def _split(self, pieces: list[Piece], styles: Sequence[str]) -> tuple[list[Piece], list[str]]:
+        if pieces[0].split:
+            return whole_songs(pieces, styles), []
+        paired = getattr(self.corpus, "paired", None)
+        if paired and not same_songs(pieces, styles):
+            raise ValueError("data.corpus.paired=true, but the styles' usable files differ in their names; make them the same")
+        return assign(
+            pieces,
+            styles,
+            self.ratios,
+            segment=self.segment_frames,
+            gap=-(-self.contract.n_fft // self.contract.hop_length),
+            by_song=paired is not False and same_songs(pieces, styles),
+        )
+
+    # --- looking at the data ---
+
+    @property
+    def styles(self) -> tuple[str, ...]:
+        """The styles, in the order of the first dimension of the batches; prepares the data on first use."""
+        self.prepare()
+        return self._styles
+
+    @property
+    def paired(self) -> bool:
+        """Whether what is held out is the same songs in every style."""
+        self.prepare()
+        return self._paired
+
+    @property
+    def statistics(self) -> Tensor:
+        """Mean and standard deviation of each band of the training log mels, in nats: float32 [s, 2, m]."""
+        self.prepare()
+        return self._statistics
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What a task is built with: contract, styles and statistics."""
+        return {"contract": self.contract, "styles": self.styles, "statistics": self.statistics}
+
+    @property
+    def quarantine(self) -> Failures:
+        """(file, piece, reason) of everything that could not be used."""
+        self.prepare()
+        return self._quarantine
+
+    def manifest(self, split: str | None = None) -> pa.Table:
+        """Name, style, song, split, source, licence, clip and frames of the pieces of one split, or of all."""
+        self.prepare()
+        assert self._pieces is not None
+        return pa.Table.from_pylist([dataclasses.asdict(piece) for piece in self._pieces if split in (None, piece.split)])
+
+    def _of(self, split: str, style: str) -> Clips:
+        self.prepare()
+        if (split, style) not in self._clips:
+            raise ValueError(f"split={split}, style={style}: valid are {', '.join(SPLITS)} and {', '.join(self.styles)}")
+        return self._clips[split, style]
+
+    def num_pieces(self, split: str, style: str) -> int:
+        """How many pieces a style has in a split."""
+        return len(self._of(split, style))
+
+    def piece(self, split: str, style: str, index: int) -> Piece:
+        """What is known of piece `index`; in paired splits an index is the same song in every style."""
+        return self._of(split, style).pieces[index]
+
+    def samples(self, split: str, style: str, index: int) -> Tensor:
+        """The mono samples of a piece at the contract's rate, float32 [n]."""
+        return torch.from_numpy(self._of(split, style).samples_n(index).astype(np.float32) / FULL_SCALE)
+
+    def log_mel(self, split: str, style: str, index: int) -> Tensor:
+        """The natural-log mels of a piece, float32 [m, f]."""
+        return torch.from_numpy(self._of(split, style).mel_fm(index).astype(np.float32).T.copy())
+
+    # --- loading ---
+
+    def _place(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    def train_dataloader(self) -> StatefulDataLoader:
+        """Endless random segments, in epochs of a fixed number of batches; its state resumes in the middle of an epoch."""
+        rank, world = self._place()
+        clips = [self._of("train", style) for style in self.styles]
+        least = min(sum(piece.frames for piece in clip.pieces) for clip in clips)
+        sampler = DrawSampler(
+            batch_size=self.batch_size,
+            num_batches=self.batches_per_epoch or max(1, round(least / (self.segment_frames * self.batch_size * world))),
+            rank=rank,
+            world=world,
+        )
+        segments = RandomSegments(
+            clips,
+            styles=self.styles,
+            seed=self.seed,
+            segment=self.segment_frames,
+            gain_db=self.gain_db,
+            waveform=self.waveform,
+        )
+        return self._loader(segments, sampler)
+
+    def val_dataloader(self) -> StatefulDataLoader:
+        """All validation audio once, unchanged."""
+        return self._evaluation("val")
+
+    def test_dataloader(self) -> StatefulDataLoader:
+        """All test audio once, unchanged."""
+        return self._evaluation("test")
+
+    def _evaluation(self, split: str) -> StatefulDataLoader:
+        rank, world = self._place()
+        clips = [self._of(split, style) for style in self.styles]
+        rows = evaluation_rows(clips, segment=self.segment_frames, paired=self.paired)
+        batches = evaluation_batches(rows, batch_size=self.batch_size, rank=rank, world=world)
+        return self._loader(FixedSegments(clips, segment=self.segment_frames, waveform=self.waveform), batches)
+
+    def _loader(self, segments: Any, batches: Any) -> StatefulDataLoader:
+        return StatefulDataLoader(segments, batch_sampler=batches, num_workers=self.num_workers, collate_fn=_as_it_is)
+
+    # --- state ---
+
+    def _digest(self) -> str:
+        assert self._pieces is not None
+        identity = [[p.key, p.style, p.split, p.start, p.stop] for p in self._pieces]
+        text = json.dumps([identity, self.segment_frames, self._styles, self.contract.fingerprint])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs to notice that the data changed; the loaders keep their own state."""
+        return {"styles": list(self.styles), "contract": self.contract.fingerprint, "dataset": self._digest()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuses to resume on other data: the order of batches would not be the one that the checkpoint continues.
+
+        Raises: ValueError naming both.
+        """
+        for name, value in self.state_dict().items():
+            if state_dict[name] != value:
+                raise ValueError(
+                    f"the checkpoint was trained on {name} {state_dict[name]}, here it is {value}; resume with "
+                    "the same files and options, or start a new run from its weights"
+                )
+
+
+def _of(pieces: Sequence[Piece], split: str, style: str) -> list[Piece]:
+    """Pieces of a split and style in the order of their songs, which is the same in every style where they are paired."""
+    return sorted((p for p in pieces if (p.split, p.style) == (split, style)), key=lambda p: (p.song, p.name, p.start))
+
+
+def _moved(corpus: AudioCorpus, root: str) -> AudioCorpus:
+    if "root" not in {field.name for field in dataclasses.fields(corpus)}:
+        raise ValueError(
+            f"root={root}: the corpus {type(corpus).__name__} is made of what the dependencies carry; "
+            "for your files: data=audio_folder data.root=DIR"
+        )
+    return dataclasses.replace(corpus, root=root)  # type: ignore[call-arg]
+
+
+def _as_it_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return batch

@@ -1,0 +1,41 @@
+"""Band statistics of a style's training audio, computed once."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from etude.data.audio_batches import Clips
+from etude.data.store import write_aside
+
+FRAMES_AT_ONCE = 65_536
+
+
+def band_statistics(clips: Sequence[Clips], *, cache: Path, name: str) -> Tensor:
+    """Mean and standard deviation over all frames of each band of the log mels of each of `clips`, in nats.
+
+    cache: the folder where they are kept. name: stands for everything that they depend on.
+    Returns: float32 [s, 2, m].
+    """
+    path = cache / f"{name}.npy"
+    if not path.exists():
+        found = np.stack([_moments(clip) for clip in clips]).astype(np.float32)
+        sink = io.BytesIO()
+        np.save(sink, found)
+        write_aside(path, sink.getvalue())
+    return torch.from_numpy(np.load(path))
+
+
+def _moments(clips: Clips) -> np.ndarray:
+    """Mean and standard deviation, float64 [2, m], in the memory of a block."""
+    total, squares, count = np.zeros(clips.contract.n_mels), np.zeros(clips.contract.n_mels), 0
+    for piece in range(len(clips)):
+        mel_fm = clips.mel_fm(piece)
+        for start in range(0, len(mel_fm), FRAMES_AT_ONCE):
+            block_fm = mel_fm[start : start + FRAMES_AT_ONCE].astype(np.float64)
+            total, squares, count = total + block_fm.sum(0), squares + (block_fm**2).sum(0), count + len(block_fm)
+    mean = total / count
+    return np.stack([mean, np.sqrt(np.maximum(squares / count - mean**2, 0.0))])
