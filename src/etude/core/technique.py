@@ -50,7 +50,8 @@ class Technique(pl.Callback):
 
     A subclass overrides what it needs; whoever overrides `transform_batch` declares `batch_slot`, whoever overrides
     `transform_gradients` declares `gradient_slot`, whoever overrides `weigh` claims `Power.WEIGHING`. All state goes
-    through Lightning's `state_dict`/`load_state_dict`.
+    through Lightning's `state_dict`/`load_state_dict`. What a technique needs and the task does not offer is a ValueError
+    of its `setup` that names both; a technique that acts on faults alone declares `guards`.
 
     Args:
         seed: of the technique's own randomness, see `generator`.
@@ -59,6 +60,7 @@ class Technique(pl.Callback):
     claims: ClassVar[frozenset[Power]] = frozenset()
     batch_slot: ClassVar[BatchSlot | None] = None
     gradient_slot: ClassVar[GradientSlot | None] = None
+    guards: ClassVar[bool] = False
 
     def __init__(self, *, seed: int = 0) -> None:
         self.seed = seed

@@ -1,0 +1,119 @@
+"""A guard against losses and gradients that are not finite: the step is left out, counted and explained."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from etude.core.task import Task
+from etude.core.technique import Batch, GradientSlot, Technique
+
+log = logging.getLogger(__name__)
+
+
+class Finite(Technique):
+    """Leaves out a step whose loss or whose gradient is not finite, so that one bad batch does not end a run in NaN.
+
+    All players' gradients are set to None: weights and optimizer states stay as they were. The count is logged as
+    `train/skipped_steps`, and a warning names the loss terms and the module: of the parameters that have gone wrong
+    themselves the first, otherwise, as what is not finite spreads from the loss backwards, the last one, in the order of
+    the module's definition, whose gradient has. Nothing is changed while all is finite. Buffers that a forward pass
+    writes (batch statistics) are not taken back.
+
+    When to use: long runs nobody watches, mixed precision, losses with roots, logarithms or ratios. Costs a maximum over
+    each gradient and one transfer from the device a step.
+
+    Args:
+        max_skipped: steps left out in a row that end the run, at least 1.
+        seed: unused, every technique has one.
+
+    Raises:
+        ValueError: max_skipped below 1; in training, more bad steps in a row than that.
+    """
+
+    gradient_slot: ClassVar[GradientSlot] = GradientSlot.SKIP
+    guards: ClassVar[bool] = True
+
+    def __init__(self, *, max_skipped: int = 10, seed: int = 0) -> None:
+        super().__init__(seed=seed)
+        if max_skipped < 1:
+            raise ValueError(f"finite.max_skipped is {max_skipped}, must be at least 1; 10 is a good start")
+        self.max_skipped = max_skipped
+        self.skipped = 0
+        self.in_a_row = 0
+        self._losses: list[Tensor] = []
+        self._terms: list[dict[str, Tensor]] = []
+        self._place = ""
+
+    def extra_losses(self, task: Task, batch: Batch, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        self._terms.append({name: value.detach() for name, value in losses.items()})
+        return {}
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        self._losses.append(loss.detach())
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+        # before clipping, which spreads one bad value over all of a player's gradients
+        self._place = "" if self._is_finite(pl_module) else _bad_module(pl_module)
+
+    def transform_gradients(self, task: Task) -> None:
+        # all ranks leave a step out or none does
+        finite = task.trainer.strategy.reduce_boolean_decision(not self._place and self._is_finite(task), all=True)
+        if not finite:
+            self._skip(task)
+        self.in_a_row = 0 if finite else self.in_a_row
+        self._losses, self._terms, self._place = [], [], ""
+
+    def _is_finite(self, task: pl.LightningModule) -> bool:
+        gradients = [_local(p.grad) for p in task.parameters() if p.grad is not None]
+        largest = [g.to(self._losses[0].device) for g in torch._foreach_norm(gradients, ord=float("inf"))] if gradients else []
+        return bool(torch.isfinite(torch.stack([x.float() for x in (*largest, *self._losses)])).all())
+
+    def _skip(self, task: Task) -> None:
+        self.skipped += 1
+        self.in_a_row += 1
+        terms = sorted({name for terms in self._terms for name, value in terms.items() if not torch.isfinite(value)})
+        place = self._place or _bad_module(task)
+        report = (
+            f"step {task.trainer.global_step + 1} is not finite and left out ({self.skipped} so far): "
+            f"terms {', '.join(terms) or 'all finite'}, module {place}"
+        )
+        for parameter in task.parameters():
+            parameter.grad = None
+        log.warning(report)
+        if self.in_a_row >= self.max_skipped:
+            raise ValueError(
+                f"{report}; that makes {self.in_a_row} in a row, finite.max_skipped allows less: lower the learning rate, "
+                "clip gradients (trainer.gradient_clip_val) or look into the terms named"
+            )
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        pl_module.log("train/skipped_steps", float(self.skipped))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.skipped, self.in_a_row = state_dict["skipped"], state_dict["in_a_row"]
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # a shard of it under trainer=fsdp
+
+
+def _names(values: Iterable[tuple[str, Tensor | None]]) -> list[str]:
+    return [name for name, value in values if value is not None and not torch.isfinite(_local(value)).all()]
+
+
+def _bad_module(task: pl.LightningModule) -> str:
+    """Where it seems to have begun: a module with a bad parameter, else the one nearest the loss with a bad gradient."""
+    parameters = _names(task.named_parameters())
+    gradients = _names((name, p.grad) for name, p in task.named_parameters())
+    if parameters:
+        return f"{parameters[0].rpartition('.')[0]} (its {parameters[0].rpartition('.')[2]} itself)"
+    return gradients[-1].rpartition(".")[0] if gradients else "none (the gradients are finite)"
