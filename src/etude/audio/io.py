@@ -138,7 +138,7 @@ def read_audio(path: Path | str, *, sample_rate: int | None = None, mono: bool =
         levels.push(block)
         blocks.append(resampler.push(block.mean(0, keepdim=True) if mono else block))
     levels.check(path)
-    return torch.cat([*blocks, resampler.flush().expand(blocks[0].shape[0], -1)], 1), sample_rate or rate
+    return torch.cat([*blocks, resampler.flush()], 1), sample_rate or rate
 
 
 class AudioWriter:
@@ -207,7 +207,7 @@ def _opened(path: Path | str) -> soundfile.SoundFile:
         file = soundfile.SoundFile(path)
     except soundfile.LibsndfileError as error:
         remedy = f"give audio that libsndfile reads ({', '.join(sorted(AUDIO_SUFFIXES))})"
-        problem = f"is not audio, whatever its name says ({_reason(error)})" if Path(path).stat().st_size else "is empty"
+        problem = "is not audio, whatever its name says" if Path(path).stat().st_size else "is empty"
         raise AudioError(path, problem, remedy) from error
     fault = _shown_by_header(file)
     if fault is None and file.frames == 0:

@@ -36,7 +36,8 @@ class LoudnessMeter:
         """Takes the next samples [c, n]."""
         samples_cn = samples_cn if self._rest is None else torch.cat([self._rest, samples_cn], 1)
         whole = samples_cn.shape[1] // self._length * self._length
-        self._energies.append(self._energy(samples_cn[:, :whole]))
+        if whole:
+            self._energies.append(self._energy(samples_cn[:, :whole]))
         self._rest = samples_cn[:, whole:]
 
     def _energy(self, samples_cn: Tensor) -> Tensor:
@@ -50,7 +51,7 @@ class LoudnessMeter:
         if sum(map(len, energies)) < 4 and self._rest is not None and self._rest.shape[1]:
             # in a very short sound its last, incomplete segment counts
             energies.append(self._energy(torch.nn.functional.pad(self._rest, (0, self._length - self._rest.shape[1]))))
-        if not sum(map(len, energies)):
+        if not energies:
             return -math.inf
         energy_s = torch.cat(energies)
         blocks = energy_s.unfold(0, min(4, len(energy_s)), 1).mean(1)

@@ -34,10 +34,9 @@ class Resampler:
     def __init__(self, old: int, new: int) -> None:
         if min(old, new) < 1:
             raise ValueError(f"old={old} and new={new} are sample rates in Hz, must be at least 1")
-        ratio = Fraction(new, old).limit_denominator(LARGEST_TERM)
-        if ratio.numerator > LARGEST_TERM:
-            ratio = 1 / Fraction(old, new).limit_denominator(LARGEST_TERM)
-        self.new, self.old = ratio.numerator, ratio.denominator
+        ratio = max(Fraction(min(old, new), max(old, new)).limit_denominator(LARGEST_TERM), Fraction(1, LARGEST_TERM))
+        low, high = ratio.numerator, ratio.denominator
+        self.old, self.new = (low, high) if old < new else (high, low)  # there and back are exact opposites
         if self.new != self.old:
             filters = Resample(self.old, self.new, lowpass_filter_width=FILTER_WIDTH)
             self._kernel, self._width = filters.kernel, filters.width
@@ -52,6 +51,7 @@ class Resampler:
         """Takes the next samples [c, n], returns what is settled by now, [c, r]; r may be 0."""
         self._seen += samples_cn.shape[-1]
         if self.new == self.old:
+            self._waiting = samples_cn[:, :0]
             return samples_cn
         if self._waiting is None:
             self._waiting = samples_cn.new_zeros(samples_cn.shape[0], self._width)
@@ -59,8 +59,10 @@ class Resampler:
 
     def flush(self) -> Tensor:
         """Returns the rest of the stream, [c, r]."""
-        if self.new == self.old or self._waiting is None:
-            return torch.zeros(1 if self._waiting is None else self._waiting.shape[0], 0)
+        if self._waiting is None:
+            return torch.zeros(1, 0)
+        if self.new == self.old:
+            return self._waiting
         rest = self.num_samples(self._seen) - self._given
         return self._settled(F.pad(self._waiting, (0, self._width + 2 * self.old)))[:, :rest]
 
@@ -78,4 +80,4 @@ class Resampler:
 def resample(samples_cn: Tensor, old: int, new: int) -> Tensor:
     """Returns samples [c, ceil(n * new / old)] at the new rate."""
     resampler = Resampler(old, new)
-    return torch.cat([resampler.push(samples_cn), resampler.flush().expand(samples_cn.shape[0], -1)], 1)
+    return torch.cat([resampler.push(samples_cn), resampler.flush()], 1)

@@ -1,0 +1,54 @@
+"""Streamed resampling is whole-file resampling."""
+
+import math
+
+import pytest
+import torch
+import torchaudio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from etude.audio.resampling import FILTER_WIDTH, Resampler, resample
+
+RATES = [(44_100, 16_000), (16_000, 44_100), (8_000, 16_000), (96_000, 16_000), (22_050, 16_000), (16_000, 16_000)]
+
+
+def noise(length: int) -> Tensor:
+    return 0.3 * torch.randn(2, length, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(("old", "new"), RATES)
+@given(sizes=st.lists(st.integers(0, 3000), min_size=1, max_size=6).filter(any))
+@settings(max_examples=10, deadline=None)
+def test_chunks_of_any_size_equal_the_whole(old: int, new: int, sizes: list[int]) -> None:
+    samples = noise(sum(sizes))
+    expected = torchaudio.transforms.Resample(old, new, lowpass_filter_width=FILTER_WIDTH)(samples)
+    resampler = Resampler(old, new)
+    found = torch.cat([*(resampler.push(part) for part in samples.split(sizes, dim=1)), resampler.flush()], 1)
+    assert found.shape[1] == math.ceil(sum(sizes) * new / old) == resampler.num_samples(sum(sizes))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("old", "new"), RATES)
+def test_a_tone_below_both_bands_stays_itself(old: int, new: int) -> None:
+    def tone(rate: int) -> Tensor:
+        return torch.sin(2 * math.pi * 1000 * torch.arange(rate // 4) / rate)[None]
+
+    found = resample(tone(old), old, new)[:, : new // 4]
+    torch.testing.assert_close(found[:, new // 20 : -new // 20], tone(new)[:, new // 20 : -new // 20], atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("rate", [22_257, 44_099, 11_127, 7])
+def test_awkward_rates_stay_small_and_go_back_to_their_length(rate: int) -> None:
+    down, up = Resampler(rate, 16_000), Resampler(16_000, rate)
+    assert max(down.old, down.new) <= 1000
+    assert (down.old, down.new) == (up.new, up.old)
+    assert rate < 20 or down.new / down.old == pytest.approx(16_000 / rate, rel=2e-6)
+    there = torch.cat([down.push(noise(2000)), down.flush()], 1)
+    assert torch.cat([up.push(there), up.flush()], 1).shape[1] >= 2000
+
+
+def test_a_rate_below_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="new=0"):
+        Resampler(16_000, 0)
