@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from etude.audio.mel import MelContract
-from etude.data.audio_build import FULL_SCALE, clip_path
+from etude.data.audio_build import UNIT, clip_path
 from etude.data.audio_splits import Piece
 from etude.data.randomness import uniform
 
 TRIES = 4  # places that a draw looks at until it finds one that sounds
 QUIET = math.log(1e-3)  # a log mel below which nothing is heard
 NEPER = math.log(10) / 20  # nats a decibel
+MAPPED = 16_384  # files mapped at a time; systems allow 65,530
 EvalRow = tuple[tuple[int, int], ...]  # for each style: piece, first frame
 
 
@@ -41,6 +42,7 @@ class Clips:
     def mel_fm(self, piece: int) -> np.ndarray:
         """The log mels of a piece, float16 [f, m], a view of the file."""
         if piece not in self._mels:
+            self._make_room()
             entry = self.pieces[piece]
             mapped = np.memmap(clip_path(self.folder, entry.key, "mel"), np.float16, "r")
             self._mels[piece] = np.asarray(mapped).reshape(-1, self.contract.n_mels)[entry.start : entry.stop]
@@ -49,11 +51,17 @@ class Clips:
     def samples_n(self, piece: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """The samples of frames `start` to `stop` of a piece, int16 [n]; the last frame of a clip may be cut short."""
         if piece not in self._samples:
+            self._make_room()
             entry, hop = self.pieces[piece], self.contract.hop_length
             mapped = np.memmap(clip_path(self.folder, entry.key, "pcm"), np.int16, "r")
             self._samples[piece] = np.asarray(mapped)[entry.start * hop : entry.stop * hop]
         hop = self.contract.hop_length
         return self._samples[piece][start * hop : None if stop is None else stop * hop]
+
+    def _make_room(self) -> None:
+        if len(self._mels) + len(self._samples) >= MAPPED // 4:  # several styles, each with its own
+            self._mels.clear()
+            self._samples.clear()
 
 
 class _Segments(torch.utils.data.Dataset[dict[str, Tensor]]):
@@ -78,7 +86,7 @@ class _Segments(torch.utils.data.Dataset[dict[str, Tensor]]):
             np.maximum(mel_fm + np.float32(gain_db * NEPER), np.float32(math.log(self.contract.floor)), out=mel_fm)
         if self.waveform:
             samples_n = self.clips[style].samples_n(piece, start, stop)
-            arrays["samples"][style, row, : len(samples_n)] = samples_n * np.float32(10 ** (gain_db / 20) / FULL_SCALE)
+            arrays["samples"][style, row, : len(samples_n)] = samples_n * np.float32(10 ** (gain_db / 20) / UNIT)
 
     def _tensors(self, arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
         mel_sbmf = self.contract.normalise(torch.from_numpy(arrays["mel"])).transpose(2, 3).contiguous()

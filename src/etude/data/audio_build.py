@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from etude.audio.io import FULL_SCALE, SILENCE
 from etude.audio.mel import MelContract
 from etude.data import pool
 from etude.data.audio_corpora import Recording
@@ -29,8 +30,7 @@ from etude.data.store import FULL, Store, Writer, key_of, named
 from etude.data.version import code_version
 
 FORMAT = 1  # of clips: a change of what they hold makes other ones
-FULL_SCALE = 32768
-SILENCE = 1e-4  # a peak below this (-80 dB) is no music
+UNIT = 32768  # of stored samples
 FRAMES_AT_ONCE = 4096
 
 
@@ -140,19 +140,19 @@ def _write_samples(recording: Recording, sample_rate: int, path: Path) -> dict[s
                 raise ValueError("holds samples that are not numbers (NaN or infinite); export it again")
             loud_n = np.abs(block_n)
             peak, count = max(peak, float(loud_n.max(initial=0.0))), count + len(block_n)
-            clipped += int((loud_n >= 1 - 1 / FULL_SCALE).sum())
+            clipped += int((loud_n >= FULL_SCALE).sum())
             file.write(quantise(block_n).tobytes())
         _sync(file)
     if count == 0:
         raise ValueError("holds no samples; export it again")
     if peak < SILENCE:
-        raise ValueError(f"is silent (peak {peak:.1g}); give one that sounds")
+        raise ValueError(f"is silent (peak {peak:.1e}); give a file with sound in it")
     return {"samples": count, "peak": peak, "clipped": clipped / count}
 
 
 def quantise(samples_n: np.ndarray) -> np.ndarray:
     """Float samples in [-1, 1] as int16; what is louder is clipped."""
-    return np.clip(np.rint(samples_n * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
+    return np.clip(np.rint(samples_n * UNIT), -UNIT, UNIT - 1).astype(np.int16)
 
 
 def _mel_blocks(contract: MelContract, pcm_n: np.ndarray) -> Iterator[np.ndarray]:
@@ -161,6 +161,6 @@ def _mel_blocks(contract: MelContract, pcm_n: np.ndarray) -> Iterator[np.ndarray
     context = -(-contract.padding // hop)
     for start in range(0, frames, FRAMES_AT_ONCE):
         first, stop = max(0, start - context), min(frames, start + FRAMES_AT_ONCE)
-        samples_n = torch.from_numpy(pcm_n[first * hop : (stop + context) * hop].astype(np.float32) / FULL_SCALE)
+        samples_n = torch.from_numpy(pcm_n[first * hop : (stop + context) * hop].astype(np.float32) / UNIT)
         mel_mf = contract.log_mel(samples_n)[:, start - first : stop - first]
         yield np.ascontiguousarray(mel_mf.T.numpy().astype(np.float16))

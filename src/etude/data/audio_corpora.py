@@ -16,8 +16,10 @@ from typing import Any, ClassVar
 import numpy as np
 from symusic import Score
 
+from etude.audio.io import AUDIO_SUFFIXES, AudioError, inspect_audio, stream_audio
+from etude.audio.resampling import Resampler
 from etude.data import build, dedup
-from etude.data.corpora import Folk, Source
+from etude.data.corpora import Folk, Source, Wheel
 from etude.data.lock import held
 from etude.data.store import Store
 from etude.data.version import code_version
@@ -27,7 +29,8 @@ from etude.music.score import duration_seconds, printable, read_pieces
 
 MIN_NOTES = 40  # a tune worth arranging
 MIN_SECONDS = 12.0
-SPARE = 1.3  # how many more tunes are read than are wanted: some are short, some are another's double
+SPARE = 1.1  # how many more tunes are read than are wanted: some are short, some are another's double
+BLOCK_SAMPLES = 1 << 18  # that are decoded at a time
 Failures = list[tuple[str, str, str]]
 
 
@@ -81,7 +84,7 @@ class AudioCorpus(ABC):
 
 
 @dataclass(frozen=True)
-class Tunes(Folk):
+class Tunes(Wheel):
     """The first tune of each file of Ryan's Mammoth and O'Neill's, about 300 of them."""
 
     collections = Folk.collections[:2]
@@ -165,12 +168,9 @@ class Arranged(AudioCorpus):
             split, played = self._place(number)
             for style in styles:
                 if style in played:
-                    about = {"song": source.name, "split": split, "group": content, "source": source.source}
-                    found.append(
-                        ArrangedRecording(
-                            name=f"{source.name} ({style})", style=style, row=row, licence=source.licence, **about, **shared
-                        )
-                    )
+                    about: dict[str, Any] = {"song": source.name, "source": source.source, "licence": source.licence}
+                    about |= {"name": f"{source.name} ({style})", "style": style, "split": split}
+                    found.append(ArrangedRecording(group=content, row=row, **about, **shared))
         return found, []
 
     def _place(self, number: int) -> tuple[str, Sequence[str]]:
@@ -187,7 +187,7 @@ class Arranged(AudioCorpus):
         sources = sorted(corpus.files(), key=lambda s: hashlib.sha256(f"{self.seed}:{s.name}".encode()).digest())
         taken = 0
         while True:
-            taken = min(len(sources), max(int(wanted * SPARE) + 1, int(taken * SPARE)))
+            taken = min(len(sources), max(int(wanted * SPARE) + 2, int(taken * 1.5)))
             hashes = build.hash_files(sources[:taken], cache_dir)
             if not _parsed(corpus, hashes, cache_dir):
                 with held(cache_dir):
@@ -244,19 +244,17 @@ class FileRecording(Recording):
     @property
     def identity(self) -> str:
         versions = [importlib.metadata.version(name) for name in ("soundfile", "torchaudio")]
-        return json.dumps([self.sha256, code_version("etude.audio.io"), versions])
+        return json.dumps([self.sha256, code_version("etude.audio.io", "etude.audio.resampling"), versions])
 
     def blocks(self, sample_rate: int) -> Iterator[np.ndarray]:
-        import soundfile
-        import torch
-        import torchaudio.functional as AF
-
-        samples, rate = soundfile.read(self.path, dtype="float32", always_2d=True)
-        mono = torch.from_numpy(samples.mean(axis=1))
-        yield (mono if rate == sample_rate else AF.resample(mono, rate, sample_rate)).numpy()
-
-
-AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".opus"})
+        try:
+            rate = inspect_audio(self.path).sample_rate
+            resampler = Resampler(rate, sample_rate)
+            for block_cn in stream_audio(self.path, block_samples=BLOCK_SAMPLES):
+                yield resampler.push(block_cn.mean(0, keepdim=True))[0].numpy()
+            yield resampler.flush()[0].numpy()
+        except AudioError as error:  # the reason is kept with the content, which may lie in another place tomorrow
+            raise ValueError(f"{error.problem}; {error.remedy}") from error
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from etude.audio.mel import MelContract
 from etude.data.audio_batches import Clips, DrawSampler, FixedSegments, RandomSegments, evaluation_batches, evaluation_rows
-from etude.data.audio_build import FULL_SCALE, clip_key, clips_folder, encode_all
+from etude.data.audio_build import UNIT, clip_key, clips_folder, encode_all
 from etude.data.audio_corpora import AudioCorpus, Failures, Recording
 from etude.data.audio_splits import Piece, assign, is_paired, piece_of, same_songs, whole_songs
 from etude.data.audio_statistics import band_statistics
@@ -79,7 +79,7 @@ class StyleDataModule(pl.LightningDataModule):
         self.num_workers, self.prepare_workers = num_workers, prepare_workers or os.cpu_count() or 1
         self.seed, self.waveform = seed, waveform
         self.ratios = dict(zip(SPLITS, map(float, split), strict=False))
-        self.gain_db = None if gain_db is None else (float(gain_db[0]), float(gain_db[-1]))
+        self.gain_db = _range_db(gain_db)
         self._wanted = styles
         self._check(split)
         self._styles: tuple[str, ...] = ()
@@ -95,8 +95,6 @@ class StyleDataModule(pl.LightningDataModule):
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {low}")
         if self.batches_per_epoch is not None and self.batches_per_epoch < 1:
             raise ValueError(f"batches_per_epoch={self.batches_per_epoch} must be at least 1, or null for a pass over the data")
-        if self.gain_db and not -LOUDEST_CHANGE_DB <= self.gain_db[0] <= self.gain_db[1] <= LOUDEST_CHANGE_DB:
-            raise ValueError(f"gain_db={list(self.gain_db)} must be [lowest, highest] within [-40, 40], or null")
 
     # --- preparing ---
 
@@ -241,7 +239,7 @@ class StyleDataModule(pl.LightningDataModule):
 
     def samples(self, split: str, style: str, index: int) -> Tensor:
         """The mono samples of a piece at the contract's rate, float32 [n]."""
-        return torch.from_numpy(self._of(split, style).samples_n(index).astype(np.float32) / FULL_SCALE)
+        return torch.from_numpy(self._of(split, style).samples_n(index).astype(np.float32) / UNIT)
 
     def log_mel(self, split: str, style: str, index: int) -> Tensor:
         """The natural-log mels of a piece, float32 [m, f]."""
@@ -328,6 +326,14 @@ def _moved(corpus: AudioCorpus, root: str) -> AudioCorpus:
             "for your files: data=audio_folder data.root=DIR"
         )
     return dataclasses.replace(corpus, root=root)  # type: ignore[call-arg]
+
+
+def _range_db(gain_db: Sequence[float] | None) -> tuple[float, float] | None:
+    if gain_db is None:
+        return None
+    if len(gain_db) != 2 or not -LOUDEST_CHANGE_DB <= gain_db[0] <= gain_db[1] <= LOUDEST_CHANGE_DB:
+        raise ValueError(f"gain_db={list(gain_db)} must be [lowest, highest] within [-40, 40], or null")
+    return float(gain_db[0]), float(gain_db[1])
 
 
 def _as_it_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:
