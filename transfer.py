@@ -1,0 +1,16 @@
+"""Runs `etude.run.transfer` on the configuration in conf/; `python transfer.py --help` shows the options."""
+
+import hydra
+from omegaconf import DictConfig
+
+from etude.run import transfer
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="transfer")
+def main(cfg: DictConfig) -> object:
+    """Hands Hydra's configuration over."""
+    return transfer(cfg)
+
+
+if __name__ == "__main__":
+    main()
