@@ -1,0 +1,150 @@
+"""A vocoder that works at the frame rate: convolutions over mel frames, then one inverse Fourier transform a frame.
+
+Shape legend: b rows, m mel bands, f frames, d width, k linear frequency bins, n = f * hop samples.
+"""
+
+import math
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LOUDEST = 6.0  # log magnitude that no bin exceeds: a full-scale sine under a window of 1024 reaches ln 256 = 5.5
+QUIETEST = 1e-5  # magnitude that a bin starts from at least
+
+
+class MelFrames(Protocol):
+    """What a mel contract tells of itself; `etude.audio.mel.MelContract` is one."""
+
+    @property
+    def n_mels(self) -> int: ...
+    @property
+    def n_fft(self) -> int: ...
+    @property
+    def hop_length(self) -> int: ...
+    def filterbank(self) -> Tensor: ...
+    def denormalise(self, mel: Tensor) -> Tensor: ...
+
+
+def inverse_stft(spectrum_bkf: Tensor, *, n_fft: int, hop_length: int) -> Tensor:
+    """Returns samples [b, f * hop] of a complex spectrum whose frames are not centred and overlap the edges.
+
+        x[i] = sum_j w[i - j hop] y_j[i - j hop] / sum_j w[i - j hop]^2,   y_j the inverse transform of frame j
+
+    the least-squares signal of the spectrum under a Hann window, cut by (n_fft - hop) / 2 at both ends. It inverts
+    `MelContract.spectrum` exactly. `torch.istft` can't: it refuses frames that are not centred, for the edges that are
+    cut here.
+
+    Args:
+        spectrum_bkf: complex, [b, n_fft / 2 + 1, f], f at least 1.
+        n_fft, hop_length: samples of a window and between frames; hop at most n_fft / 2, their difference even.
+
+    Source: Griffin and Lim 1984, eq. 6; the cut is the "same" padding of Siuzdak 2023 (Vocos).
+    """
+    window = torch.hann_window(n_fft, device=spectrum_bkf.device)
+    frames = torch.fft.irfft(spectrum_bkf, n_fft, dim=1) * window[:, None]
+    num_frames, cut = spectrum_bkf.shape[-1], (n_fft - hop_length) // 2
+    length = (num_frames - 1) * hop_length + n_fft
+    sizes = {"output_size": (1, length), "kernel_size": (1, n_fft), "stride": (1, hop_length)}
+    summed = F.fold(frames, **sizes)[:, 0, 0, cut : length - cut]
+    weight = F.fold(window.square()[None, :, None].expand(1, -1, num_frames), **sizes)[:, 0, 0, cut : length - cut]
+    return summed / weight
+
+
+class ConvNeXtBlock(nn.Module):
+    """A depthwise convolution over frames and two layers within a frame, around a scaled residual.
+
+    Args:
+        dim: width d. hidden_dim: width between the two layers. kernel_size: frames, odd. scale: first factor of the branch.
+
+    Source: Liu et al. 2022 (A ConvNet for the 2020s), in one dimension.
+    """
+
+    def __init__(self, *, dim: int, hidden_dim: int, kernel_size: int, scale: float) -> None:
+        super().__init__()
+        self.mix = nn.Conv1d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+        self.norm = nn.LayerNorm(dim)
+        self.expand, self.contract = nn.Linear(dim, hidden_dim), nn.Linear(hidden_dim, dim)
+        self.scale = nn.Parameter(torch.full((dim,), scale))
+
+    def forward(self, x_bdf: Tensor) -> Tensor:
+        y_bfd = self.norm(self.mix(x_bdf).transpose(1, 2))
+        y_bfd = self.scale * self.contract(F.gelu(self.expand(y_bfd)))
+        return x_bdf + y_bfd.transpose(1, 2)
+
+
+class Vocos(nn.Module):
+    """Turns normalised mels into samples; predicts magnitude and phase of each bin of each frame.
+
+    Every frame is normalised by itself, so what a sample depends on ends `context_frames` away.
+
+    Args:
+        contract: of the mels.
+        dim: width d of the frames. num_layers: ConvNeXt blocks. hidden_dim: width inside a block.
+        kernel_size: frames that a convolution sees, odd.
+
+    Raises:
+        ValueError: an even kernel, or no layer.
+
+    Source: Siuzdak 2023 (Vocos). Deviations: magnitudes start from the pseudo-inverse of the mel bands and the network
+    adds to their logarithm (Lv et al. 2024, FreeV); phases are counted from the middle of the window, where they change
+    little from bin to bin; louder than `LOUDEST` is cut in the logarithm.
+    """
+
+    least_squares_km: Tensor
+    turn_k: Tensor
+
+    def __init__(
+        self, *, contract: MelFrames, dim: int = 192, num_layers: int = 6, hidden_dim: int = 384, kernel_size: int = 7
+    ) -> None:
+        super().__init__()
+        if kernel_size % 2 == 0 or kernel_size < 1 or num_layers < 1:
+            raise ValueError(f"kernel_size={kernel_size} must be odd and num_layers={num_layers} at least 1; 7 and 6 go together")
+        self.mel_frames = contract
+        num_bins = contract.n_fft // 2 + 1
+        self.embed = nn.Conv1d(contract.n_mels, dim, kernel_size, padding=kernel_size // 2)
+        self.norm = nn.LayerNorm(dim)
+        self.blocks = nn.ModuleList(
+            ConvNeXtBlock(dim=dim, hidden_dim=hidden_dim, kernel_size=kernel_size, scale=1 / num_layers)
+            for _ in range(num_layers)
+        )
+        self.final_norm = nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, 2 * num_bins)
+        self.register_buffer("least_squares_km", torch.linalg.pinv(contract.filterbank()), persistent=False)
+        self.register_buffer("turn_k", math.pi * (torch.arange(num_bins) % 2), persistent=False)
+        self.reach = (num_layers + 1) * (kernel_size // 2)
+        self.apply(self._initialise)
+
+    @staticmethod
+    def _initialise(module: nn.Module) -> None:
+        if isinstance(module, nn.Conv1d | nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+
+    @property
+    def context_frames(self) -> int:
+        """Frames on each side that the samples of a frame depend on: the convolutions' and the overlapping windows'."""
+        padding = (self.mel_frames.n_fft - self.mel_frames.hop_length) // 2
+        return self.reach - (-padding // self.mel_frames.hop_length)
+
+    def polar(self, mel_bmf: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns natural-log magnitudes and phases in radians, both float32 [b, k, f], of normalised mels."""
+        x_bdf = self.norm(self.embed(mel_bmf).transpose(1, 2)).transpose(1, 2)
+        for block in self.blocks:
+            x_bdf = block(x_bdf)
+        added, phase = self.head(self.final_norm(x_bdf.transpose(1, 2))).float().transpose(1, 2).chunk(2, dim=1)
+        with torch.autocast(mel_bmf.device.type, enabled=False):
+            linear = self.mel_frames.denormalise(mel_bmf.float()).clamp(max=LOUDEST).exp()
+            start = (self.least_squares_km @ linear).clamp(min=QUIETEST).log()
+        return (start + added).clamp(max=LOUDEST), phase + self.turn_k[:, None]
+
+    def spectrum(self, mel_bmf: Tensor) -> Tensor:
+        """Returns the complex spectrum [b, k, f] of normalised mels."""
+        log_magnitude, phase = self.polar(mel_bmf)
+        magnitude = log_magnitude.exp()
+        return torch.complex(magnitude * phase.cos(), magnitude * phase.sin())
+
+    def forward(self, mel_bmf: Tensor) -> Tensor:
+        """Returns samples [b, f * hop] of normalised mels [b, m, f], for any f from 1."""
+        return inverse_stft(self.spectrum(mel_bmf), n_fft=self.mel_frames.n_fft, hop_length=self.mel_frames.hop_length)
