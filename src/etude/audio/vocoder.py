@@ -92,7 +92,7 @@ class GriffinLim:
             # a bin without energy has no phase: alternating signs put what grows there amid the window
             signs = torch.ones(self.contract.num_bins, 1, device=flat.device)
             signs[1::2] = -1
-            phases = torch.where(start > RATIO, flat / start.clamp(min=RATIO), signs.to(flat.dtype))
+            phases = torch.where(start > RATIO, flat.sgn(), signs.to(flat.dtype))
             magnitudes = self.fit(mel, start, self.num_updates)
         return self._find_phases(magnitudes, phases).reshape(*lead, -1)
 
@@ -123,11 +123,10 @@ class GriffinLim:
         before: Tensor | None = None
         memory = self.momentum / (1 + self.momentum)  # the phase of (1 + a) c_n - a c_{n-1} is that of c_n - a / (1 + a) c_{n-1}
         for _ in range(self.num_iters):
-            rebuilt = self._analyse(self._synthesise(magnitudes_ckf * phases_ckf))
-            pushed = rebuilt if before is None else rebuilt - memory * before
-            phases_ckf = pushed / pushed.abs().clamp(min=1e-16)
+            rebuilt = self._analyse(self._synthesise(_scaled(phases_ckf, magnitudes_ckf)))
+            phases_ckf = torch.sgn(rebuilt if before is None else torch.add(rebuilt, before, alpha=-memory))
             before = rebuilt
-        whole = self._synthesise(magnitudes_ckf * phases_ckf)
+        whole = self._synthesise(_scaled(phases_ckf, magnitudes_ckf))
         padding = self.contract.padding
         return whole[:, padding : padding + magnitudes_ckf.shape[-1] * self.contract.hop_length]
 
@@ -153,3 +152,8 @@ class GriffinLim:
 
     def _window(self, like: Tensor) -> Tensor:
         return torch.hann_window(self.contract.n_fft, device=like.device)
+
+
+def _scaled(phases_ckf: Tensor, magnitudes_ckf: Tensor) -> Tensor:
+    # a real times a complex tensor makes both complex first, which takes twice as long
+    return torch.view_as_complex(torch.view_as_real(phases_ckf) * magnitudes_ckf[..., None])

@@ -1,0 +1,140 @@
+"""Restyling long files: wall time, real-time factor and peak memory of `restyle`, each length in a process of its own.
+
+    python benchmarks/transfer_speed.py                                   # 1, 10 and 20 minutes of made-up stereo, 44.1 kHz
+    python benchmarks/transfer_speed.py --ckpt outputs/2026-01-31/12-00-00_style --rows rows.jsonl
+
+Without a checkpoint a stand-in of 1.6 million weights takes the model's place: the figure is then that of reading, resampling,
+mels, vocoder, loudness and writing.
+"""
+
+import argparse
+import json
+import multiprocessing
+import resource
+import tempfile
+import time
+from collections.abc import Iterable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from peer import context
+from torch import Tensor, nn
+
+from etude.audio.io import AudioWriter, inspect_audio, stream_audio
+from etude.audio.mel import MelContract
+from etude.audio.vocoder import GriffinLim
+
+
+class StandIn(nn.Module):
+    """Has the face of a trained style task: three convolutions over frames, random weights, a small change."""
+
+    styles = ("folk", "rock")
+    context_frames, stride = 6, 1
+
+    def __init__(self, contract: MelContract) -> None:
+        super().__init__()
+        self.contract = contract
+        sizes = (contract.n_mels, 512, 512, contract.n_mels)
+        torch.manual_seed(0)
+        convolutions = [nn.Conv1d(a, b, 5, padding=2) for a, b in pairwise(sizes)]
+        self.net = nn.Sequential(convolutions[0], nn.GELU(), convolutions[1], nn.GELU(), convolutions[2])
+
+    def translate(self, log_mel_bmf: Tensor, *, source: str, target: str) -> Tensor:
+        """Adds what the random network says to the mel."""
+        return log_mel_bmf + self.net(self.contract.normalise(log_mel_bmf))
+
+    def nearest_style(self, log_mel_mf: Tensor, *, among: Iterable[str]) -> str:
+        """The first."""
+        return next(iter(among))
+
+
+def make_sound(path: Path, minutes: float, *, sample_rate: int, channels: int) -> None:
+    """Writes chords of decaying tones with a little noise, a new one each half second."""
+    generator = torch.Generator().manual_seed(0)
+    time_s = torch.arange(sample_rate // 2) / sample_rate
+    with AudioWriter(path, sample_rate=sample_rate, channels=channels) as writer:
+        for _ in range(round(120 * minutes)):
+            pitches = torch.randint(40, 80, (3,), generator=generator)
+            tones = [
+                torch.sin(6.2832 * h * 440 * 2 ** ((p - 69) / 12) * time_s) / h for p in pitches.tolist() for h in range(1, 7)
+            ]
+            chord = torch.stack(tones).sum(0) * torch.exp(-4 * time_s)
+            writer.write(0.1 * chord + 0.01 * torch.randn(channels, len(time_s), generator=generator))
+
+
+def measure(minutes: float, options: dict[str, Any], results: Any) -> None:
+    """Restyles one file and puts its row into the queue; peak memory is that of this process."""
+    from etude.tasks.restyle import restyle
+
+    torch.set_num_threads(options["threads"])
+    task: Any = StandIn(MelContract()).eval()
+    if options["ckpt"]:
+        from etude.run import find_checkpoint, load_task
+
+        task = load_task(find_checkpoint(options["ckpt"], "outputs"))[0]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"in.{options['format']}"
+        make_sound(path, minutes, sample_rate=options["sample_rate"], channels=options["channels"])
+        started, started_cpu = time.perf_counter(), time.process_time()
+        (out,) = restyle(
+            task=task, vocoder=GriffinLim(task.contract), folder=Path(folder), input=str(path), output=None,
+            style=options["style"] or task.styles[-1], block_frames=options["block_frames"],
+        )  # fmt: skip
+        wall, cpu = time.perf_counter() - started, time.process_time() - started_cpu
+        assert inspect_audio(out).num_samples == sum(block.shape[1] for block in stream_audio(path))
+    kept = ("threads", "sample_rate", "channels", "format", "block_frames")
+    results.put(
+        {
+            "minutes": minutes,
+            "wall_s": round(wall, 2),
+            "cpu_s": round(cpu, 2),
+            "realtime_factor": round(60 * minutes / wall, 1),
+            "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+            "imports_rss_mb": round(before),
+            "task": "checkpoint" if options["ckpt"] else "stand-in",
+        }
+        | {name: options[name] for name in kept}
+    )
+
+
+def main() -> None:
+    """Prints a Markdown table; appends the rows to a JSON-lines file where one is given."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, nargs="+", default=[1, 10, 20])
+    parser.add_argument("--ckpt", help="a trained style task; without it a stand-in")
+    parser.add_argument("--style", help="the target style; the task's last one without it")
+    parser.add_argument("--sample-rate", type=int, default=44_100)
+    parser.add_argument("--channels", type=int, default=2)
+    parser.add_argument("--format", default="wav", choices=("wav", "flac", "ogg", "mp3"))
+    parser.add_argument("--block-frames", type=int, default=1024)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rows", type=Path, help="a JSON-lines file that the rows are appended to")
+    arguments = parser.parse_args()
+    print(
+        "| minutes | wall s | CPU s | times real time | peak memory MB | of which imports MB |\n|---:|---:|---:|---:|---:|---:|"
+    )
+    fresh = multiprocessing.get_context("spawn")
+    for minutes in arguments.minutes:
+        results = fresh.Queue()
+        process = fresh.Process(target=measure, args=(minutes, vars(arguments), results))
+        process.start()
+        process.join()
+        if process.exitcode:
+            raise SystemExit(f"{minutes:g} minutes: the process ended with {process.exitcode}")
+        row = results.get()
+        print(
+            f"| {minutes:g} | {row['wall_s']} | {row['cpu_s']} | {row['realtime_factor']} | {row['peak_rss_mb']} "
+            f"| {row['imports_rss_mb']} |",
+            flush=True,
+        )
+        if arguments.rows is not None:
+            arguments.rows.parent.mkdir(parents=True, exist_ok=True)
+            with arguments.rows.open("a") as file:
+                file.write(json.dumps(context() | row) + "\n")
+
+
+if __name__ == "__main__":
+    main()
