@@ -1,6 +1,7 @@
 """Onsets are where they were put, matches are the most there can be, pitch classes are those played."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 from etude.audio.mel import MelContract
 from etude.metrics.mel_comparison import COLUMNS, compare_mels
 from etude.metrics.mel_features import (
+    chroma_correlation,
     chroma_similarity,
     count_matches,
     onset_agreement,
@@ -20,6 +22,7 @@ from etude.metrics.mel_features import (
     pick_onsets,
     segment_features,
     waveform_chroma,
+    waveform_chroma_correlation,
     waveform_chroma_similarity,
 )
 
@@ -107,6 +110,20 @@ def test_chroma_similarity_is_one_for_the_same_notes_however_loud_and_less_for_o
     assert waveform_chroma_similarity(other, same, sample_rate=16_000) < 0.5
 
 
+def test_chroma_correlation_is_blind_to_level_and_colour_and_zero_for_strangers() -> None:
+    rng = np.random.default_rng(0)
+    melodies = [song(list(np.arange(10) * 0.3), rng.integers(60, 84, 10).tolist()) for _ in range(12)]
+    colour = np.linspace(-1, 1, 128)[:, None]
+    own = [chroma_correlation(mel(x) - 0.7 + colour, mel(x), contract=CONTRACT) for x in melodies]
+    other = [chroma_correlation(mel(x), mel(y), contract=CONTRACT) for x, y in pairwise(melodies)]
+    assert min(own) > 0.95 and abs(np.mean(other)) < 0.1
+    heard = [waveform_chroma_correlation(x, y, sample_rate=16_000) for x, y in pairwise(melodies)]
+    assert abs(np.mean(heard)) < 0.1
+    assert waveform_chroma_correlation(0.1 * melodies[0], melodies[0], sample_rate=16_000) == pytest.approx(1, abs=1e-4)
+    still = np.tile(MEL[:, 40:41], (1, 50))
+    assert math.isnan(chroma_correlation(still, still, contract=CONTRACT))
+
+
 def test_chroma_counts_frames_in_which_the_truth_sounds() -> None:
     quiet = np.full((128, 188), math.log(1e-5))
     assert chroma_similarity(quiet, MEL, contract=CONTRACT) < 1
@@ -126,7 +143,7 @@ def test_a_row_holds_the_metrics_of_its_parts() -> None:
 def test_the_truth_scores_perfectly_and_a_song_without_onsets_is_left_out_of_their_mean() -> None:
     silent = np.full((128, 188), math.log(1e-5))
     row = compare_mels([(MEL, MEL), (silent, silent)], contract=CONTRACT, segment_frames=64)
-    assert row["l1_nats"] == row["mcd_db"] == 0 and row["onset_f"] == 1
+    assert row["l1_nats"] == row["mcd_db"] == 0 and row["onset_f"] == 1 and row["chroma_r"] == pytest.approx(1)
     assert row["frechet_bel2"] == pytest.approx(0, abs=1e-6)
     with pytest.raises(ValueError, match="no song"):
         compare_mels([], contract=CONTRACT)

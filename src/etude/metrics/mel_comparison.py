@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from etude.audio.mel import MelContract
 from etude.metrics.mel_distances import frechet_distance, log_mel_l1, mel_cepstral_distortion, mmd
-from etude.metrics.mel_features import chroma_similarity, onset_agreement, segment_features
+from etude.metrics.mel_features import chroma_correlation, chroma_similarity, onset_agreement, segment_features
 
 COLUMNS = {
     # key: (name and unit, whether less is better)
@@ -21,6 +21,7 @@ COLUMNS = {
     "mmd": ("MMD²", True),
     "onset_f": ("onset agreement, F within 50 ms", False),
     "chroma": ("chroma similarity, cosine", False),
+    "chroma_r": ("chroma correlation", False),
 }
 
 
@@ -55,6 +56,7 @@ def compare_mels(
         "mmd": mmd(*features),
         "onset_f": _mean(onset_agreement(*song, frame_rate=rate) for song in songs),
         "chroma": _mean(chroma_similarity(*song, contract=contract) for song in songs),
+        "chroma_r": _mean(chroma_correlation(*song, contract=contract) for song in songs),
     }
 
 

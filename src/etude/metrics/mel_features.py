@@ -114,19 +114,32 @@ def count_matches(a: Floats, b: Floats, *, window: float) -> int:
 def chroma_similarity(a: ArrayLike, b: ArrayLike, *, contract: MelContract) -> float:
     """Mean cosine of the pitch classes heard in two mels, 0..1, over the frames in which `b` sounds; NaN if none does.
 
-    The cosine of unlike notes is not 0: broad bands and drums raise all classes; see `mel_chroma_filterbank` for what few
-    bands cannot tell, and print a copy's or a stranger's figure beside it.
+    Two different tunes have a cosine far above 0 (0.7 to 0.9: broad bands and drums raise all classes): judge by
+    `chroma_correlation`, and see `mel_chroma_filterbank` for what few bands cannot tell.
 
     Args:
         a: natural-log mel [m, f] that is judged. b: the truth, see `common_part` for lengths.
     """
-    bank = mel_chroma_filterbank(contract).double().numpy()
-    return _cosine(*(bank @ np.exp(mel) for mel in common_part(a, b)))
+    return _cosine(*_mel_chroma(a, b, contract))
+
+
+def chroma_correlation(a: ArrayLike, b: ArrayLike, *, contract: MelContract) -> float:
+    """Whether the pitch classes come and go together, -1..1: about 0 for two different tunes; NaN if nothing changes.
+
+    Pearson's correlation over classes and frames of the frames' unit chroma vectors, each class's mean over the song taken
+    off, so that neither level nor a colour of sound that stays counts. Arguments as of `chroma_similarity`.
+    """
+    return _correlation(*_mel_chroma(a, b, contract))
 
 
 def waveform_chroma_similarity(a: ArrayLike, b: ArrayLike, *, sample_rate: int) -> float:
     """As `chroma_similarity`, of two waveforms [n], in windows of a quarter of a second: semitones are told from 200 Hz up."""
     return _cosine(*common_part(waveform_chroma(a, sample_rate=sample_rate), waveform_chroma(b, sample_rate=sample_rate)))
+
+
+def waveform_chroma_correlation(a: ArrayLike, b: ArrayLike, *, sample_rate: int) -> float:
+    """As `chroma_correlation`, of two waveforms [n], in windows of a quarter of a second."""
+    return _correlation(*common_part(waveform_chroma(a, sample_rate=sample_rate), waveform_chroma(b, sample_rate=sample_rate)))
 
 
 def waveform_chroma(samples: ArrayLike, *, sample_rate: int) -> Floats:
@@ -146,10 +159,28 @@ def waveform_chroma(samples: ArrayLike, *, sample_rate: int) -> Floats:
     return (bank @ spectrum.abs()).double().numpy()
 
 
+def _mel_chroma(a: ArrayLike, b: ArrayLike, contract: MelContract) -> tuple[Floats, Floats]:
+    bank = mel_chroma_filterbank(contract).double().numpy()
+    first, second = (bank @ np.exp(mel) for mel in common_part(a, b))
+    return first, second
+
+
+def _sounding(chroma_12f: Floats) -> NDArray[np.bool_]:
+    norms = np.linalg.norm(chroma_12f, axis=0)
+    return (norms > 0) & (norms >= SOUNDING * norms.max(initial=0))
+
+
+def _unit(chroma_12f: Floats) -> Floats:
+    """Frames of length 1, those that do not sound 0."""
+    return np.where(_sounding(chroma_12f), chroma_12f / np.maximum(np.linalg.norm(chroma_12f, axis=0), 1e-30), 0.0)
+
+
 def _cosine(a: Floats, b: Floats) -> float:
-    norms = [np.linalg.norm(x, axis=0) for x in (a, b)]
-    sounding = (norms[1] > 0) & (norms[1] >= SOUNDING * norms[1].max(initial=0))
-    if not sounding.any():
-        return math.nan
-    cosine = (a * b).sum(axis=0) / np.maximum(norms[0] * norms[1], 1e-30)
-    return float(cosine[sounding].mean())
+    heard = _sounding(b)
+    return float((_unit(a) * _unit(b)).sum(axis=0)[heard].mean()) if heard.any() else math.nan
+
+
+def _correlation(a: Floats, b: Floats) -> float:
+    first, second = (unit - unit.mean(axis=1, keepdims=True) for unit in (_unit(a), _unit(b)))
+    size = math.sqrt((first**2).sum() * (second**2).sum())
+    return float((first * second).sum() / size) if size > 1e-9 else math.nan
