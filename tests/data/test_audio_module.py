@@ -139,17 +139,31 @@ def test_a_style_of_one_long_file_holds_out_its_end(tmp_path: Path, capfd: pytes
     assert [data.num_pieces(split, "rock") for split in ("train", "val", "test")] == [2, 1, 1]
     assert not data.paired
     err = capfd.readouterr().err
-    assert "folk has few files: the end of folk/album.wav is held out for val and test" in err
+    assert "folk has few or very long files: the end of folk/album.wav is held out for val and test" in err
     samples = data.samples("val", "folk", 0)
     whole, _ = soundfile.read(root / "folk" / "album.wav", dtype="float32")
     start, stop = parts[1][0] * CONTRACT.hop_length, parts[1][1] * CONTRACT.hop_length
     assert torch.equal(samples, torch.from_numpy(whole[start:stop]))
 
 
+def test_long_files_are_not_held_out_at_the_cost_of_training(tmp_path: Path) -> None:
+    root = write_styles(tmp_path / "audio", files=8)
+    for salt in range(6):  # whatever side a hash puts the long one on
+        for path in (root / "folk").iterdir():
+            path.unlink()
+        write(root / "folk" / "long.wav", sound(100 + salt, seconds=8.0))
+        for number in range(3):
+            write(root / "folk" / f"jingle{number}.wav", sound(1000 * salt + number, seconds=0.4))
+        rows = [row for row in module(root, tmp_path / "cache").manifest().to_pylist() if row["style"] == "folk"]
+        frames = {split: sum(r["stop"] - r["start"] for r in rows if r["split"] == split) for split in ("train", "val", "test")}
+        assert min(frames.values()) >= SEGMENT
+        assert frames["train"] > 0.4 * sum(frames.values())
+
+
 def test_too_little_audio_to_hold_any_out_is_refused(tmp_path: Path) -> None:
     for style in ("folk", "rock"):
         write(tmp_path / "audio" / style / "short.wav", sound(1 if style == "folk" else 2, seconds=0.3))
-    with pytest.raises(ValueError, match=r"folk has too little audio to hold some out.*short\.wav"):
+    with pytest.raises(ValueError, match=r"folk has too little audio to hold some out.*short\.wav, lasts 0\.3 s and needs 0\.4"):
         module(tmp_path / "audio", tmp_path / "cache").prepare()
 
 

@@ -112,7 +112,7 @@ def encode(contract: MelContract, folder: Path, recording: Recording) -> dict[st
         facts = _write_samples(recording, contract.sample_rate, asides[0])
         facts["frames"] = contract.num_frames(facts["samples"])
         with asides[1].open("wb") as file:
-            for mel_fm in _mel_blocks(contract, np.memmap(asides[0], np.int16, "r")):
+            for mel_fm in _mel_blocks(contract, asides[0], facts["samples"]):
                 file.write(mel_fm.tobytes())
             _sync(file)
         asides[0].replace(pcm)
@@ -155,12 +155,13 @@ def quantise(samples_n: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(samples_n * UNIT), -UNIT, UNIT - 1).astype(np.int16)
 
 
-def _mel_blocks(contract: MelContract, pcm_n: np.ndarray) -> Iterator[np.ndarray]:
-    """Log mels of all samples, float16 [f, m], in blocks whose frames don't depend on where the blocks end."""
-    hop, frames = contract.hop_length, contract.num_frames(len(pcm_n))
+def _mel_blocks(contract: MelContract, pcm: Path, num_samples: int) -> Iterator[np.ndarray]:
+    """Log mels of the samples in a file, float16 [f, m], in blocks whose frames don't depend on where the blocks end."""
+    hop, frames = contract.hop_length, contract.num_frames(num_samples)
     context = -(-contract.padding // hop)
     for start in range(0, frames, FRAMES_AT_ONCE):
         first, stop = max(0, start - context), min(frames, start + FRAMES_AT_ONCE)
-        samples_n = torch.from_numpy(pcm_n[first * hop : (stop + context) * hop].astype(np.float32) / UNIT)
+        pcm_n = np.fromfile(pcm, np.int16, count=(stop + context - first) * hop, offset=2 * first * hop)
+        samples_n = torch.from_numpy(pcm_n.astype(np.float32) / UNIT)
         mel_mf = contract.log_mel(samples_n)[:, start - first : stop - first]
         yield np.ascontiguousarray(mel_mf.T.numpy().astype(np.float16))

@@ -183,6 +183,7 @@ class StyleDataModule(pl.LightningDataModule):
             self.ratios,
             segment=self.segment_frames,
             gap=-(-self.contract.n_fft // self.contract.hop_length),
+            frame_seconds=self.contract.hop_length / self.contract.sample_rate,
             by_song=paired is not False and same_songs(pieces, styles),
         )
 

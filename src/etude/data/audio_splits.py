@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from etude.data.audio_corpora import Recording
 from etude.data.manifest import SPLITS
 
+LEAST = 0.5  # of its share of the frames that training must get; long files may fall to the other splits
+
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
@@ -37,7 +39,9 @@ def piece_of(recording: Recording, *, key: str, frames: int) -> Piece:
 
 
 def is_paired(pieces: Sequence[Piece], styles: Sequence[str]) -> bool:
-    """Whether val and test have every song once in every style."""
+    """Whether val and test have every song once, from its beginning, in every style."""
+    if any(piece.start > 0 and piece.split != "train" for piece in pieces):
+        return False
     for split in SPLITS[1:]:
         songs = [sorted(p.song for p in pieces if (p.split, p.style) == (split, style)) for style in styles]
         if not songs[0] or any(other != songs[0] for other in songs) or len(set(songs[0])) < len(songs[0]):
@@ -58,14 +62,23 @@ def whole_songs(pieces: Sequence[Piece], styles: Sequence[str]) -> list[Piece]:
 
 
 def assign(
-    pieces: Sequence[Piece], styles: Sequence[str], ratios: dict[str, float], *, segment: int, gap: int, by_song: bool
+    pieces: Sequence[Piece],
+    styles: Sequence[str],
+    ratios: dict[str, float],
+    *,
+    segment: int,
+    gap: int,
+    frame_seconds: float,
+    by_song: bool,
 ) -> tuple[list[Piece], list[str]]:
     """Gives each piece a split by a hash of its group, and says what a style with few files does instead.
 
-    A style with fewer groups than splits keeps all for training but the end of its longest piece. Pieces of one group
-    (equal files; `by_song`: files of one name, too) stay on one side; adding files moves hardly any other.
+    A style with fewer groups than splits, or whose long files would all be held out, keeps all for training but the end
+    of its longest piece. Pieces of one group (equal files; `by_song`: files of one name, too) stay on one side; adding
+    files moves hardly any other.
 
     ratios: split -> share. segment: frames that a piece must have at least. gap: frames left out between parts.
+    frame_seconds: seconds from frame to frame, for messages.
     Returns: the pieces, some of them cut into parts, and lines for the user.
     Raises: ValueError for a style that is too short to hold anything out.
     """
@@ -73,19 +86,20 @@ def assign(
     place = {group: int(hashlib.sha256(group.encode()).hexdigest()[:13], 16) / 16**13 for group in set(groups)}
     wanted = [name for name in SPLITS if ratios[name] > 0]
     members = {style: sorted({g for g, p in zip(groups, pieces, strict=True) if p.style == style}) for style in styles}
-    few = [style for style in styles if len(members[style]) < len(wanted)]
     chosen = _by_hash(place, ratios)
     for style in styles:
-        if style not in few:
-            _fill_empty(chosen, place, members[style], wanted, ratios)
-    for style in few:
-        chosen |= dict.fromkeys(members[style], "train")
+        _fill_empty(chosen, place, members[style], wanted, ratios)
+    for style in styles:
+        own = [(chosen[group], piece.frames) for group, piece in zip(groups, pieces, strict=True) if piece.style == style]
+        heard = sum(frames for split, frames in own if split == "train") / sum(frames for _, frames in own)
+        if len(members[style]) < len(wanted) or heard < LEAST * ratios["train"]:
+            chosen |= dict.fromkeys(members[style], "train")
     result = [replace(piece, split=chosen[group]) for piece, group in zip(pieces, groups, strict=True)]
     lines = []
     for style in styles:
         missing = [name for name in wanted if not any(p.style == style and p.split == name for p in result)]
         if missing:
-            result, line = _end_held_out(result, style, missing, ratios, segment=segment, gap=gap)
+            result, line = _end_held_out(result, style, missing, ratios, segment=segment, gap=gap, frame_seconds=frame_seconds)
             lines.append(line)
     return result, lines
 
@@ -132,7 +146,14 @@ def _fill_empty(
 
 
 def _end_held_out(
-    pieces: list[Piece], style: str, missing: list[str], ratios: dict[str, float], *, segment: int, gap: int
+    pieces: list[Piece],
+    style: str,
+    missing: list[str],
+    ratios: dict[str, float],
+    *,
+    segment: int,
+    gap: int,
+    frame_seconds: float,
 ) -> tuple[list[Piece], str]:
     """Cuts the end of a style's longest training piece off for the splits that it has no piece for."""
     own = [piece for piece in pieces if piece.style == style and piece.split == "train"]
@@ -142,8 +163,9 @@ def _end_held_out(
     left = longest.frames - sum(sizes.values()) - gap * len(sizes)
     if left < segment:
         raise ValueError(
-            f"{style} has too little audio to hold some out: its longest file, {longest.name}, has {longest.frames} frames and "
-            f"needs {longest.frames - left + segment}; add files, or give a smaller data.segment_frames"
+            f"{style} has too little audio to hold some out: its longest file, {longest.name}, lasts "
+            f"{longest.frames * frame_seconds:.1f} s and needs {(longest.frames - left + segment) * frame_seconds:.1f}; "
+            "add files, or give a smaller data.segment_frames"
         )
     parts, stop = [], longest.stop
     for name in reversed(missing):
@@ -151,5 +173,5 @@ def _end_held_out(
         stop -= sizes[name] + gap
     parts.append(replace(longest, stop=stop))
     rest = [piece for piece in pieces if piece is not longest]
-    line = f"{style} has few files: the end of {longest.name} is held out for {' and '.join(missing)}"
+    line = f"{style} has few or very long files: the end of {longest.name} is held out for {' and '.join(missing)}"
     return [*rest, *reversed(parts)], line
