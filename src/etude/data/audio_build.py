@@ -23,7 +23,7 @@ import torch
 from etude.audio.io import FULL_SCALE, SILENCE
 from etude.audio.mel import MelContract
 from etude.data import pool
-from etude.data.audio_corpora import Recording
+from etude.data.audio_recordings import Recording
 from etude.data.fill import absent, fill
 from etude.data.lock import held
 from etude.data.store import FULL, Store, Writer, key_of, named
@@ -31,7 +31,7 @@ from etude.data.version import code_version
 
 FORMAT = 1  # of clips: a change of what they hold makes other ones
 UNIT = 32768  # of stored samples
-FRAMES_AT_ONCE = 4096
+FRAMES_AT_ONCE = 1024
 
 
 def clips_folder(cache_dir: Path, contract: MelContract) -> Path:

@@ -1,10 +1,9 @@
 """Where audio comes from: tunes of music21's wheel, arranged and rendered in several styles, or a folder for each style.
 
-A corpus lists recordings without hearing them; a recording is decoded in whatever process asks.
+A corpus lists recordings without hearing them.
 """
 
 import hashlib
-import importlib.metadata
 import json
 import os
 from abc import ABC, abstractmethod
@@ -16,52 +15,20 @@ from typing import Any, ClassVar
 import numpy as np
 from symusic import Score
 
-from etude.audio.io import AUDIO_SUFFIXES, AudioError, inspect_audio, stream_audio
-from etude.audio.resampling import Resampler
+from etude.audio.io import AUDIO_SUFFIXES
 from etude.data import build, dedup
+from etude.data.audio_recordings import ArrangedRecording, FileRecording, Recording
 from etude.data.corpora import Folk, Source, Wheel
 from etude.data.lock import held
 from etude.data.store import Store
-from etude.data.version import code_version
-from etude.music.arrangement import ARRANGEMENTS, arrange
-from etude.music.rendering import default_soundfont, render
+from etude.music.arrangement import ARRANGEMENTS
+from etude.music.rendering import default_soundfont
 from etude.music.score import duration_seconds, printable, read_pieces
 
 MIN_NOTES = 40  # a tune worth arranging
 MIN_SECONDS = 12.0
 SPARE = 1.1  # how many more tunes are read than are wanted: some are short, some are another's double
-BLOCK_SAMPLES = 1 << 18  # that are decoded at a time
 Failures = list[tuple[str, str, str]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recording(ABC):
-    """Something that can be heard: what the cache encodes.
-
-    name: what lists and logs call it. style: its genre. song: what is played, the same in every style where audio is
-    paired. split: train, val or test where the corpus decides, '' where shares do. group: recordings of one group stay
-    on one side of a split. source, licence: where it comes from and on what terms.
-    """
-
-    name: str
-    style: str
-    song: str
-    split: str
-    group: str
-    source: str
-    licence: str
-
-    @property
-    @abstractmethod
-    def identity(self) -> str:
-        """Everything that decides how it sounds, as text: equal identities are encoded once."""
-
-    @abstractmethod
-    def blocks(self, sample_rate: int) -> Iterator[np.ndarray]:
-        """Yields the mono samples, float32 [n], at `sample_rate`, block after block in constant memory.
-
-        Raises: ValueError for what can't be decoded.
-        """
 
 
 @dataclass(frozen=True)
@@ -93,31 +60,6 @@ class Tunes(Wheel):
     def read(self, path: Path) -> Iterator[tuple[str, str, Score]]:
         name, score = next(read_pieces(path))
         yield name, "", score
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArrangedRecording(Recording):
-    """A tune, arranged in a style and rendered with a soundfont.
-
-    scores, row: where its parsed score is cached. max_seconds: how much of it is played. sound: SHA-256 of the
-    soundfont, whose file is `soundfont`.
-    """
-
-    scores: Path
-    row: int
-    max_seconds: float
-    soundfont: Path
-    sound: str
-
-    @property
-    def identity(self) -> str:
-        versions = [importlib.metadata.version(name) for name in ("symusic", "music21", "tinysoundfont")]
-        code = code_version("etude.music.arrangement", "etude.music.rendering")
-        return json.dumps([self.song, self.group, self.style, self.max_seconds, self.sound, code, versions])
-
-    def blocks(self, sample_rate: int) -> Iterator[np.ndarray]:
-        score = arrange(build.load_score(self.scores, self.row), self.style, max_seconds=self.max_seconds)
-        yield render(score, sample_rate=sample_rate, soundfont=self.soundfont).mean(axis=0)
 
 
 @dataclass(frozen=True)
@@ -232,29 +174,6 @@ def _distinct(corpus: Tunes, sources: Sequence[Source], hashes: Sequence[str], c
 
 
 # --- a folder of audio ---
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileRecording(Recording):
-    """An audio file. path: where it is. sha256: of its content."""
-
-    path: Path
-    sha256: str
-
-    @property
-    def identity(self) -> str:
-        versions = [importlib.metadata.version(name) for name in ("soundfile", "torchaudio")]
-        return json.dumps([self.sha256, code_version("etude.audio.io", "etude.audio.resampling"), versions])
-
-    def blocks(self, sample_rate: int) -> Iterator[np.ndarray]:
-        try:
-            rate = inspect_audio(self.path).sample_rate
-            resampler = Resampler(rate, sample_rate)
-            for block_cn in stream_audio(self.path, block_samples=BLOCK_SAMPLES):
-                yield resampler.push(block_cn.mean(0, keepdim=True))[0].numpy()
-            yield resampler.flush()[0].numpy()
-        except AudioError as error:  # the reason is kept with the content, which may lie in another place tomorrow
-            raise ValueError(f"{error.problem}; {error.remedy}") from error
 
 
 @dataclass(frozen=True)

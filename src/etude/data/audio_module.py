@@ -18,13 +18,12 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from etude.audio.mel import MelContract
 from etude.data.audio_batches import Clips, DrawSampler, FixedSegments, RandomSegments, evaluation_batches, evaluation_rows
-from etude.data.audio_build import UNIT, clip_key, clips_folder, encode_all
-from etude.data.audio_corpora import AudioCorpus, Failures, Recording
-from etude.data.audio_splits import Piece, assign, is_paired, piece_of, same_songs, whole_songs
+from etude.data.audio_build import UNIT, clips_folder, encode_all
+from etude.data.audio_corpora import AudioCorpus, Failures
+from etude.data.audio_splits import Piece, assign, is_paired, refuse_empty, same_songs, usable, whole_songs
 from etude.data.audio_statistics import band_statistics
 from etude.data.manifest import SPLITS
 
-CLIPPED = 1e-3  # share of samples at full scale from which a file is told to clip
 LOUDEST_CHANGE_DB = 40.0
 
 
@@ -117,10 +116,10 @@ class StyleDataModule(pl.LightningDataModule):
         styles = self._choose(self.corpus.available())
         recordings, failures = self.corpus.recordings(styles, cache_dir=self.cache_dir, num_workers=self.prepare_workers)
         facts = encode_all(recordings, self.contract, cache_dir=self.cache_dir, num_workers=self.prepare_workers)
-        pieces, failed, clipping = self._usable(recordings, facts)
+        seconds = self.contract.hop_length / self.contract.sample_rate
+        pieces, failed, clipping = usable(recordings, facts, segment=self.segment_frames, frame_seconds=seconds)
         self._quarantine = [*failures, *failed]
-        for style in styles:
-            self._refuse_empty(style, pieces)
+        refuse_empty(pieces, styles, self._quarantine)
         pieces, lines = self._split(pieces, styles)
         self._clips = {
             (split, style): Clips(clips_folder(self.cache_dir, self.contract), self.contract, _of(pieces, split, style))
@@ -150,26 +149,6 @@ class StyleDataModule(pl.LightningDataModule):
                 "put the audio of each style into a subfolder of its own"
             )
         return chosen
-
-    def _usable(self, recordings: list[Recording], facts: list[dict[str, Any]]) -> tuple[list[Piece], Failures, list[str]]:
-        """Pieces of at least a segment, (file, piece, reason) of the others, and the names of those that clip."""
-        seconds = self.segment_frames * self.contract.hop_length / self.contract.sample_rate
-        pieces, failures, clipping = [], [], []
-        for recording, fact in zip(recordings, facts, strict=True):
-            if "reason" in fact:
-                failures.append((recording.name, "", fact["reason"]))
-            elif fact["frames"] < self.segment_frames:
-                failures.append((recording.name, "", f"shorter than a segment ({seconds:.2f} s)"))
-            else:
-                pieces.append(piece_of(recording, key=clip_key(recording), frames=fact["frames"]))
-                if fact["clipped"] > CLIPPED:
-                    clipping.append(f"{recording.name} ({100 * fact['clipped']:.1f} % of its samples)")
-        return pieces, failures, clipping
-
-    def _refuse_empty(self, style: str, pieces: list[Piece]) -> None:
-        if not any(piece.style == style for piece in pieces):
-            why = [f"{file}: {reason}" for file, _, reason in self._quarantine if file.split("/")[0] == style]
-            raise ValueError(f"{style} has no usable audio ({'; '.join(why[:3])}); add files, or choose others: styles=[...]")
 
     def _split(self, pieces: list[Piece], styles: Sequence[str]) -> tuple[list[Piece], list[str]]:
         if pieces[0].split:

@@ -4,10 +4,14 @@ import collections
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from etude.data.audio_corpora import Recording
+from etude.audio.io import CLIPPED_SHARE
+from etude.data.audio_build import clip_key
+from etude.data.audio_recordings import Recording
 from etude.data.manifest import SPLITS
 
+SHARED = ("name", "style", "song", "split", "group", "source", "licence")  # that a piece has of its recording
 LEAST = 0.5  # of its share of the frames that training must get; long files may fall to the other splits
 
 
@@ -32,10 +36,33 @@ class Piece:
         return self.stop - self.start
 
 
-def piece_of(recording: Recording, *, key: str, frames: int) -> Piece:
-    """A whole recording as a piece."""
-    shared = {name: getattr(recording, name) for name in ("name", "style", "song", "split", "group", "source", "licence")}
-    return Piece(**shared, key=key, start=0, stop=frames)
+def usable(
+    recordings: Sequence[Recording], facts: Sequence[dict[str, Any]], *, segment: int, frame_seconds: float
+) -> tuple[list[Piece], list[tuple[str, str, str]], list[str]]:
+    """Pieces of at least a segment, (file, piece, reason) of what can't be one, and lines about the pieces that clip.
+
+    facts: of each recording, as `encode_all` gives them. segment: frames. frame_seconds: seconds from frame to frame.
+    """
+    pieces, failures, clipping = [], [], []
+    for recording, fact in zip(recordings, facts, strict=True):
+        if "reason" in fact:
+            failures.append((recording.name, "", fact["reason"]))
+        elif fact["frames"] < segment:
+            failures.append((recording.name, "", f"shorter than a segment ({segment * frame_seconds:.2f} s)"))
+        else:
+            about = {name: getattr(recording, name) for name in SHARED}
+            pieces.append(Piece(**about, key=clip_key(recording), start=0, stop=fact["frames"]))
+            if fact["clipped"] > CLIPPED_SHARE:
+                clipping.append(f"{recording.name} ({100 * fact['clipped']:.1f} % of its samples)")
+    return pieces, failures, clipping
+
+
+def refuse_empty(pieces: Sequence[Piece], styles: Sequence[str], quarantine: Sequence[tuple[str, str, str]]) -> None:
+    """Raises ValueError, with the reasons, for a style that has no piece."""
+    for style in styles:
+        if not any(piece.style == style for piece in pieces):
+            why = [f"{file}: {reason}" for file, _, reason in quarantine if file.split("/")[0] == style]
+            raise ValueError(f"{style} has no usable audio ({'; '.join(why[:3])}); add files, or choose others: styles=[...]")
 
 
 def is_paired(pieces: Sequence[Piece], styles: Sequence[str]) -> bool:
