@@ -195,6 +195,7 @@ def test_real_music_keeps_its_loudness(shared_data: Path, options: dict[str, Any
         ({"input": None}, "in is missing"),
         ({"block_frames": 0}, "block_frames is 0"),
         ({"vocoder": GriffinLim(MelContract(n_mels=80))}, "n_mels 64, here 80"),
+        ({"task": object()}, "changes no styles"),
     ],
     ids=str,
 )

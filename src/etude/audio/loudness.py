@@ -4,6 +4,7 @@ Shapes: c channels, n samples, s segments of 100 ms, k linear frequency bins.
 """
 
 import math
+from array import array
 
 import torch
 from torch import Tensor
@@ -30,14 +31,16 @@ class LoudnessMeter:
         self._length = max(1, round(0.1 * sample_rate))
         self._weights = _k_weights(sample_rate, self._length)
         self._rest: Tensor | None = None
-        self._energies: list[Tensor] = []
+        self._energies = array(
+            "d"
+        )  # numbers, not tensors: small ones among large buffers keep freed memory from being given back
 
     def push(self, samples_cn: Tensor) -> None:
         """Takes the next samples [c, n]."""
         samples_cn = samples_cn if self._rest is None else torch.cat([self._rest, samples_cn], 1)
         whole = samples_cn.shape[1] // self._length * self._length
         if whole:
-            self._energies.append(self._energy(samples_cn[:, :whole]))
+            self._energies.extend(self._energy(samples_cn[:, :whole]).tolist())
         self._rest = samples_cn[:, whole:]
 
     def _energy(self, samples_cn: Tensor) -> Tensor:
@@ -47,13 +50,13 @@ class LoudnessMeter:
 
     def loudness(self) -> float:
         """Returns LUFS (LKFS) of all that came in; -inf where nothing is above -70."""
-        energies = list(self._energies)
-        if sum(map(len, energies)) < 4 and self._rest is not None and self._rest.shape[1]:
+        energy_s = torch.tensor(self._energies, dtype=torch.float64)
+        if len(energy_s) < 4 and self._rest is not None and self._rest.shape[1]:
             # in a very short sound its last, incomplete segment counts
-            energies.append(self._energy(torch.nn.functional.pad(self._rest, (0, self._length - self._rest.shape[1]))))
-        if not energies:
+            padded = torch.nn.functional.pad(self._rest, (0, self._length - self._rest.shape[1]))
+            energy_s = torch.cat([energy_s, self._energy(padded)])
+        if not len(energy_s):
             return -math.inf
-        energy_s = torch.cat(energies)
         blocks = energy_s.unfold(0, min(4, len(energy_s)), 1).mean(1)
         blocks = blocks[_level(blocks) > ABSOLUTE_GATE]
         if not len(blocks):

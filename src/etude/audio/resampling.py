@@ -11,7 +11,8 @@ from torch import Tensor
 from torchaudio.transforms import Resample
 
 LARGEST_TERM = 1000  # of the reduced ratio; torchaudio's kernel grows with the product of the two terms
-FILTER_WIDTH = 16  # zero crossings each side: the band of a 16 kHz model keeps its top, and little folds back
+FILTER_WIDTH, ROLLOFF = 32, 0.97  # zero crossings each side, and the cutoff's share of the band: what would fold back is gone
+PIECE = 8192  # samples at the old rate that are filtered at once
 
 
 class Resampler:
@@ -38,8 +39,10 @@ class Resampler:
         low, high = ratio.numerator, ratio.denominator
         self.old, self.new = (low, high) if old < new else (high, low)  # there and back are exact opposites
         if self.new != self.old:
-            filters = Resample(self.old, self.new, lowpass_filter_width=FILTER_WIDTH)
+            filters = Resample(self.old, self.new, lowpass_filter_width=FILTER_WIDTH, rolloff=ROLLOFF)
             self._kernel, self._width = filters.kernel, filters.width
+            self._steps = -(-PIECE // self.old)
+            self._needed = (self._steps - 1) * self.old + self._kernel.shape[-1]
         self._waiting: Tensor | None = None
         self._seen = self._given = 0
 
@@ -53,9 +56,8 @@ class Resampler:
         if self.new == self.old:
             self._waiting = samples_cn[:, :0]
             return samples_cn
-        if self._waiting is None:
-            self._waiting = samples_cn.new_zeros(samples_cn.shape[0], self._width)
-        return self._settled(torch.cat([self._waiting, samples_cn], 1))
+        before = samples_cn.new_zeros(samples_cn.shape[0], self._width) if self._waiting is None else self._waiting
+        return self._settled(torch.cat([before, samples_cn], 1))
 
     def flush(self) -> Tensor:
         """Returns the rest of the stream, [c, r]."""
@@ -64,17 +66,18 @@ class Resampler:
         if self.new == self.old:
             return self._waiting
         rest = self.num_samples(self._seen) - self._given
-        return self._settled(F.pad(self._waiting, (0, self._width + 2 * self.old)))[:, :rest]
+        return self._settled(F.pad(self._waiting, (0, self._needed + 2 * self._width)))[:, :rest]
 
-    def _settled(self, samples_cn: Tensor) -> Tensor:
-        steps = (samples_cn.shape[1] - self._kernel.shape[-1]) // self.old + 1
-        if steps <= 0:
-            self._waiting = samples_cn
-            return samples_cn[:, :0]
-        found = F.conv1d(samples_cn[:, None], self._kernel.to(samples_cn.device), stride=self.old)
-        self._waiting = samples_cn[:, steps * self.old :]
-        self._given += steps * self.new
-        return found.transpose(1, 2).reshape(samples_cn.shape[0], -1)
+    def _settled(self, waiting_cn: Tensor) -> Tensor:
+        # pieces of one size: oneDNN keeps what it prepares for each shape, and a long stream of odd shapes grows by megabytes
+        found = [waiting_cn[:, :0]]
+        while waiting_cn.shape[1] >= self._needed:
+            piece = F.conv1d(waiting_cn[:, None, : self._needed], self._kernel.to(waiting_cn.device), stride=self.old)
+            found.append(piece.transpose(1, 2).flatten(1))
+            waiting_cn = waiting_cn[:, self._steps * self.old :]
+            self._given += found[-1].shape[1]
+        self._waiting = waiting_cn
+        return torch.cat(found, 1)
 
 
 def resample(samples_cn: Tensor, old: int, new: int) -> Tensor:

@@ -70,6 +70,8 @@ def restyle(
         raise ValueError("in is missing: give an audio file or a folder of them, in=song.mp3")
     if block_frames < 1:
         raise ValueError(f"block_frames is {block_frames}, must be at least 1; 1024 are 16 s at 16 kHz")
+    if not hasattr(task, "translate"):
+        raise ValueError(f"ckpt holds a {type(task).__name__}, which changes no styles; give one of task=style_transfer")
     if difference := task.contract.difference(vocoder.contract):
         raise ValueError(f"the vocoder was made for another mel contract ({difference}); choose vocoder=griffin_lim")
     wish = _wish(task.styles, style, source, intensity)
