@@ -14,7 +14,9 @@ FILES = sorted(p for p in CONF.rglob("*.yaml") if "hydra" not in p.relative_to(C
 META = {"_target_", "_partial_", "_convert_", "_recursive_"}
 GIVEN_AT_BUILD = {  # what run.py or a colleague hands over, and so stands in no file
     "vocab_size", "feature_sizes", "tokenizer", "model", "optimizer", "scheduler", "total_steps", "genres", "task",
-    "folder", "datamodule", "quarantine", "player_lr", "on_step", "contract", "vocoder",
+    "folder", "datamodule", "load",
+    "quarantine", "player_lr", "on_step", "contract", "vocoder", "styles", "statistics", "discriminator", "n_mels", "num_styles",
+    "style_dim",
 }  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """From a composed configuration to trained, sampled and scored music; the only module that knows Hydra."""
 
+import inspect
 import json
 import os
 import sys
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from etude.core.task import Task
 
 Result = TypeVar("Result")
+PARTS = ("model", "discriminator", "optimizer", "tokenizer", "contract", "styles", "statistics")  # what others give
 
 
 def _wandb_offline() -> bool:
@@ -62,61 +64,16 @@ def run_folder() -> Path:
     return Path(HydraConfig.get().runtime.output_dir)
 
 
-def find_checkpoint(ckpt: str, outputs: str) -> Path:
-    """Returns the checkpoint that `ckpt` names: a file, a run's folder, or `last` for the newest run's last one.
-
-    Raises:
-        ValueError: there is no such checkpoint.
-    """
-    if ckpt == "last":
-        found = sorted(Path(outputs).rglob("checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
-        if not found:
-            raise ValueError(f"ckpt=last: no checkpoints/last.ckpt under {outputs}/; train first or give a path")
-        return found[-1]
-    path = Path(ckpt).expanduser()
-    if path.is_dir():
-        path = path / "checkpoints" / "last.ckpt" if (path / "checkpoints").is_dir() else path / "last.ckpt"
-    if not path.is_file():
-        raise ValueError(f"ckpt={ckpt}: there is no such file; give a checkpoint, a run's folder, or ckpt=last")
-    return path
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint's contents without running any code that it might hold."""
-    import torch
-
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{path}: not a readable checkpoint ({type(error).__name__}); give one that Etude wrote") from error
-    if "etude" not in checkpoint or not checkpoint["etude"].get("recipe"):
-        raise ValueError(f"{path}: not a checkpoint of Etude; give one that train.py wrote")
-    for name in _targets(checkpoint["etude"]["recipe"]):  # building the task must run no code but ours and PyTorch's
-        if not name.startswith(("etude.", "torch.optim.", "pytorch_lightning.")):
-            raise ValueError(f"{path}: its recipe names {name}, which is not of Etude; don't load checkpoints you don't trust")
-    return checkpoint
-
-
-def _targets(node: Any) -> list[str]:
-    if isinstance(node, dict):
-        own = [str(node["_target_"])] if "_target_" in node else []
-        return own + [name for value in node.values() for name in _targets(value)]
-    return [name for value in node for name in _targets(value)] if isinstance(node, list) else []
-
-
 def load_task(path: Path) -> tuple["Task", DictConfig]:
     """Rebuilds a trained task and the configuration of its run from a checkpoint alone."""
     import torch
     from hydra.utils import get_class
 
+    from etude.core.checkpoint_files import load_checkpoint
+
     checkpoint = load_checkpoint(path)
     recipe = OmegaConf.create(checkpoint["etude"]["recipe"])
-    parts = {}
-    if "tokenizer" in checkpoint["etude"]:
-        from etude.music.tokenizer import Tokenizer
-
-        parts["tokenizer"] = Tokenizer.from_state(checkpoint["etude"]["tokenizer"])
-    task = build_task(recipe, **parts)
+    task = build_task(recipe, **get_class(recipe.task._target_).parts_from(checkpoint["etude"]))
     task.load_state_dict(checkpoint["state_dict"])
     task.eval()
     task.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -125,16 +82,36 @@ def load_task(path: Path) -> tuple["Task", DictConfig]:
 
 
 def build_task(cfg: DictConfig, **parts: Any) -> "Task":
-    """Builds the task with its model, optimizer and schedule; `parts` are what the data provides."""
-    builders = {name: instantiate(cfg[name]) for name in ("model", "optimizer", "scheduler") if cfg.get(name) is not None}
-    return instantiate(cfg.task, **builders, **parts)
+    """Builds the task with its networks, optimizer and schedule; `parts` are what the data provides."""
+    names = ("model", "discriminator", "optimizer", "scheduler")
+    builders = {name: instantiate(cfg[name]) for name in names if cfg.get(name) is not None}
+    return _hand_over(cfg.task, **builders, **parts)
 
 
-def prepare_data(node: DictConfig, tokenizer: Callable[..., Any], folder: Path) -> Any:
+def _hand_over(node: DictConfig, **parts: Any) -> Any:
+    """Builds what `node` names with those of `parts` that it asks for.
+
+    Raises: ValueError where it asks for one that is not there, such as a task for other data's.
+    """
+    from hydra.utils import get_object
+
+    parameters = inspect.signature(get_object(node._target_)).parameters
+    given = {name: part for name, part in parts.items() if name in parameters}
+    missing = [n for n, p in parameters.items() if n in PARTS and p.default is p.empty and n not in given and n not in node]
+    if missing:
+        raise ValueError(
+            f"{node._target_.rpartition('.')[2]} needs a {missing[0]}, which the chosen data or groups don't give; "
+            "`python train.py --help` shows which task= and data= go together"
+        )
+    # not through Hydra's keywords, which turn dataclasses into dictionaries
+    return instantiate(node, _partial_=True)(**given)
+
+
+def prepare_data(node: DictConfig, tokenizer: Callable[..., Any] | None, folder: Path) -> Any:
     """Builds the datamodule, reads what is not cached yet, and lists in the run's folder what had to be left out."""
     from etude.core.artifacts import write_atomically
 
-    datamodule = instantiate(node, tokenizer=tokenizer)
+    datamodule = _hand_over(node, **({} if tokenizer is None else {"tokenizer": tokenizer}))
     datamodule.prepare_data()
     if rows := datamodule.quarantine:
         lines = ["\t".join(row) for row in [("file", "piece", "reason"), *rows]]
@@ -180,6 +157,7 @@ def train(cfg: DictConfig) -> float | None:
     from pytorch_lightning import seed_everything
 
     from etude.core.artifacts import write_environment
+    from etude.core.checkpoint_files import find_checkpoint, load_checkpoint
     from etude.core.technique import Composition
 
     folder = run_folder()
@@ -200,8 +178,11 @@ def train(cfg: DictConfig) -> float | None:
     torch.set_float32_matmul_precision("high")
 
     trainer = build_trainer(cfg, folder, techniques)
-    datamodule = prepare_data(cfg.data, instantiate(cfg.tokenizer), folder)
-    task = build_task(cfg, tokenizer=datamodule.tokenizer)
+    tokenizer = instantiate(cfg.tokenizer) if cfg.get("tokenizer") is not None else None
+    datamodule = prepare_data(cfg.data, tokenizer, folder)
+    task = build_task(cfg, **datamodule.parts)
+    if cfg.weights is not None:
+        start_from(task, find_checkpoint(cfg.weights, cfg.outputs))
     task.recipe = {**recipe, "overrides": overrides}
     last = folder / "checkpoints" / "last.ckpt"
     try:
@@ -216,9 +197,25 @@ def train(cfg: DictConfig) -> float | None:
         best = Path(trainer.checkpoint_callback.best_model_path or last)
         if cfg.get("sampling"):  # `~sampling` on the command line leaves it out
             trained, _ = load_task(best)
-            instantiate(cfg.sampling)(task=trained, folder=folder)
+            instantiate(cfg.sampling)(task=trained, folder=folder, datamodule=datamodule)
         print(f"checkpoint: {best}\nresults:    {folder}", file=sys.stderr)
     return float(value) if value is not None else None
+
+
+def start_from(task: "Task", path: Path) -> None:
+    """Gives a new task the weights of a checkpoint, with a fresh optimizer; the data may differ.
+
+    Raises: ValueError where the networks differ.
+    """
+    from etude.core.checkpoint_files import load_checkpoint
+
+    try:
+        task.load_state_dict(load_checkpoint(path)["state_dict"])
+    except RuntimeError as error:
+        raise ValueError(
+            f"weights={path}: its networks have other sizes; give the model= and task= options of its run"
+        ) from error
+    print(f"starting from the weights of {path}", file=sys.stderr)
 
 
 def command_line() -> list[str]:
@@ -274,23 +271,47 @@ def build_trainer(cfg: DictConfig, folder: Path, techniques: list[Any]) -> Any:
 @one_line_errors
 def generate(cfg: DictConfig) -> None:
     """Samples from a checkpoint into MIDI, audio, piano rolls and a report."""
+    from etude.core.checkpoint_files import find_checkpoint
+
     path = find_checkpoint(cfg.ckpt or "last", cfg.outputs)
     task, _ = load_task(path)
+    if not hasattr(task, "sample"):
+        raise ValueError(f"{path} holds a {type(task).__name__}, which generates no scores; restyle audio with transfer.py")
     folder = run_folder()
     instantiate(cfg.sampling)(task=task, folder=folder)
     print(f"results: {folder / 'report.html'}", file=sys.stderr)
 
 
 @one_line_errors
+def transfer(cfg: DictConfig) -> None:
+    """Restyles audio files with a checkpoint."""
+    from etude.core.checkpoint_files import find_checkpoint
+
+    quiet_lightning()
+    task, _ = load_task(find_checkpoint(cfg.ckpt or "last", cfg.outputs))
+    if not hasattr(task, "translate"):
+        raise ValueError(f"ckpt holds a {type(task).__name__}, which changes no styles; give one of task=style_transfer")
+    vocoder = _hand_over(cfg.vocoder, contract=task.contract, load=load_task)
+    instantiate(cfg.transfer)(task=task, vocoder=vocoder, folder=run_folder())
+
+
+@one_line_errors
 def evaluate(cfg: DictConfig) -> None:
-    """Measures a checkpoint against held-out music, or any folder of scores by itself."""
+    """Measures a checkpoint against what was held out, or any folder of scores by itself."""
+    from etude.core.checkpoint_files import find_checkpoint
+
     folder = run_folder()
     if cfg.files is not None:
         instantiate(cfg.score_files)(folder=folder)
     else:
         path = find_checkpoint(cfg.ckpt or "last", cfg.outputs)
         task, recipe = load_task(path)
+        kind = type(task).__module__.rpartition(".")[2]
+        if kind not in cfg.score or cfg.task not in (None, kind):
+            known = ", ".join(cfg.score)
+            raise ValueError(f"task={cfg.task}: {path} holds a {kind}; evaluate.py measures {known}; give another ckpt=")
         data: Any = recipe.data if cfg.data is None else OmegaConf.merge(recipe.data, cfg.data)
-        datamodule = prepare_data(data, _the_one(task.tokenizer), folder)
-        instantiate(cfg.score_model)(task=task, datamodule=datamodule, folder=folder)
+        tokenizer = getattr(task, "tokenizer", None)
+        datamodule = prepare_data(data, None if tokenizer is None else _the_one(tokenizer), folder)
+        instantiate(cfg.score[kind])(task=task, datamodule=datamodule, folder=folder)
     print(f"results: {folder / 'report.html'}", file=sys.stderr)

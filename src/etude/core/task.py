@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
@@ -42,7 +42,11 @@ class Task(pl.LightningModule):
         player_lr: learning rate of a player where it differs from the optimizer's.
         seed: of every random draw in training; the draws of a batch depend on (seed, rank, batches trained) alone, so
             that a resumed run draws what the uninterrupted one would have drawn.
+
+    A task whose terms come and go declares them as `lazy_terms`: a weight of one that is not there is no mistake.
     """
+
+    lazy_terms: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(
         self,
@@ -73,6 +77,11 @@ class Task(pl.LightningModule):
     def players(self) -> dict[str, Sequence[nn.Module]]:
         """Name of each player and its modules; players share no parameters."""
         return {"model": [self]}
+
+    @classmethod
+    def parts_from(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns what the data gave to the constructor, from what `on_save_checkpoint` put under "etude"."""
+        return {}
 
     # What is written once.
 
@@ -105,7 +114,7 @@ class Task(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         batch = self.composition.transform_batch(self, batch)
         losses = self.composition.extend_losses(self, batch, self.losses(batch))
-        unknown = self.loss_weights.keys() - losses.keys()
+        unknown = self.loss_weights.keys() - losses.keys() - self.lazy_terms
         if unknown and not self._players_of(unknown).isdisjoint(self._players_of(losses)):
             raise ValueError(f"loss_weights names {sorted(unknown)}, but the terms are {sorted(losses)}; rename or drop it")
         loss = self.composition.weigh(self, losses)

@@ -175,6 +175,11 @@ class MusicDataModule(pl.LightningDataModule):
         return self._tokenizer
 
     @property
+    def parts(self) -> dict[str, Any]:
+        """What a task is built with: the tokenizer."""
+        return {"tokenizer": self.tokenizer}
+
+    @property
     def quarantine(self) -> list[tuple[str, str, str]]:
         """(file, piece, reason) of everything that could not be read or tokenised."""
         return read_quarantine(self._view_folder / "quarantine.tsv")

@@ -137,6 +137,11 @@ class LanguageModel(Task):
             self.train(was_training)
         return [self.tokenizer.decode(sequence) for sequence in sequences]
 
+    @classmethod
+    def parts_from(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """The tokenizer of a checkpoint."""
+        return {"tokenizer": Tokenizer.from_state(saved["tokenizer"])}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["etude"]["tokenizer"] = self.tokenizer.state_dict()

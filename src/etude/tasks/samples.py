@@ -23,6 +23,7 @@ def write_samples(
     *,
     task: LanguageModel,
     folder: Path,
+    datamodule: object = None,
     num_samples: int = 4,
     genre: str | None = None,
     key: str | None = None,
@@ -45,6 +46,7 @@ def write_samples(
     Args:
         task: a trained model.
         folder: the run's folder.
+        datamodule: not used, a language model needs no data to sample.
         genre, key, tempo_bpm, metre, num_bars, programs: what is asked for, as control tokens; None leaves it open.
         prompt: a score file to continue.
         temperature, top_k, top_p, min_p: see `etude.models.sampling.distribution`.

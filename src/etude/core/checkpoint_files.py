@@ -1,0 +1,46 @@
+"""Checkpoints as files: which one is meant, and what it holds, without running any code that it might hold."""
+
+from pathlib import Path
+from typing import Any
+
+
+def find_checkpoint(ckpt: str, outputs: str) -> Path:
+    """Returns the checkpoint that `ckpt` names: a file, a run's folder, or `last` for the newest run's last one.
+
+    Raises:
+        ValueError: there is no such checkpoint.
+    """
+    if ckpt == "last":
+        found = sorted(Path(outputs).rglob("checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise ValueError(f"ckpt=last: no checkpoints/last.ckpt under {outputs}/; train first or give a path")
+        return found[-1]
+    path = Path(ckpt).expanduser()
+    if path.is_dir():
+        path = path / "checkpoints" / "last.ckpt" if (path / "checkpoints").is_dir() else path / "last.ckpt"
+    if not path.is_file():
+        raise ValueError(f"ckpt={ckpt}: there is no such file; give a checkpoint, a run's folder, or ckpt=last")
+    return path
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint's contents without running any code that it might hold."""
+    import torch
+
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path}: not a readable checkpoint ({type(error).__name__}); give one that Etude wrote") from error
+    if "etude" not in checkpoint or not checkpoint["etude"].get("recipe"):
+        raise ValueError(f"{path}: not a checkpoint of Etude; give one that train.py wrote")
+    for name in _targets(checkpoint["etude"]["recipe"]):  # building the task must run no code but ours and PyTorch's
+        if not name.startswith(("etude.", "torch.optim.", "pytorch_lightning.")):
+            raise ValueError(f"{path}: its recipe names {name}, which is not of Etude; don't load checkpoints you don't trust")
+    return checkpoint
+
+
+def _targets(node: Any) -> list[str]:
+    if isinstance(node, dict):
+        own = [str(node["_target_"])] if "_target_" in node else []
+        return own + [name for value in node.values() for name in _targets(value)]
+    return [name for value in node for name in _targets(value)] if isinstance(node, list) else []

@@ -1,0 +1,379 @@
+"""Restyling audio as mels, learned from audio of each style that need not match: GANs of every kind in one dictionary.
+
+Shapes: s styles, b pieces of each, n rows (s * b), m mel bands, f frames, e style dimensions.
+
+A mel is white in its style when each band has mean 0 and deviation 1 over that style's training audio. Generators and
+discriminators see white mels, so a generator that changes nothing is the closed-form per-band affine map.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from etude.audio.chroma import mel_chroma_filterbank
+from etude.audio.mel import MelContract
+from etude.core.task import OptimizerFactory, SchedulerFactory, Task, frozen
+from etude.core.technique import Batch
+from etude.losses.adversarial import Kind, discriminator_loss, generator_loss, r1_penalty
+from etude.losses.feature_matching import feature_matching
+from etude.losses.harmony import chroma_loss
+from etude.losses.patch_nce import patch_nce
+from etude.losses.rhythm import onset_loss
+from etude.metrics.mel_distances import frechet_distance
+from etude.models.image_pool import ImagePool
+from etude.models.mel_generator import StyleEncoder
+
+G, D = "generator/", "discriminator/"
+WEIGHTS = {
+    G + "adversarial": 1.0, G + "back_translation": 10.0, G + "cycle": 0.0, G + "identity": 0.0, G + "patch_nce": 0.0,
+    G + "feature_matching": 0.0, G + "rhythm": 0.0, G + "harmony": 0.0, D + "game": 1.0, D + "r1": 4.0,
+}  # fmt: skip
+PLACES = 64  # frames of a piece that patch_nce compares
+
+
+class StyleTransfer(Task):
+    """Learns to restyle between every two styles; which terms have a weight makes it a CycleGAN, a StarGAN, a CUT, ...
+
+    Terms (weight 0 leaves a term out, and its cost), each the mean over source styles; x is white in its style s, y(x)
+    the generator's output for another style t, e noise of `input_noise`:
+
+    - generator/adversarial, discriminator/game: the GAN's two sides; discriminator/r1: |dD/dx|^2 at real x, divided by
+      the frames, every `r1_every` batches.
+    - generator/cycle: |back(y(x + e) + e) - x| in nats, with gradients through both generators (Zhu et al. 2017).
+    - generator/back_translation: the same with y detached, as in unsupervised translation of text (Lample et al. 2018):
+      each generator learns the true way back from the other's outputs. Nothing can be hidden in y, whose noise also
+      keeps the generator from copying its errors, and it costs half a cycle.
+    - generator/identity: |generator(x of t, to t) - x| in nats, every `identity_every` batches until `identity_until`.
+    - generator/patch_nce: contrast between frames of x and y(x) in the generator's own layers (CUT, Park et al. 2020).
+    - generator/feature_matching: the discriminator's layers on the way back against those on x.
+    - generator/rhythm, generator/harmony: onsets and pitch classes of y(x) against those of x.
+
+    Args:
+        model: called with n_mels and style_dim, gives a generator.
+        discriminator: called with the number of styles and n_mels, gives logits and features for (mel, style).
+        contract: how audio became mels. styles: their names. statistics: band means and deviations in nats, [s, 2, m].
+        optimizer, scheduler, loss_weights, player_lr, seed: see `Task`.
+        shared: one generator for all directions, told by style vectors; else one for each ordered pair.
+        style_dim: e of a shared generator.
+        reference_share: how often, in [0, 1], a shared generator is told the style by a clip of it instead of its name.
+        adversarial: lsgan, hinge or non_saturating.
+        input_noise: standard deviation of e, in deviations of a band.
+        r1_every, identity_every: batches between two such terms. identity_until: batch after which identity ends.
+        pool_size: past outputs the discriminator also sees (Shrivastava et al. 2017); 0 for none.
+
+    Raises:
+        ValueError: a weight of an unknown term, or an option out of its range.
+    """
+
+    takes_visible = True
+    lazy_terms: ClassVar[frozenset[str]] = frozenset(WEIGHTS)
+
+    def __init__(
+        self,
+        *,
+        model: Callable[..., nn.Module],
+        discriminator: Callable[..., nn.Module],
+        contract: MelContract,
+        styles: Sequence[str],
+        statistics: Tensor,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None = None,
+        loss_weights: Mapping[str, float] | None = None,
+        player_lr: Mapping[str, float] | None = None,
+        shared: bool = False,
+        style_dim: int = 32,
+        reference_share: float = 0.5,
+        adversarial: Kind = "lsgan",
+        input_noise: float = 0.3,
+        r1_every: int = 8,
+        identity_every: int = 4,
+        identity_until: int | None = None,
+        pool_size: int = 0,
+        seed: int = 0,
+    ) -> None:
+        if unknown := sorted((loss_weights or {}).keys() - WEIGHTS.keys()):
+            raise ValueError(f"loss_weights names {unknown[0]}; the terms are {', '.join(sorted(WEIGHTS))}")
+        for name, value in (("input_noise", input_noise), ("reference_share", reference_share), ("pool_size", pool_size)):
+            if value < 0 or (name == "reference_share" and value > 1):
+                raise ValueError(f"task.{name} is {value}, must be at least 0{', at most 1' if 'share' in name else ''}")
+        if min(r1_every, identity_every, style_dim) < 1 or len(styles) < 2:
+            raise ValueError("r1_every, identity_every and style_dim must be at least 1, and there must be two styles")
+        weights = {**WEIGHTS, **(loss_weights or {})}
+        super().__init__(optimizer=optimizer, scheduler=scheduler, loss_weights=weights, player_lr=player_lr, seed=seed)
+        self.contract, self.styles, self.shared = contract, tuple(styles), shared
+        self.adversarial, self.input_noise, self.reference_share = adversarial, input_noise, reference_share
+        self.r1_every, self.identity_every, self.identity_until = r1_every, identity_every, identity_until
+        count = len(self.styles)
+        self.pairs = [(s, t) for s in range(count) for t in range(count) if s != t]
+        build = lambda: model(n_mels=contract.n_mels, style_dim=2 * style_dim if shared else 0)  # noqa: E731
+        self.generators = nn.ModuleList(build() for _ in range(1 if shared else len(self.pairs)))
+        self.sources = nn.Embedding(count, style_dim) if shared else None
+        self.targets = nn.Embedding(count, style_dim) if shared else None
+        self.encoder = StyleEncoder(contract.n_mels, style_dim) if shared and reference_share else None
+        self.judge = discriminator(count, n_mels=contract.n_mels)
+        width = getattr(self.generators[0], "outlet").in_features if weights[G + "patch_nce"] else 0  # noqa: B009
+        self.heads = nn.ModuleList(nn.Linear(width, 64) for _ in range(3 if width else 0))
+        self.pool = ImagePool(pool_size)
+        self.register_buffer("statistics", statistics.clone(), persistent=False)
+        self.register_buffer("chroma_bands", mel_chroma_filterbank(contract).clone(), persistent=False)
+        self._seen: dict[tuple[int, int], tuple[list[Tensor], list[Tensor]]] = {}
+
+    @property
+    def players(self) -> dict[str, Sequence[nn.Module]]:
+        extra = [part for part in (self.sources, self.targets, self.encoder) if part is not None]
+        return {"generator": [self.generators, self.heads, *extra], "discriminator": [self.judge]}
+
+    # --- mels and styles ---
+
+    def white(self, log_mel_nmf: Tensor, style_n: Tensor) -> Tensor:
+        """Natural-log mels, each band made mean 0 and deviation 1 by the statistics of its style."""
+        mean_nm, deviation_nm = cast(Tensor, self.statistics)[style_n].unbind(1)
+        return (log_mel_nmf - mean_nm[..., None]) / deviation_nm[..., None]
+
+    def coloured(self, white_nmf: Tensor, style_n: Tensor) -> Tensor:
+        """The inverse of `white`."""
+        mean_nm, deviation_nm = cast(Tensor, self.statistics)[style_n].unbind(1)
+        return white_nmf * deviation_nm[..., None] + mean_nm[..., None]
+
+    def _vectors(self, source_n: Tensor, target_n: Tensor, reference_nmf: Tensor | None = None) -> Tensor | None:
+        if self.sources is None or self.targets is None:
+            return None
+        target_ne = self.targets(target_n)
+        if reference_nmf is not None and self.encoder is not None:
+            by_clip_n1 = torch.rand(len(target_n), 1, device=self.device) < self.reference_share
+            target_ne = torch.where(by_clip_n1, self.encoder(reference_nmf).to(target_ne), target_ne)
+        return torch.cat([self.sources(source_n), target_ne], dim=-1)
+
+    def _directions(self, source_n: Tensor, target_n: Tensor) -> Iterator[tuple[nn.Module, slice]]:
+        """The generator of each run of rows that go the same way."""
+        if self.shared:
+            yield self.generators[0], slice(None)
+            return
+        ways = list(zip(source_n.tolist(), target_n.tolist(), strict=True))
+        start = 0
+        for way, rows in groupby(ways):
+            stop = start + len(list(rows))
+            # an identity (a style to itself) is asked of the generator that ends there
+            pair = way if way in self.pairs else next(pair for pair in self.pairs if pair[1] == way[1])
+            yield self.generators[self.pairs.index(pair)], slice(start, stop)
+            start = stop
+
+    def _generate(
+        self, x_nmf: Tensor, source_n: Tensor, target_n: Tensor, vectors: Tensor | None, visible: Tensor | None = None
+    ) -> Tensor:
+        """White in the source style to white in the target style."""
+        out = [
+            generator(x_nmf[rows], None if vectors is None else vectors[rows], None if visible is None else visible[rows])
+            for generator, rows in self._directions(source_n, target_n)
+        ]
+        return torch.cat(out)
+
+    def _noisy(self, x_nmf: Tensor) -> Tensor:
+        return x_nmf + self.input_noise * torch.randn_like(x_nmf) if self.input_noise else x_nmf
+
+    def _nats(self, difference_nmf: Tensor, style_n: Tensor) -> Tensor:
+        """Mean of |difference| of white mels, in nats."""
+        return (difference_nmf.float().abs() * cast(Tensor, self.statistics)[style_n, 1][..., None]).mean()
+
+    # --- training ---
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        mel_sbmf = batch["mel"]
+        styles, pieces = mel_sbmf.shape[:2]
+        on = {name for name, weight in self.loss_weights.items() if weight}
+        source_n = torch.arange(styles, device=self.device).repeat_interleave(pieces)
+        shift = int(torch.randint(1, styles, ())) if styles > 2 else 1  # every style goes to another, all to different ones
+        target_n = (source_n + shift) % styles
+        log_nmf = self.contract.denormalise(mel_sbmf.flatten(0, 1))
+        x_nmf = self.white(log_nmf, source_n)
+        of_target_nmf = x_nmf.unflatten(0, (styles, pieces)).roll(-shift, 0).flatten(0, 1)  # real, row by row of style t
+        visible = batch["visible"].flatten(0, 1) if "visible" in batch else None
+        vectors = self._vectors(source_n, target_n, of_target_nmf)
+        fake_nmf = self._generate(self._noisy(x_nmf), source_n, target_n, vectors, visible)
+        terms: dict[str, Tensor] = {}
+        if G + "adversarial" in on:
+            with frozen(self.judge):
+                logits, _ = self.judge(fake_nmf, target_n)
+            terms[G + "adversarial"] = generator_loss(logits, self.adversarial)
+        terms |= self._ways_back(on, x_nmf, fake_nmf, source_n, target_n)
+        terms |= self._kept(on, log_nmf, x_nmf, fake_nmf, source_n, target_n, vectors)
+        until = float("inf") if self.identity_until is None else self.identity_until
+        if G + "identity" in on and self.batches_trained % self.identity_every == 0 and self.batches_trained < until:
+            same_nmf = self._generate(of_target_nmf, source_n, target_n, self._vectors(target_n, target_n))
+            terms[G + "identity"] = self._nats(same_nmf - of_target_nmf, target_n)
+        return terms | self._game(on, x_nmf, source_n, *self.pool.swap(fake_nmf.detach(), target_n))
+
+    def _ways_back(self, on: set[str], x_nmf: Tensor, fake_nmf: Tensor, source_n: Tensor, target_n: Tensor) -> dict[str, Tensor]:
+        terms: dict[str, Tensor] = {}
+        vectors = self._vectors(target_n, source_n)
+        back_nmf = None
+        for name, start_nmf in (("cycle", fake_nmf), ("back_translation", fake_nmf.detach())):
+            if G + name in on:
+                back_nmf = self._generate(self._noisy(start_nmf), target_n, source_n, vectors)
+                terms[G + name] = self._nats(back_nmf - x_nmf, source_n)
+        if G + "feature_matching" in on and back_nmf is not None:
+            with frozen(self.judge):
+                terms[G + "feature_matching"] = feature_matching(
+                    self.judge(back_nmf, source_n)[1], self.judge(x_nmf, source_n)[1]
+                )
+        return terms
+
+    def _kept(
+        self, on: set[str], log_nmf: Tensor, x_nmf: Tensor, fake_nmf: Tensor, source_n: Tensor, target_n: Tensor,
+        vectors: Tensor | None,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """What the source keeps of itself: rhythm, harmony, and which frame is which."""
+        terms: dict[str, Tensor] = {}
+        if on & {G + "rhythm", G + "harmony"}:
+            fake_log_nmf = self.coloured(fake_nmf.float(), target_n)
+            if G + "rhythm" in on:
+                terms[G + "rhythm"] = onset_loss(self.contract.normalise(fake_log_nmf), self.contract.normalise(log_nmf))
+            if G + "harmony" in on:
+                terms[G + "harmony"] = chroma_loss(fake_log_nmf, log_nmf, filterbank_12m=cast(Tensor, self.chroma_bands))
+        if G + "patch_nce" in on:
+            queries, keys = (self._layers(mel, source_n, target_n, vectors) for mel in (fake_nmf, x_nmf))
+            places = torch.randperm(x_nmf.shape[-1], device=self.device)[:PLACES]
+            nce = [
+                patch_nce(head(q[..., places].transpose(1, 2)), head(k[..., places].transpose(1, 2)))
+                for head, q, k in zip(self.heads, queries, keys, strict=True)
+            ]
+            terms[G + "patch_nce"] = torch.stack(nce).mean()
+        return terms
+
+    def _layers(self, mel_nmf: Tensor, source_n: Tensor, target_n: Tensor, vectors: Tensor | None) -> list[Tensor]:
+        """First, middle and last hidden layer of each row's generator."""
+        found = [
+            cast(Any, generator).features(mel_nmf[rows], None if vectors is None else vectors[rows])
+            for generator, rows in self._directions(source_n, target_n)
+        ]
+        layers = [torch.cat(layer) for layer in zip(*found, strict=True)]
+        return [layers[0], layers[len(layers) // 2], layers[-1]]
+
+    def _game(self, on: set[str], x_nmf: Tensor, source_n: Tensor, fake_nmf: Tensor, style_n: Tensor) -> dict[str, Tensor]:
+        if D + "game" not in on:
+            return {}
+        penal = D + "r1" in on and self.batches_trained % self.r1_every == 0
+        real_nmf = x_nmf.detach().requires_grad_(penal)
+        real_logits, _ = self.judge(real_nmf, source_n)
+        fake_logits, _ = self.judge(fake_nmf, style_n)
+        terms = {D + "game": discriminator_loss(real_logits, fake_logits, self.adversarial)}
+        if penal:
+            terms[D + "r1"] = r1_penalty(real_logits, real_nmf) / x_nmf.shape[-1]
+        return terms
+
+    # --- use ---
+
+    @property
+    def context_frames(self) -> int:
+        """Frames on each side that have a say in a frame of the output."""
+        return max(int(cast(Any, generator).context_frames) for generator in self.generators)
+
+    @property
+    def stride(self) -> int:
+        """Frames of which a chunk's start must be a multiple."""
+        return int(cast(Any, self.generators[0]).stride)
+
+    def _index(self, style: str) -> int:
+        if style not in self.styles:
+            raise ValueError(f"style={style} is unknown to this model; it knows {', '.join(self.styles)}")
+        return self.styles.index(style)
+
+    @torch.inference_mode()
+    def translate(self, log_mel_bmf: Tensor, *, source: str, target: str, reference: Tensor | None = None) -> Tensor:
+        """Restyles natural-log mels [b, m, f], f at least 1, from one style to another.
+
+        Args:
+            source, target: names of styles; the same ones give the input back.
+            reference: natural-log mels [m, f] of a clip to sound like, in place of the target style's average; of a shared
+                generator with `reference_share`.
+
+        Raises:
+            ValueError: an unknown style, or a reference where the model takes none.
+        """
+        s, t = self._index(source), self._index(target)
+        if reference is not None and self.encoder is None:
+            raise ValueError("reference: this model knows styles by name alone; train with task.shared=true to follow a clip")
+        if s == t and reference is None:
+            return log_mel_bmf.clone()
+        source_b, target_b = (torch.full((len(log_mel_bmf),), i, device=self.device) for i in (s, t))
+        vectors = self._vectors(source_b, target_b)
+        if reference is not None and self.encoder is not None and vectors is not None:
+            clip_1mf = self.white(reference.to(self.device)[None], target_b[:1])
+            named = vectors[:, : vectors.shape[1] // 2]
+            vectors = torch.cat([named, self.encoder(clip_1mf).expand(len(target_b), -1)], dim=-1)
+        white = self.white(log_mel_bmf.to(self.device), source_b)
+        return self.coloured(self._generate(white, source_b, target_b, vectors).float(), target_b).to(log_mel_bmf)
+
+    def affine(self, log_mel_bmf: Tensor, *, source: str, target: str) -> Tensor:
+        """The closed-form baseline: each band given the mean and deviation of the target style, [b, m, f]."""
+        source_b, target_b = (torch.full((len(log_mel_bmf),), self._index(i), device=self.device) for i in (source, target))
+        return self.coloured(self.white(log_mel_bmf.to(self.device), source_b), target_b).to(log_mel_bmf)
+
+    def nearest_style(self, log_mel_mf: Tensor, *, among: Iterable[str]) -> str:
+        """The style of `among` whose band means and deviations are nearest to a clip's, loudness apart."""
+        mean_m, deviation_m = log_mel_mf.mean(-1), log_mel_mf.std(-1)
+
+        def distance(style: str) -> float:
+            its_mean, its_deviation = cast(Tensor, self.statistics)[self._index(style)].to(log_mel_mf)
+            shift = mean_m - its_mean
+            return float(((shift - shift.mean()).square() + (deviation_m - its_deviation).square()).sum())
+
+        return min(among, key=distance)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        mel_sbmf = self.contract.denormalise(batch["mel"])
+        pieces = mel_sbmf.shape[1]
+        for s, t in self.pairs:
+            source_b, target_b = (torch.full((pieces,), i, device=self.device) for i in (s, t))
+            x_bmf = self.white(mel_sbmf[s], source_b)
+            white = self._generate(x_bmf, source_b, target_b, self._vectors(source_b, target_b))
+            fake_bmf = self.coloured(white.float(), target_b)
+            fakes, reals = self._seen.setdefault((s, t), ([], []))
+            fakes.append(fake_bmf.cpu())
+            reals.append(mel_sbmf[t].cpu())
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs val/frechet (bel^2), and where the held-out songs are the same in every style val/l1 (nats)."""
+        distances, errors = [], []
+        for fakes, reals in self._seen.values():
+            fake_bmf, real_bmf = torch.cat(fakes), torch.cat(reals)
+            frames = [mel.transpose(0, 1).flatten(1).numpy() for mel in (fake_bmf, real_bmf)]
+            distances.append(frechet_distance(*frames))
+            errors.append(float((fake_bmf - real_bmf).abs().mean()))
+        self._seen.clear()
+        if not distances:
+            return
+        self.log("val/frechet", sum(distances) / len(distances), prog_bar=True, sync_dist=True)
+        if getattr(self.trainer.datamodule, "paired", False):  # type: ignore[attr-defined]
+            self.log("val/l1", sum(errors) / len(errors), prog_bar=True, sync_dist=True)
+
+    # --- checkpoints ---
+
+    @classmethod
+    def parts_from(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """What a task is built with again, from a checkpoint's own part."""
+        return {
+            "contract": MelContract(**saved["contract"]),
+            "styles": tuple(saved["styles"]),
+            "statistics": saved["statistics"],
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        statistics = cast(Tensor, self.statistics).cpu()
+        checkpoint["etude"] |= {"contract": self.contract.to_dict(), "styles": list(self.styles), "statistics": statistics}
+        checkpoint["etude"]["pool"] = self.pool.state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        saved = checkpoint["etude"]
+        if difference := MelContract(**saved["contract"]).difference(self.contract):
+            raise ValueError(f"the checkpoint has another mel contract ({difference}); give the data.contract options of its run")
+        if tuple(saved["styles"]) != self.styles:
+            raise ValueError(
+                f"the checkpoint's styles are {saved['styles']}, here {list(self.styles)}; give the same, or weights="
+            )
+        self.pool.restore(saved["pool"])
