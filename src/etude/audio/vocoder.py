@@ -19,7 +19,11 @@ class GriffinLim:
 
     Magnitudes M move towards the mel E (bands W) by M <- M * (W^T (E / W M)) / (W^T 1), which never raises the
     Kullback-Leibler divergence of E from W M. A source whose mel is E already is a fixed point of both steps, so it comes
-    back as it was; what differs little stays close to it.
+    back as it was (to 1e-5); what differs little stays close to it.
+
+    Round trip of five recordings through 64 bands (16 kHz; `benchmarks/round_trip.py`), chroma cosine with the source and
+    log-mel L1: 1.000 and 0.000 beside the source; 0.915 and 0.092 with its phases alone; 0.835 and 0.096 without it. With 128
+    bands 1.000, 0.985 and 0.945. More iterations than 8 lower the L1 by a fifth, but take the harmonies away from the source's.
 
     Args:
         contract: what the mels were made with.
