@@ -73,11 +73,12 @@ def load_task(path: Path) -> tuple["Task", DictConfig]:
 
     checkpoint = load_checkpoint(path)
     recipe = OmegaConf.create(checkpoint["etude"]["recipe"])
-    task = build_task(recipe, **get_class(recipe.task._target_).parts_from(checkpoint["etude"]))
+    made: Any = get_class(recipe.task._target_)
+    task = build_task(recipe, **made.parts_from(checkpoint["etude"]))
     task.load_state_dict(checkpoint["state_dict"])
     task.eval()
     task.to("cuda" if torch.cuda.is_available() else "cpu")
-    assert isinstance(task, get_class(recipe.task._target_))
+    assert isinstance(task, made)
     return task, recipe
 
 
