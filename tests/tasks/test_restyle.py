@@ -185,6 +185,7 @@ def test_real_music_keeps_its_loudness(shared_data: Path, options: dict[str, Any
     ("wrong", "told"),
     [
         ({"style": "polka"}, "style=polka is unknown; the model knows folk, rock, jazz"),
+        ({"style": "jazz:0.5"}, "takes a blend apart without quotes"),
         ({"source": "polka"}, "source=polka is unknown"),
         ({"style": None}, "style is missing"),
         ({"style": {"rock": 0.5, "jazz": 0.6}}, "add up to 1"),

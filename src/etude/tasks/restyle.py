@@ -114,7 +114,8 @@ def _wish(styles: tuple[str, ...], style: str | Mapping[str, float] | None, sour
     weights = {style: 1.0} if isinstance(style, str) else {str(name): float(share) for name, share in style.items()}
     for name in [*weights, *([source] if source is not None else [])]:
         if name not in styles:
-            raise ValueError(f"{'style' if name in weights else 'source'}={name} is unknown; {known}")
+            hint = "; the shell takes a blend apart without quotes: 'style={rock:0.5,jazz:0.5}'" if ":" in name else ""
+            raise ValueError(f"{'style' if name in weights else 'source'}={name} is unknown; {known}{hint}")
     if any(not share >= 0 for share in weights.values()) or abs(sum(weights.values()) - 1) > 1e-6:
         raise ValueError(f"style={weights}: the weights must be at least 0 and add up to 1, as {{rock:0.5,jazz:0.5}}")
     weights = {name: share for name, share in weights.items() if share > 0}
