@@ -1,4 +1,4 @@
-"""Runs `etude.run.evaluate` on the configuration in conf/; `python evaluate.py --help` shows the options."""
+"""Runs `etude.run.evaluate` on the configuration in conf/evaluation; `python evaluate.py --help` shows the options."""
 
 import hydra
 from omegaconf import DictConfig
@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 from etude.run import evaluate
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
+@hydra.main(version_base="1.3", config_path="conf/evaluation", config_name="evaluate")
 def main(cfg: DictConfig) -> object:
     """Hands Hydra's configuration over."""
     return evaluate(cfg)

@@ -31,7 +31,8 @@ def call(program: str, folder: Path, *overrides: str) -> Any:
     """Runs `program` in this process, in a run folder of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     options = [f"outputs={folder.parent}", *overrides]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+    conf = ROOT / "conf" / ("evaluation" if program == "evaluate" else "")
+    with initialize_config_dir(str(conf), version_base="1.3"):
         cfg = compose(program, overrides=options, return_hydra_config=True)
         with open_dict(cfg):
             cfg.hydra.runtime.output_dir = str(folder)

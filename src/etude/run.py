@@ -296,6 +296,23 @@ def transfer(cfg: DictConfig) -> None:
     instantiate(cfg.transfer)(task=task, vocoder=vocoder, folder=run_folder())
 
 
+def _scoring(cfg: DictConfig, kind: str, path: Path) -> DictConfig:
+    """The scoring that suits a checkpoint of `kind`, with the options of this command."""
+    from hydra import compose
+    from hydra.core.hydra_config import HydraConfig
+
+    chosen = HydraConfig.get().runtime.choices.get("task")
+    if chosen not in (None, kind):
+        raise ValueError(f"task={chosen}: {path} was trained for {kind}; leave task= out, or give another ckpt=")
+    if chosen is None:
+        if kind == "vocoder":
+            raise ValueError(f"{path} holds a vocoder, which has no table; its val/mel_l1 stands in its run's metrics.csv")
+        cfg = compose(
+            HydraConfig.get().job.config_name or "evaluate", overrides=[*HydraConfig.get().overrides.task, f"task={kind}"]
+        )
+    return cfg.task
+
+
 @one_line_errors
 def evaluate(cfg: DictConfig) -> None:
     """Measures a checkpoint against what was held out, or any folder of scores by itself."""
@@ -308,11 +325,9 @@ def evaluate(cfg: DictConfig) -> None:
         path = find_checkpoint(cfg.ckpt or "last", cfg.outputs)
         task, recipe = load_task(path)
         kind = type(task).__module__.rpartition(".")[2]
-        if kind not in cfg.score or cfg.task not in (None, kind):
-            known = ", ".join(cfg.score)
-            raise ValueError(f"task={cfg.task}: {path} holds a {kind}; evaluate.py measures {known}; give another ckpt=")
+        score = _scoring(cfg, kind, path)
         data: Any = recipe.data if cfg.data is None else OmegaConf.merge(recipe.data, cfg.data)
         tokenizer = getattr(task, "tokenizer", None)
         datamodule = prepare_data(data, None if tokenizer is None else _the_one(tokenizer), folder)
-        instantiate(cfg.score[kind])(task=task, datamodule=datamodule, folder=folder)
+        instantiate(score)(task=task, datamodule=datamodule, folder=folder)
     print(f"results: {folder / 'report.html'}", file=sys.stderr)

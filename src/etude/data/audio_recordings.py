@@ -15,6 +15,7 @@ from etude.data import build
 from etude.data.version import code_version
 from etude.music.arrangement import arrange
 from etude.music.rendering import render
+from etude.music.score import duration_seconds
 
 BLOCK_SAMPLES = 1 << 18  # that are decoded at a time
 
@@ -66,12 +67,14 @@ class ArrangedRecording(Recording):
     @property
     def identity(self) -> str:
         versions = [importlib.metadata.version(name) for name in ("symusic", "music21", "tinysoundfont")]
-        code = code_version("etude.music.arrangement", "etude.music.rendering")
+        code = code_version("etude.music.arrangement", "etude.music.rendering", __name__)
         return json.dumps([self.song, self.group, self.style, self.max_seconds, self.sound, code, versions])
 
     def blocks(self, sample_rate: int) -> Iterator[np.ndarray]:
         score = arrange(build.load_score(self.scores, self.row), self.style, max_seconds=self.max_seconds)
-        yield render(score, sample_rate=sample_rate, soundfont=self.soundfont).mean(axis=0)
+        samples = render(score, sample_rate=sample_rate, soundfont=self.soundfont).mean(axis=0)
+        # without the ring of the last chord: seconds of near silence would be what tells the styles' bands apart
+        yield samples[: round(duration_seconds(score) * sample_rate)]
 
 
 @dataclass(frozen=True, kw_only=True)

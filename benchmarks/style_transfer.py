@@ -1,0 +1,125 @@
+"""Style transfer at an equal budget: CPU-seconds of training steps, one thread; rows for docs/results/style_transfer.md.
+
+    OMP_NUM_THREADS=1 python benchmarks/style_transfer.py --budget 90 --pairs folk,rock folk,jazz --seeds 0 1 2 \
+        --rows docs/results/rows/style_transfer.jsonl
+
+Only the steps count: a batch, its losses, backward, clipping, optimizer, average. Reading data before the first step and
+validation do not. The number of steps is set from the pace of a trial of 40, so that the schedule ends with the budget.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import open_dict
+from peer import context
+
+from etude import run
+from etude.core.checkpoints import LastCheckpoint
+from etude.core.technique import Composition
+from etude.tasks.style_evaluation import score_styles
+
+ROOT = Path(__file__).parents[1]
+
+
+class StepClock(pl.Callback):
+    """CPU-seconds of this process spent in training steps, and losses that were not finite."""
+
+    def __init__(self) -> None:
+        self.seconds = self.wall = self._start = self._start_wall = 0.0
+        self.steps = self.not_finite = 0
+        self.curve: list[list[float]] = []
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._start, self._start_wall = time.process_time(), time.perf_counter()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, outputs: Any, *_: Any) -> None:
+        self.seconds += time.process_time() - self._start
+        self.wall += time.perf_counter() - self._start_wall
+        self.steps += 1
+        self.not_finite += not bool(torch.isfinite(outputs["loss"]))
+
+    def on_validation_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        found = trainer.callback_metrics
+        self.curve.append([round(self.seconds, 1), *(round(float(found[name]), 4) for name in ("val/frechet", "val/l1"))])
+
+
+def composed(options: list[str], folder: Path) -> Any:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("train", overrides=options, return_hydra_config=True)
+        with open_dict(cfg):
+            cfg.hydra.runtime.output_dir = str(folder)
+        HydraConfig.instance().set_config(cfg)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        return cfg
+
+
+def fit(cfg: Any, folder: Path, *, steps: int, checks: int) -> tuple[Any, Any, StepClock]:
+    """Trains as train.py does, with `checks` validations, and returns (task with its averaged weights, data, clock)."""
+    pl.seed_everything(cfg.seed, verbose=False)
+    with open_dict(cfg):
+        cfg.trainer.max_steps = steps
+        cfg.trainer.val_check_interval = max(1, steps // checks) if checks else None
+        cfg.trainer.limit_val_batches = 1.0 if checks else 0
+    datamodule = run.prepare_data(cfg.data, None, folder)
+    task = run.build_task(cfg, **datamodule.parts)
+    task.recipe = run.OmegaConf.to_container(cfg, resolve=True)
+    techniques = Composition(run.instantiate(node) for node in (cfg.get("technique") or {}).values()).techniques
+    clock, last = StepClock(), folder / "checkpoints" / "last.ckpt"
+    trainer = run.instantiate(
+        cfg.trainer, logger=False, enable_progress_bar=False, default_root_dir=str(folder),
+        callbacks=[*techniques, clock, LastCheckpoint(path=last, every_n_steps=steps)],
+    )  # fmt: skip
+    trainer.fit(task, datamodule=datamodule)
+    return run.load_task(last)[0], datamodule, clock
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--budget", type=float, default=90, help="CPU-seconds of training steps")
+    parser.add_argument("--pairs", nargs="+", default=["folk,rock", "folk,jazz"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--songs", type=int, default=None, help="held-out songs; all without it")
+    parser.add_argument("--checks", type=int, default=10, help="validations on the way")
+    parser.add_argument("--rows", type=Path, default=None, help="JSON lines to append to")
+    parser.add_argument("--keep", type=Path, default=None, help="folder for checkpoints, pictures and reports")
+    parser.add_argument("--name", default="default", help="what the table calls this recipe")
+    parser.add_argument("options", nargs="*", help="more options, as for train.py (after --)")
+    args = parser.parse_args()
+    run.quiet_lightning()
+    for pair in args.pairs:
+        for seed in args.seeds:
+            with tempfile.TemporaryDirectory() as scratch:
+                folder = (args.keep or Path(scratch)) / f"{args.name}_{pair.replace(',', '-')}_{args.budget:.0f}_{seed}"
+                folder.mkdir(parents=True, exist_ok=True)
+                options = ["task=style_transfer", f"styles=[{pair}]", f"seed={seed}", *args.options]
+                _, _, trial = fit(composed(options, folder), folder, steps=40, checks=0)
+                steps = max(50, int(args.budget / (trial.seconds / trial.steps)))
+                task, datamodule, clock = fit(composed(options, folder), folder, steps=steps, checks=args.checks)
+                rows = score_styles(task=task, datamodule=datamodule, folder=folder, num_songs=args.songs)
+                shared = {
+                    "recipe": args.name, "options": " ".join(options), "pair": pair, "seed": seed, "budget_s": args.budget,
+                    "cpu_s": round(clock.seconds, 1), "wall_s": round(clock.wall, 1), "steps": steps,
+                    "not_finite": clock.not_finite, "parameters": sum(p.numel() for p in task.generators.parameters()),
+                    "curve": clock.curve,
+                }  # fmt: skip
+                for row in rows:
+                    line = {**context(), **shared, **row}
+                    print(" ".join(f"{k}={v:.3f}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()), flush=True)
+                    if args.rows is not None:
+                        args.rows.parent.mkdir(parents=True, exist_ok=True)
+                        with args.rows.open("a") as file:
+                            file.write(json.dumps(line) + "\n")
+                print(f"{pair} seed {seed}: {steps} steps, {clock.seconds:.0f} CPU-s, {clock.wall:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
