@@ -154,19 +154,53 @@ def quiet_lightning() -> None:
 @one_line_errors
 def train(cfg: DictConfig) -> float | None:
     """Trains, keeps the best and the last checkpoint, samples and writes the report; returns the monitored value."""
+    from etude.core.checkpoint_files import find_checkpoint, load_checkpoint
+
+    folder, overrides = run_folder(), command_line()
+    if cfg.get("stage"):
+        return _stages(cfg, folder, overrides)
+    resume = find_checkpoint(cfg.ckpt, cfg.outputs) if cfg.ckpt else None
+    if resume is not None:
+        cfg, overrides = continued(cfg, load_checkpoint(resume), overrides)
+        print(f"continuing {resume} with the options of its run: {' '.join(overrides) or 'the defaults'}", file=sys.stderr)
+    return _run(cfg, folder, overrides, resume)
+
+
+def _stages(cfg: DictConfig, folder: Path, overrides: list[str]) -> float | None:
+    """Trains phase after phase, each in a folder of its own and from the weights of the one before."""
+    from hydra import compose
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import open_dict
+
+    if cfg.ckpt:
+        raise ValueError("ckpt= continues one run; leave stage= out, or start a phase from weights with weights=")
+    shared = [option for option in overrides if _key(option).partition(".")[0] != "stage"]
+    weights, value = cfg.weights, None
+    for number, phase in enumerate(cfg.stage.phases, start=1):
+        part = folder / f"{number}_{phase.name}"
+        (part / "checkpoints").mkdir(parents=True, exist_ok=True)
+        mine = {_key(option) for option in phase.options} | {"weights"}
+        options = [*(option for option in shared if _key(option) not in mine), *phase.options]
+        settings: Any = HydraConfig.get()
+        with open_dict(settings):
+            settings.runtime.output_dir = str(part)  # where this phase's loggers write
+        start = [] if weights is None else [f"weights={json.dumps(str(weights))}"]
+        print(f"phase {number} of {len(cfg.stage.phases)}, {phase.name}: {' '.join(phase.options)}", file=sys.stderr)
+        value = _run(compose(HydraConfig.get().job.config_name or "train", overrides=[*options, *start]), part, options, None)
+        best = part / "checkpoints" / "best.ckpt"
+        weights = best if best.is_file() else best.with_name("last.ckpt")
+    return value
+
+
+def _run(cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | None) -> float | None:
+    """One training: `overrides` are the options that give `cfg`, `resume` the checkpoint that it continues."""
     import torch
     from pytorch_lightning import seed_everything
 
     from etude.core.artifacts import write_environment
-    from etude.core.checkpoint_files import find_checkpoint, load_checkpoint
+    from etude.core.checkpoint_files import find_checkpoint
     from etude.core.technique import Composition
 
-    folder = run_folder()
-    resume = find_checkpoint(cfg.ckpt, cfg.outputs) if cfg.ckpt else None
-    overrides = command_line()
-    if resume is not None:
-        cfg, overrides = continued(cfg, load_checkpoint(resume), overrides)
-        print(f"continuing {resume} with the options of its run: {' '.join(overrides) or 'the defaults'}", file=sys.stderr)
     for name, node in (cfg.get("technique") or {}).items():
         if "_target_" not in node:
             raise ValueError(f"technique.{name} is set, but the technique is not chosen; add it: technique=[{name},...]")

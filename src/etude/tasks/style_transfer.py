@@ -347,7 +347,7 @@ class StyleTransfer(Task):
         if not distances:
             return
         self.log("val/frechet", sum(distances) / len(distances), prog_bar=True, sync_dist=True)
-        if getattr(self.trainer.datamodule, "paired", False):  # type: ignore[attr-defined]
+        if getattr(getattr(self.trainer, "datamodule", None), "paired", False):
             self.log("val/l1", sum(errors) / len(errors), prog_bar=True, sync_dist=True)
 
     # --- checkpoints ---

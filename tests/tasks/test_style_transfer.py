@@ -1,0 +1,269 @@
+"""The laws of style transfer: where it begins, what it gives back, whose gradients reach whom, what survives a checkpoint."""
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from etude.audio.mel import MelContract
+from etude.models.discriminators import FrameDiscriminator, PatchDiscriminator
+from etude.models.image_pool import ImagePool
+from etude.models.mel_generator import MelGenerator
+from etude.tasks.style_transfer import WEIGHTS, StyleTransfer
+from tests.toys import trainer
+
+CONTRACT = MelContract(n_mels=16)
+STYLES = ("folk", "rock", "jazz")
+
+
+def statistics(styles: int = 3) -> Tensor:
+    draws = torch.Generator().manual_seed(3)
+    mean = -4 + torch.randn(styles, 16, generator=draws)
+    return torch.stack([mean, 0.5 + torch.rand(styles, 16, generator=draws)], dim=1)
+
+
+def task(**options: Any) -> StyleTransfer:
+    torch.manual_seed(0)
+    options.setdefault("styles", STYLES)
+    return StyleTransfer(
+        **{
+            "model": partial(MelGenerator, dim=8, num_blocks=2),
+            "discriminator": partial(FrameDiscriminator, channels=8),
+            "contract": CONTRACT,
+            "statistics": statistics(len(options["styles"])),
+            "optimizer": partial(torch.optim.Adam, lr=1e-3),
+            **options,
+        }
+    )
+
+
+def batch(styles: int = 3, pieces: int = 2, frames: int = 24, seed: int = 0) -> dict[str, Tensor]:
+    draws = torch.Generator().manual_seed(seed)
+    white = torch.randn(styles, pieces, 16, frames, generator=draws)
+    mean, deviation = statistics(styles).unbind(1)
+    return {"mel": CONTRACT.normalise(white * deviation[:, None, :, None] + mean[:, None, :, None])}
+
+
+def trained(made: StyleTransfer) -> StyleTransfer:
+    """With weights that do something."""
+    torch.manual_seed(1)
+    for generator in made.generators:
+        nn.init.normal_(generator.outlet.weight, std=0.1)
+    return made
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_before_training_it_is_the_affine_baseline(shared: bool) -> None:
+    made = task(shared=shared)
+    mel = torch.randn(2, 16, 9) - 4
+    for source in STYLES:
+        for target in STYLES:
+            if source != target:
+                out = made.translate(mel, source=source, target=target)
+                torch.testing.assert_close(out, made.affine(mel, source=source, target=target))
+    assert torch.equal(made.translate(mel, source="rock", target="rock"), mel)
+
+
+def test_the_affine_baseline_matches_every_band() -> None:
+    made = task()
+    mean, deviation = statistics()[0, :, :, None]
+    mel = mean + deviation * torch.randn(1, 16, 50_000)
+    out = made.affine(mel, source="folk", target="jazz")[0]
+    torch.testing.assert_close(out.mean(-1), statistics()[2, 0], atol=0.03, rtol=0)
+    torch.testing.assert_close(out.std(-1), statistics()[2, 1], atol=0.03, rtol=0)
+
+
+@settings(max_examples=25)
+@given(frames=st.integers(1, 70), shared=st.booleans())
+def test_frames_in_are_frames_out(frames: int, shared: bool) -> None:
+    made = trained(task(shared=shared))
+    mel = torch.randn(1, 16, frames) - 4
+    assert made.translate(mel, source="folk", target="rock").shape == mel.shape
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_context_is_all_that_has_a_say(shared: bool) -> None:
+    made = trained(task(shared=shared))
+    reach = made.context_frames
+    mel = torch.randn(1, 16, 4 * reach) - 4
+    whole = made.translate(mel, source="folk", target="rock")
+    start = reach + 3
+    part = made.translate(mel[..., start - reach : start + 5 + reach], source="folk", target="rock")
+    torch.testing.assert_close(part[..., reach : reach + 5], whole[..., start : start + 5], atol=1e-5, rtol=1e-5)
+    changed = mel.clone()
+    changed[..., start - reach - 1] += 1  # one frame beyond
+    out = made.translate(changed, source="folk", target="rock")
+    torch.testing.assert_close(out[..., start], whole[..., start])
+    changed[..., start - reach] += 1  # the last one within
+    assert not torch.equal(made.translate(changed, source="folk", target="rock")[..., start], whole[..., start])
+
+
+EVERY = dict.fromkeys(WEIGHTS, 1.0)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("judge", [FrameDiscriminator, PatchDiscriminator])
+@pytest.mark.parametrize("count", [2, 3])
+def test_every_term_is_finite_and_reaches_its_own_player_alone(shared: bool, judge: Any, count: int) -> None:
+    made = trained(
+        task(styles=STYLES[:count], shared=shared, discriminator=partial(judge, channels=8), loss_weights=EVERY, pool_size=3)
+    )
+    losses = made.losses(batch(count))
+    assert losses.keys() == WEIGHTS.keys()
+    for name, value in losses.items():
+        assert value.ndim == 0 and torch.isfinite(value), name
+        made.zero_grad()
+        value.backward(retain_graph=True)
+        for player, modules in made.players.items():
+            touched = any(p.grad is not None and p.grad.any() for module in modules for p in module.parameters())
+            assert touched == (name.partition("/")[0] == player), (name, player)
+
+
+def test_terms_without_weight_are_not_computed() -> None:
+    made = task(loss_weights={"generator/back_translation": 0.0, "discriminator/r1": 0.0})
+    assert made.losses(batch()).keys() == {"generator/adversarial", "discriminator/game"}
+
+
+def test_lazy_terms_come_and_go() -> None:
+    made = task(loss_weights={"generator/identity": 1.0}, r1_every=3, identity_every=2, identity_until=4)
+    found = []
+    for made.batches_trained in range(6):
+        losses = made.losses(batch())
+        found.append(("discriminator/r1" in losses, "generator/identity" in losses))
+    assert found == [(True, True), (False, False), (False, True), (True, False), (False, False), (False, False)]
+
+
+def test_back_translation_leaves_the_outputs_alone_and_cycle_does_not() -> None:
+    """Of two generators the way back trains only the second; a cycle trains both."""
+    for name, expected in (("back_translation", [False, True]), ("cycle", [True, True])):
+        weights = {**dict.fromkeys(WEIGHTS, 0.0), f"generator/{name}": 1.0}
+        made = trained(task(styles=("folk", "rock"), loss_weights=weights))
+        one_way = batch(2)
+        source, target = torch.zeros(2, dtype=torch.long), torch.ones(2, dtype=torch.long)
+        x = made.white(CONTRACT.denormalise(one_way["mel"][0]), source)
+        fake = made._generate(x, source, target, None)
+        made._ways_back({f"generator/{name}"}, x, fake, source, target)[f"generator/{name}"].backward()
+        touched = [any(p.grad is not None and bool(p.grad.any()) for p in g.parameters()) for g in made.generators]
+        assert touched == expected
+
+
+def test_the_way_back_is_measured_in_nats() -> None:
+    made = task(styles=("folk", "rock"))
+    difference = torch.ones(2, 16, 5)
+    expected = statistics(2)[1, 1].mean()
+    torch.testing.assert_close(made._nats(difference, torch.ones(2, dtype=torch.long)), expected)
+
+
+def test_hidden_frames_say_nothing() -> None:
+    made = trained(task(input_noise=0.0, loss_weights={"generator/back_translation": 0.0, "discriminator/game": 0.0}))
+    one, other = batch(), batch()
+    visible = torch.ones(3, 2, 1, 24)
+    visible[..., 5:15] = 0
+    other["mel"][..., 5:15] = 0.7
+    torch.manual_seed(5)
+    first = made.losses({**one, "visible": visible})["generator/adversarial"]
+    torch.manual_seed(5)
+    made_again = made.losses({**other, "visible": visible})["generator/adversarial"]
+    torch.manual_seed(5)
+    seen = made.losses(other)["generator/adversarial"]
+    assert not torch.equal(made_again, seen)
+    assert first.isfinite()
+
+
+def test_a_reference_clip_is_followed_by_a_shared_generator_alone() -> None:
+    made = trained(task(shared=True))
+    nn.init.normal_(made.generators[0].blocks[0].film.weight)
+    mel, clip, other = torch.randn(3, 1, 16, 30) - 4
+    by_clip = made.translate(mel, source="folk", target="rock", reference=clip[0])
+    assert not torch.equal(by_clip, made.translate(mel, source="folk", target="rock", reference=other[0]))
+    with pytest.raises(ValueError, match="shared"):
+        task().translate(mel, source="folk", target="rock", reference=clip[0])
+
+
+def test_the_nearest_style_is_the_one_whose_bands_it_has_at_any_level() -> None:
+    made = task()
+    for index, style in enumerate(STYLES):
+        mean, deviation = statistics()[index, :, :, None]
+        clip = mean + deviation * torch.randn(16, 2000) - 2.0  # two nats softer
+        assert made.nearest_style(clip, among=STYLES) == style
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"loss_weights": {"generator/cicle": 1.0}}, "generator/cycle"),
+        ({"input_noise": -1.0}, "input_noise"),
+        ({"reference_share": 1.5}, "reference_share"),
+        ({"styles": ("folk",)}, "two styles"),
+    ],
+)
+def test_wrong_options_are_told(options: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        task(**options)
+
+
+def test_an_unknown_style_is_told_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="polka.*folk, rock, jazz"):
+        task().translate(torch.zeros(1, 16, 3), source="folk", target="polka")
+
+
+def test_a_checkpoint_of_another_contract_or_style_is_refused() -> None:
+    checkpoint: dict[str, Any] = {}
+    task().on_save_checkpoint(checkpoint)
+    with pytest.raises(ValueError, match="n_fft"):
+        task(contract=MelContract(n_mels=16, n_fft=512)).on_load_checkpoint(checkpoint)
+    with pytest.raises(ValueError, match="styles"):
+        task(styles=("folk", "rock")).on_load_checkpoint(checkpoint)
+    parts = StyleTransfer.parts_from(checkpoint["etude"])
+    assert parts["contract"] == CONTRACT and parts["styles"] == STYLES and torch.equal(parts["statistics"], statistics())
+
+
+def test_training_brings_shifted_styles_together(tmp_path: Any) -> None:
+    """A style that is another turned upside down in time-constant bands: the game must find more than the affine map."""
+
+    class Data(torch.utils.data.IterableDataset):
+        def __iter__(self) -> Any:
+            for seed in range(150):
+                mel = batch(2, pieces=8, frames=32, seed=seed)["mel"]
+                draws = torch.Generator().manual_seed(seed)
+                common = torch.randn(8, 1, 32, generator=draws)  # all bands of the second style move together
+                mean, deviation = statistics(2)[1, :, :, None]
+                mel[1] = CONTRACT.normalise(mean + deviation * (0.2 * torch.randn(8, 16, 32, generator=draws) + common))
+                yield {"mel": mel}
+
+    made = task(styles=("folk", "rock"), optimizer=partial(torch.optim.Adam, lr=3e-3, betas=(0.5, 0.9)))
+    run = trainer(tmp_path, max_steps=150, limit_val_batches=3)
+    loaders = [torch.utils.data.DataLoader(Data(), batch_size=None) for _ in range(2)]
+    run.fit(made, *loaders)
+    assert 0 < run.callback_metrics["val/frechet"] < 10 and "val/l1" not in run.callback_metrics
+    made.eval()
+    source = CONTRACT.denormalise(batch(2, pieces=16, frames=64, seed=999)["mel"][0])
+
+    def togetherness(mel: Tensor) -> float:
+        return float(torch.corrcoef(made.white(mel, torch.ones(16, dtype=torch.long)).transpose(0, 1).flatten(1)).mean())
+
+    before = togetherness(made.affine(source, source="folk", target="rock"))
+    after = togetherness(made.translate(source, source="folk", target="rock"))
+    assert before < 0.15 and after > 0.5
+
+
+def test_the_pool_hands_out_past_outputs_with_their_styles() -> None:
+    torch.manual_seed(0)
+    pool = ImagePool(4)
+    seen = []
+    for number in range(30):
+        out, styles = pool.swap(torch.full((2, 1, 1), float(number)), torch.tensor([number % 3, number % 3]))
+        assert all(int(value) % 3 == style for value, style in zip(out.flatten().tolist(), styles.tolist(), strict=True))
+        seen += [(number, int(value)) for value in out.flatten().tolist()]
+    assert any(past < now for now, past in seen) and all(past <= now for now, past in seen)
+    copy = ImagePool(4)
+    copy.restore(pool.state())
+    torch.manual_seed(7)
+    one = pool.swap(torch.zeros(2, 1, 1), torch.tensor([0, 1]))
+    torch.manual_seed(7)
+    other = copy.swap(torch.zeros(2, 1, 1), torch.tensor([0, 1]))
+    assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
