@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -79,14 +80,28 @@ def test_technique_values_are_the_python_defaults(path: Path) -> None:
         assert value == (list(expected) if isinstance(expected, tuple) else expected), key
 
 
-@pytest.mark.parametrize(
-    "path", [CONF / "model" / "grid.yaml", *sorted((CONF / "scheduler").glob("*.yaml"))], ids=lambda p: p.stem
-)
+SCHEDULES = [
+    path for path in sorted((CONF / "scheduler").glob("*.yaml")) if OmegaConf.load(path)._target_.endswith(f".{path.stem}")
+]
+
+
+@pytest.mark.parametrize("path", [CONF / "model" / "grid.yaml", *SCHEDULES], ids=lambda p: p.stem)
 def test_the_only_choice_of_a_class_has_the_python_defaults(path: Path) -> None:
     node = OmegaConf.load(path)
     defaults = _defaults(resolve(node["_target_"]))
     plain = {key for key in node if key not in META and not OmegaConf.is_interpolation(node, key)}
     assert {key: node[key] for key in plain} == {key: defaults[key] for key in plain}
+
+
+@pytest.mark.parametrize("task", sorted(path.stem for path in (CONF / "task").glob("*.yaml")))
+def test_a_task_leaves_the_users_choices_as_they_are(task: str) -> None:
+    importlib.import_module("etude.run")  # its resolver
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        assert compose("train", overrides=[f"task={task}", "trainer=smoke"]).trainer.max_steps == 10
+        for scheduler in sorted(path.stem for path in (CONF / "scheduler").glob("*.yaml")):
+            node = compose("train", overrides=[f"task={task}", f"scheduler={scheduler}"]).scheduler
+            assert {str(key) for key in node} - META <= set(inspect.signature(resolve(node._target_)).parameters)
+        assert compose("train", overrides=[f"task={task}", "~scheduler"]).get("scheduler") is None
 
 
 def test_no_machine_paths_or_hosts() -> None:
