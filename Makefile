@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.installed
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check lint lock report bench clean
+.PHONY: help setup train test check lint lock report bench styles clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -37,6 +37,13 @@ report: setup  ## regenerate the tables and figures of docs/results from docs/re
 
 bench: setup  ## run the speed comparisons: make bench ARGS="--scores MIDI_FOLDER --jsb Jsb16thSeparated.json"
 	$(BIN)/python benchmarks/all.py $(ARGS)
+
+styles: setup  ## measure style transfer: 90 CPU-seconds, then 15 CPU-minutes, two pairs, three seeds (2 hours on one core)
+	for budget in 90 900; do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/style_transfer.py --budget $$budget \
+	  --rows docs/results/rows/style_transfer.jsonl --pictures docs/results || exit 1; done
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/style_stress.py --rows docs/results/rows/style_stress.jsonl
+	$(BIN)/python benchmarks/style_speed.py --rows docs/results/rows/style_speed.jsonl
+	$(BIN)/python benchmarks/transfer_speed.py --rows docs/results/rows/transfer_speed.jsonl
 
 lock:  ## pin pyproject.toml again into requirements.lock
 	@{ echo "# Complete pin of pyproject.toml with all extras; written by 'make lock'. Installed with --no-deps: tinysoundfont's"; \

@@ -175,7 +175,9 @@ def speed() -> str:
 
 def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
-    block = "\n\n".join(part for part in (jsb(), speed()) if part)
+    from report_styles import style_transfer
+
+    block = "\n\n".join(part for part in (jsb(), style_transfer(), speed()) if part)
     readme = ROOT / "README.md"
     begin, end = "<!-- results: made by `make report` -->", "<!-- end of results -->"
     head, _, rest = readme.read_text().partition(begin)

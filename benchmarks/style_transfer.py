@@ -9,6 +9,7 @@ validation do not. The number of steps is set from the pace of a trial of 40, so
 
 import argparse
 import json
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -91,6 +92,7 @@ def main() -> None:
     parser.add_argument("--checks", type=int, default=10, help="validations on the way")
     parser.add_argument("--rows", type=Path, default=None, help="JSON lines to append to")
     parser.add_argument("--keep", type=Path, default=None, help="folder for checkpoints, pictures and reports")
+    parser.add_argument("--pictures", type=Path, default=None, help="folder for the first seed's mels, style_<from>_to_<to>.png")
     parser.add_argument("--name", default="default", help="what the table calls this recipe")
     parser.add_argument("options", nargs="*", help="more options, as for train.py (after --)")
     args = parser.parse_args()
@@ -105,6 +107,9 @@ def main() -> None:
                 steps = max(50, int(args.budget / (trial.seconds / trial.steps)))
                 task, datamodule, clock = fit(composed(options, folder), folder, steps=steps, checks=args.checks)
                 rows = score_styles(task=task, datamodule=datamodule, folder=folder, num_songs=args.songs)
+                if args.pictures is not None and seed == args.seeds[0]:
+                    for picture in folder.glob("*_to_*.png"):
+                        shutil.copyfile(picture, args.pictures / f"style_{picture.name}")
                 shared = {
                     "recipe": args.name, "options": " ".join(options), "pair": pair, "seed": seed, "budget_s": args.budget,
                     "cpu_s": round(clock.seconds, 1), "wall_s": round(clock.wall, 1), "steps": steps,

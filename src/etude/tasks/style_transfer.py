@@ -25,6 +25,7 @@ from etude.losses.rhythm import onset_loss
 from etude.metrics.mel_distances import frechet_distance
 from etude.models.image_pool import ImagePool
 from etude.models.mel_generator import StyleEncoder
+from etude.models.style_bands import StyleBands, rows_of
 
 G, D = "generator/", "discriminator/"
 WEIGHTS = {
@@ -117,7 +118,7 @@ class StyleTransfer(Task):
         width = getattr(self.generators[0], "outlet").in_features if weights[G + "patch_nce"] else 0  # noqa: B009
         self.heads = nn.ModuleList(nn.Linear(width, 64) for _ in range(3 if width else 0))
         self.pool = ImagePool(pool_size)
-        self.register_buffer("statistics", statistics.clone(), persistent=False)
+        self.bands = StyleBands(statistics)
         self.register_buffer("chroma_bands", mel_chroma_filterbank(contract).clone(), persistent=False)
         self._seen: dict[tuple[int, int], tuple[list[Tensor], list[Tensor]]] = {}
 
@@ -126,17 +127,7 @@ class StyleTransfer(Task):
         extra = [part for part in (self.sources, self.targets, self.encoder) if part is not None]
         return {"generator": [self.generators, self.heads, *extra], "discriminator": [self.judge]}
 
-    # --- mels and styles ---
-
-    def white(self, log_mel_nmf: Tensor, style_n: Tensor) -> Tensor:
-        """Natural-log mels, each band made mean 0 and deviation 1 by the statistics of its style."""
-        mean_nm, deviation_nm = cast(Tensor, self.statistics)[style_n].unbind(1)
-        return (log_mel_nmf - mean_nm[..., None]) / deviation_nm[..., None]
-
-    def coloured(self, white_nmf: Tensor, style_n: Tensor) -> Tensor:
-        """The inverse of `white`."""
-        mean_nm, deviation_nm = cast(Tensor, self.statistics)[style_n].unbind(1)
-        return white_nmf * deviation_nm[..., None] + mean_nm[..., None]
+    # --- generators ---
 
     def _vectors(self, source_n: Tensor, target_n: Tensor, reference_nmf: Tensor | None = None) -> Tensor | None:
         if self.sources is None or self.targets is None:
@@ -174,10 +165,6 @@ class StyleTransfer(Task):
     def _noisy(self, x_nmf: Tensor) -> Tensor:
         return x_nmf + self.input_noise * torch.randn_like(x_nmf) if self.input_noise else x_nmf
 
-    def _nats(self, difference_nmf: Tensor, style_n: Tensor) -> Tensor:
-        """Mean of |difference| of white mels, in nats."""
-        return (difference_nmf.float().abs() * cast(Tensor, self.statistics)[style_n, 1][..., None]).mean()
-
     # --- training ---
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -188,7 +175,7 @@ class StyleTransfer(Task):
         shift = int(torch.randint(1, styles, ())) if styles > 2 else 1  # every style goes to another, all to different ones
         target_n = (source_n + shift) % styles
         log_nmf = self.contract.denormalise(mel_sbmf.flatten(0, 1))
-        x_nmf = self.white(log_nmf, source_n)
+        x_nmf = self.bands.white(log_nmf, source_n)
         of_target_nmf = x_nmf.unflatten(0, (styles, pieces)).roll(-shift, 0).flatten(0, 1)  # real, row by row of style t
         visible = batch["visible"].flatten(0, 1) if "visible" in batch else None
         vectors = self._vectors(source_n, target_n, of_target_nmf)
@@ -203,7 +190,7 @@ class StyleTransfer(Task):
         until = float("inf") if self.identity_until is None else self.identity_until
         if G + "identity" in on and self.batches_trained % self.identity_every == 0 and self.batches_trained < until:
             same_nmf = self._generate(of_target_nmf, source_n, target_n, self._vectors(target_n, target_n))
-            terms[G + "identity"] = self._nats(same_nmf - of_target_nmf, target_n)
+            terms[G + "identity"] = self.bands.nats(same_nmf - of_target_nmf, target_n)
         return terms | self._game(on, x_nmf, source_n, *self.pool.swap(fake_nmf.detach(), target_n))
 
     def _ways_back(self, on: set[str], x_nmf: Tensor, fake_nmf: Tensor, source_n: Tensor, target_n: Tensor) -> dict[str, Tensor]:
@@ -213,7 +200,7 @@ class StyleTransfer(Task):
         for name, start_nmf in (("cycle", fake_nmf), ("back_translation", fake_nmf.detach())):
             if G + name in on:
                 back_nmf = self._generate(self._noisy(start_nmf), target_n, source_n, vectors)
-                terms[G + name] = self._nats(back_nmf - x_nmf, source_n)
+                terms[G + name] = self.bands.nats(back_nmf - x_nmf, source_n)
         if G + "feature_matching" in on and back_nmf is not None:
             with frozen(self.judge):
                 terms[G + "feature_matching"] = feature_matching(
@@ -228,7 +215,7 @@ class StyleTransfer(Task):
         """What the source keeps of itself: rhythm, harmony, and which frame is which."""
         terms: dict[str, Tensor] = {}
         if on & {G + "rhythm", G + "harmony"}:
-            fake_log_nmf = self.coloured(fake_nmf.float(), target_n)
+            fake_log_nmf = self.bands.coloured(fake_nmf.float(), target_n)
             if G + "rhythm" in on:
                 terms[G + "rhythm"] = onset_loss(self.contract.normalise(fake_log_nmf), self.contract.normalise(log_nmf))
             if G + "harmony" in on:
@@ -298,39 +285,33 @@ class StyleTransfer(Task):
             raise ValueError("reference: this model knows styles by name alone; train with task.shared=true to follow a clip")
         if s == t and reference is None:
             return log_mel_bmf.clone()
-        source_b, target_b = (torch.full((len(log_mel_bmf),), i, device=self.device) for i in (s, t))
+        source_b, target_b = (rows_of(i, len(log_mel_bmf), self.device) for i in (s, t))
         vectors = self._vectors(source_b, target_b)
         if reference is not None and self.encoder is not None and vectors is not None:
-            clip_1mf = self.white(reference.to(self.device)[None], target_b[:1])
+            clip_1mf = self.bands.white(reference.to(self.device)[None], target_b[:1])
             named = vectors[:, : vectors.shape[1] // 2]
             vectors = torch.cat([named, self.encoder(clip_1mf).expand(len(target_b), -1)], dim=-1)
-        white = self.white(log_mel_bmf.to(self.device), source_b)
-        return self.coloured(self._generate(white, source_b, target_b, vectors).float(), target_b).to(log_mel_bmf)
+        white = self.bands.white(log_mel_bmf.to(self.device), source_b)
+        return self.bands.coloured(self._generate(white, source_b, target_b, vectors).float(), target_b).to(log_mel_bmf)
 
     def affine(self, log_mel_bmf: Tensor, *, source: str, target: str) -> Tensor:
         """The closed-form baseline: each band given the mean and deviation of the target style, [b, m, f]."""
-        source_b, target_b = (torch.full((len(log_mel_bmf),), self._index(i), device=self.device) for i in (source, target))
-        return self.coloured(self.white(log_mel_bmf.to(self.device), source_b), target_b).to(log_mel_bmf)
+        source_b, target_b = (rows_of(self._index(i), len(log_mel_bmf), self.device) for i in (source, target))
+        return self.bands.coloured(self.bands.white(log_mel_bmf.to(self.device), source_b), target_b).to(log_mel_bmf)
 
     def nearest_style(self, log_mel_mf: Tensor, *, among: Iterable[str]) -> str:
         """The style of `among` whose band means and deviations are nearest to a clip's, loudness apart."""
-        mean_m, deviation_m = log_mel_mf.mean(-1), log_mel_mf.std(-1)
-
-        def distance(style: str) -> float:
-            its_mean, its_deviation = cast(Tensor, self.statistics)[self._index(style)].to(log_mel_mf)
-            shift = mean_m - its_mean
-            return float(((shift - shift.mean()).square() + (deviation_m - its_deviation).square()).sum())
-
-        return min(among, key=distance)
+        distances = self.bands.distances(log_mel_mf)
+        return min(among, key=lambda style: float(distances[self._index(style)]))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         mel_sbmf = self.contract.denormalise(batch["mel"])
         pieces = mel_sbmf.shape[1]
         for s, t in self.pairs:
-            source_b, target_b = (torch.full((pieces,), i, device=self.device) for i in (s, t))
-            x_bmf = self.white(mel_sbmf[s], source_b)
+            source_b, target_b = (rows_of(i, pieces, self.device) for i in (s, t))
+            x_bmf = self.bands.white(mel_sbmf[s], source_b)
             white = self._generate(x_bmf, source_b, target_b, self._vectors(source_b, target_b))
-            fake_bmf = self.coloured(white.float(), target_b)
+            fake_bmf = self.bands.coloured(white.float(), target_b)
             fakes, reals = self._seen.setdefault((s, t), ([], []))
             fakes.append(fake_bmf.cpu())
             reals.append(mel_sbmf[t].cpu())
@@ -363,7 +344,7 @@ class StyleTransfer(Task):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        statistics = cast(Tensor, self.statistics).cpu()
+        statistics = cast(Tensor, self.bands.statistics).cpu()
         checkpoint["etude"] |= {"contract": self.contract.to_dict(), "styles": list(self.styles), "statistics": statistics}
         checkpoint["etude"]["pool"] = self.pool.state()
 

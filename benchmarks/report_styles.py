@@ -1,0 +1,177 @@
+"""docs/results/style_transfer.md and its pictures, from rows of the style benchmarks; called by report.py."""
+
+import statistics
+from typing import Any
+
+from report import RESULTS, Row, rows, table, where
+
+NAMES = {
+    "copy": "copy (no transfer)",
+    "affine": "affine (no training)",
+    "stranger": "another song in the style",
+    "model": "**Etude**",
+    "oracle": "oracle (the true rendering)",
+}
+COLUMNS = {
+    "accuracy": ("style accuracy, %", 100, 1),
+    "l1_nats": ("L1, nats", 1, 3),
+    "mcd_db": ("MCD, dB", 1, 1),
+    "frechet_bel2": ("Fréchet, bel²", 1, 2),
+    "mmd": ("MMD²", 1, 3),
+    "onset_f": ("onset F", 1, 3),
+    "chroma": ("chroma cosine", 1, 3),
+    "chroma_r": ("chroma correlation", 1, 3),
+}
+GOALS = (("accuracy", 0.95, 1), ("l1_nats", 0.75, -1), ("mcd_db", 25.0, -1), ("frechet_bel2", 2.0, -1))
+
+
+def cell(found: list[Row], column: str) -> str:
+    _, factor, digits = COLUMNS[column]
+    values = [factor * row[column] for row in found]
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 and statistics.stdev(values) > 0 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}"
+
+
+def direction(found: list[Row]) -> str:
+    """The table of one direction at one budget: mean and standard deviation over seeds."""
+    lines = []
+    for name, label in NAMES.items():
+        mine = [row for row in found if row["row"] == name]
+        if mine:
+            speed = f"{statistics.median(row['real_time_factor'] for row in mine):.0f}" if name == "model" else ""
+            lines.append([label, *(cell(mine, column) for column in COLUMNS), speed])
+    return table(["row", *(label for label, _, _ in COLUMNS.values()), "times real time"], lines)
+
+
+def against_affine(found: list[Row], column: str) -> float:
+    """How much less than the affine map's, in percent, means over seeds."""
+    mean = {name: statistics.mean(row[column] for row in found if row["row"] == name) for name in ("affine", "model")}
+    return 100 * (1 - mean["model"] / mean["affine"])
+
+
+def goals(found: list[Row]) -> str:
+    """The figures to reach and which were reached."""
+    model = [row for row in found if row["row"] == "model"]
+    told = []
+    for column, goal, sign in GOALS:
+        value = statistics.mean(row[column] for row in model)
+        label, factor, digits = COLUMNS[column]
+        verdict = "reached" if sign * (value - goal) >= 0 else "missed"
+        told.append(f"{label} {factor * value:.{digits}f} (goal {factor * goal:g}: {verdict})")
+    better = [f"{label} {against_affine(found, column):.0f} %" for column, label in (("l1_nats", "L1"), ("mcd_db", "MCD"))]
+    return f"{'; '.join(told)}. Less than affine: {', '.join(better)}."
+
+
+def curves(found: list[Row]) -> None:
+    """Validation during training, one panel a pair and measure."""
+    from matplotlib.figure import Figure
+
+    pairs = sorted({row["pair"] for row in found})
+    figure = Figure(figsize=(10, 2.6 * len(pairs)), layout="constrained")
+    axes = figure.subplots(len(pairs), 2, squeeze=False)
+    for line, pair in enumerate(pairs):
+        runs = {(row["budget_s"], row["seed"]): row["curve"] for row in found if row["pair"] == pair}
+        for axis, column, label in zip(axes[line], (1, 2), ("Fréchet distance, bel²", "log-mel L1, nats"), strict=True):
+            for (budget, seed), curve in sorted(runs.items()):
+                seconds, values = [point[0] for point in curve], [point[column] for point in curve]
+                axis.plot(seconds, values, marker=".", linewidth=1, label=f"{budget:.0f} s, seed {seed}")
+            axis.set(title=pair.replace(",", " and "), xlabel="CPU-seconds of training", ylabel=label, xscale="log")
+            axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 1].legend(fontsize=7)
+    figure.savefig(RESULTS / "style_transfer.png", dpi=110, metadata={"Software": None})
+
+
+def style_transfer() -> str:
+    """Writes docs/results/style_transfer.md; returns the README's table."""
+    found = [row for row in rows("style_transfer.jsonl") if row["recipe"] == "default"]
+    if not found:
+        return ""
+    parts = ["# Style transfer against the truth", INTRODUCTION]
+    summary = []
+    for budget in sorted({row["budget_s"] for row in found}):
+        name = f"{budget:.0f} CPU-seconds" if budget < 600 else f"{budget / 60:.0f} CPU-minutes"
+        parts.append(f"## {name} of training")
+        here = [row for row in found if row["budget_s"] == budget]
+        for source, target in dict.fromkeys((row["source"], row["target"]) for row in here):
+            mine = [row for row in here if (row["source"], row["target"]) == (source, target)]
+            seeds = len({row["seed"] for row in mine})
+            parts += [f"### {source} to {target}, {seeds} seeds", direction(mine), goals(mine)]
+            model = [row for row in mine if row["row"] == "model"]
+            affine = [row for row in mine if row["row"] == "affine"]
+            both = [f"{cell(affine, c)} → **{cell(model, c)}**" for c in ("l1_nats", "mcd_db", "frechet_bel2")]
+            summary.append([f"{source} to {target}, {name}", *both, cell(model, "accuracy")])
+        model = [row for row in here if row["row"] == "model"]
+        runs = {(row["pair"], row["seed"]): row for row in model}.values()
+        parts.append(
+            f"Steps: {min(r['steps'] for r in runs)} to {max(r['steps'] for r in runs)}; parameters of both generators: "
+            f"{model[0]['parameters'] / 1e6:.2f} M; losses that were not finite: {sum(r['not_finite'] for r in runs)}; "
+            f"CPU-seconds of the steps: {min(r['cpu_s'] for r in runs):.0f} to {max(r['cpu_s'] for r in runs):.0f}."
+        )
+    curves(found)
+    parts.append("## Curves\n\n![Validation during training](style_transfer.png)")
+    pictures = sorted(path.name for path in RESULTS.glob("style_*_to_*.png"))
+    if pictures:
+        parts.append("## Pictures\n\nThe first held-out song, the longest training, seed 0.")
+        parts += [
+            f"{name.removeprefix('style_').removesuffix('.png').replace('_', ' ')}\n\n![{name}]({name})" for name in pictures
+        ]
+    tried = [row for row in rows("style_transfer.jsonl") if row["recipe"] != "default" and row["row"] == "model"]
+    if tried:
+        parts.append("## What was tried\n\nOne seed each, otherwise the same budget; one thing changed.")
+        lines = [
+            [f"{r['recipe']}: `{' '.join(r['options'].split()[3:])}`", f"{r['source']} to {r['target']}", f"{r['budget_s']:.0f}",
+             *(cell([r], c) for c in ("l1_nats", "mcd_db", "frechet_bel2", "accuracy", "onset_f", "chroma_r"))]
+            for r in tried
+        ]  # fmt: skip
+        parts.append(table(["change", "direction", "CPU-s", "L1", "MCD", "Fréchet", "accuracy, %", "onset F", "chroma r"], lines))
+    parts += speeds()
+    notes = RESULTS / "style_transfer_notes.md"
+    parts.append(notes.read_text() if notes.exists() else "")
+    parts.append("## Where the rows come from\n\n" + where(found))
+    (RESULTS / "style_transfer.md").write_text("\n\n".join(part for part in parts if part).rstrip() + "\n")
+    return table(["transfer, affine → **Etude**", "L1, nats", "MCD, dB", "Fréchet, bel²", "style accuracy, %"], summary)
+
+
+def speeds() -> list[str]:
+    """Training and transfer speed."""
+    parts = []
+    found: list[dict[str, Any]] = rows("style_speed.jsonl")
+    if found:
+        lines = [
+            [row["case"], f"{row['parameters'] / 1e6:.1f}", f"{row['ours_steps_per_s']:.1f}", f"{row['peer_steps_per_s']:.1f}",
+             f"{row['ratio']:.2f} ({row['ratio_range'][0]:.2f}-{row['ratio_range'][1]:.2f})"]
+            for row in found
+        ]  # fmt: skip
+        parts.append(
+            "## Training speed\n\nAgainst plain eager float32 PyTorch of the same networks and losses, sides in turn.\n\n"
+            + table(["case", "generators, M", "Etude steps/s", "plain steps/s", "ratio (range)"], lines)
+        )
+        parts.append(where(found))
+    found = rows("transfer_speed.jsonl")
+    if found:
+        lines = [
+            [f"{row['minutes']:g} minutes", f"{row['wall_s']:.1f}", f"{row['realtime_factor']:.1f}", f"{row['peak_rss_mb']:.0f}"]
+            for row in found
+        ]
+        parts.append("## Transfer speed\n\n" + table(["file", "seconds", "times real time", "peak memory, MB"], lines))
+        parts.append(where(found))
+    for row in rows("style_stress.jsonl"):
+        parts.append(
+            f"## Robustness\n\n{row['steps']} steps of {row['asked']} over {row['files']} files of random lengths, rates and "
+            f"channels: {row['asked'] - row['steps']} failed or skipped batches, {row['not_finite']} losses not finite; "
+            f"{row['left_out']} files left out ({'; '.join(row['reasons'])})."
+        )
+        parts.append(where([row]))
+    return parts
+
+
+INTRODUCTION = """Tunes that ship with a dependency, arranged in three styles and rendered with General-MIDI sounds (16 kHz, 64
+mels); 60 training tunes a style, others in each, and 40 held-out ones that exist in all styles: every output has its truth.
+Rows: mean and standard deviation over seeds. Columns: accuracy of a classifier trained in the run on real audio; mean
+absolute difference of natural-log mels; mel-cepstral distortion (13 coefficients without the energy); Fréchet distance of
+log10-mel frames; unbiased MMD of band means and deviations of segments; F-measure of onsets within 50 ms; cosine and
+correlation of pitch classes, all against the *paired truth*. Accuracy says nothing alone: noise can have it. Nor do L1, MCD
+and Fréchet: another song in the right style does well by them; onsets and chroma correlation tell whether it is this song.
+
+Budget: CPU-seconds of training steps on one thread. The checkpoint at the end of the budget is measured (averaged weights);
+nothing is chosen by held-out music. Regenerate: `make styles`, then `make report`."""

@@ -1,0 +1,61 @@
+"""10,000 training steps over files of random lengths, rates and channels: how many batches fail or lose their finiteness.
+
+    OMP_NUM_THREADS=1 python benchmarks/style_stress.py --steps 10000 --rows docs/results/rows/style_stress.jsonl
+
+The files (noise bursts, tones, silence, clipping; 0.2 to 60 s, 8 to 96 kHz, 1 to 6 channels) are made here, from a seed.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import soundfile
+from peer import context
+from style_transfer import composed, fit
+
+from etude import run
+
+
+def write_files(folder: Path, *, seed: int, count: int) -> None:
+    """Two styles of `count` files each."""
+    draws = np.random.default_rng(seed)
+    for style in ("low", "high"):
+        (folder / style).mkdir(parents=True)
+        for number in range(count):
+            rate, channels = int(draws.choice([8000, 22050, 44100, 48000, 96000])), int(draws.choice([1, 2, 6]))
+            time = np.arange(int(rate * np.exp(draws.uniform(np.log(0.2), np.log(60))))) / rate
+            pitch = draws.uniform(60, 200) if style == "low" else draws.uniform(800, 3000)
+            sound = np.sin(2 * np.pi * pitch * time) * (np.sin(2 * np.pi * draws.uniform(0.2, 4) * time) > 0)
+            sound = sound * draws.choice([0.01, 0.3, 1.0, 3.0]) + 0.05 * draws.standard_normal(len(time))
+            sound[: int(len(time) * draws.choice([0, 0, 0.5]))] = 0  # half of some files is digital silence
+            soundfile.write(folder / style / f"{number}.wav", np.clip(sound, -1, 1)[:, None].repeat(channels, 1), rate)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--files", type=int, default=60)
+    parser.add_argument("--rows", type=Path, default=None)
+    args = parser.parse_args()
+    run.quiet_lightning()
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        write_files(folder / "audio", seed=0, count=args.files)
+        options = ["task=style_transfer", "data=audio_folder", f"data.root={folder / 'audio'}", f"cache_dir={folder / 'cache'}",
+                   "data.batch_size=2"]  # fmt: skip
+        _, datamodule, clock = fit(composed(options, folder), folder, steps=args.steps, checks=0)
+        row = {
+            "options": "task=style_transfer data=audio_folder data.batch_size=2", "steps": clock.steps, "asked": args.steps,
+            "not_finite": clock.not_finite, "files": 2 * args.files, "left_out": len(datamodule.quarantine),
+            "reasons": sorted({reason for _, _, reason in datamodule.quarantine}), "cpu_s": round(clock.seconds),
+        }  # fmt: skip
+        print(json.dumps(row))
+        if args.rows is not None:
+            with args.rows.open("a") as file:
+                file.write(json.dumps({**context(), **row}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
