@@ -170,7 +170,7 @@ def _stages(cfg: DictConfig, folder: Path, overrides: list[str]) -> float | None
     """Trains phase after phase, each in a folder of its own and from the weights of the one before."""
     from hydra import compose
     from hydra.core.hydra_config import HydraConfig
-    from omegaconf import open_dict
+    from omegaconf import open_dict, read_write
 
     if cfg.ckpt:
         raise ValueError("ckpt= continues one run; leave stage= out, or start a phase from weights with weights=")
@@ -182,7 +182,7 @@ def _stages(cfg: DictConfig, folder: Path, overrides: list[str]) -> float | None
         mine = {_key(option) for option in phase.options} | {"weights"}
         options = [*(option for option in shared if _key(option) not in mine), *phase.options]
         settings: Any = HydraConfig.get()
-        with open_dict(settings):
+        with read_write(settings), open_dict(settings):
             settings.runtime.output_dir = str(part)  # where this phase's loggers write
         start = [] if weights is None else [f"weights={json.dumps(str(weights))}"]
         print(f"phase {number} of {len(cfg.stage.phases)}, {phase.name}: {' '.join(phase.options)}", file=sys.stderr)
@@ -244,11 +244,13 @@ def start_from(task: "Task", path: Path) -> None:
     """
     from etude.core.checkpoint_files import load_checkpoint
 
+    saved = load_checkpoint(path)
     try:
-        task.load_state_dict(load_checkpoint(path)["state_dict"])
+        task.load_state_dict(saved["state_dict"])
     except RuntimeError as error:
+        styles = f", and as many styles as {saved['etude']['styles']}" if "styles" in saved["etude"] else ""
         raise ValueError(
-            f"weights={path}: its networks have other sizes; give the model= and task= options of its run"
+            f"weights={path}: its networks have other sizes; give the model= and task= options of its run{styles}"
         ) from error
     print(f"starting from the weights of {path}", file=sys.stderr)
 

@@ -174,6 +174,16 @@ def test_a_place_that_can_not_be_written_is_told(tmp_path: Path) -> None:
         AudioWriter(tmp_path / "folder.wav", sample_rate=16_000, channels=1, overwrite=True)
 
 
+@pytest.mark.parametrize(
+    ("subtype", "written"),
+    [("MPEG_LAYER_III", "PCM_16"), ("VORBIS", "PCM_16"), ("ULAW", "PCM_16"), (None, "PCM_16"), ("PCM_24", "PCM_24")],
+)
+def test_a_compressed_source_becomes_plain_samples(tmp_path: Path, subtype: str | None, written: str) -> None:
+    with AudioWriter(tmp_path / "x.wav", sample_rate=16_000, channels=1, subtype=subtype) as writer:
+        writer.write(torch.zeros(1, 100))
+    assert inspect_audio(tmp_path / "x.wav").subtype == written
+
+
 def test_an_interrupted_writer_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), AudioWriter(tmp_path / "a.wav", sample_rate=16_000, channels=1) as writer:
         writer.write(sound())

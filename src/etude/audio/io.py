@@ -149,7 +149,8 @@ class AudioWriter:
     Args:
         path: .wav, .flac, .ogg or .mp3; folders are made.
         sample_rate: samples per second. channels: number of channels.
-        subtype: libsndfile's name of the samples' format, as PCM_24; None or one that the format does not hold: its default.
+        subtype: libsndfile's name of the samples' format, as PCM_24; the format's default for None, a compressed one, or one
+            that the format does not hold.
         overwrite: whether a file that exists may be replaced.
 
     Raises:
@@ -166,7 +167,9 @@ class AudioWriter:
         if self.path.is_dir() or (self.path.exists() and not overwrite):
             raise AudioError(path, "exists already", "give another out, or overwrite=true to replace a file")
         kind = suffix[1:].upper()
-        if subtype is None or not soundfile.check_format(kind, subtype):
+        # an MP3's own subtype may stand in a WAV file by libsndfile's table, but can't be written there
+        plain = subtype is not None and subtype.startswith(("PCM_", "FLOAT", "DOUBLE"))
+        if not plain or not soundfile.check_format(kind, subtype):
             subtype = soundfile.default_subtype(kind)
         self._aside = self.path.with_name(f".{self.path.stem}.{os.getpid()}.part{suffix}")
         try:

@@ -87,15 +87,21 @@ def score_styles(
 
 
 def _segments(mels: list[Tensor]) -> Tensor:
-    """Whole segments [n, m, SEGMENT] of mels [m, f]."""
-    cut = [mel[:, : mel.shape[1] // SEGMENT * SEGMENT].unflatten(1, (-1, SEGMENT)).transpose(0, 1) for mel in mels]
-    return torch.cat(cut)
+    """Whole segments [n, m, SEGMENT] of mels [m, f]; a shorter mel has none."""
+    longer = [mel for mel in mels if mel.shape[1] >= SEGMENT]
+    cut = [mel[:, : mel.shape[1] // SEGMENT * SEGMENT].unflatten(1, (-1, SEGMENT)).transpose(0, 1) for mel in longer]
+    return torch.cat(cut) if cut else torch.zeros(0, len(mels[0]), SEGMENT)
 
 
 def _judge(task: StyleTransfer, datamodule: Any, steps: int, seed: int) -> StyleClassifier:
     def of(split: str, style: str) -> Tensor:
         mels = [datamodule.log_mel(split, style, i) for i in range(datamodule.num_pieces(split, style))]
-        found = _segments([mel for mel in mels if mel.shape[1] >= SEGMENT])
+        found = _segments(mels)
+        if not len(found):
+            seconds = SEGMENT * task.contract.hop_length / task.contract.sample_rate
+            raise ValueError(
+                f"{style} has no {split} audio of {seconds:.1f} s at a stretch, which the judge of style hears; add some"
+            )
         return found[:: -(-len(found) // MOST_SEGMENTS)]
 
     held_out = [of("val", style) for style in task.styles] if all(datamodule.num_pieces("val", s) for s in task.styles) else None
@@ -124,7 +130,8 @@ def _direction(
     rows = []
     for name in (name for name in ROWS if name in made):
         row: Row = {"source": source, "target": target, "row": name}
-        row["accuracy"] = judge.accuracy(_segments(made[name]), task.styles.index(target))
+        segments = _segments(made[name])
+        row["accuracy"] = judge.accuracy(segments, task.styles.index(target)) if len(segments) else float("nan")
         row |= compare_mels(zip(made[name], truths, strict=True), contract=task.contract) if datamodule.paired else _as_sets(
             made[name], truths
         )  # fmt: skip
@@ -146,7 +153,10 @@ def _as_sets(fakes: list[Tensor], truths: list[Tensor]) -> Mapping[str, float]:
     frames = [torch.cat(mels, dim=1).numpy() for mels in (fakes, truths)]
     features = [torch.cat([torch.as_tensor(segment_features(mel.numpy())) for mel in mels]).numpy() for mels in (fakes, truths)]
     nothing = dict.fromkeys(COLUMNS, float("nan"))
-    return nothing | {"frechet_bel2": frechet_distance(*frames), "mmd": mmd(*features)}
+    return nothing | {
+        "frechet_bel2": frechet_distance(*frames),
+        "mmd": mmd(*features) if min(map(len, features)) > 1 else float("nan"),
+    }
 
 
 def real_time_factor(task: StyleTransfer, datamodule: Any, split: str, *, seconds: float = 60.0) -> float:
