@@ -68,7 +68,7 @@ class MelGenerator(nn.Module):
         dim: int = 128,
         num_blocks: int = 3,
         kernel_size: int = 5,
-        dilations: Sequence[int] = (1, 2, 4),
+        dilations: Sequence[int] = (1, 4, 16),
         expansion: int = 1,
     ) -> None:
         super().__init__()
