@@ -92,22 +92,52 @@ class Shuffled(Sampler[list[int]]):
         self.number, self.drawn, self.resumed = state["number"], state["drawn"], True
 
 
+class Mels(Dataset[Tensor]):
+    """Mels [s, m, f] of three styles that differ in level and in how much neighbouring frames have in common."""
+
+    def __init__(self, length: int = 64) -> None:
+        generator = torch.Generator().manual_seed(2)
+        noise = torch.randn(length, 3, 16, 14, generator=generator)
+        smooth = torch.stack([noise[:, 0], noise[:, 1].cumsum(-1) / 3, noise[:, 2].cumsum(-2) / 3], dim=1)
+        self.mel = 0.1 * smooth + torch.tensor([-0.4, -0.2, 0.0])[:, None, None]
+
+    def __len__(self) -> int:
+        return len(self.mel)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.mel[index]
+
+
+def as_styles(rows: list[Tensor]) -> dict[str, Tensor]:
+    """The batch {"mel": [s, b, m, f]} of such mels."""
+    return {"mel": torch.stack(rows, dim=1)}
+
+
 class PairsData(pl.LightningDataModule):
+    dataset: type[Dataset[Any]] = Pairs
+    collate: Any = None
+
     def __init__(self, num_workers: int = 0, shuffle: bool = True) -> None:
         super().__init__()
         self.num_workers, self.shuffle = num_workers, shuffle
 
     def train_dataloader(self) -> StatefulDataLoader:
-        data = Pairs()
+        data: Any = self.dataset()
         return StatefulDataLoader(
             data,
             batch_sampler=Shuffled(len(data), shuffle=self.shuffle),
             num_workers=self.num_workers,
             multiprocessing_context="fork" if self.num_workers else None,
+            collate_fn=self.collate,
         )
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(Pairs(8), batch_size=4)
+        return DataLoader(self.dataset(8), batch_size=4, collate_fn=self.collate)  # type: ignore[call-arg]
+
+
+class MelsData(PairsData):
+    dataset = Mels
+    collate = staticmethod(as_styles)
 
 
 def trainer(folder: Path, *, max_steps: int, callbacks: Sequence[pl.Callback] = (), **options: Any) -> pl.Trainer:

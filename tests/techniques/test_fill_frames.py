@@ -1,16 +1,13 @@
 """Stretches are hidden where and as long as the formula says, the mel stays whole, each batch has draws of its own."""
 
-from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from etude.core.checkpoints import LastCheckpoint
 from etude.techniques.fill_frames import FillFrames
-from tests.toys import PairsData, ToyGan, same, trainer, weights
+from tests.toys import ToyGan
 
 TASK: Any = SimpleNamespace(global_rank=0)
 
@@ -71,46 +68,3 @@ def test_a_task_without_mels_is_told_at_setup() -> None:
 def test_share_out_of_range_is_told(share: float) -> None:
     with pytest.raises(ValueError, match=rf"fill_frames\.max_share is {share}, must be in \(0, 1\)"):
         FillFrames(max_share=share)
-
-
-class ToyRestyler(ToyGan):
-    """Restyles mels frame by frame from what is visible of them; the smallest task that takes `visible`."""
-
-    takes_visible = True
-
-    def __init__(self) -> None:
-        super().__init__(optimizer=partial(torch.optim.Adam, lr=1e-3), player_lr={}, loss_weights={})
-        self.seen: list[torch.Tensor] = []
-
-    def losses(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        mel = batch["mel"]
-        visible = batch.get("visible", torch.ones_like(mel[:, :, :1]))
-        self.seen.append(visible.clone())
-        restyled = self.ab(((mel + 1) * visible - 1).transpose(-1, -2))
-        return {"generator/l1": (restyled - mel.transpose(-1, -2)).abs().mean()}
-
-
-class Mels(PairsData):
-    """The toy vectors as mels [1, b, 8 bands, 6 frames]."""
-
-    def on_after_batch_transfer(self, batch: dict[str, torch.Tensor], dataloader_idx: int) -> dict[str, torch.Tensor]:
-        return {"mel": batch["a"][None, :, :, None] * torch.linspace(0.5, 1, 6)}
-
-
-def train(folder: Path, *, steps: int, techniques: list[FillFrames], resume: Path | None = None) -> ToyRestyler:
-    torch.manual_seed(0)
-    task = ToyRestyler()
-    last = LastCheckpoint(path=folder / "last.ckpt", every_n_steps=1000)
-    run = trainer(folder, max_steps=steps, callbacks=[*techniques, last], limit_val_batches=0)
-    run.fit(task, Mels(), ckpt_path=resume, weights_only=True)
-    return task
-
-
-def test_it_changes_training_and_resumes_bit_for_bit(tmp_path: Path) -> None:
-    bare = train(tmp_path / "bare", steps=9, techniques=[])
-    whole = train(tmp_path / "whole", steps=9, techniques=[FillFrames()])
-    train(tmp_path / "half", steps=4, techniques=[FillFrames()])
-    rest = train(tmp_path / "rest", steps=9, techniques=[FillFrames()], resume=tmp_path / "half" / "last.ckpt")
-    assert not same(weights(bare), weights(whole)) and same(weights(whole), weights(rest))
-    assert all((visible == 1).all() for visible in bare.seen) and any((visible == 0).any() for visible in whole.seen)
-    assert all(torch.equal(one, other) for one, other in zip(whole.seen[4:], rest.seen, strict=True))
