@@ -6,6 +6,7 @@ Shapes: c channels, n samples, m mel bands, k linear frequency bins, f frames.
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from etude.audio.io import AUDIO_SUFFIXES, AudioError, AudioInfo, AudioWriter, Levels, inspect_audio, stream_audio
+from etude.audio.io import AUDIO_SUFFIXES, AudioError, AudioInfo, AudioWriter, Levels, inspect_audio, read_audio, stream_audio
 from etude.audio.loudness import LoudnessMeter
 from etude.audio.resampling import Resampler
 from etude.core.artifacts import write_atomically
@@ -34,6 +35,7 @@ def restyle(
     output: str | None = None,
     style: str | Mapping[str, float] | None = None,
     source: str | None = None,
+    reference: str | None = None,
     intensity: float = 1.0,
     overwrite: bool = False,
     block_frames: int = 1024,
@@ -53,6 +55,8 @@ def restyle(
         output: .wav, .flac, .ogg or .mp3, or a folder; a folder where `input` is one. None: `<stem>_<style>.wav` in `folder`.
         style: the wanted style, or weights that add up to 1, as {rock: 0.5, jazz: 0.5}.
         source: the style of the input; None takes the nearest among the styles not asked for, and tells.
+        reference: an audio file whose sound is followed, its first 30 s, by a model that learned to (task=stargan); `style`
+            then defaults to its nearest style.
         intensity: from 0, the input itself, to 1.
         overwrite: whether files that exist are replaced.
         block_frames: mel frames at once; memory grows with it.
@@ -74,7 +78,10 @@ def restyle(
         raise ValueError(f"ckpt holds a {type(task).__name__}, which changes no styles; give one of task=style_transfer")
     if difference := task.contract.difference(vocoder.contract):
         raise ValueError(f"the vocoder was made for another mel contract ({difference}); choose vocoder=griffin_lim")
-    wish = _wish(task.styles, style, source, intensity)
+    clip = None if reference is None else _clip(Path(reference).expanduser(), task)
+    if clip is not None and not style:
+        style = task.nearest_style(clip, among=task.styles)
+    wish = replace(_wish(task.styles, style, source, intensity), reference=clip)
     path = Path(input).expanduser()
     where = Path(output).expanduser() if output is not None else None
     jobs, quarantine = _jobs(path, where, folder, "+".join(wish.weights)), None
@@ -201,6 +208,15 @@ def _gain(path: Path, difference_lu: float, peak: float, ceiling: float) -> floa
     return gain
 
 
+def _clip(path: Path, task: Any) -> Tensor:
+    """The mels of a reference clip's opening."""
+    if getattr(task, "encoder", None) is None:
+        raise ValueError(f"reference={path}: this model knows styles by name alone; train one with task=stargan to follow a clip")
+    samples, _ = read_audio(path, sample_rate=task.contract.sample_rate, mono=True)
+    opening = samples[:, : OPENING_SECONDS * task.contract.sample_rate]
+    return task.contract.log_mel(opening.to(device_of(task)))[0]
+
+
 def _with_nearest_source(path: Path, info: AudioInfo, task: StyleTask, wish: Wish) -> Wish:
     """Guesses the source's style from the file's opening, and tells."""
     among = [name for name in task.styles if name not in wish.weights] or list(task.styles)
@@ -216,7 +232,7 @@ def _with_nearest_source(path: Path, info: AudioInfo, task: StyleTask, wish: Wis
         opening = torch.cat([*blocks, resampler.flush()], 1).to(device_of(task))
         source = task.nearest_style(task.contract.log_mel(opening)[0], among=among)
     print(f"{path}: taken as {source}; source= says otherwise", file=sys.stderr)
-    return Wish(weights=wish.weights, source=source, intensity=wish.intensity)
+    return replace(wish, source=source)
 
 
 @contextmanager

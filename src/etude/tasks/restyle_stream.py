@@ -22,8 +22,8 @@ class StyleTask(Protocol):
     context_frames: int
     stride: int
 
-    def translate(self, log_mel_bmf: Tensor, *, source: str, target: str) -> Tensor:
-        """Returns natural-log mels [b, m, f] of the target style."""
+    def translate(self, log_mel_bmf: Tensor, *, source: str, target: str, **clip: Tensor) -> Tensor:
+        """Returns natural-log mels [b, m, f] of the target style; `reference` [m, f] where a clip says how it sounds."""
 
     def nearest_style(self, log_mel_mf: Tensor, *, among: Iterable[str]) -> str:
         """Returns the style whose bands are nearest."""
@@ -41,11 +41,15 @@ class MelVocoder(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    """What is wanted: weights of the target styles (sum 1), the source style (None: guess), how far (0 to 1)."""
+    """What is wanted: weights of the target styles (sum 1), the source style (None: guess), how far (0 to 1).
+
+    reference: natural-log mels [m, f] of a clip to sound like, for a model that follows one.
+    """
 
     weights: Mapping[str, float]
     source: str | None
     intensity: float
+    reference: Tensor | None = None
 
 
 def device_of(task: Any) -> torch.device:
@@ -109,9 +113,10 @@ class Change:
         mono = contract.log_mel(chunk_cn.mean(0, keepdim=True))
         moved = torch.zeros_like(mono)
         assert self.wish.source is not None
+        clip = {} if self.wish.reference is None else {"reference": self.wish.reference}
         for style, share in self.wish.weights.items():
-            if style != self.wish.source:
-                moved += share * (self.task.translate(mono, source=self.wish.source, target=style) - mono)
+            if style != self.wish.source or clip:
+                moved += share * (self.task.translate(mono, source=self.wish.source, target=style, **clip) - mono)
         left, right = max(0, start - self.vocoder.context_frames), stop + self.vocoder.context_frames
         spectrum = contract.spectrum(chunk_cn)[..., left:right]
         mel = contract.bands(spectrum.abs()).clamp(min=contract.floor).log() + self.wish.intensity * moved[..., left:right]
