@@ -92,6 +92,17 @@ def test_statistics_are_means_and_deviations_of_the_training_mels(tmp_path: Path
     assert set(data.parts) == {"contract", "styles", "statistics"}
 
 
+def test_a_band_that_never_moves_can_be_divided_by(tmp_path: Path) -> None:
+    """Recordings of half the rate leave the upper bands at the floor."""
+    write_styles(tmp_path / "audio", styles=("new",))
+    for number in range(4):
+        time = np.arange(RATE // 2) / (RATE // 2)
+        write(tmp_path / "audio" / "old" / f"{number}.wav", 0.2 * np.hanning(len(time)) * np.sin(1500 * time), rate=RATE // 2)
+    data = module(tmp_path / "audio", tmp_path / "cache")
+    mels = torch.cat([data.log_mel("train", "old", i) for i in range(data.num_pieces("train", "old"))], 1)
+    assert mels.std(1).min() < 0.01 and data.statistics[:, 1].min() == pytest.approx(0.1)
+
+
 # --- splits ---
 
 

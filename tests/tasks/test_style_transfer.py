@@ -102,6 +102,13 @@ def test_the_context_is_all_that_has_a_say(shared: bool) -> None:
     assert not torch.equal(made.translate(changed, source="folk", target="rock")[..., start], whole[..., start])
 
 
+def test_a_recording_unlike_the_training_makes_no_sound_beyond_all_sounds() -> None:
+    still = statistics()
+    still[0, 1] = 0.1  # bands that hardly move in folk
+    made = task(statistics=still).translate(torch.zeros(1, 16, 5), source="folk", target="rock")
+    assert made.max() == CONTRACT.ceiling + 2
+
+
 EVERY = dict.fromkeys(WEIGHTS, 1.0)
 
 

@@ -12,13 +12,15 @@ from etude.data.audio_batches import Clips
 from etude.data.store import write_aside
 
 FRAMES_AT_ONCE = 65_536
+LEAST_DEVIATION = 0.1  # nats
 
 
 def band_statistics(clips: Sequence[Clips], *, cache: Path, name: str) -> Tensor:
     """Mean and standard deviation over all frames of each band of the log mels of each of `clips`, in nats.
 
     cache: the folder where they are kept. name: stands for everything that they depend on.
-    Returns: float32 [s, 2, m].
+    Returns: float32 [s, 2, m]; deviations are at least `LEAST_DEVIATION`, since a band that never moves, as those above 4 kHz
+        of a telephone's recordings, would be divided by nothing.
     """
     path = cache / f"{name}.npy"
     if not path.exists():
@@ -26,7 +28,9 @@ def band_statistics(clips: Sequence[Clips], *, cache: Path, name: str) -> Tensor
         sink = io.BytesIO()
         np.save(sink, found)
         write_aside(path, sink.getvalue())
-    return torch.from_numpy(np.load(path))
+    statistics = torch.from_numpy(np.load(path))
+    statistics[:, 1].clamp_(min=LEAST_DEVIATION)
+    return statistics
 
 
 def _moments(clips: Clips) -> np.ndarray:

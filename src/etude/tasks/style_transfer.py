@@ -32,6 +32,7 @@ WEIGHTS = {
     G + "adversarial": 1.0, G + "back_translation": 10.0, G + "cycle": 0.0, G + "identity": 0.0, G + "patch_nce": 0.0,
     G + "feature_matching": 0.0, G + "rhythm": 0.0, G + "harmony": 0.0, D + "game": 1.0, D + "r1": 4.0,
 }  # fmt: skip
+LOUDEST = 2.0  # nats above the contract's ceiling, which full scale hardly reaches, that a made mel may stand
 PLACES = 64  # frames of a piece that patch_nce compares
 
 
@@ -292,7 +293,9 @@ class StyleTransfer(Task):
             named = vectors[:, : vectors.shape[1] // 2]
             vectors = torch.cat([named, self.encoder(clip_1mf).expand(len(target_b), -1)], dim=-1)
         white = self.bands.white(log_mel_bmf.to(self.device), source_b)
-        return self.bands.coloured(self._generate(white, source_b, target_b, vectors).float(), target_b).to(log_mel_bmf)
+        made = self.bands.coloured(self._generate(white, source_b, target_b, vectors).float(), target_b)
+        # a band that hardly moved in training can be driven beyond any sound by a brighter recording
+        return made.clamp(max=self.contract.ceiling + LOUDEST).to(log_mel_bmf)
 
     def affine(self, log_mel_bmf: Tensor, *, source: str, target: str) -> Tensor:
         """The closed-form baseline: each band given the mean and deviation of the target style, [b, m, f]."""
