@@ -53,7 +53,7 @@ def ours(cfg: Any, task: Any, datamodule: Any, folder: Path) -> float:
 
 
 def by_hand(task: Any, batches: list[Any], lr: float) -> float:
-    """The same GAN written as a loop: LSGAN, back-translation with noise, R1 every 8 steps."""
+    """The same GAN written as a loop: LSGAN, a noisy cycle, R1 every 8 steps."""
     (to_rock, to_folk), judge = task.generators, task.judge
     generator = torch.optim.Adam([*to_rock.parameters(), *to_folk.parameters()], lr=lr, betas=(0.5, 0.9))
     critic = torch.optim.Adam(judge.parameters(), lr=lr, betas=(0.5, 0.9))

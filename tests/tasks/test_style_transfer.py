@@ -131,7 +131,7 @@ def test_every_term_is_finite_and_reaches_its_own_player_alone(shared: bool, jud
 
 
 def test_terms_without_weight_are_not_computed() -> None:
-    made = task(loss_weights={"generator/back_translation": 0.0, "discriminator/r1": 0.0})
+    made = task(loss_weights={"generator/cycle": 0.0, "discriminator/r1": 0.0})
     assert made.losses(batch()).keys() == {"generator/adversarial", "discriminator/game"}
 
 
@@ -144,18 +144,22 @@ def test_lazy_terms_come_and_go() -> None:
     assert found == [(True, True), (False, False), (False, True), (True, False), (False, False), (False, False)]
 
 
-def test_back_translation_leaves_the_outputs_alone_and_cycle_does_not() -> None:
-    """Of two generators the way back trains only the second; a cycle trains both."""
-    for name, expected in (("back_translation", [False, True]), ("cycle", [True, True])):
-        weights = {**dict.fromkeys(WEIGHTS, 0.0), f"generator/{name}": 1.0}
-        made = trained(task(styles=("folk", "rock"), loss_weights=weights))
-        one_way = batch(2)
+def test_the_share_of_the_cycle_s_gradient_that_reaches_the_first_generator() -> None:
+    """None of it in back-translation, all of it in CycleGAN; the second generator's is the same in all."""
+
+    def gradients(share: float) -> list[Tensor]:
+        made = trained(task(styles=("folk", "rock"), cycle_gradient=share, input_noise=0.0))
         source, target = torch.zeros(2, dtype=torch.long), torch.ones(2, dtype=torch.long)
-        x = made.bands.white(CONTRACT.denormalise(one_way["mel"][0]), source)
+        x = made.bands.white(CONTRACT.denormalise(batch(2)["mel"][0]), source)
         fake = made._generate(x, source, target, None)
-        made._ways_back({f"generator/{name}"}, x, fake, source, target)[f"generator/{name}"].backward()
-        touched = [any(p.grad is not None and bool(p.grad.any()) for p in g.parameters()) for g in made.generators]
-        assert touched == expected
+        made._way_back({"generator/cycle"}, x, fake, source, target)["generator/cycle"].backward()
+        return [torch.zeros(1) if g.outlet.weight.grad is None else g.outlet.weight.grad for g in made.generators]
+
+    none, some, whole = gradients(0.0), gradients(0.25), gradients(1.0)
+    assert not none[0].any() and whole[0].any()
+    torch.testing.assert_close(some[0], 0.25 * whole[0])
+    torch.testing.assert_close(some[1], whole[1])
+    torch.testing.assert_close(none[1], whole[1])
 
 
 def test_the_way_back_is_measured_in_nats() -> None:
@@ -166,7 +170,7 @@ def test_the_way_back_is_measured_in_nats() -> None:
 
 
 def test_hidden_frames_say_nothing() -> None:
-    made = trained(task(input_noise=0.0, loss_weights={"generator/back_translation": 0.0, "discriminator/game": 0.0}))
+    made = trained(task(input_noise=0.0, loss_weights={"generator/cycle": 0.0, "discriminator/game": 0.0}))
     one, other = batch(), batch()
     visible = torch.ones(3, 2, 1, 24)
     visible[..., 5:15] = 0
@@ -205,6 +209,7 @@ def test_the_nearest_style_is_the_one_whose_bands_it_has_at_any_level() -> None:
         ({"loss_weights": {"generator/cicle": 1.0}}, "generator/cycle"),
         ({"input_noise": -1.0}, "input_noise"),
         ({"reference_share": 1.5}, "reference_share"),
+        ({"cycle_gradient": 1.5}, "cycle_gradient"),
         ({"styles": ("folk",)}, "two styles"),
     ],
 )

@@ -29,7 +29,7 @@ from etude.models.style_bands import StyleBands, rows_of
 
 G, D = "generator/", "discriminator/"
 WEIGHTS = {
-    G + "adversarial": 1.0, G + "back_translation": 10.0, G + "cycle": 0.0, G + "identity": 0.0, G + "patch_nce": 0.0,
+    G + "adversarial": 1.0, G + "cycle": 10.0, G + "identity": 0.0, G + "patch_nce": 0.0,
     G + "feature_matching": 0.0, G + "rhythm": 0.0, G + "harmony": 0.0, D + "game": 1.0, D + "r1": 4.0,
 }  # fmt: skip
 LOUDEST = 2.0  # nats above the contract's ceiling, which full scale hardly reaches, that a made mel may stand
@@ -44,10 +44,10 @@ class StyleTransfer(Task):
 
     - generator/adversarial, discriminator/game: the GAN's two sides; discriminator/r1: |dD/dx|^2 at real x, divided by
       the frames, every `r1_every` batches.
-    - generator/cycle: |back(y(x + e) + e) - x| in nats, with gradients through both generators (Zhu et al. 2017).
-    - generator/back_translation: the same with y detached, as in unsupervised translation of text (Lample et al. 2018):
-      each generator learns the true way back from the other's outputs. Nothing can be hidden in y, whose noise also
-      keeps the generator from copying its errors, and it costs half a cycle.
+    - generator/cycle: |back(y(x + e) + e) - x| in nats (Zhu et al. 2017). Of its gradient the share `cycle_gradient` reaches
+      the generator that made y. 1 is CycleGAN's; 0 is back-translation, as in unsupervised translation of text (Lample et
+      al. 2018): each generator learns the true way back from the other's outputs, but nothing asks it to leave in them
+      what the way back needs. The noise keeps what is left from being hidden.
     - generator/identity: |generator(x of t, to t) - x| in nats, every `identity_every` batches until `identity_until`.
     - generator/patch_nce: contrast between frames of x and y(x) in the generator's own layers (CUT, Park et al. 2020).
     - generator/feature_matching: the discriminator's layers on the way back against those on x.
@@ -62,6 +62,7 @@ class StyleTransfer(Task):
         style_dim: e of a shared generator.
         reference_share: how often, in [0, 1], a shared generator is told the style by a clip of it instead of its name.
         adversarial: lsgan, hinge or non_saturating.
+        cycle_gradient: share of the cycle's gradient that reaches the first generator, in [0, 1].
         input_noise: standard deviation of e, in deviations of a band.
         r1_every, identity_every: batches between two such terms. identity_until: batch after which identity ends.
         pool_size: past outputs the discriminator also sees (Shrivastava et al. 2017); 0 for none.
@@ -89,6 +90,7 @@ class StyleTransfer(Task):
         style_dim: int = 32,
         reference_share: float = 0.5,
         adversarial: Kind = "lsgan",
+        cycle_gradient: float = 0.3,
         input_noise: float = 0.3,
         r1_every: int = 8,
         identity_every: int = 4,
@@ -98,15 +100,21 @@ class StyleTransfer(Task):
     ) -> None:
         if unknown := sorted((loss_weights or {}).keys() - WEIGHTS.keys()):
             raise ValueError(f"loss_weights names {unknown[0]}; the terms are {', '.join(sorted(WEIGHTS))}")
-        for name, value in (("input_noise", input_noise), ("reference_share", reference_share), ("pool_size", pool_size)):
-            if value < 0 or (name == "reference_share" and value > 1):
-                raise ValueError(f"task.{name} is {value}, must be at least 0{', at most 1' if 'share' in name else ''}")
+        for name, value, most in (
+            ("input_noise", input_noise, float("inf")),
+            ("pool_size", pool_size, float("inf")),
+            ("reference_share", reference_share, 1),
+            ("cycle_gradient", cycle_gradient, 1),
+        ):
+            if not 0 <= value <= most:
+                raise ValueError(f"task.{name} is {value}, must be in [0, {most:g}]")
         if min(r1_every, identity_every, style_dim) < 1 or len(styles) < 2:
             raise ValueError("r1_every, identity_every and style_dim must be at least 1, and there must be two styles")
         weights = {**WEIGHTS, **(loss_weights or {})}
         super().__init__(optimizer=optimizer, scheduler=scheduler, loss_weights=weights, player_lr=player_lr, seed=seed)
         self.contract, self.styles, self.shared = contract, tuple(styles), shared
         self.adversarial, self.input_noise, self.reference_share = adversarial, input_noise, reference_share
+        self.cycle_gradient = cycle_gradient
         self.r1_every, self.identity_every, self.identity_until = r1_every, identity_every, identity_until
         count = len(self.styles)
         self.pairs = [(s, t) for s in range(count) for t in range(count) if s != t]
@@ -186,7 +194,7 @@ class StyleTransfer(Task):
             with frozen(self.judge):
                 logits, _ = self.judge(fake_nmf, target_n)
             terms[G + "adversarial"] = generator_loss(logits, self.adversarial)
-        terms |= self._ways_back(on, x_nmf, fake_nmf, source_n, target_n)
+        terms |= self._way_back(on, x_nmf, fake_nmf, source_n, target_n)
         terms |= self._kept(on, log_nmf, x_nmf, fake_nmf, source_n, target_n, vectors)
         until = float("inf") if self.identity_until is None else self.identity_until
         if G + "identity" in on and self.batches_trained % self.identity_every == 0 and self.batches_trained < until:
@@ -194,15 +202,17 @@ class StyleTransfer(Task):
             terms[G + "identity"] = self.bands.nats(same_nmf - of_target_nmf, target_n)
         return terms | self._game(on, x_nmf, source_n, *self.pool.swap(fake_nmf.detach(), target_n))
 
-    def _ways_back(self, on: set[str], x_nmf: Tensor, fake_nmf: Tensor, source_n: Tensor, target_n: Tensor) -> dict[str, Tensor]:
+    def _way_back(self, on: set[str], x_nmf: Tensor, fake_nmf: Tensor, source_n: Tensor, target_n: Tensor) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
-        vectors = self._vectors(target_n, source_n)
-        back_nmf = None
-        for name, start_nmf in (("cycle", fake_nmf), ("back_translation", fake_nmf.detach())):
-            if G + name in on:
-                back_nmf = self._generate(self._noisy(start_nmf), target_n, source_n, vectors)
-                terms[G + name] = self.bands.nats(back_nmf - x_nmf, source_n)
-        if G + "feature_matching" in on and back_nmf is not None:
+        if not on & {G + "cycle", G + "feature_matching"}:
+            return terms
+        start_nmf = fake_nmf.detach()
+        if self.cycle_gradient:
+            start_nmf = torch.lerp(start_nmf, fake_nmf, self.cycle_gradient)  # the value of either, a share of the gradient
+        back_nmf = self._generate(self._noisy(start_nmf), target_n, source_n, self._vectors(target_n, source_n))
+        if G + "cycle" in on:
+            terms[G + "cycle"] = self.bands.nats(back_nmf - x_nmf, source_n)
+        if G + "feature_matching" in on:
             with frozen(self.judge):
                 terms[G + "feature_matching"] = feature_matching(
                     self.judge(back_nmf, source_n)[1], self.judge(x_nmf, source_n)[1]
