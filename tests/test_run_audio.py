@@ -283,7 +283,7 @@ def test_a_folder_keeps_its_subfolders_and_lists_what_is_bad(home: Path, tmp_pat
         (["out=/proc/nowhere/x.wav"], ["/proc/nowhere/x.wav", "can't be written"]),
         (["in={genres}", "out={genres}"], ["input folder"]),
         (["block_frames=0"], ["block_frames is 0"]),
-        (["vocoder=neural", "vocoder.ckpt=nowhere.ckpt"], ["nowhere.ckpt", "task=vocoder"]),
+        (["vocoder=neural", "vocoder.ckpt=nowhere.ckpt"], ["nowhere.ckpt", "no such file"]),
         (["vocoder=neural", "vocoder.ckpt={one}/checkpoints/last.ckpt"], ["StyleTransfer", "task=vocoder"]),
         (["ckpt=nowhere.ckpt"], ["nowhere.ckpt"]),
     ],

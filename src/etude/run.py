@@ -186,7 +186,13 @@ def _stages(cfg: DictConfig, folder: Path, overrides: list[str]) -> float | None
             settings.runtime.output_dir = str(part)  # where this phase's loggers write
         start = [] if weights is None else [f"weights={json.dumps(str(weights))}"]
         print(f"phase {number} of {len(cfg.stage.phases)}, {phase.name}: {' '.join(phase.options)}", file=sys.stderr)
-        value = _run(compose(HydraConfig.get().job.config_name or "train", overrides=[*options, *start]), part, options, None)
+        composed = compose(HydraConfig.get().job.config_name or "train", overrides=[*options, *start])
+        try:
+            value = _run(composed, part, options, None)
+        except SystemExit:
+            for later in cfg.stage.phases[number:]:
+                print(f"then: python train.py {' '.join([*shared, *later.options])} weights={part}", file=sys.stderr)
+            raise
         best = part / "checkpoints" / "best.ckpt"
         weights = best if best.is_file() else best.with_name("last.ckpt")
     return value
@@ -310,7 +316,7 @@ def generate(cfg: DictConfig) -> None:
     """Samples from a checkpoint into MIDI, audio, piano rolls and a report."""
     from etude.core.checkpoint_files import find_checkpoint
 
-    path = find_checkpoint(cfg.ckpt or "last", cfg.outputs)
+    path = find_checkpoint(cfg.ckpt or "last", cfg.outputs, kind="language_model")
     task, _ = load_task(path)
     if not hasattr(task, "sample"):
         raise ValueError(f"{path} holds a {type(task).__name__}, which generates no scores; restyle audio with transfer.py")
@@ -325,9 +331,11 @@ def transfer(cfg: DictConfig) -> None:
     from etude.core.checkpoint_files import find_checkpoint
 
     quiet_lightning()
-    task, _ = load_task(find_checkpoint(cfg.ckpt or "last", cfg.outputs))
+    task, _ = load_task(find_checkpoint(cfg.ckpt or "last", cfg.outputs, kind="style_transfer"))
     if not hasattr(task, "translate"):
         raise ValueError(f"ckpt holds a {type(task).__name__}, which changes no styles; give one of task=style_transfer")
+    if cfg.vocoder.get("ckpt") is not None:
+        cfg.vocoder.ckpt = str(find_checkpoint(cfg.vocoder.ckpt, cfg.outputs, kind="vocoder"))
     vocoder = _hand_over(cfg.vocoder, contract=task.contract, load=load_task)
     instantiate(cfg.transfer)(task=task, vocoder=vocoder, folder=run_folder())
 
@@ -352,13 +360,15 @@ def _scoring(cfg: DictConfig, kind: str, path: Path) -> DictConfig:
 @one_line_errors
 def evaluate(cfg: DictConfig) -> None:
     """Measures a checkpoint against what was held out, or any folder of scores by itself."""
+    from hydra.core.hydra_config import HydraConfig
+
     from etude.core.checkpoint_files import find_checkpoint
 
     folder = run_folder()
     if cfg.files is not None:
         instantiate(cfg.score_files)(folder=folder)
     else:
-        path = find_checkpoint(cfg.ckpt or "last", cfg.outputs)
+        path = find_checkpoint(cfg.ckpt or "last", cfg.outputs, kind=HydraConfig.get().runtime.choices.get("task"))
         task, recipe = load_task(path)
         kind = type(task).__module__.rpartition(".")[2]
         score = _scoring(cfg, kind, path)

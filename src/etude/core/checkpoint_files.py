@@ -4,23 +4,35 @@ from pathlib import Path
 from typing import Any
 
 
-def find_checkpoint(ckpt: str, outputs: str) -> Path:
+def find_checkpoint(ckpt: str, outputs: str, *, kind: str | None = None) -> Path:
     """Returns the checkpoint that `ckpt` names: a file, a run's folder, or `last` for the newest run's last one.
+
+    kind: with `last`, the newest run of this task, such as style_transfer; None for any.
 
     Raises:
         ValueError: there is no such checkpoint.
     """
     if ckpt == "last":
         found = sorted(Path(outputs).rglob("checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+        found = [path for path in found if kind is None or _trained(path.parents[1], kind)]
         if not found:
-            raise ValueError(f"ckpt=last: no checkpoints/last.ckpt under {outputs}/; train first or give a path")
+            of = "" if kind is None else f" of a {kind} run"
+            raise ValueError(f"ckpt=last: no checkpoints/last.ckpt{of} under {outputs}/; train first or give a path")
         return found[-1]
     path = Path(ckpt).expanduser()
     if path.is_dir():
-        path = path / "checkpoints" / "last.ckpt" if (path / "checkpoints").is_dir() else path / "last.ckpt"
+        phases = sorted(path.glob("*/checkpoints/last.ckpt"))  # of a run with stage=
+        inside = path / "checkpoints" / "last.ckpt" if (path / "checkpoints").is_dir() else path / "last.ckpt"
+        path = phases[-1] if phases and not inside.is_file() else inside
     if not path.is_file():
         raise ValueError(f"ckpt={ckpt}: there is no such file; give a checkpoint, a run's folder, or ckpt=last")
     return path
+
+
+def _trained(folder: Path, kind: str) -> bool:
+    """Whether a run's folder says that it trained such a task."""
+    config = folder / "config.yaml"
+    return config.is_file() and f"_target_: etude.tasks.{kind}." in config.read_text(errors="replace")
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -1,0 +1,33 @@
+"""Which checkpoint is meant."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from etude.core.checkpoint_files import find_checkpoint
+
+
+def run(folder: Path, kind: str, age: int) -> Path:
+    path = folder / "checkpoints" / "last.ckpt"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"")
+    (folder / "config.yaml").write_text(f"task:\n  _target_: etude.tasks.{kind}.Some\n")
+    os.utime(path, (1_000_000 - age, 1_000_000 - age))
+    return path
+
+
+def test_last_is_the_newest_run_of_the_task_asked_for(tmp_path: Path) -> None:
+    styles = run(tmp_path / "a", "style_transfer", age=2)
+    newest = run(tmp_path / "b", "vocoder", age=1)
+    assert find_checkpoint("last", str(tmp_path)) == newest
+    assert find_checkpoint("last", str(tmp_path), kind="style_transfer") == styles
+    with pytest.raises(ValueError, match="language_model"):
+        find_checkpoint("last", str(tmp_path), kind="language_model")
+
+
+def test_a_folder_of_phases_means_its_last_phase(tmp_path: Path) -> None:
+    run(tmp_path / "1_first", "style_transfer", age=1)
+    then = run(tmp_path / "2_then", "style_transfer", age=2)
+    assert find_checkpoint(str(tmp_path), "outputs") == then
+    assert find_checkpoint(str(tmp_path / "1_first"), "outputs") == tmp_path / "1_first" / "checkpoints" / "last.ckpt"
