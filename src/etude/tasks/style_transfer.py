@@ -58,7 +58,8 @@ class StyleTransfer(Task):
         discriminator: called with the number of styles and n_mels, gives logits and features for (mel, style).
         contract: how audio became mels. styles: their names. statistics: band means and deviations in nats, [s, 2, m].
         optimizer, scheduler, loss_weights, player_lr, seed: see `Task`.
-        shared: one generator for all directions, told by style vectors; else one for each ordered pair.
+        shared: one generator for all directions, told by style vectors; else one for each ordered pair (all of which a batch
+            uses with two or three styles, not with more).
         style_dim: e of a shared generator.
         reference_share: how often, in [0, 1], a shared generator is told the style by a clip of it instead of its name.
         adversarial: lsgan, hinge or non_saturating.
