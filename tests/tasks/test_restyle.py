@@ -198,7 +198,7 @@ def test_real_music_keeps_its_loudness(shared_data: Path, options: dict[str, Any
         ({"vocoder": GriffinLim(MelContract(n_mels=80))}, "n_mels 64, here 80"),
         ({"task": object()}, "changes no styles"),
     ],
-    ids=str,
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else str(value),
 )
 def test_wishes_that_can_not_be_met_are_told(tmp_path: Path, options: dict[str, Any], wrong: dict[str, Any], told: str) -> None:
     path = file(tmp_path / "a.wav", sound(0.2))
