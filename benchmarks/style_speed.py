@@ -68,8 +68,9 @@ def by_hand(task: Any, batches: list[Any], lr: float) -> float:
         fake_rock, fake_folk = to_rock(folk + noise[0]), to_folk(rock + noise[1])
         with frozen(judge):
             fooled = _fooled(judge, fake_rock, fake_folk, style)
-        back = ((to_folk(fake_rock.detach() + noise[2]) - folk).abs() * deviation[0]).mean()
-        back = back + ((to_rock(fake_folk.detach() + noise[3]) - rock).abs() * deviation[1]).mean()
+        from_rock, from_folk = (torch.lerp(fake.detach(), fake, 0.3) for fake in (fake_rock, fake_folk))
+        back = ((to_folk(from_rock + noise[2]) - folk).abs() * deviation[0]).mean()
+        back = back + ((to_rock(from_folk + noise[3]) - rock).abs() * deviation[1]).mean()
         generator.zero_grad()
         (fooled + 10 * back).backward()
         torch.nn.utils.clip_grad_norm_([*to_rock.parameters(), *to_folk.parameters()], 5.0)

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/style_transfer.py --budget 90 --pairs folk,rock folk,jazz --seeds 0 1 2 \
         --rows docs/results/rows/style_transfer.jsonl
 
-Only the steps count: a batch, its losses, backward, clipping, optimizer, average. Reading data before the first step and
+Only the steps count: losses, backward, clipping, optimizer, average. Drawing batches (under 1 ms each) and
 validation do not. The number of steps is set from the pace of a trial of 40, so that the schedule ends with the budget.
 """
 

@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -190,8 +191,11 @@ def _stages(cfg: DictConfig, folder: Path, overrides: list[str]) -> float | None
         try:
             value = _run(composed, part, options, None)
         except SystemExit:
-            for later in cfg.stage.phases[number:]:
-                print(f"then: python train.py {' '.join([*shared, *later.options])} weights={part}", file=sys.stderr)
+            before = part
+            for place, later in enumerate(cfg.stage.phases[number:], start=number + 1):
+                line = shlex.join([*shared, *later.options, f"weights={before / 'checkpoints' / 'best.ckpt'}"])
+                print(f"then: python train.py {line} hydra.run.dir={folder / f'{place}_{later.name}'}", file=sys.stderr)
+                before = folder / f"{place}_{later.name}"
             raise
         best = part / "checkpoints" / "best.ckpt"
         weights = best if best.is_file() else best.with_name("last.ckpt")
@@ -334,6 +338,8 @@ def transfer(cfg: DictConfig) -> None:
     task, _ = load_task(find_checkpoint(cfg.ckpt or "last", cfg.outputs, kind="style_transfer"))
     if not hasattr(task, "translate"):
         raise ValueError(f"ckpt holds a {type(task).__name__}, which changes no styles; give one of task=style_transfer")
+    if OmegaConf.is_missing(cfg.vocoder, "ckpt"):
+        raise ValueError("vocoder.ckpt is missing: give a checkpoint or run of `train.py task=vocoder`, or vocoder.ckpt=last")
     if cfg.vocoder.get("ckpt") is not None:
         cfg.vocoder.ckpt = str(find_checkpoint(cfg.vocoder.ckpt, cfg.outputs, kind="vocoder"))
     vocoder = _hand_over(cfg.vocoder, contract=task.contract, load=load_task)

@@ -170,19 +170,18 @@ def test_the_way_back_is_measured_in_nats() -> None:
 
 
 def test_hidden_frames_say_nothing() -> None:
-    made = trained(task(input_noise=0.0, loss_weights={"generator/cycle": 0.0, "discriminator/game": 0.0}))
+    made = trained(task(input_noise=0.0))
     one, other = batch(), batch()
     visible = torch.ones(3, 2, 1, 24)
     visible[..., 5:15] = 0
     other["mel"][..., 5:15] = 0.7
-    torch.manual_seed(5)
-    first = made.losses({**one, "visible": visible})["generator/adversarial"]
-    torch.manual_seed(5)
-    made_again = made.losses({**other, "visible": visible})["generator/adversarial"]
-    torch.manual_seed(5)
-    seen = made.losses(other)["generator/adversarial"]
-    assert not torch.equal(made_again, seen)
-    assert first.isfinite()
+
+    def fooled(**given: Tensor) -> Tensor:
+        torch.manual_seed(5)
+        return made.losses(given)["generator/adversarial"]
+
+    assert torch.equal(fooled(**one, visible=visible), fooled(**other, visible=visible))
+    assert not torch.equal(fooled(**one), fooled(**other))
 
 
 def test_a_reference_clip_is_followed_by_a_shared_generator_alone() -> None:

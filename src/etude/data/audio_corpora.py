@@ -69,8 +69,8 @@ class Arranged(AudioCorpus):
 
     styles: of folk, rock and jazz. songs_per_style: training tunes, other ones in each style. paired_val, paired_test:
         held-out tunes. max_seconds: how much of a tune is played. soundfont: an .sf2 file, None for the General-MIDI one
-        that a dependency carries. seed: of which tune goes where; a change of the other numbers leaves the held-out
-        tunes as they are.
+        that a dependency carries. seed: of which tune goes where; more training tunes or
+        longer ones leave the held-out tunes as they are, another paired_val or paired_test does not.
     """
 
     styles: Sequence[str] = ("folk", "rock", "jazz")

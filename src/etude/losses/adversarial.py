@@ -29,7 +29,7 @@ def generator_loss(fake_logits: Logits, kind: Kind) -> Tensor:
     Source: Mao et al. 2017, eq. 9 with a = 0, b = c = 1 (lsgan, without the factor 1/2); Lim and Ye 2017, Miyato et al.
     2018, eq. 17 (hinge); Goodfellow et al. 2014, section 3 (non_saturating).
     """
-    _check(kind)
+    check_kind(kind)
     return _mean([_as_fooled(logits, kind).mean() for logits in _scales(fake_logits)])
 
 
@@ -49,7 +49,7 @@ def discriminator_loss(real_logits: Logits, fake_logits: Logits, kind: Kind) -> 
 
     Source: as `generator_loss`; Mao et al. 2017, eq. 9, Miyato et al. 2018, eq. 16, Goodfellow et al. 2014, eq. 1.
     """
-    _check(kind)
+    check_kind(kind)
     real, fake = _scales(real_logits), _scales(fake_logits)
     if len(real) != len(fake):
         raise ValueError(f"real_logits has {len(real)} scales and fake_logits {len(fake)}; give both of one discriminator")
@@ -105,6 +105,7 @@ def _mean(terms: list[Tensor]) -> Tensor:
     return torch.stack(terms).mean()
 
 
-def _check(kind: str) -> None:
+def check_kind(kind: str) -> None:
+    """Raises a ValueError that lists the kinds, where `kind` is none of them."""
     if kind not in get_args(Kind):
         raise ValueError(f"adversarial kind is {kind!r}; choose one of {', '.join(get_args(Kind))}")

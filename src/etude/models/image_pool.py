@@ -29,12 +29,13 @@ class ImagePool:
         given: list[tuple[Tensor, int]] = []
         for output, style in zip(output_nmf, style_n.tolist(), strict=True):
             if len(self._kept) < self.size:
-                self._kept.append((output, style))
+                self._kept.append((output.clone(), style))
                 given.append((output, style))
             elif torch.rand(()) < 0.5:
                 place = int(torch.randint(len(self._kept), ()))
-                given.append(self._kept[place])
-                self._kept[place] = (output, style)
+                past, its_style = self._kept[place]
+                given.append((past.to(output), its_style))
+                self._kept[place] = (output.clone(), style)
             else:
                 given.append((output, style))
         return torch.stack([output for output, _ in given]), torch.tensor([style for _, style in given], device=style_n.device)

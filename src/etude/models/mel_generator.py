@@ -119,7 +119,8 @@ class MelGenerator(nn.Module):
             Mels [b, m, f] whose bands are to have mean 0 and deviation 1 in the target style.
         """
         h_bdf = self.features(mel_bmf, style_be, visible_b1f)[-1]
-        return mel_bmf + self.outlet(self.norm(h_bdf.transpose(1, 2))).transpose(1, 2)
+        known_bmf = mel_bmf if visible_b1f is None else mel_bmf * visible_b1f  # nothing hidden passes by the network
+        return known_bmf + self.outlet(self.norm(h_bdf.transpose(1, 2))).transpose(1, 2)
 
 
 class StyleEncoder(nn.Module):

@@ -55,7 +55,7 @@ def restyle(
         output: .wav, .flac, .ogg or .mp3, or a folder; a folder where `input` is one. None: `<stem>_<style>.wav` in `folder`.
         style: the wanted style, or weights that add up to 1, as {rock: 0.5, jazz: 0.5}.
         source: the style of the input; None takes the nearest among the styles not asked for, and tells.
-        reference: an audio file whose sound is followed, its first 30 s, by a model that learned to (task=stargan); `style`
+        reference: an audio file that stands for the style, its first 30 s, for a model that takes one (task=stargan); `style`
             then defaults to its nearest style.
         intensity: from 0, the input itself, to 1.
         overwrite: whether files that exist are replaced.
@@ -72,8 +72,10 @@ def restyle(
     """
     if input is None:
         raise ValueError("in is missing: give an audio file or a folder of them, in=song.mp3")
-    if block_frames < 1:
-        raise ValueError(f"block_frames is {block_frames}, must be at least 1; 1024 are 16 s at 16 kHz")
+    if not isinstance(block_frames, int) or block_frames < 1:
+        raise ValueError(f"block_frames is {block_frames}, must be a whole number of at least 1; 1024 are 16 s at 16 kHz")
+    if not isinstance(intensity, int | float):
+        raise ValueError(f"intensity is {intensity}, must be a number within [0, 1]")
     if not hasattr(task, "translate"):
         raise ValueError(f"ckpt holds a {type(task).__name__}, which changes no styles; give one of task=style_transfer")
     if difference := task.contract.difference(vocoder.contract):
@@ -81,7 +83,7 @@ def restyle(
     clip = None if reference is None else _clip(Path(reference).expanduser(), task)
     if clip is not None and not style:
         style = task.nearest_style(clip, among=task.styles)
-    wish = replace(_wish(task.styles, style, source, intensity), reference=clip)
+    wish = _wish(task.styles, style, source, intensity, clip)
     path = Path(input).expanduser()
     where = Path(output).expanduser() if output is not None else None
     jobs, quarantine = _jobs(path, where, folder, "+".join(wish.weights)), None
@@ -114,10 +116,18 @@ def restyle(
     return done
 
 
-def _wish(styles: tuple[str, ...], style: str | Mapping[str, float] | None, source: str | None, intensity: float) -> Wish:
+def _wish(
+    styles: tuple[str, ...], style: str | Mapping[str, float] | None, source: str | None, intensity: float, clip: Tensor | None
+) -> Wish:
     known = f"the model knows {', '.join(styles)}"
     if not style:
         raise ValueError(f"style is missing; {known}; give style={styles[-1]}")
+    if not isinstance(style, str | Mapping):
+        raise ValueError(
+            f"style={style} is no style; {known}; give one, or a blend with its weights: 'style={{rock:0.5,jazz:0.5}}'"
+        )
+    if isinstance(style, Mapping) and not all(isinstance(share, int | float) for share in style.values()):
+        raise ValueError(f"style={dict(style)}: the weights must be numbers, as {{rock:0.5,jazz:0.5}}")
     weights = {style: 1.0} if isinstance(style, str) else {str(name): float(share) for name, share in style.items()}
     for name in [*weights, *([source] if source is not None else [])]:
         if name not in styles:
@@ -126,11 +136,11 @@ def _wish(styles: tuple[str, ...], style: str | Mapping[str, float] | None, sour
     if any(not share >= 0 for share in weights.values()) or abs(sum(weights.values()) - 1) > 1e-6:
         raise ValueError(f"style={weights}: the weights must be at least 0 and add up to 1, as {{rock:0.5,jazz:0.5}}")
     weights = {name: share for name, share in weights.items() if share > 0}
-    if list(weights) == [source]:
+    if list(weights) == [source] and clip is None:
         raise ValueError(f"style={source} is the source's own; {known}; give another")
     if not 0 <= intensity <= 1:
         raise ValueError(f"intensity is {intensity}, must be within [0, 1]; 0 gives the input back")
-    return Wish(weights=weights, source=source, intensity=float(intensity))
+    return Wish(weights=weights, source=source, intensity=float(intensity), reference=clip)
 
 
 def _jobs(path: Path, output: Path | None, folder: Path, label: str) -> list[tuple[Path, Path]]:
@@ -145,7 +155,9 @@ def _jobs(path: Path, output: Path | None, folder: Path, label: str) -> list[tup
     if root.resolve() == path.resolve():
         raise ValueError(f"out={root} is the input folder, its results would mix with the sources; give another folder")
     found = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file()]
-    found = [file for file in found if root.resolve() not in file.resolve().parents and not file.name.startswith(".")]
+    inside = path.resolve() in root.resolve().parents  # results of an earlier call are no sources
+    found = [file for file in found if not (inside and root.resolve() in file.resolve().parents)]
+    found = [file for file in found if not file.name.startswith(".")]
     stems = [file.with_suffix("") for file in found]
     names = [file.stem if stems.count(stem) == 1 else file.name for file, stem in zip(found, stems, strict=True)]
     return [(file, root / file.relative_to(path).parent / f"{name}_{label}.wav") for file, name in zip(found, names, strict=True)]

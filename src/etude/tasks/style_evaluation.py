@@ -57,6 +57,8 @@ def score_styles(
     """
     if split not in ("val", "test"):
         raise ValueError(f"split={split} is not held out; choose val or test")
+    if num_songs is not None and num_songs < 1:
+        raise ValueError(f"num_songs is {num_songs}, must be at least 1, or null for all")
     judge = _judge(task, datamodule, classifier_steps, seed)
     report = Report(f"Style transfer, {split}")
     report.text(
@@ -125,7 +127,7 @@ def _direction(
     }
     panels = {f"{source}, the source": sources[0], "affine": made["affine"][0], f"{target}, made": made["model"][0]}
     if datamodule.paired:
-        made |= {"stranger": _strangers(truths), "oracle": truths}
+        made |= {"oracle": truths} | ({"stranger": _strangers(truths)} if len(truths) > 1 else {})
         panels[f"{target}, true"] = truths[0]
     rows = []
     for name in (name for name in ROWS if name in made):

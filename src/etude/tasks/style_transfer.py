@@ -17,7 +17,7 @@ from etude.audio.chroma import mel_chroma_filterbank
 from etude.audio.mel import MelContract
 from etude.core.task import OptimizerFactory, SchedulerFactory, Task, frozen
 from etude.core.technique import Batch
-from etude.losses.adversarial import Kind, discriminator_loss, generator_loss, r1_penalty
+from etude.losses.adversarial import Kind, check_kind, discriminator_loss, generator_loss, r1_penalty
 from etude.losses.feature_matching import feature_matching
 from etude.losses.harmony import chroma_loss
 from etude.losses.patch_nce import patch_nce
@@ -73,7 +73,7 @@ class StyleTransfer(Task):
     """
 
     takes_visible = True
-    lazy_terms: ClassVar[frozenset[str]] = frozenset(WEIGHTS)
+    lazy_terms: ClassVar[frozenset[str]] = frozenset({D + "r1", G + "identity"})
 
     def __init__(
         self,
@@ -111,8 +111,19 @@ class StyleTransfer(Task):
                 raise ValueError(f"task.{name} is {value}, must be in [0, {most:g}]")
         if min(r1_every, identity_every, style_dim) < 1 or len(styles) < 2:
             raise ValueError("r1_every, identity_every and style_dim must be at least 1, and there must be two styles")
+        check_kind(adversarial)
         weights = {**WEIGHTS, **(loss_weights or {})}
-        super().__init__(optimizer=optimizer, scheduler=scheduler, loss_weights=weights, player_lr=player_lr, seed=seed)
+        if not weights[D + "game"] and (weights[G + "adversarial"] or weights[D + "r1"]):
+            raise ValueError(
+                "loss_weights: without discriminator/game, generator/adversarial and discriminator/r1 must be 0, too"
+            )
+        super().__init__(
+            optimizer=optimizer,
+            scheduler=scheduler,
+            loss_weights={name: w for name, w in weights.items() if w},
+            player_lr=player_lr,
+            seed=seed,
+        )
         self.contract, self.styles, self.shared = contract, tuple(styles), shared
         self.adversarial, self.input_noise, self.reference_share = adversarial, input_noise, reference_share
         self.cycle_gradient = cycle_gradient
@@ -137,6 +148,13 @@ class StyleTransfer(Task):
         extra = [part for part in (self.sources, self.targets, self.encoder) if part is not None]
         return {"generator": [self.generators, self.heads, *extra], "discriminator": [self.judge]}
 
+    def configure_model(self) -> None:
+        """Raises: ValueError under trainer=fsdp, whose split networks this task's parts don't take yet."""
+        if self.device_mesh is not None:
+            raise ValueError(
+                "task=style_transfer does not run under trainer=fsdp; its networks are small: trainer=ddp, technique=[]"
+            )
+
     # --- generators ---
 
     def _vectors(self, source_n: Tensor, target_n: Tensor, reference_nmf: Tensor | None = None) -> Tensor | None:
@@ -157,9 +175,7 @@ class StyleTransfer(Task):
         start = 0
         for way, rows in groupby(ways):
             stop = start + len(list(rows))
-            # an identity (a style to itself) is asked of the generator that ends there
-            pair = way if way in self.pairs else next(pair for pair in self.pairs if pair[1] == way[1])
-            yield self.generators[self.pairs.index(pair)], slice(start, stop)
+            yield self.generators[self.pairs.index(way)], slice(start, stop)
             start = stop
 
     def _generate(
@@ -233,7 +249,9 @@ class StyleTransfer(Task):
             if G + "harmony" in on:
                 terms[G + "harmony"] = chroma_loss(fake_log_nmf, log_nmf, filterbank_12m=cast(Tensor, self.chroma_bands))
         if G + "patch_nce" in on:
-            queries, keys = (self._layers(mel, source_n, target_n, vectors) for mel in (fake_nmf, x_nmf))
+            queries = self._layers(fake_nmf, source_n, target_n, vectors)
+            with torch.no_grad():
+                keys = self._layers(x_nmf, source_n, target_n, vectors)
             places = torch.randperm(x_nmf.shape[-1], device=self.device)[:PLACES]
             nce = [
                 patch_nce(head(q[..., places].transpose(1, 2)), head(k[..., places].transpose(1, 2)))
@@ -286,8 +304,8 @@ class StyleTransfer(Task):
 
         Args:
             source, target: names of styles; the same ones give the input back.
-            reference: natural-log mels [m, f] of a clip to sound like, in place of the target style's average; of a shared
-                generator with `reference_share`.
+            reference: natural-log mels [m, f] of a clip that stands for the target style, in place of its name; of a shared
+                generator with `reference_share`. What it adds to the name has not been measured.
 
         Raises:
             ValueError: an unknown style, or a reference where the model takes none.

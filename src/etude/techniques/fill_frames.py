@@ -15,9 +15,9 @@ class FillFrames(Technique):
     Adds `batch["visible"]` [s, b, 1, f] to a batch with `"mel"` [s, b, m, f] (s styles, b pieces, m bands, f frames):
     1 where the generator may look, 0 in one stretch of each piece whose length is even in 0 .. max_share * f and whose
     place is even in the piece. `"mel"` stays whole: it is what the way back is measured against and what the
-    discriminators see. A task that takes it says so by an attribute `takes_visible = True`; it gives its generator
-    (mel + 1) * visible - 1, that is silence where nothing is to be seen, and `visible` as one more channel, all 1 where
-    the batch has none and at the way back.
+    discriminators see. A task that takes it says so by an attribute `takes_visible = True`; its generator
+    sees every band's mean where nothing is to be seen, and `visible` as one more channel, all 1 where the batch has none
+    and at the way back.
 
     When to use: style transfer on small corpora, where a generator learns to copy frame by frame; it makes it read the
     time structure. Suggested: max_share 0.5, for segments of two seconds.
