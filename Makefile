@@ -43,7 +43,7 @@ styles: setup  ## measure style transfer: 90 CPU-seconds, then 15 CPU-minutes, t
 	  --rows docs/results/rows/style_transfer.jsonl --pictures docs/results || exit 1; done
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/style_stress.py --rows docs/results/rows/style_stress.jsonl
 	$(BIN)/python benchmarks/style_speed.py --rows docs/results/rows/style_speed.jsonl
-	$(BIN)/python benchmarks/transfer_speed.py --rows docs/results/rows/transfer_speed.jsonl
+	$(BIN)/python benchmarks/transfer_speed.py --ckpt last --rows docs/results/rows/transfer_speed.jsonl
 
 lock:  ## pin pyproject.toml again into requirements.lock
 	@{ echo "# Complete pin of pyproject.toml with all extras; written by 'make lock'. Installed with --no-deps: tinysoundfont's"; \
