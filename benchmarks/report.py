@@ -33,7 +33,7 @@ def where(found: list[Row]) -> str:
 
 
 def _public(value: object) -> str:
-    return re.sub(r"(?:/[\w.+-]+)+/([\w.-]+)", r"\1", str(value))  # folders of the machine say nothing
+    return re.sub(r"(?<![\w.])(?:/[\w.+-]+)+/([\w.-]+)", r"\1", str(value))  # folders of the machine say nothing
 
 
 def spread(values: list[float]) -> str:
