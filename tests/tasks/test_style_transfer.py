@@ -1,12 +1,15 @@
 """The laws of style transfer: where it begins, what it gives back, whose gradients reach whom, what survives a checkpoint."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from etude.audio.mel import MelContract
@@ -66,6 +69,14 @@ def test_before_training_it_is_the_affine_baseline(shared: bool) -> None:
                 out = made.translate(mel, source=source, target=target)
                 torch.testing.assert_close(out, made.affine(mel, source=source, target=target))
     assert torch.equal(made.translate(mel, source="rock", target="rock"), mel)
+
+
+@pytest.mark.parametrize(("size", "millions"), [("nano", 0.35), ("tiny", 3.7), ("small", 11.2), ("base", 28.6)])
+def test_sizes_are_what_the_readme_says(size: str, millions: float) -> None:
+    node = OmegaConf.load(Path(__file__).parents[2] / "conf" / "model" / f"mel_{size}.yaml")
+    with torch.device("meta"):
+        made = instantiate(node)(n_mels=64)
+    assert sum(p.numel() for p in made.parameters()) / 1e6 == pytest.approx(millions, rel=0.02)
 
 
 def test_the_affine_baseline_matches_every_band() -> None:

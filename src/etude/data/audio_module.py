@@ -22,7 +22,7 @@ from etude.data.audio_build import UNIT, clips_folder, encode_all
 from etude.data.audio_corpora import AudioCorpus, Failures
 from etude.data.audio_splits import Piece, assign, is_paired, refuse_empty, same_songs, usable, whole_songs
 from etude.data.audio_statistics import band_statistics
-from etude.data.manifest import SPLITS
+from etude.data.manifest import SPLITS, check_shares
 
 LOUDEST_CHANGE_DB = 40.0
 
@@ -85,15 +85,10 @@ class StyleDataModule(pl.LightningDataModule):
         self._pieces: list[Piece] | None = None
 
     def _check(self, split: Sequence[float]) -> None:
-        if len(split) != len(SPLITS) or min(split) < 0 or abs(sum(split) - 1) > 1e-6 or split[0] == 0:
-            raise ValueError(
-                f"split={list(split)} must be shares of train, val and test that add up to 1, such as [0.8, 0.1, 0.1]"
-            )
+        check_shares(split, self.batches_per_epoch)
         for name, low in (("segment_frames", 1), ("batch_size", 1), ("num_workers", 0)):
             if getattr(self, name) < low:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {low}")
-        if self.batches_per_epoch is not None and self.batches_per_epoch < 1:
-            raise ValueError(f"batches_per_epoch={self.batches_per_epoch} must be at least 1, or null for a pass over the data")
 
     # --- preparing ---
 

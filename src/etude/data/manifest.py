@@ -26,6 +26,17 @@ SPLITS = ("train", "val", "test")
 FACTS = ("key", "tempo_bpm", "metre", "bars", "notes", "tracks", "programs", "duration_beats")
 
 
+def check_shares(split: Sequence[float], batches_per_epoch: int | None) -> None:
+    """What every datamodule asks of its splits and epochs.
+
+    Raises: ValueError for shares that are none, or an epoch of no batch.
+    """
+    if len(split) != len(SPLITS) or min(split) < 0 or abs(sum(split) - 1) > 1e-6 or split[0] == 0:
+        raise ValueError(f"split={list(split)} must be shares of train, val and test that add up to 1, such as [0.8, 0.1, 0.1]")
+    if batches_per_epoch is not None and batches_per_epoch < 1:
+        raise ValueError(f"batches_per_epoch={batches_per_epoch} must be at least 1, or null for a pass over the data")
+
+
 class ManifestPlan:
     """Which dataset folder a corpus wants as its files are now, and how to make it."""
 

@@ -21,7 +21,7 @@ from etude.data.batches import PackedRows, RowSampler, evaluation_batches
 from etude.data.corpora import Corpus
 from etude.data.documents import Augmentation, Documents
 from etude.data.lock import held
-from etude.data.manifest import SPLITS, ManifestPlan, piece_keys, read_quarantine
+from etude.data.manifest import SPLITS, ManifestPlan, check_shares, piece_keys, read_quarantine
 from etude.data.packing import Packer
 from etude.data.store import Store
 from etude.data.tokens import MAX_SHIFT
@@ -110,10 +110,7 @@ class MusicDataModule(pl.LightningDataModule):
         self._tokenizer: Tokenizer | None = None
 
     def _check(self, split: Sequence[float]) -> None:
-        if len(split) != len(SPLITS) or min(split) < 0 or abs(sum(split) - 1) > 1e-6 or split[0] == 0:
-            raise ValueError(
-                f"split={list(split)} must be shares of train, val and test that add up to 1, such as [0.8, 0.1, 0.1]"
-            )
+        check_shares(split, self.batches_per_epoch)
         for name, low in (("max_len", 16), ("max_eval_len", 16), ("batch_size", 1), ("num_workers", 0)):
             if getattr(self, name) < low:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {low}")
@@ -123,8 +120,6 @@ class MusicDataModule(pl.LightningDataModule):
         ):
             if not 0 <= value <= high:
                 raise ValueError(f"{name}={value} must lie in [0, {high}]")
-        if self.batches_per_epoch is not None and self.batches_per_epoch < 1:
-            raise ValueError(f"batches_per_epoch={self.batches_per_epoch} must be at least 1, or null for a pass over the data")
 
     # --- preparing ---
 
