@@ -1,10 +1,11 @@
 """Every technique, over a tiny language model, a toy GAN and a tiny style transfer with all its terms: off is the baseline,
-on changes something or refuses with a reason, any order is one, killed and resumed equals uninterrupted.
+on changes something or refuses with a reason, any order is one, killed and resumed equals uninterrupted; sets of five, too.
 
 Techniques are found in conf/technique: a new one is tested here without a word. One that guards against faults changes
-nothing without a fault, so it is given one.
+nothing without a fault, so it is given one; one that observes must log something.
 """
 
+import importlib
 import math
 import random
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from omegaconf import OmegaConf
 
 from etude.core.checkpoints import LastCheckpoint
 from etude.core.task import Task
-from etude.core.technique import Technique
+from etude.core.technique import Composition, Technique
 from etude.data.corpora import Folder
 from etude.data.module import MusicDataModule
 from etude.models.transformer import Transformer
@@ -36,14 +37,51 @@ NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
 TASKS = ["language_model", "gan", "restyler"]
 
 
-def technique(name: str) -> Technique:
-    node = OmegaConf.merge({"seed": 0}, OmegaConf.load(CONF / f"{name}.yaml"))[name]
-    return instantiate(node, _convert_="all")
+class Matrix:
+    """What the tests share: songs, a folder for teachers and the like, and each technique's options."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.songs = folder, write_songs(folder / "songs")
+        self._options: dict[tuple[str, str], dict[str, Any]] = {}
+        self._off: dict[str, dict[str, Any]] = {}
+
+    def technique(self, name: str, kind: str) -> Technique:
+        """As its file in conf/ sets it, under `matrix_options` of its test where eight steps would not show its effect."""
+        if (name, kind) not in self._options:
+            try:
+                tests = importlib.import_module(f"tests.techniques.test_{name}")
+            except ModuleNotFoundError:
+                tests = None
+            options = getattr(tests, "matrix_options", None)
+            folder = self.folder / f"{name}_{kind}"
+            folder.mkdir(parents=True, exist_ok=True)
+            self._options[name, kind] = options(kind, folder, lambda: build(kind, self.songs)) if options else {}
+        node = OmegaConf.merge({"seed": 0}, OmegaConf.load(CONF / f"{name}.yaml"))[name]
+        return instantiate(node, _convert_="all", _partial_=True)(**self._options[name, kind])
+
+    def off(self, kind: str) -> dict[str, Any]:
+        """The baseline, trained once."""
+        if kind not in self._off:
+            self._off[kind] = fit(self.folder / f"off_{kind}", lambda: build(kind, self.songs), [])
+        return self._off[kind]
+
+    def refusal(self, name: str, kind: str) -> str:
+        """Why the technique can't be used with the task, as its setup says; empty where it can."""
+        task, data = build(kind, self.songs)
+        run = trainer(self.folder, max_steps=8, callbacks=[self.technique(name, kind)])
+        run._data_connector.attach_data(task, datamodule=data)
+        task.trainer = run
+        try:
+            task.setup("fit")
+            run.callbacks[0].setup(run, task, "fit")
+        except ValueError as error:
+            return str(error)
+        return ""
 
 
 @pytest.fixture(scope="module")
-def songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_songs(tmp_path_factory.mktemp("songs"))
+def matrix(tmp_path_factory: pytest.TempPathFactory) -> Matrix:
+    return Matrix(tmp_path_factory.mktemp("matrix"))
 
 
 def music(songs: Path, workers: int = 0) -> MusicDataModule:
@@ -64,16 +102,6 @@ def build(name: str, songs: Path, workers: int = 0) -> tuple[Task, pl.LightningD
     model = partial(Transformer, dim=16, num_layers=1, num_heads=2, dropout=0.1)
     optimizer = partial(torch.optim.AdamW, lr=1e-2)
     return LanguageModel(model=model, tokenizer=data.tokenizer, optimizer=optimizer, seed=1), data
-
-
-def refusal(name: str, kind: str, songs: Path, folder: Path) -> str:
-    """Why the technique can't be used with the task, as its setup says; empty where it can."""
-    task, _ = build(kind, songs)
-    try:
-        technique(name).setup(trainer(folder, max_steps=1), task, "fit")
-    except ValueError as error:
-        return str(error)
-    return ""
 
 
 class Fault(pl.Callback):
@@ -98,52 +126,83 @@ def fit(
     run = trainer(folder, max_steps=steps, callbacks=[*techniques, last], val_check_interval=4)
     run.fit(task, data, ckpt_path=resume, weights_only=True)
     saved = torch.load(folder / "last.ckpt", weights_only=True)
-    return {"trained": weights(task), "saved": saved["state_dict"]}
+    return {"trained": weights(task), "saved": saved["state_dict"], "logged": set(run.callback_metrics)}
 
 
 @pytest.mark.parametrize("kind", TASKS)
 @pytest.mark.parametrize("name", NAMES)
-def test_on_changes_training_or_evaluation_or_refuses(tmp_path: Path, songs: Path, kind: str, name: str) -> None:
-    if reason := refusal(name, kind, songs, tmp_path):
-        assert f"technique {name} " in reason and type(build(kind, songs)[0]).__name__ in reason
+def test_on_changes_training_or_evaluation_or_refuses(tmp_path: Path, matrix: Matrix, kind: str, name: str) -> None:
+    made = matrix.technique(name, kind)
+    if reason := matrix.refusal(name, kind):
+        assert f"technique {name} " in reason and type(build(kind, matrix.songs)[0]).__name__ in reason
         with pytest.raises(ValueError, match=f"technique {name} "):
-            fit(tmp_path, lambda: build(kind, songs), [technique(name)])
+            fit(tmp_path, lambda: build(kind, matrix.songs), [made])
         return
-    off = fit(tmp_path / "off", lambda: build(kind, songs), [])
-    again = fit(tmp_path / "again", lambda: build(kind, songs), [])
-    on = fit(tmp_path / "on", lambda: build(kind, songs), [technique(name)])
-    assert same(off["trained"], again["trained"])  # off is bit-identical to the baseline
-    if technique(name).guards:
-        assert same(off["trained"], on["trained"]) and same(off["saved"], on["saved"])
-        spoilt = fit(tmp_path / "spoilt", lambda: build(kind, songs), [Fault()], steps=3)
-        guarded = fit(tmp_path / "guarded", lambda: build(kind, songs), [technique(name), Fault()])
+    off = matrix.off(kind)
+    on = fit(tmp_path / "on", lambda: build(kind, matrix.songs), [made])
+    equal = same(off["trained"], on["trained"]) and same(off["saved"], on["saved"])
+    if not (made.guards or made.observes):
+        assert not equal
+        return
+    assert equal
+    if made.observes:
+        assert on["logged"] > off["logged"]
+    else:
+        spoilt = fit(tmp_path / "spoilt", lambda: build(kind, matrix.songs), [Fault()], steps=3)
+        guarded = fit(tmp_path / "guarded", lambda: build(kind, matrix.songs), [matrix.technique(name, kind), Fault()])
         assert not is_finite(spoilt["trained"]) and is_finite(guarded["trained"])
-        return
-    assert not (same(off["trained"], on["trained"]) and same(off["saved"], on["saved"]))
 
 
 @pytest.mark.parametrize("kind", TASKS)
-def test_any_order_of_any_set_is_one(tmp_path: Path, songs: Path, kind: str) -> None:
-    names = [name for name in NAMES if not refusal(name, kind, songs, tmp_path)]
-    chosen = random.Random(0).sample(names, min(5, len(names)))
-    runs = [
-        fit(tmp_path / str(i), lambda: build(kind, songs), [technique(name) for name in order])
-        for i, order in enumerate((chosen, chosen[::-1]))
-    ]
-    assert same(runs[0]["trained"], runs[1]["trained"]) and same(runs[0]["saved"], runs[1]["saved"])
+def test_off_is_the_baseline_bit_for_bit(tmp_path: Path, matrix: Matrix, kind: str) -> None:
+    again = fit(tmp_path, lambda: build(kind, matrix.songs), [])
+    assert same(matrix.off(kind)["trained"], again["trained"])
+
+
+def random_sets(kind: str, matrix: Matrix, count: int) -> list[list[str]]:
+    """Sets of five that can go together: no two claim one power."""
+    names = [name for name in NAMES if not matrix.refusal(name, kind)]
+    draw, found = random.Random(0), []
+    while len(found) < count:
+        chosen = draw.sample(names, min(5, len(names)))
+        try:
+            Composition(matrix.technique(name, kind) for name in chosen)
+        except ValueError:
+            continue
+        found.append(chosen)
+    return found
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_any_order_of_any_set_is_one_and_resumes(tmp_path: Path, matrix: Matrix, kind: str) -> None:
+    for number, chosen in enumerate(random_sets(kind, matrix, 3)):
+        folder = tmp_path / str(number)
+
+        def run(folder: Path, names: list[str], **options: Any) -> dict[str, Any]:
+            techniques = [matrix.technique(name, kind) for name in names]
+            return fit(folder, lambda: build(kind, matrix.songs), techniques, **options)
+
+        one, other = run(folder / "one", chosen), run(folder / "other", chosen[::-1])
+        assert same(one["trained"], other["trained"]) and same(one["saved"], other["saved"]), chosen
+        run(folder / "half", chosen, steps=3)
+        rest = run(folder / "rest", chosen, resume=folder / "half" / "last.ckpt")
+        assert same(one["trained"], rest["trained"]) and same(one["saved"], rest["saved"]), chosen
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("kind", TASKS)
 @pytest.mark.parametrize("name", [None, *NAMES])
-def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, songs: Path, kind: str, name: str | None, workers: int) -> None:
-    if name and (reason := refusal(name, kind, songs, tmp_path)):
+def test_killed_and_resumed_equals_uninterrupted(
+    tmp_path: Path, matrix: Matrix, kind: str, name: str | None, workers: int
+) -> None:
+    if name and (reason := matrix.refusal(name, kind)):
         pytest.skip(reason)
     stop = random.Random(f"{kind}{name}{workers}").randint(2, 11)
     chosen = [name] if name else []
 
     def run(folder: str, **options: Any) -> dict[str, Any]:
-        return fit(tmp_path / folder, lambda: build(kind, songs, workers), [technique(n) for n in chosen], **options)
+        techniques = [matrix.technique(n, kind) for n in chosen]
+        return fit(tmp_path / folder, lambda: build(kind, matrix.songs, workers), techniques, **options)
 
     whole = run("whole", steps=13)
     run("half", steps=stop)

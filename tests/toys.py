@@ -21,6 +21,8 @@ def mlp(inputs: int, outputs: int) -> nn.Module:
 class ToyGan(Task):
     """CycleGAN on vectors: least squares, cycle loss, noise on the discriminator's inputs so that draws matter."""
 
+    logs = ("val/cycle",)
+
     def __init__(self, *, noise: float = 0.1, **options: Any) -> None:
         options.setdefault("optimizer", partial(torch.optim.Adam, lr=1e-4, betas=(0.5, 0.999)))
         options.setdefault("player_lr", {"generator": 2e-4})

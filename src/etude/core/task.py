@@ -1,6 +1,6 @@
 """The one training step: every task writes `losses`, everything else happens here."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -43,10 +43,16 @@ class Task(pl.LightningModule):
         seed: of every random draw in training; the draws of a batch depend on (seed, rank, batches trained) alone, so
             that a resumed run draws what the uninterrupted one would have drawn.
 
-    A task whose terms come and go declares them as `lazy_terms`: a weight of one that is not there is no mistake.
+    A task whose terms come and go declares them as `lazy_terms`: a weight of one that is not there is no mistake. What it
+    logs in validation stands in `logs`, the main metric first.
+
+    For techniques: `trace` holds what `losses` computed on the batch at hand, with its graph, by the names that the task
+    documents; `lr_factors` (beginning of a parameter's name -> factor of its learning rate, the longest wins) and
+    `schedule_steps` (length of the schedule, None for all steps) say how the next `configure_optimizers` builds.
     """
 
     lazy_terms: ClassVar[frozenset[str]] = frozenset()
+    logs: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -66,6 +72,11 @@ class Task(pl.LightningModule):
         self.batches_trained = 0
         self.composition = Composition()
         self.recipe: dict[str, Any] = {}
+        self.trace: dict[str, Tensor] = {}
+        self.lr_factors: dict[str, float] = {}
+        self.schedule_steps: int | None = None
+        self._terms: dict[str, Tensor] = {}
+        self._factors: dict[str, float | Tensor] = {}
 
     # What a task's author writes.
 
@@ -112,13 +123,18 @@ class Task(pl.LightningModule):
         torch.manual_seed(((self.seed * 1_000_003 + self.batches_trained) * 65_536 + self.global_rank) % 2**63)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.trace = {}
         batch = self.composition.transform_batch(self, batch)
         losses = self.composition.extend_losses(self, batch, self.losses(batch))
         unknown = self.loss_weights.keys() - losses.keys() - self.lazy_terms
         if unknown and not self._players_of(unknown).isdisjoint(self._players_of(losses)):
             raise ValueError(f"loss_weights names {sorted(unknown)}, but the terms are {sorted(losses)}; rename or drop it")
+        self._factors = self.composition.factors(self, losses)
         loss = self.composition.weigh(self, losses)
+        if self.composition.backward_owner is not None:
+            self._terms = self.weighted(losses)
         self.batches_trained += 1
+        self.trace = {}
         self.log("train/loss", loss.detach(), prog_bar=True)
         self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()})
         return loss
@@ -128,18 +144,48 @@ class Task(pl.LightningModule):
         # A player that rests on this batch leaves its terms out: their weights are then no mistake.
         return {name.partition("/")[0] if "/" in name else "" for name in names}
 
-    def weighted_sum(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """Returns sum_i w_i * loss_i with `loss_weights`, summed in the order of the names."""
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        owner = self.composition.backward_owner
+        if owner is None:
+            super().backward(loss, *args, **kwargs)
+            return
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        scale = (scaler.get_scale() if scaler is not None else 1.0) / self.trainer.accumulate_grad_batches
+        owner.backward(self, {name: term * scale for name, term in self._terms.items()} if scale != 1 else self._terms)
+        self._terms = {}
+
+    def weights_of(self, losses: Iterable[str]) -> dict[str, float | Tensor]:
+        """Returns the weight of each term: `loss_weights`, 1 where a term is not named, times the techniques' factors."""
+        return {name: self.loss_weights.get(name, 1.0) * self._factors.get(name, 1.0) for name in sorted(losses)}
+
+    def weighted(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns each term times its weight, in the order of the names."""
         if not losses:
             raise ValueError(f"{type(self).__name__}.losses returned no terms; it must return at least one")
-        return torch.stack([self.loss_weights.get(name, 1.0) * losses[name] for name in sorted(losses)]).sum()
+        return {name: weight * losses[name] for name, weight in self.weights_of(losses).items()}
+
+    def weighted_sum(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """Returns sum_i w_i * loss_i with the weights of `weights_of`, summed in the order of the names."""
+        return torch.stack(list(self.weighted(losses).values())).sum()
+
+    def check_metric(self, name: str, who: str) -> None:
+        """Raises: ValueError where nothing logs the metric `name` that `who` (such as "stages.monitor") wants to watch."""
+        known = {"train/loss", *self.logs}.union(*(technique.logs for technique in self.composition.techniques))
+        if name not in known and not name.startswith("train/"):
+            raise ValueError(f"{who} is {name!r}, which nothing logs; there are {', '.join(sorted(known))}")
+
+    def _lr_factor(self, name: str) -> float:
+        matching = [prefix for prefix in self.lr_factors if name.startswith(prefix)]
+        return self.lr_factors[max(matching, key=len)] if matching else 1.0
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """One or two groups a player: matrices that decay; norms, biases and embeddings that do not."""
+        """One or two groups a player and factor of the learning rate: matrices that decay; norms, biases and embeddings that
+        do not."""
         unknown = self.player_lr.keys() - self.players.keys()
         if unknown:
             raise ValueError(f"player_lr names {sorted(unknown)}, but the players are {sorted(self.players)}")
-        groups = []
+        names = {id(p): name for name, p in self.named_parameters()}
+        groups: list[dict[str, Any]] = []
         for player, modules in self.players.items():
             spared = {
                 id(p)
@@ -149,20 +195,27 @@ class Task(pl.LightningModule):
                 for p in child.parameters()
             }
             unique = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}
-            decay = [p for key, p in unique.items() if p.ndim >= 2 and key not in spared]
-            rest = [p for key, p in unique.items() if p.ndim < 2 or key in spared]
-            extra = {"lr": self.player_lr[player]} if player in self.player_lr else {}
-            if decay:
-                groups.append({"params": decay, "player": player, **extra})
-            if rest:
-                groups.append({"params": rest, "player": player, "weight_decay": 0.0, **extra})
+            factors = {key: self._lr_factor(names[key]) for key in unique} if self.lr_factors else {}
+            for factor in sorted(set(factors.values()) or {1.0}):
+                mine = {key: p for key, p in unique.items() if factors.get(key, 1.0) == factor}
+                decay = [p for key, p in mine.items() if p.ndim >= 2 and key not in spared]
+                rest = [p for key, p in mine.items() if p.ndim < 2 or key in spared]
+                extra: dict[str, Any] = {"lr": self.player_lr[player]} if player in self.player_lr else {}
+                if factor != 1:
+                    extra["lr_factor"] = factor
+                if decay:
+                    groups.append({"params": decay, "player": player, **extra})
+                if rest:
+                    groups.append({"params": rest, "player": player, "weight_decay": 0.0, **extra})
         return groups
 
     def configure_optimizers(self) -> Any:
         optimizer = self._optimizer(self.parameter_groups())
+        for group in optimizer.param_groups:
+            group["lr"] *= group.get("lr_factor", 1.0)
         if self._scheduler is None:
             return optimizer
-        total = self.trainer.estimated_stepping_batches
+        total = self.trainer.estimated_stepping_batches if self.schedule_steps is None else self.schedule_steps
         if total == float("inf"):
             raise ValueError("a schedule needs the number of steps: set trainer.max_steps or trainer.max_epochs")
         scheduler = self._scheduler(optimizer, total_steps=int(total))

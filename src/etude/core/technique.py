@@ -51,7 +51,8 @@ class Technique(pl.Callback):
     A subclass overrides what it needs; whoever overrides `transform_batch` declares `batch_slot`, whoever overrides
     `transform_gradients` declares `gradient_slot`, whoever overrides `weigh` claims `Power.WEIGHING`. All state goes
     through Lightning's `state_dict`/`load_state_dict`. What a technique needs and the task does not offer is a ValueError
-    of its `setup` that names both; a technique that acts on faults alone declares `guards`.
+    of its `setup` that names both; a technique that acts on faults alone declares `guards`, one that only looks declares
+    `observes`.
 
     Args:
         seed: of the technique's own randomness, see `generator`.
@@ -61,6 +62,7 @@ class Technique(pl.Callback):
     batch_slot: ClassVar[BatchSlot | None] = None
     gradient_slot: ClassVar[GradientSlot | None] = None
     guards: ClassVar[bool] = False
+    observes: ClassVar[bool] = False
 
     def __init__(self, *, seed: int = 0) -> None:
         self.seed = seed
@@ -69,6 +71,11 @@ class Technique(pl.Callback):
     def name(self) -> str:
         """The technique's name: its file's, which is its key in the configuration."""
         return type(self).__module__.rpartition(".")[2]
+
+    @property
+    def logs(self) -> frozenset[str]:
+        """Names of the metrics that it logs, for those who want to watch one."""
+        return frozenset()
 
     def generator(self, clock: int, device: torch.device | str = "cpu") -> torch.Generator:
         """Returns a generator seeded by (seed, name, clock), so that no technique shifts another's draws."""
@@ -83,9 +90,19 @@ class Technique(pl.Callback):
         """Returns new named terms; a name that exists is an error, other techniques' terms are never edited."""
         return {}
 
+    def scale_losses(self, task: "Task", losses: Mapping[str, Tensor]) -> dict[str, float | Tensor]:
+        """Returns factors of named terms, by which their weights are multiplied; 1 where a term is not named."""
+        return {}
+
     def weigh(self, task: "Task", losses: Mapping[str, Tensor]) -> Tensor:
         """Turns the dictionary into one loss. Exclusive: needs a claim of `Power.WEIGHING`."""
         return task.weighted_sum(losses)
+
+    def backward(self, task: "Task", terms: Mapping[str, Tensor]) -> None:
+        """Adds the gradients of the terms, weighted and scaled as the step wants them, to `.grad` of all parameters.
+
+        Exclusive: needs a claim of `Power.BACKWARD`.
+        """
 
     def transform_gradients(self, task: "Task") -> None:
         """Changes `.grad` of the task's parameters in place, before the step. Needs `gradient_slot`."""
@@ -105,7 +122,12 @@ class Composition:
         slots = [(t.gradient_slot, t.name, t) for t in self.techniques if t.gradient_slot is not None]
         self._before_clip = [t for slot, _, t in sorted(slots) if slot < GradientSlot.CLIP]
         self._after_clip = [t for slot, _, t in sorted(slots) if slot >= GradientSlot.CLIP]
-        self._weigher = next((t for t in self.techniques if Power.WEIGHING in t.claims), None)
+        self._weigher = self._owner(Power.WEIGHING, "weigh")
+        self.backward_owner = self._owner(Power.BACKWARD, "backward")
+
+    def _owner(self, power: Power, hook: str) -> Technique | None:
+        owners = [t for t in self.techniques if power in t.claims and _overrides(t, hook)]
+        return owners[0] if owners else None
 
     def _check(self) -> None:
         owners: dict[str, str] = {}
@@ -120,13 +142,18 @@ class Composition:
             for hook, declared in (
                 ("transform_batch", technique.batch_slot is not None),
                 ("transform_gradients", technique.gradient_slot is not None),
-                ("weigh", Power.WEIGHING in technique.claims),
             ):
-                overridden = getattr(type(technique), hook) is not getattr(Technique, hook)
-                if overridden != declared:
+                if _overrides(technique, hook) != declared:
                     raise ValueError(
                         f"technique {technique.name!r}: overriding {hook} and declaring its slot or claim "
                         f"go together; only one of the two was done"
+                    )
+            for hook, power in (("weigh", Power.WEIGHING), ("backward", Power.BACKWARD)):
+                chosen = "claims" in vars(technique)  # by its options: then a hook may rest
+                overridden, claimed = _overrides(technique, hook), power in technique.claims
+                if claimed > overridden or (overridden > claimed and not chosen):
+                    raise ValueError(
+                        f"technique {technique.name!r}: overriding {hook} and claiming {power} go together; only one was done"
                     )
 
     def transform_batch(self, task: "Task", batch: Batch) -> Batch:
@@ -145,6 +172,21 @@ class Composition:
                 terms[name] = value
         return terms
 
+    def factors(self, task: "Task", losses: Mapping[str, Tensor]) -> dict[str, float | Tensor]:
+        """Returns the product of all techniques' factors of each term that has any.
+
+        Raises: ValueError for a factor of a term that is not there.
+        """
+        found: dict[str, float | Tensor] = {}
+        for technique in self.techniques:
+            for name, factor in technique.scale_losses(task, losses).items():
+                if name not in losses:
+                    raise ValueError(
+                        f"technique {technique.name!r} scales a loss {name!r}, but the terms are {sorted(losses)}; rename it"
+                    )
+                found[name] = found[name] * factor if name in found else factor
+        return found
+
     def weigh(self, task: "Task", losses: Mapping[str, Tensor]) -> Tensor:
         """Returns the loss to minimise: the claimant's, or the task's weighted sum."""
         return self._weigher.weigh(task, losses) if self._weigher else task.weighted_sum(losses)
@@ -156,3 +198,7 @@ class Composition:
         clip()
         for technique in self._after_clip:
             technique.transform_gradients(task)
+
+
+def _overrides(technique: Technique, hook: str) -> bool:
+    return getattr(type(technique), hook) is not getattr(Technique, hook)

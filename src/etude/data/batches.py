@@ -19,8 +19,8 @@ class PackedRows(torch.utils.data.Dataset[dict[str, Tensor]]):
     """Batches from plans. Indexed with lists of plans, one for each row, it gives a dict of tensors [B, T]:
 
     tokens, targets (int64; -100 where not counted: padding, controls and, in evaluation, EOS and context), documents
-    (int32, number in the row, -1 padding), positions (int32, in the document), feature_* (int64) and, in evaluation,
-    piece (int64, row of the piece in the split's manifest, -1 padding).
+    (int32, number in the row, -1 padding), positions (int32, in the document), feature_* (int64) and piece (int64, row of
+    the piece in the split's manifest, -1 padding).
     """
 
     def __init__(self, documents: Documents, *, max_len: int, evaluation: bool):
@@ -35,8 +35,7 @@ class PackedRows(torch.utils.data.Dataset[dict[str, Tensor]]):
             "positions": np.zeros(shape, np.int32),
         }
         arrays |= {f"feature_{name}": np.zeros(shape, np.int64) for name in self.documents.tokenizer.feature_sizes}
-        if self.evaluation:
-            arrays["piece"] = np.full(shape, -1, np.int64)
+        arrays["piece"] = np.full(shape, -1, np.int64)
         longest = max(self._write(plan, {name: array[b] for name, array in arrays.items()}) for b, plan in enumerate(plans))
         if self.evaluation:
             longest = min(self.max_len, -(-max(longest, 1) // MULTIPLE) * MULTIPLE)
@@ -62,8 +61,7 @@ class PackedRows(torch.utils.data.Dataset[dict[str, Tensor]]):
             row["positions"][at:end] = np.arange(end - at)
             for name, values in documents.features(piece, variation).items():
                 row[f"feature_{name}"][first:end] = values[start : start + end - first]
-            if self.evaluation:
-                row["piece"][at:end] = documents.view.table["row"][piece]
+            row["piece"][at:end] = documents.view.table["row"][piece]
             at = end
         return at
 
@@ -85,6 +83,7 @@ class RowSampler(torch.utils.data.Sampler[list[np.ndarray]]):
             world,
         )
         self.drawn = 0  # batches of the epoch under way
+        self.total = 0  # batches since the run began
         self._resumed = False
 
     def __len__(self) -> int:
@@ -96,17 +95,18 @@ class RowSampler(torch.utils.data.Sampler[list[np.ndarray]]):
         self._resumed = False
         rows = iter(self.packer)
         while self.drawn < self.num_batches:
+            self.packer.draw = self.total
             batch = [next(rows) for _ in range(self.batch_size * self.world)][self.rank :: self.world]
-            self.drawn += 1
+            self.drawn, self.total = self.drawn + 1, self.total + 1
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream of rows stands: the same on every rank, so their number may change on resuming."""
-        return {"drawn": self.drawn, "packer": self.packer.state_dict()}
+        return {"drawn": self.drawn, "total": self.total, "packer": self.packer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a `state_dict`, in the middle of its epoch."""
-        self.drawn, self._resumed = int(state["drawn"]), True
+        self.drawn, self.total, self._resumed = int(state["drawn"]), int(state["total"]), True
         self.packer.load_state_dict(state["packer"])
 
 

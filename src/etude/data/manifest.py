@@ -76,7 +76,7 @@ class ManifestPlan:
             raise ValueError(f"none of {len(self.sources)} files could be read; give scores that can ({reasons})")
         table = _table(pieces, self.ratios)
         if self.complexity:
-            table = _with_complexity(table, self.cache_dir, num_workers)
+            table = with_complexity(table, self.cache_dir, num_workers)
         _publish(self.folder, table, quarantine)
 
 
@@ -120,7 +120,8 @@ def _table(pieces: list[dict[str, Any]], ratios: dict[str, float]) -> pa.Table:
     return pa.table(columns)
 
 
-def _with_complexity(table: pa.Table, cache_dir: Path, num_workers: int) -> pa.Table:
+def with_complexity(table: pa.Table, cache_dir: Path, num_workers: int) -> pa.Table:
+    """The table with a complexity_* column for each feature; what the cache lacks is measured."""
     measured = build.measure_complexity(piece_keys(table), cache_dir=cache_dir, num_workers=num_workers)
     for name in sorted({name for features in measured for name in features}):
         values = [features.get(name) for features in measured]

@@ -21,8 +21,8 @@ from etude.data.batches import PackedRows, RowSampler, evaluation_batches
 from etude.data.corpora import Corpus
 from etude.data.documents import Augmentation, Documents
 from etude.data.lock import held
-from etude.data.manifest import SPLITS, ManifestPlan, check_shares, piece_keys, read_quarantine
-from etude.data.packing import Packer
+from etude.data.manifest import SPLITS, ManifestPlan, check_shares, piece_keys, read_quarantine, with_complexity
+from etude.data.packing import Packer, Rule
 from etude.data.store import Store
 from etude.data.tokens import MAX_SHIFT
 from etude.data.view import View, build_view, open_view, view_folder, with_byte_pairs
@@ -30,6 +30,7 @@ from etude.music.tokenizer import LABELS, Tokenizer
 
 Batch = dict[str, Tensor]
 Number = TypeVar("Number", int, float)
+IDENTITY = frozenset({"path", "file", "sha256", "id", "split"})
 
 
 class MusicDataModule(pl.LightningDataModule):
@@ -108,6 +109,7 @@ class MusicDataModule(pl.LightningDataModule):
         self._manifest: tuple[Path, pa.Table] | None = None
         self._score_rows: dict[str, np.ndarray] = {}
         self._tokenizer: Tokenizer | None = None
+        self._rules: dict[str, Rule] = {}
 
     def _check(self, split: Sequence[float]) -> None:
         check_shares(split, self.batches_per_epoch)
@@ -203,6 +205,35 @@ class MusicDataModule(pl.LightningDataModule):
         self.prepare()
         return self._views[split]
 
+    # --- choosing ---
+
+    def pieces(self) -> dict[str, np.ndarray]:
+        """The columns of `manifest("train")` but its paths and hashes, row by row, with every complexity_* (measured once)
+        and `tokens`, 0 for a piece that the tokenizer could not hold."""
+        table, view = self.manifest("train"), self.view("train")
+        if not any(name.startswith("complexity_") for name in table.column_names):
+            with held(self.cache_dir):
+                table = with_complexity(table, self.cache_dir, self.prepare_workers)
+        columns = {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names if name not in IDENTITY}
+        columns["tokens"] = np.zeros(len(table), np.int64)
+        columns["tokens"][view.table["row"]] = view.table["length"]
+        return columns
+
+    def admit(self, name: str, rule: Rule) -> None:
+        """Lets `name` choose which pieces training draws, from the next `train_dataloader` on.
+
+        rule: called with rows of `manifest("train")`, int64 [n], and the number of the batch that is being drawn, counted
+            from the start of the run; returns the probability, float64 [n] in [0, 1], with which each is admitted in this
+            pass. Those of several rules multiply. A rule must depend on nothing else than its arguments and what a
+            checkpoint restores; what it learns from batch n may count from draw n + `lookahead` on, as workers draw ahead.
+        """
+        self._rules[name] = rule
+
+    @property
+    def lookahead(self) -> int:
+        """Batches that may have been drawn and not trained yet, at most; the same for few workers as for none."""
+        return max(16, 4 * self.num_workers)
+
     # --- loading ---
 
     def _documents(self, split: str, augmentation: Augmentation) -> Documents:
@@ -216,7 +247,7 @@ class MusicDataModule(pl.LightningDataModule):
         rank, world = self._place()
         documents = self._documents("train", self.augmentation)
         sampler = RowSampler(
-            Packer(documents, self.max_len),
+            Packer(documents, self.max_len, rules=self._rules),
             batch_size=self.batch_size,
             num_batches=self.batches_per_epoch or max(1, round(documents.num_tokens / (self.max_len * self.batch_size * world))),
             rank=rank,

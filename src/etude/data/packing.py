@@ -5,21 +5,23 @@ the first of them that is counted, number of controls, and the piece's variation
 a seam; evaluation goes through the pieces once, in order.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from etude.data.documents import Documents
-from etude.data.randomness import permute
+from etude.data.randomness import key, permute, uniform
 
 NUMBER, PIECE, START, STOP, FINAL, COUNTED, CONTROLS, VARIATION = range(8)  # columns of a plan; the last is four wide
 NOTHING = np.empty((0, VARIATION + 4), np.int64)
+Rule = Callable[[np.ndarray, int], np.ndarray]
 BLOCK = 128  # pieces whose documents are worked out at once
 BUFFER = 256  # documents that wait to be packed, at most: the more, the less padding, the less each pass is a pass
 LEAST_BUFFER = 32
 REST_AFTER = 64  # documents before which the rest of a cut one waits, so that a batch does not hold one piece alone
+ADMISSION = 7  # sets the draws of admission apart from those of augmentation
 MAX_WASTE = 0.01  # share of a row that may stay empty before a document is cut at a bar to fill it
 GOOD_WASTE = 0.002  # share at which the search for a better cut ends
 CANDIDATES = 16  # documents that are considered for cutting, the oldest
@@ -43,6 +45,8 @@ class Packer:
     documents: the pieces. shuffle: order by (seed, pass) and go on for ever; else in order, once.
     overlap: where a piece is longer than a row, windows after the first begin with so large a share of tokens that
         were counted before, as context; 0 for training.
+    rules: who admits pieces to training and how, see `MusicDataModule.admit`; of several, the probabilities multiply. A
+        piece that is not admitted is passed over in this pass. draw: the batch that is drawn, for the rules.
     """
 
     documents: Documents
@@ -52,6 +56,8 @@ class Packer:
     number: int = 0
     position: int = 0
     waiting: np.ndarray = field(default_factory=NOTHING.copy)
+    rules: dict[str, Rule] = field(default_factory=dict)
+    draw: int = 0
 
     def state_dict(self) -> dict[str, object]:
         """Where the packing stands: pass, position in it, and the documents that wait."""
@@ -73,7 +79,9 @@ class Packer:
 
     @property
     def _buffer(self) -> int:
-        """Half a pass at most, so that one piece does not wait in several passes at once."""
+        """Half a pass at most, so that one piece does not wait in several passes at once; short under rules, which change."""
+        if self.rules:
+            return LEAST_BUFFER
         return min(BUFFER, max(LEAST_BUFFER, len(self.documents.view) // 2))
 
     def _refill(self) -> bool:
@@ -83,9 +91,7 @@ class Packer:
             if not self.shuffle or size == 0:
                 return False
             self.number, self.position = self.number + 1, 0
-        block = np.arange(self.position, min(self.position + BLOCK, size))
-        self.position += len(block)
-        pieces = permute(block, size=size, seed=self.documents.seed, number=self.number) if self.shuffle else block
+        pieces = self._next_pieces(size)
         passes = np.full(len(pieces), self.number)
         variations = self.documents.variations(passes, pieces)
         whole = np.zeros((len(pieces), NOTHING.shape[1]), np.int64)
@@ -98,6 +104,39 @@ class Packer:
         parts = [row[None] if fits else self._windows(row) for row, fits in zip(whole, short, strict=True)]
         self.waiting = np.concatenate([self.waiting, *parts])
         return True
+
+    def _next_pieces(self, size: int) -> np.ndarray:
+        """The next block of the pass that holds a piece which the rules admit.
+
+        Raises: ValueError where a whole pass holds none.
+        """
+        passed_over = 0
+        while True:
+            block = np.arange(self.position, min(self.position + (BLOCK if not self.rules else LEAST_BUFFER), size))
+            self.position += len(block)
+            if not self.shuffle:
+                return block
+            pieces = permute(block, size=size, seed=self.documents.seed, number=self.number)
+            if self.rules:
+                pieces = pieces[self._admitted(pieces)]
+            if len(pieces):
+                return pieces
+            passed_over += len(block)
+            if passed_over > 100 * size:
+                raise ValueError(
+                    f"{' and '.join(sorted(self.rules))} admit no training piece to batch {self.draw}; let one of them admit more"
+                )
+            if self.position >= size:
+                self.number, self.position = self.number + 1, 0
+
+    def _admitted(self, pieces: np.ndarray) -> np.ndarray:
+        rows = np.asarray(self.documents.view.table["row"][pieces], np.int64)
+        chance = np.ones(len(pieces))
+        for name in sorted(self.rules):
+            chance = chance * self.rules[name](rows, self.draw)
+        seed = key(self.documents.seed, ADMISSION)
+        admitted: np.ndarray = uniform(int(seed), np.full(len(pieces), self.number), pieces, 1)[:, 0] < chance
+        return admitted
 
     def _windows(self, whole: np.ndarray) -> np.ndarray:
         """A piece longer than a row as windows that begin at bars, are counted once, and overlap by their context."""

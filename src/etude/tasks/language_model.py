@@ -6,7 +6,7 @@ Shapes: b rows, t tokens of a row, v tokens of the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,13 +26,15 @@ class LanguageModel(Task):
     """Trains a decoder-only model on the negative log-likelihood of the next token.
 
     A batch holds `tokens`, `targets` (-100 where nothing is counted), `documents`, `positions` and `feature_*`, all
-    [b, t]; see `etude.data.module`.
+    [b, t]; see `etude.data.module`. `trace` holds `logits` [b, t, v] and `token_nll` [b, t], 0 where nothing is counted.
 
     Args:
         model: called with vocab_size and feature_sizes, gives the network.
         tokenizer: turns scores into tokens; travels in the checkpoint.
         optimizer, scheduler, loss_weights, seed: see `Task`.
     """
+
+    logs: ClassVar[tuple[str, ...]] = ("val/nll",)
 
     def __init__(
         self,
@@ -61,9 +63,11 @@ class LanguageModel(Task):
         )
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Returns {"nll": mean negative log-likelihood of a counted token, in nats}."""
-        logits = self.logits(batch)
-        return {"nll": F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten(), ignore_index=-100)}
+        """Returns {"nll": mean negative log-likelihood of a counted token, in nats}; see the class for what it traces."""
+        logits, targets = self.logits(batch), batch["targets"]
+        token_nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none")
+        self.trace = {"logits": logits, "token_nll": token_nll.view_as(targets)}
+        return {"nll": token_nll.sum() / (targets != -100).sum().clamp(min=1)}
 
     def token_nll(self, batch: Batch) -> Tensor:
         """Returns the negative log-likelihood of each target [b, t] in nats, 0 where nothing is counted."""

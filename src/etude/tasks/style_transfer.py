@@ -74,6 +74,7 @@ class StyleTransfer(Task):
 
     takes_visible = True
     lazy_terms: ClassVar[frozenset[str]] = frozenset({D + "r1", G + "identity"})
+    logs: ClassVar[tuple[str, ...]] = ("val/frechet", "val/l1")
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,8 @@ class Vocoder(Task):
 
     Source: Siuzdak 2023 (Vocos), sec. 3.3, for the terms; the multi-resolution STFT loss of Yamamoto et al. 2020 beside them.
     """
+
+    logs: ClassVar[tuple[str, ...]] = ("val/mel_l1",)
 
     def __init__(
         self,
