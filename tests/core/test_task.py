@@ -1,7 +1,9 @@
 """The one training step: equal to the alternating reference, exact on resume, clear on mistakes."""
 
 import itertools
+from functools import partial
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 
 from etude.core.task import frozen
+from etude.core.technique import Power, Technique
 from tests.toys import Pairs, PairsData, ToyGan, mlp, same, trainer, weights
 
 
@@ -141,3 +144,65 @@ def test_every_pair_of_terms_is_summed_with_its_weight() -> None:
     terms = {"x": torch.tensor(3.0), "y": torch.tensor(5.0)}
     for order in itertools.permutations(terms):
         assert gan.weighted_sum({n: terms[n] for n in order}) == 11.0
+
+
+class Factors(Technique):
+    """Halves one term."""
+
+    def scale_losses(self, task: Any, losses: Any) -> dict[str, float]:
+        return {self.term: 0.5}
+
+    def __init__(self, term: str = "generator/cycle") -> None:
+        super().__init__()
+        self.term = term
+
+
+class OwnBackward(Technique):
+    """The plain backward, done by a technique."""
+
+    claims: ClassVar[frozenset[Power]] = frozenset({Power.BACKWARD})
+
+    def backward(self, task: Any, terms: Any) -> None:
+        torch.stack(list(terms.values())).sum().backward()
+
+
+def trained(folder: Path, techniques: list[Technique], **options: Any) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    gan = ToyGan(**options.pop("task", {}))
+    trainer(folder, max_steps=4, callbacks=techniques, **options).fit(gan, PairsData())
+    return weights(gan)
+
+
+def test_factors_of_techniques_multiply_the_weights(tmp_path: Path) -> None:
+    halved = trained(tmp_path, [Factors()])
+    assert same(halved, trained(tmp_path, [], task={"loss_weights": {"generator/cycle": 5.0, "discriminator/all": 0.5}}))
+    with pytest.raises(ValueError, match=r"'test_task' scales a loss 'cycel', but the terms are"):
+        trained(tmp_path, [Factors("cycel")])
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_technique_that_owns_the_backward_gets_scaled_terms(tmp_path: Path, accumulate: int) -> None:
+    options = {"accumulate_grad_batches": accumulate, "gradient_clip_val": 0.1}
+    plain, owned = trained(tmp_path, [], **options), trained(tmp_path, [OwnBackward()], **options)
+    assert all(torch.allclose(plain[name], owned[name], atol=1e-7) for name in plain)
+
+
+def test_factors_of_learning_rates_go_by_the_longest_beginning_of_a_name(tmp_path: Path) -> None:
+    gan = ToyGan(optimizer=partial(torch.optim.SGD, lr=1.0), player_lr={})
+    gan.lr_factors = {"ab": 0.1, "ab.2": 0.5}
+    before = weights(gan)
+    frozen_ones = [gan.ba[0].weight, gan.ba[0].bias]
+    for parameter in frozen_ones:
+        parameter.requires_grad_(False)
+    run = trainer(tmp_path, max_steps=1)
+    run.fit(gan, PairsData())
+    rates = {name: g["lr"] for g in run.optimizers[0].param_groups for name, p in gan.named_parameters() if p in set(g["params"])}
+    assert rates["ab.0.weight"] == 0.1 and rates["ab.2.bias"] == 0.5 and rates["da.0.weight"] == 1.0
+    assert "ba.0.weight" not in rates and torch.equal(before["ba.0.weight"], gan.ba[0].weight)
+
+
+def test_a_metric_that_nothing_logs_is_told(tmp_path: Path) -> None:
+    gan = ToyGan()
+    gan.check_metric("val/cycle", "x.monitor")
+    with pytest.raises(ValueError, match=r"x.monitor is 'val/nlll', which nothing logs; there are train/loss, val/cycle"):
+        gan.check_metric("val/nlll", "x.monitor")

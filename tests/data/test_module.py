@@ -55,6 +55,21 @@ def test_manifest_tells_about_every_piece(ready: tuple[Path, Path]) -> None:
     assert data.tokenizer.genres == ("folk", "jazz")
 
 
+def test_pieces_are_described_and_chosen_by_rules(ready: tuple[Path, Path]) -> None:
+    data = module(*ready)
+    columns, table = data.pieces(), data.manifest("train")
+    assert {"genre", "bars", "tokens", "rhythmic_syncopation", "structural_length"} <= {
+        name.removeprefix("complexity_") for name in columns
+    }
+    assert all(len(values) == len(table) for values in columns.values()) and (columns["tokens"] > 0).all()
+    folk = columns["genre"] == "folk"
+    data.admit("folk", lambda rows, draw: 1.0 * folk[rows])
+    for batch in data.train_dataloader():
+        held = batch["piece"][batch["piece"] >= 0]
+        assert folk[held.numpy()].all()
+        assert torch.equal(batch["piece"] >= 0, batch["documents"] >= 0)
+
+
 def test_tokens_are_the_tokenizers_and_scores_the_files(ready: tuple[Path, Path]) -> None:
     data = module(*ready)
     for split in ("train", "val", "test"):

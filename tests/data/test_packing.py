@@ -214,3 +214,47 @@ def test_control_dropout_hides_its_share_of_each_control(documents: Documents) -
 def test_no_room_for_music_is_named(documents: Documents) -> None:
     with pytest.raises(ValueError, match=r"data\.max_len"):
         next(iter(Packer(plain(documents), 4)))
+
+
+def admitting(packer: Packer, batches: int) -> list[tuple[int, np.ndarray]]:
+    """(batch number, pieces) of so many batches of two rows."""
+    sampler = RowSampler(packer, batch_size=2, num_batches=batches)
+    return [(number, np.concatenate(batch)[:, PIECE]) for number, batch in enumerate(sampler)]
+
+
+def test_only_admitted_pieces_are_drawn_and_late_changes_wait_for_the_buffer(documents: Documents) -> None:
+    even_until_20 = {"even": lambda rows, draw: (rows % 2 == 0) | (draw >= 20)}
+    drawn = admitting(Packer(documents, 200, rules=even_until_20), 240)
+    assert all((pieces % 2 == 0).all() for number, pieces in drawn if number < 20)
+    late = np.concatenate([pieces for number, pieces in drawn if number >= 40])
+    assert 0.35 < (late % 2).mean() < 0.65
+
+
+def test_rules_multiply_and_their_order_is_of_no_account(documents: Documents) -> None:
+    half, third = (lambda rows, draw: np.full(len(rows), 0.5)), (lambda rows, draw: 1.0 * (rows % 3 == 0))
+    one, other = ({"a": half, "b": third}, {"b": third, "a": half})
+    drawn, again = (admitting(Packer(documents, 200, rules=rules), 40) for rules in (one, other))
+    assert all((x[1] == y[1]).all() for x, y in zip(drawn, again, strict=True))
+    assert all((pieces % 3 == 0).all() for _, pieces in drawn)
+
+
+def test_a_rule_that_admits_nothing_is_told(documents: Documents) -> None:
+    with pytest.raises(ValueError, match="nobody admit no training piece to batch 0"):
+        next(iter(Packer(documents, 200, rules={"nobody": lambda rows, draw: np.zeros(len(rows))})))
+
+
+@pytest.mark.parametrize("stop", [1, 7, 19])
+def test_admission_resumes_in_the_middle(documents: Documents, stop: int) -> None:
+    rules = {"growing": lambda rows, draw: rows <= 20 + 5 * draw}
+
+    def sampler() -> RowSampler:
+        return RowSampler(Packer(documents, 200, rules=rules), batch_size=2, num_batches=30)
+
+    whole = [np.concatenate(batch) for batch in sampler()]
+    first, second = sampler(), sampler()
+    draws = iter(first)
+    for _ in range(stop):
+        next(draws)
+    second.load_state_dict(first.state_dict())
+    rest = [np.concatenate(batch) for batch in second]
+    assert all((x == y).all() for x, y in zip(whole[stop:], rest, strict=True))
