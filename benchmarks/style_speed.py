@@ -20,7 +20,7 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import open_dict
 from peer import context
-from style_transfer import composed
+from training import composed
 
 from etude import run
 from etude.core.task import frozen

@@ -13,7 +13,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import soundfile
 from peer import context
-from style_transfer import composed, fit
+from style_transfer import fit
+from training import composed
 
 from etude import run
 

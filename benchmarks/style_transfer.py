@@ -17,17 +17,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 from peer import context
+from training import composed
 
 from etude import run
 from etude.core.checkpoints import LastCheckpoint
 from etude.core.technique import Composition
 from etude.tasks.style_evaluation import score_styles
-
-ROOT = Path(__file__).parents[1]
 
 
 class StepClock(pl.Callback):
@@ -50,17 +47,6 @@ class StepClock(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         found = trainer.callback_metrics
         self.curve.append([round(self.seconds, 1), *(round(float(found[name]), 4) for name in ("val/frechet", "val/l1"))])
-
-
-def composed(options: list[str], folder: Path) -> Any:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("train", overrides=options, return_hydra_config=True)
-        with open_dict(cfg):
-            cfg.hydra.runtime.output_dir = str(folder)
-        HydraConfig.instance().set_config(cfg)
-        with open_dict(cfg):
-            del cfg["hydra"]
-        return cfg
 
 
 def fit(cfg: Any, folder: Path, *, steps: int, checks: int) -> tuple[Any, Any, StepClock]:

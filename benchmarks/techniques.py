@@ -1,0 +1,110 @@
+"""Each technique against the bare run: same data, model and number of steps; rows for docs/results/techniques.md.
+
+    OMP_NUM_THREADS=1 python benchmarks/techniques.py --data jsb=Jsb16thSeparated.json genres=FOLDER --seeds 0 1 2
+
+A row holds the whole curve of the validation likelihood over steps and CPU-seconds, so that "when did it reach what the
+bare run ended with" is read off, and how far 16 samples are from held-out music. Rows that are there are not run again.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from peer import context
+from training import ROOT, Curve, composed
+
+from etude import run
+from etude.core.checkpoints import BestCheckpoint, LastCheckpoint
+from etude.core.technique import Composition
+from etude.metrics.tables import compare_scores
+
+ROWS = ROOT / "docs" / "results" / "rows" / "techniques.jsonl"
+SMALL = {  # data and model of about a million parameters: 0.1 s a step on one core
+    "jsb": ["data=jsb", "model.dim=96", "model.num_layers=3", "model.decoder_dim=96", "model.decoder_layers=1", "max_steps=400"],
+    "genres": ["data=folder", "data.max_len=512", "model.dim=96", "model.num_layers=3", "model.hidden_dim=256", "max_steps=400"],
+}
+TEACHER = ["data=jsb", "max_steps=800", "technique=[ema]", "technique.ema.decay=0.99"]
+NO = "technique=[]"
+CASES: dict[str, list[str]] = {"bare": [NO]}
+
+
+def music(task: Any, datamodule: Any) -> dict[str, float]:
+    """How 16 samples of 8 bars compare with held-out music: mean overlapping area of all metrics, 1 where they are alike."""
+    real = [datamodule.score("val", row) for row in range(min(32, len(datamodule.manifest("val"))))]
+    samples = task.sample(num_samples=16, num_bars=8, max_new_tokens=640, seed=0)
+    areas = [row["samples OA"] for row in compare_scores({"real": real, "samples": samples})]
+    areas = [area for area in areas if isinstance(area, float) and math.isfinite(area)]
+    return {"overlap": statistics.mean(areas)}
+
+
+def fit(options: list[str], folder: Path, *, checks: int) -> tuple[Any, Any, dict[str, Any]]:
+    """Trains as train.py does and returns (task with the weights of its last checkpoint, data, what was measured)."""
+    cfg = composed(options, folder)
+    cfg.trainer.val_check_interval = max(1, cfg.max_steps // checks)
+    pl.seed_everything(cfg.seed, verbose=False)
+    tokenizer = run.instantiate(cfg.tokenizer) if cfg.get("tokenizer") is not None else None
+    datamodule = run.prepare_data(cfg.data, tokenizer, folder)
+    task = run.build_task(cfg, **datamodule.parts)
+    task.recipe = run.OmegaConf.to_container(cfg, resolve=True)
+    techniques = Composition(run.instantiate(node) for node in (cfg.get("technique") or {}).values()).techniques
+    curve, path = Curve(cfg.monitor), folder / "checkpoints"
+    best = BestCheckpoint(path, "best", monitor=cfg.monitor, mode=cfg.monitor_mode, enable_version_counter=False)
+    trainer = run.instantiate(
+        cfg.trainer, logger=False, enable_progress_bar=False, default_root_dir=str(folder),
+        callbacks=[*techniques, curve, best, LastCheckpoint(path=path / "last.ckpt", every_n_steps=cfg.max_steps)],
+    )  # fmt: skip
+    started = time.perf_counter()
+    trainer.fit(task, datamodule=datamodule)
+    values = [value for _, _, value in curve.points]
+    found = {
+        "steps": trainer.global_step, "cpu_s": round(curve.seconds, 1), "wall_s": round(time.perf_counter() - started, 1),
+        "parameters": sum(p.numel() for p in task.parameters()), "best": min(values), "final": values[-1], "curve": curve.points,
+    }  # fmt: skip
+    return run.load_task(path / "best.ckpt")[0], datamodule, found
+
+
+def done(rows: Path) -> set[tuple[str, str, int]]:
+    """What stands in the file already."""
+    if not rows.is_file():
+        return set()
+    return {(row["data"], row["name"], row["seed"]) for row in map(json.loads, rows.read_text().splitlines())}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", required=True, help="jsb=FILE and genres=FOLDER, or one of them")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", default=None, help="names of cases; all without it")
+    parser.add_argument("--checks", type=int, default=20, help="validations on the way")
+    parser.add_argument("--rows", type=Path, default=ROWS, help="JSON lines to append to")
+    parser.add_argument("--keep", type=Path, default=None, help="folder for checkpoints, such as the teachers")
+    parser.add_argument("options", nargs="*", help="more options, as for train.py (after --)")
+    args = parser.parse_args()
+    run.quiet_lightning()
+    for place in args.data:
+        data, _, root = place.partition("=")
+        for seed in args.seeds:
+            for name, options in CASES.items():
+                if (args.only and name not in args.only) or (data, name, seed) in done(args.rows):
+                    continue
+                with tempfile.TemporaryDirectory() as scratch:
+                    folder = Path(scratch)
+                    mine = [*SMALL[data], f"data.root={root}", *options, f"seed={seed}"]
+                    task, datamodule, found = fit([*mine, *args.options], folder, checks=args.checks)
+                    found |= music(task, datamodule)
+                shown = " ".join(option.replace(root, Path(root).name) for option in mine)
+                row = {"data": data, "name": name, "seed": seed, "options": shown, **found, **context()}
+                args.rows.parent.mkdir(parents=True, exist_ok=True)
+                with args.rows.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                print({key: value for key, value in row.items() if key not in ("curve", "options")}, flush=True)
+
+
+if __name__ == "__main__":
+    main()
