@@ -115,7 +115,8 @@ def overhead() -> str:
     ]  # fmt: skip
     return "\n\n".join((
         "## What a step costs more\n\nTwo runs in one process take turns step by step, one bare; CPU time of the thread, "
-        "everything between two batches counted, validation not. The median over pairs of steps; the ratio of sums also sees what happens seldom.",
+        "everything between two batches counted, validation not. The median over pairs of steps; "
+        "the ratio of sums also sees what happens seldom.",
         table(["options", "median", "ratio of sums", "pairs of steps"], lines), where(found),
     ))  # fmt: skip
 
@@ -146,7 +147,7 @@ def techniques() -> str:
     if not found:
         return ""
     parts = ["# Techniques\n\nEach row: the same data, model, number of steps and seeds as its baseline; nothing but the "
-             "options below differs. Curves are read at 20 validations; a value between two of them by a straight line."]  # fmt: skip
+             "options below differs. Curves are read at 20 validations; between two of them a line is drawn."]  # fmt: skip
     for data, title in DATA.items():
         mine = [row for row in found if row["data"] == data]
         if mine:
