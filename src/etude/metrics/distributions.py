@@ -102,6 +102,20 @@ def histogram_overlap(counts: NDArray, reference: NDArray) -> float:
     return float(np.minimum(p / p.sum(), q / q.sum()).sum())
 
 
+def wasserstein(first: Floats, second: Floats) -> float:
+    """The 1-Wasserstein (earth mover's) distance of two sets of numbers, in their unit: integral of |F - G|.
+
+    Raises:
+        ValueError: an empty set.
+    """
+    first, second = (np.sort(np.asarray(x, np.float64)) for x in (first, second))
+    if not (len(first) and len(second)):
+        raise ValueError(f"first has {len(first)} values and second {len(second)}; give at least one of each")
+    both = np.sort(np.concatenate([first, second]))
+    shares = [np.searchsorted(x, both[:-1], side="right") / len(x) for x in (first, second)]
+    return float(np.abs(shares[0] - shares[1]) @ np.diff(both))
+
+
 def set_overlap(samples: Floats, real: Floats) -> dict[str, float]:
     """OA and KLD of samples against real music for one feature.
 
