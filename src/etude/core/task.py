@@ -44,13 +44,14 @@ class Task(pl.LightningModule):
             that a resumed run draws what the uninterrupted one would have drawn.
 
     A task whose terms come and go declares them as `lazy_terms`: a weight of one that is not there is no mistake. What it
-    logs in validation stands in `logs`, the main metric first.
+    logs in validation stands in `logs`, the main metric first; a task that always has the same terms may name them in `terms`.
 
     For techniques: `trace` holds what `losses` computed on the batch at hand, with its graph, by the names that the task
     documents; `lr_factors` (beginning of a parameter's name -> factor of its learning rate, the longest wins) and
     `schedule_steps` (length of the schedule, None for all steps) say how the next `configure_optimizers` builds.
     """
 
+    terms: ClassVar[tuple[str, ...]] = ()
     lazy_terms: ClassVar[frozenset[str]] = frozenset()
     logs: ClassVar[tuple[str, ...]] = ()
 

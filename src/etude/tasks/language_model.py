@@ -34,6 +34,7 @@ class LanguageModel(Task):
         optimizer, scheduler, loss_weights, seed: see `Task`.
     """
 
+    terms: ClassVar[tuple[str, ...]] = ("nll",)
     logs: ClassVar[tuple[str, ...]] = ("val/nll",)
 
     def __init__(
