@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.installed
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check lint lock report bench styles clean
+.PHONY: help setup train techniques test check lint lock report bench styles clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -21,6 +21,9 @@ $(STAMP): requirements.lock pyproject.toml
 
 train: setup  ## train the default experiment on real chorales, then sample from it
 	$(BIN)/python train.py $(ARGS)
+
+techniques:  ## list every technique, optimizer, schedule, stage and level with its effect
+	@$(PYTHON) scripts/choices.py $(ARGS)
 
 test: setup  ## install, then all checks and tests
 	@$(MAKE) --no-print-directory check

@@ -1,0 +1,67 @@
+"""Lists what can be chosen on the command line, one line each; needs nothing but Python, so that it answers at once."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+GROUPS = {
+    "technique": "technique=[one,another]",
+    "genre": "genre=one",
+    "optimizer": "optimizer=one",
+    "scheduler": "scheduler=one",
+    "stage": "stage=one",
+    "level": "level=one",
+}
+
+
+def docstring(target: str) -> str:
+    """First line of the docstring of a class or function of this repository; the name itself of any other."""
+    module, _, name = target.rpartition(".")
+    path = ROOT / "src" / Path(*module.split(".")).with_suffix(".py")
+    if path.is_file():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
+                return (ast.get_docstring(node) or "").partition("\n")[0]
+    return target
+
+
+def effect(path: Path) -> str:
+    """The comment that opens the file, else what its `_target_` says of itself."""
+    text = path.read_text()
+    comments = [line.lstrip("# ") for line in text.splitlines() if line.startswith("#") and "@package" not in line]
+    if comments and text.splitlines()[0].startswith("#"):
+        return comments[0]
+    target = re.search(r"_target_: *(\S+)", text)
+    return docstring(target.group(1)) if target else ""
+
+
+def notes(name: str) -> str:
+    """What a technique owns alone, and whether it leaves training as it is."""
+    source = ROOT / "src" / "etude" / "techniques" / f"{name}.py"
+    text = source.read_text() if source.is_file() else ""
+    owned = sorted({power.lower().replace("_", " ") for power in re.findall(r"\bPower\.([A-Z_]+)", text)})
+    verb = "may own" if "self.claims" in text else "owns"
+    said = [f"{verb} {' and '.join(owned)}"] if owned else []
+    for word, meaning in (("observes", "only looks"), ("guards", "acts on faults alone")):
+        if re.search(rf"^    {word}: ClassVar\[bool\] = True", text, re.MULTILINE):
+            said.append(meaning)
+    return f" ({'; '.join(said)})" if said else ""
+
+
+def main(groups: list[str]) -> None:
+    """Prints the groups, all where none is named."""
+    for group in groups or list(GROUPS):
+        files = sorted((ROOT / "conf" / group).glob("*.yaml"))
+        if not files:
+            continue
+        print(GROUPS[group])
+        width = max(len(path.stem) for path in files)
+        for path in files:
+            print(f"  {path.stem:{width}}  {effect(path)}{notes(path.stem) if group == 'technique' else ''}")
+        print()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
