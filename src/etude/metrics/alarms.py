@@ -25,7 +25,7 @@ def repetition(notes: NoteArray) -> float:
     """Share of beats, after the first, that sound exactly as one of the four beats before; 0..1, NaN below two beats.
 
     Equal beats have the same pitches beginning and ending at the same positions (12 per beat), notes held over a beat's
-    edges included; two beats of silence are equal. A chord that is held for ever has 1, as has an endless figure.
+    edges included; two beats of silence are equal. A chord that is held for ever comes to 1, as does an endless figure.
     """
     notes = notes.resample(GRID)
     beats = -(-notes.end // GRID)

@@ -43,7 +43,9 @@ class HeldOut:
 def hold_out(
     bodies: Sequence[NDArray], *, tokenizer: Tokenizer, num_bars: int, count: int, num_samples: int, index: NgramIndex, seed: int
 ) -> HeldOut:
-    """Cuts at most `count` excerpts of `num_bars` bars from pieces, as the tokenizer holds them: their beginnings first.
+    """Cuts at most `count` beginnings of `num_bars` bars from pieces, as the tokenizer holds them.
+
+    Where there are fewer than `num_samples`, later bars of the same pieces make up for them.
 
     Args:
         bodies: base ids of the pieces, at least one; which come first is drawn by `seed`.
@@ -59,8 +61,9 @@ def hold_out(
     groups: list[int] = []
     decoded: dict[int, Score] = {}
     for window in range(max(len(start) for start in starts) // num_bars + 1):
+        wanted = count if window == 0 else min(count, num_samples)  # a sample is a beginning: others only stand in
         for number, (piece, start) in enumerate(zip(pieces, starts, strict=True)):
-            if len(scores) < count and (window == 0 or (window + 1) * num_bars <= len(start)):
+            if len(scores) < wanted and (window == 0 or (window + 1) * num_bars <= len(start)):
                 if number not in decoded:
                     decoded[number] = tokenizer.decode(piece)
                 scores.append(_cut(decoded[number], window * num_bars, num_bars))
@@ -118,3 +121,25 @@ def compare_samples(
         "diversity": diversity(real.described.standardised(described.features)),
     }
     return values | {"copying": copying if np.isfinite(copying) else 0.0}, found
+
+
+def grammar_error(
+    likely_btv: NDArray, tokens_bt: NDArray, inside_bt: NDArray, counted_bt: NDArray, *, tokenizer: Tokenizer
+) -> float:
+    """Mean probability that a model gives to next tokens which its tokenizer's grammar forbids, 0..1; NaN without a place.
+
+    The share of draws that would be ungrammatical, after real beginnings, were they not constrained.
+
+    Args:
+        likely_btv: probabilities of the next token at each place.
+        tokens_bt: rows that begin a piece with BOS.
+        inside_bt: places of that piece. counted_bt: those of them whose next token is one of the piece's body.
+    """
+    wrong: list[float] = []
+    for row, (tokens, inside) in enumerate(zip(tokens_bt, inside_bt, strict=True)):
+        decoder = tokenizer.decoder(1)
+        for place in np.flatnonzero(inside).tolist():
+            decoder.push(tokens[place : place + 1])
+            if counted_bt[row, place]:
+                wrong.append(float(likely_btv[row, place] @ ~decoder.allowed()[0]))
+    return sum(wrong) / len(wrong) if wrong else float("nan")

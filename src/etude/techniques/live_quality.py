@@ -16,7 +16,7 @@ from etude.core.media import log_pictures, log_sounds
 from etude.core.technique import Batch, Technique
 from etude.metrics.alarms import Level, alarms
 from etude.metrics.copying import NgramIndex
-from etude.metrics.live import COPIED, HeldOut, compare_samples, hold_out
+from etude.metrics.live import COPIED, HeldOut, compare_samples, grammar_error, hold_out
 from etude.metrics.restyled import Restyled, compare_restyled, restyled_levels
 from etude.metrics.style_plots import mel_panels
 from etude.music.grammar import BOS
@@ -180,7 +180,7 @@ class LiveQuality(Technique):
                     self._measure(trainer)
             self.values = trainer.strategy.broadcast(self.values)
             self._batches, self._due = [], False
-        told = {**self.values, "seconds": self.budget.spent, "share": self.budget.share_spent}
+        told = trainer.strategy.broadcast({**self.values, "seconds": self.budget.spent, "share": self.budget.share_spent})
         pl_module.log_dict({f"live/{name}": value for name, value in told.items()}, sync_dist=True)
 
     # --- what ---
@@ -287,25 +287,18 @@ class _Music:
         samples = [trim(score, num_bars=bars) for score in self._sample(real.num_tokens)]
         sampling_seconds = clock() - began
         values, found = compare_samples(samples, real, index=self._index, seed=self.options.seed)
-        values["grammar_error"] = self._grammar_error(batches[0]) if batches else math.nan
+        values["grammar_error"] = self.grammar_error(batches[0]) if batches else math.nan
         return Measured(values, found, real.levels, lambda folder: self._show(samples, folder), sampling_seconds)
 
-    def _grammar_error(self, batch: Batch) -> float:
-        """Mean probability of tokens that the grammar forbids, over the counted places of beginnings of pieces."""
+    def grammar_error(self, batch: Batch) -> float:
+        """Of the beginnings of pieces in a batch, see `metrics.live.grammar_error`."""
         rows = (batch["tokens"][:, 0] == BOS).nonzero()[:GRAMMAR_ROWS, 0]
         short = {name: value[rows, :GRAMMAR_TOKENS] for name, value in batch.items() if value.ndim == 2}
         with torch.no_grad():
-            likely = self.task.logits(short).float().softmax(-1).cpu().numpy()
-        tokens, counted = short["tokens"].cpu().numpy(), (short["targets"] != -100).cpu().numpy()
-        mine = (short["documents"] == short["documents"][:, :1]).cpu().numpy()
-        wrong: list[float] = []
-        for row in range(len(tokens)):
-            decoder = self.tokenizer.decoder(1)
-            for place in np.flatnonzero(mine[row]).tolist():
-                decoder.push(tokens[row, place : place + 1])
-                if counted[row, place]:
-                    wrong.append(float(likely[row, place] @ ~decoder.allowed()[0]))
-        return sum(wrong) / len(wrong) if wrong else math.nan
+            likely_btv = self.task.logits(short).float().softmax(-1)
+        first = short["documents"] == short["documents"][:, :1]
+        arrays = (x.cpu().numpy() for x in (likely_btv, short["tokens"], first, first & (short["targets"] != -100)))
+        return grammar_error(*arrays, tokenizer=self.tokenizer)
 
     def _show(self, samples: list[Any], folder: Path) -> Shown:
         pictures, sounds = [], []
