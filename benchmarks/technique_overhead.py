@@ -74,7 +74,7 @@ def one(options: list[str], who: int, turns: Turns, folder: Path) -> Timed:
     pl.seed_everything(0, verbose=False)
     task = run.build_task(cfg, **datamodule.parts)
     task.recipe = run.OmegaConf.to_container(cfg, resolve=True)
-    techniques = Composition(run.instantiate(node) for node in (cfg.get("technique") or {}).values()).techniques
+    techniques = Composition(run.build_technique(node) for node in (cfg.get("technique") or {}).values()).techniques
     timed = Timed(who, turns)
     trainer = run.instantiate(
         cfg.trainer, logger=False, enable_progress_bar=False, enable_checkpointing=False, default_root_dir=str(folder),

@@ -52,7 +52,7 @@ def fit(options: list[str], folder: Path, *, checks: int) -> tuple[Any, Any, dic
     datamodule = run.prepare_data(cfg.data, tokenizer, folder)
     task = run.build_task(cfg, **datamodule.parts)
     task.recipe = run.OmegaConf.to_container(cfg, resolve=True)
-    techniques = Composition(run.instantiate(node) for node in (cfg.get("technique") or {}).values()).techniques
+    techniques = Composition(run.build_technique(node) for node in (cfg.get("technique") or {}).values()).techniques
     curve, path = Curve(cfg.monitor), folder / "checkpoints"
     best = BestCheckpoint(path, "best", monitor=cfg.monitor, mode=cfg.monitor_mode, enable_version_counter=False)
     trainer = run.instantiate(

@@ -109,6 +109,13 @@ def _hand_over(node: DictConfig, **parts: Any) -> Any:
     return instantiate(node, _partial_=True)(**given)
 
 
+def build_technique(node: DictConfig, outputs: str = "outputs") -> Any:
+    """Builds a technique; one that wants another run's model gets `find` (checkpoint, folder or `last` to path) and `load`."""
+    from etude.core.checkpoint_files import find_checkpoint
+
+    return _hand_over(node, find=lambda ckpt: find_checkpoint(ckpt, outputs), load=load_task)
+
+
 def prepare_data(node: DictConfig, tokenizer: Callable[..., Any] | None, folder: Path) -> Any:
     """Builds the datamodule, reads what is not cached yet, and lists in the run's folder what had to be left out."""
     from etude.core.artifacts import write_atomically
@@ -214,7 +221,7 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | Non
     for name, node in (cfg.get("technique") or {}).items():
         if "_target_" not in node:
             raise ValueError(f"technique.{name} is set, but the technique is not chosen; add it: technique=[{name},...]")
-    techniques = Composition(instantiate(node) for node in (cfg.get("technique") or {}).values()).techniques
+    techniques = Composition(build_technique(node, cfg.outputs) for node in (cfg.get("technique") or {}).values()).techniques
     recipe: Any = OmegaConf.to_container(cfg, resolve=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
     write_environment(folder)
