@@ -50,18 +50,16 @@ def notes(name: str) -> str:
     return f" ({'; '.join(said)})" if said else ""
 
 
-def main(groups: list[str]) -> None:
-    """Prints the groups, all where none is named."""
-    for group in groups or list(GROUPS):
-        files = sorted((ROOT / "conf" / group).glob("*.yaml"))
-        if not files:
-            continue
-        print(GROUPS[group])
-        width = max(len(path.stem) for path in files)
-        for path in files:
-            print(f"  {path.stem:{width}}  {effect(path)}{notes(path.stem) if group == 'technique' else ''}")
-        print()
+def table(group: str) -> list[str]:
+    """The group's heading and a line for each choice; nothing where there is no such group."""
+    files = sorted((ROOT / "conf" / group).glob("*.yaml"))
+    width = max((len(path.stem) for path in files), default=0)
+    lines = [f"  {path.stem:{width}}  {effect(path)}{notes(path.stem) if group == 'technique' else ''}" for path in files]
+    return [GROUPS[group], *lines, ""] if files else []
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    wanted = sys.argv[1:] or list(GROUPS)
+    if unknown := [group for group in wanted if group not in GROUPS]:
+        sys.exit(f"error: {unknown[0]} is no group; there are {', '.join(GROUPS)}")
+    print("\n".join(line for group in wanted for line in table(group)))
