@@ -62,4 +62,4 @@ if __name__ == "__main__":
     wanted = sys.argv[1:] or list(GROUPS)
     if unknown := [group for group in wanted if group not in GROUPS]:
         sys.exit(f"error: {unknown[0]} is no group; there are {', '.join(GROUPS)}")
-    print("\n".join(line for group in wanted for line in table(group)))
+    sys.stdout.write("".join(f"{line}\n" for group in wanted for line in table(group)))
