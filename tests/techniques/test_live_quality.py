@@ -33,9 +33,11 @@ MUSIC = {
     f"live/{name}"
     for name in (
         "rhythm", "harmony", "melody", "structure", "quality", "grammar_error", "copying", "turing", "turing_low", "turing_high",
-        "alerts", "seconds", "share",
+        "alerts", "seconds", "share", "bars",
     )
 }  # fmt: skip
+
+COUNTS = ("live/seconds", "live/alerts", "live/share", "live/bars")
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,7 @@ class Ticks(pl.Callback):
     def __init__(self, clock: Clock, technique: LiveQuality) -> None:
         self.clock, self.technique = clock, technique
         self.seen: list[tuple[int, int, float]] = []
+        self.bars: list[int] = []
 
     def on_train_batch_end(self, *_: Any) -> None:
         self.clock.now += 1
@@ -84,6 +87,7 @@ class Ticks(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         t = self.technique
         self.seen.append((trainer.global_step, t.measurements, t.budget.share_spent))
+        self.bars.append(t.bars)
 
 
 def costly(task: Any, clock: Clock, seconds_a_token: float) -> None:
@@ -133,12 +137,12 @@ def test_what_it_can_not_measure_is_refused(tmp_path: Path, songs: Path) -> None
 
 def test_every_metric_it_names_is_there_from_the_first_validation(tmp_path: Path, songs: Path) -> None:
     task, data = build(songs)
-    technique = LiveQuality()
+    technique = LiveQuality(every=1)
     run = fit(tmp_path, task, data, [technique], steps=2)
     assert technique.logs == MUSIC <= set(run.callback_metrics)
     found = {name: float(run.callback_metrics[name]) for name in MUSIC}
     assert all(np.isfinite(value) for value in found.values())
-    assert all(0 <= value <= 1 for name, value in found.items() if name not in ("live/seconds", "live/alerts", "live/share"))
+    assert all(0 <= value <= 1 for name, value in found.items() if name not in COUNTS)
     assert found["live/turing_low"] <= found["live/turing"] <= found["live/turing_high"]
     task.check_metric("live/quality", "x.monitor")
     folder = tmp_path / "live" / "000002"
@@ -146,7 +150,7 @@ def test_every_metric_it_names_is_there_from_the_first_validation(tmp_path: Path
 
 
 def test_mels_are_measured_too(tmp_path: Path) -> None:
-    technique = LiveQuality()
+    technique = LiveQuality(every=1)
     run = fit(tmp_path, style_transfer(seed=1), MelsData(), [technique], steps=2)
     assert technique.logs <= set(run.callback_metrics)
     assert "live/style" in technique.logs and "live/melody" not in technique.logs
@@ -235,16 +239,15 @@ def test_the_budget_is_kept(tmp_path: Path, songs: Path) -> None:
     assert seen[-1][2] <= 0.1
 
 
-def test_the_first_measurement_is_small_where_time_is_short(tmp_path: Path, songs: Path) -> None:
-    spent = {}
-    for cost in (0.001, 0.01, 0.1):
-        task, data = build(songs)
-        technique, clock = LiveQuality(budget=0.1, num_shown=0), Clock()
-        technique.budget.clock = clock
-        costly(task, clock, cost)
-        fit(tmp_path, task, data, [technique, Ticks(clock, technique)], steps=40, every=4)
-        spent[cost] = technique.budget.spent / cost
-    assert spent[0.1] < spent[0.001]
+@pytest.mark.parametrize(("cost", "bars"), [(0.0001, [4, 4]), (0.02, [1, 1]), (0.008, [1, 3])])
+def test_measurements_are_as_large_as_the_run_can_pay(tmp_path: Path, songs: Path, cost: float, bars: list[int]) -> None:
+    task, data = build(songs)
+    technique, clock = LiveQuality(budget=0.1, num_shown=0), Clock()
+    technique.budget.clock = clock
+    costly(task, clock, cost)
+    ticks = Ticks(clock, technique)
+    fit(tmp_path, task, data, [technique, ticks], steps=40, every=4)
+    assert [ticks.bars[0], ticks.bars[-1]] == bars
 
 
 def test_every_measures_by_count_alone(tmp_path: Path, songs: Path) -> None:
