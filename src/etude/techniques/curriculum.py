@@ -107,7 +107,9 @@ class Curriculum(Technique):
                 f"({type(data).__name__}) has no such table; take it out of technique=[...]"
             )
         if self.difficulty == "loss" and not hasattr(pl_module, "logits"):
-            raise ValueError(f"technique curriculum with difficulty=loss needs losses of pieces, {type(pl_module).__name__} has none")
+            raise ValueError(
+                f"technique curriculum with difficulty=loss needs losses of pieces, {type(pl_module).__name__} has none"
+            )
         if trainer.max_steps < 1:
             raise ValueError("technique curriculum paces by the number of steps; set max_steps")
         self._span = max(1.0, self.end * trainer.max_steps * trainer.accumulate_grad_batches)
@@ -157,10 +159,9 @@ class Curriculum(Technique):
         if not musical:
             ranks = {"all": self._rank(np.mean(list(ranks.values()), axis=0))}
         options: dict[str, Any] = {"pacing": "root" if musical else self.pacing, "start": self.start, "power": self.power}
-        times = np.max(
-            [np.array([progress_at(r, **options) for r in values]) / (self.speeds[n] if musical else 1) for n, values in ranks.items()],
-            axis=0,
-        )  # fmt: skip
+        speeds = {name: self.speeds[name] if musical else 1.0 for name in ranks}
+        needed = [np.array([progress_at(r, **options) for r in ranks[name]]) / speeds[name] for name in ranks]
+        times = np.max(needed, axis=0)
         order = np.argsort(times, kind="stable")
         times[order[: max(1, int(self.start * len(times)))]] = 0.0
         for genre in range(int(self._genres.max()) + 1):
