@@ -31,7 +31,19 @@ SMALL = {  # data and model of about a million parameters: 0.1 s a step on one c
 }
 TEACHER = ["data=jsb", "max_steps=800", "technique=[ema]", "technique.ema.decay=0.99"]
 NO = "technique=[]"
-CASES: dict[str, list[str]] = {"bare": [NO]}
+C = "technique=[curriculum]"
+CASES: dict[str, list[str]] = {
+    "bare": [NO],
+    "ema": ["technique=[ema]", "technique.ema.decay=0.99"],
+    "curriculum": [C],
+    "curriculum, linear": [C, "technique.curriculum.pacing=linear"],
+    "curriculum, exponential": [C, "technique.curriculum.pacing=exponential"],
+    "curriculum, musical": [C, "technique.curriculum.pacing=musical"],
+    "curriculum, short": [C, "technique.curriculum.difficulty=bars", "technique.curriculum.by_genre=true"],
+    "curriculum, own loss": [C, "technique.curriculum.difficulty=loss"],
+    "curriculum, adaptive": [C, "technique.curriculum.adaptive=true"],
+    "curriculum, hard first": [C, "technique.curriculum.reverse=true"],
+}
 
 
 def music(task: Any, datamodule: Any) -> dict[str, float]:
