@@ -180,6 +180,14 @@ def test_the_way_back_is_measured_in_nats() -> None:
     torch.testing.assert_close(made.bands.nats(difference, torch.ones(2, dtype=torch.long)), expected)
 
 
+@pytest.mark.parametrize(("huber", "expected"), [(0.0, 0.6), (0.5, (0.1**2 / 1 + 1.1 - 0.25) / 2), (9.0, (0.1**2 + 1.1**2) / 36)])
+def test_huber_squares_what_is_small(huber: float, expected: float) -> None:
+    bands = task(styles=("folk", "rock"), huber=huber).bands
+    nats = torch.tensor([0.1, -1.1]).expand(1, 16, 2)
+    white = nats / statistics(2)[1, 1][:, None]
+    torch.testing.assert_close(bands.nats(white, torch.ones(1, dtype=torch.long)), torch.tensor(expected))
+
+
 def test_hidden_frames_say_nothing() -> None:
     made = trained(task(input_noise=0.0))
     one, other = batch(), batch()

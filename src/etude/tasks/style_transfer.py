@@ -65,6 +65,7 @@ class StyleTransfer(Task):
         adversarial: lsgan, hinge or non_saturating.
         cycle_gradient: share of the cycle's gradient that reaches the first generator, in [0, 1].
         input_noise: standard deviation of e, in deviations of a band.
+        huber: nats below which cycle and identity are squares instead of magnitudes; 0 for magnitudes throughout.
         r1_every, identity_every: batches between two such terms. identity_until: batch after which identity ends.
         pool_size: past outputs the discriminator also sees (Shrivastava et al. 2017); 0 for none.
 
@@ -94,6 +95,7 @@ class StyleTransfer(Task):
         adversarial: Kind = "lsgan",
         cycle_gradient: float = 0.3,
         input_noise: float = 0.3,
+        huber: float = 0.0,
         r1_every: int = 8,
         identity_every: int = 4,
         identity_until: int | None = None,
@@ -104,6 +106,7 @@ class StyleTransfer(Task):
             raise ValueError(f"loss_weights names {unknown[0]}; the terms are {', '.join(sorted(WEIGHTS))}")
         for name, value, most in (
             ("input_noise", input_noise, float("inf")),
+            ("huber", huber, float("inf")),
             ("pool_size", pool_size, float("inf")),
             ("reference_share", reference_share, 1),
             ("cycle_gradient", cycle_gradient, 1),
@@ -140,7 +143,7 @@ class StyleTransfer(Task):
         width = getattr(self.generators[0], "outlet").in_features if weights[G + "patch_nce"] else 0  # noqa: B009
         self.heads = nn.ModuleList(nn.Linear(width, 64) for _ in range(3 if width else 0))
         self.pool = ImagePool(pool_size)
-        self.bands = StyleBands(statistics)
+        self.bands = StyleBands(statistics, huber=huber)
         self.register_buffer("chroma_bands", mel_chroma_filterbank(contract).clone(), persistent=False)
         self._seen: dict[tuple[int, int], tuple[list[Tensor], list[Tensor]]] = {}
 
