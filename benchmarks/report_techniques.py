@@ -147,7 +147,7 @@ def techniques() -> str:
     if not found:
         return ""
     parts = ["# Techniques\n\nEach row: the same data, model, number of steps and seeds as its baseline; nothing but the "
-             "options below differs. Curves are read at 20 validations; between two of them a line is drawn."]  # fmt: skip
+             "options below differs. Curves are read at 12 validations; between two of them a line is drawn."]  # fmt: skip
     for data, title in DATA.items():
         mine = [row for row in found if row["data"] == data]
         if mine:

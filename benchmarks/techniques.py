@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", required=True, help="jsb=FILE and genres=FOLDER, or one of them")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", default=None, help="names of cases; all without it")
-    parser.add_argument("--checks", type=int, default=20, help="validations on the way")
+    parser.add_argument("--checks", type=int, default=12, help="validations on the way")
     parser.add_argument("--rows", type=Path, default=ROWS, help="JSON lines to append to")
     parser.add_argument("--keep", type=Path, default=None, help="folder for checkpoints, such as the teachers")
     parser.add_argument("options", nargs="*", help="more options, as for train.py (after --)")
