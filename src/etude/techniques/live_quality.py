@@ -16,6 +16,8 @@ from etude.metrics.probes import MelProbe, MusicProbe, Options
 log = logging.getLogger(__name__)
 COMMON = ("quality", "turing", "turing_low", "turing_high", "alerts", "seconds", "share")
 FIRST = 0.25  # of the whole run's expected budget, that the first measurement's samples may take
+MARGIN = 1.2  # of a prediction: the next measurement may take longer than the last
+SHOW_SECONDS = 0.3  # of a sample that is shown, until it is known
 
 
 class LiveQuality(Technique):
@@ -26,7 +28,8 @@ class LiveQuality(Technique):
     - Language models, on `live/bars` bars: `live/rhythm`, `live/harmony`, `live/melody`, `live/structure`
       (0..1, 1: as near to held-out music as that is to itself, see `metrics.dimensions`) and their mean `live/quality`;
       `live/grammar_error`, the probability that the model gives to ungrammatical tokens after held-out beginnings, before
-      the decoder forbids them, 0..1; `live/copying`, the share of the samples' passages of twelve notes that stand in 100 training pieces.
+      the decoder forbids them, 0..1; `live/copying`, the share of the samples' passages of twelve notes that stand in 100
+      training pieces.
     - Models that restyle mels: `live/rhythm` and `live/harmony`, kept from the source (or as in the truth, where the data is
       paired), `live/style`, closeness to real audio of the style, and their mean `live/quality`; see `metrics.restyled`.
     - Both: `live/turing` with the interval `live/turing_low` .. `live/turing_high`: accuracy of a cross-validated classifier
@@ -182,7 +185,8 @@ class LiveQuality(Technique):
             self.running_diversity = own if self.running_diversity is None else (self.running_diversity + own) / 2
         self.values = {**measured.values, "alerts": float(len(ringing))}
         self.measurements += 1
-        if self.num_shown and not (first and self.budget.clock() - began > allowance):
+        shown = not (first and self.budget.clock() - began > allowance)
+        if self.num_shown and shown:
             folder = Path(trainer.default_root_dir) / "live" / f"{trainer.global_step:06d}"
             folder.mkdir(parents=True, exist_ok=True)
             pictures, sounds = measured.show(folder)
@@ -190,9 +194,10 @@ class LiveQuality(Technique):
             log_sounds(trainer, "live", sounds)
         self.bars, self.bar_seconds = bars, measured.sampling_seconds / bars
         self.fixed_seconds = self.budget.clock() - measuring - measured.sampling_seconds - measured.once_seconds
+        self.fixed_seconds += 0.0 if shown else SHOW_SECONDS * self.num_shown
 
     def _seconds(self, bars: int) -> float:
-        return self.fixed_seconds + self.bar_seconds * bars
+        return MARGIN * (self.fixed_seconds + self.bar_seconds * bars)
 
     def _next_bars(self, trainer: pl.Trainer) -> int:
         """As many bars as before, or the most of which the rest of the run pays for two measurements."""
