@@ -48,3 +48,82 @@ def wsd(optimizer: Optimizer, *, total_steps: int, warmup: float = 0.02, decay: 
         return 1.0 if step <= fall else final + (1 - final) * max(0.0, (total_steps - step) / (total_steps - fall))
 
     return LambdaLR(optimizer, factor)
+
+
+def linear(optimizer: Optimizer, *, total_steps: int, warmup: float = 0.05, final: float = 0.0) -> LambdaLR:
+    """Rises linearly for `warmup` of all steps, then falls linearly to `final` of the learning rate.
+
+    When to use: about as good as the cosine, and better where the rate falls to zero (Defazio et al. 2023).
+
+    Source: Defazio et al. 2023, "When, why and how much? Adaptive learning rate scheduling by refinement".
+    """
+    _check(total_steps, warmup, final)
+    rise = warmup * total_steps
+
+    def factor(step: int) -> float:
+        if step < rise:
+            return (step + 1) / (rise + 1)
+        return final + (1 - final) * (1 - min(1.0, (step - rise) / max(1.0, total_steps - rise)))
+
+    return LambdaLR(optimizer, factor)
+
+
+def constant(optimizer: Optimizer, *, total_steps: int, warmup: float = 0.05) -> LambdaLR:
+    """Rises linearly for `warmup` of all steps, then stays: for optimizers that need no schedule, such as schedule_free.
+
+    Source: Defazio et al. 2024, section 4, asks for the warm-up even there.
+    """
+    _check(total_steps, warmup, 1.0)
+    rise = warmup * total_steps
+    return LambdaLR(optimizer, lambda step: (step + 1) / (rise + 1) if step < rise else 1.0)
+
+
+def noam(optimizer: Optimizer, *, total_steps: int, warmup: float = 0.1) -> LambdaLR:
+    """Rises linearly for `warmup` of all steps, then falls with the square root of the step.
+
+    factor(s) = min(s / w, sqrt(w / s)) at step s = 1, 2, ... with w = warmup * total_steps. The peak is the optimizer's
+    learning rate; d_model^-0.5 of the source is left out, which made the peak depend on the model's width.
+
+    When to use: runs whose end is not known in advance; otherwise a schedule that falls to zero is better.
+
+    Source: Vaswani et al. 2017, equation 3, divided by its peak.
+    """
+    _check(total_steps, warmup, 0.0)
+    rise = max(1.0, warmup * total_steps)
+    return LambdaLR(optimizer, lambda step: min((step + 1) / rise, math.sqrt(rise / (step + 1))))
+
+
+def cosine_restarts(
+    optimizer: Optimizer, *, total_steps: int, warmup: float = 0.02, cycles: int = 3, t_mult: float = 2.0, final: float = 0.0
+) -> LambdaLR:
+    """Rises linearly for `warmup` of all steps, then falls along half a cosine `cycles` times, each time from the top.
+
+    factor(t) = final + (1 - final) (1 + cos(pi t_cur / T_i)) / 2, where t_cur steps have passed since the last restart and
+    T_(i+1) = t_mult * T_i. The first cycle's length T_0 is such that the last one ends with the run: of the steps after the
+    warm-up, the share 1 / (1 + t_mult + ... + t_mult^(cycles - 1)), 1/7 by default.
+
+    When to use: for a good model at the end of each cycle, or where training sticks. cycles = 1 is `cosine`.
+
+    Source: Loshchilov and Hutter 2017, equation 5 and section 3; the warm-up is an addition.
+
+    Raises:
+        ValueError: cycles below 1 or t_mult below 1.
+    """
+    _check(total_steps, warmup, final)
+    if cycles < 1:
+        raise ValueError(f"cycles is {cycles}, must be at least 1; 1 is scheduler=cosine")
+    if t_mult < 1:
+        raise ValueError(f"t_mult is {t_mult}, must be at least 1, a cycle's length over that of the one before; 2 is common")
+    rise = warmup * total_steps
+    lengths = [t_mult**cycle for cycle in range(cycles)]
+    unit = max(1.0, total_steps - rise) / sum(lengths)
+    starts = [rise + unit * sum(lengths[:cycle]) for cycle in range(cycles)]
+
+    def factor(step: int) -> float:
+        if step < rise:
+            return (step + 1) / (rise + 1)
+        cycle = max(number for number, start in enumerate(starts) if start <= step + 1e-9)
+        progress = min(1.0, (step - starts[cycle]) / (unit * lengths[cycle]))
+        return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return LambdaLR(optimizer, factor)

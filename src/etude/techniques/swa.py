@@ -1,0 +1,96 @@
+"""Stochastic weight averaging: the plain mean of the weights of the end of the run, used for validation, sampling, export."""
+
+from typing import Any, ClassVar
+
+import pytorch_lightning as pl
+import torch
+
+from etude.core.averaging import EvaluationWeights, refuse_split_weights
+from etude.core.technique import Power, Technique
+
+
+class Swa(Technique):
+    """Evaluates with the equal mean of the weights at every `every`-th update from `start` of the run on.
+
+    average <- average + (weights - average) / (n + 1) when n weights have been taken. Before the first is taken, validation
+    and checkpoints have the plain weights. Saving and swapping are those of `ema`: the checkpoint's `state_dict` holds the
+    average, the training weights travel in the technique's own state.
+
+    When to use: instead of `ema` where the rate stays high to the end (scheduler=constant, or wsd with a short decay): the
+    mean of distant points lies in a flatter place than any of them. With a rate that falls to zero there is nothing left to
+    average, and `ema` costs less thought.
+
+    Source: Izmailov et al. 2018, algorithm 1. Two deviations: the learning rate is the schedule's business, and running
+    statistics of batches (BatchNorm) are averaged like weights instead of being gathered in a pass of their own.
+
+    Args:
+        start: share of the run after which the first weights are taken, in [0, 1).
+        every: updates from one taking to the next, at least 1.
+        seed: unused, every technique has one.
+
+    Raises:
+        ValueError: start outside [0, 1) or every below 1; in training, a start with no end of the run in sight.
+    """
+
+    claims: ClassVar[frozenset[Power]] = frozenset({Power.EVALUATION_WEIGHTS})
+
+    def __init__(self, *, start: float = 0.75, every: int = 10, seed: int = 0) -> None:
+        super().__init__(seed=seed)
+        if not 0 <= start < 1:
+            raise ValueError(f"swa.start is {start}, must be in [0, 1), a share of the run; 0.75 is common")
+        if every < 1:
+            raise ValueError(f"swa.every is {every}, must be at least 1 update; 10 is a good start")
+        self.start, self.every = start, every
+        self.taken = 0
+        self._held = EvaluationWeights()
+        self._first, self._seen_step = 0, -1
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        refuse_split_weights(trainer, self.name)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._held.begin(pl_module)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._seen_step = trainer.global_step
+        total = trainer.estimated_stepping_batches
+        if total == float("inf"):
+            raise ValueError("swa.start is a share of the run: set trainer.max_steps or trainer.max_epochs")
+        self._first = max(1, round(self.start * total))
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step == self._seen_step:  # gradients are still being accumulated
+            return
+        self._seen_step = step
+        if step < self._first or (step - self._first) % self.every:
+            return
+        weights = self._held.trained(pl_module)
+        if not self._held.values:
+            self._held.values = {name: value.clone() for name, value in weights.items()}
+        else:
+            averages = list(self._held.values.values())
+            torch._foreach_lerp_(averages, [weights[name] for name in self._held.values], 1 / (self.taken + 1))
+        self.taken += 1
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._held.swap(pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._held.swap_back(pl_module)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._held.swap_back(pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"taken": self.taken}
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._held.save(pl_module, checkpoint, self.state_key)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.taken = state_dict["taken"]
+        self._held.load(state_dict)
