@@ -1,6 +1,6 @@
 """A toy GAN, toy data and a way to train them: small enough for exact comparisons, real enough to hold the core honest."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,12 +40,16 @@ class ToyGan(Task):
         if self.noise:
             a = a + self.noise * torch.randn_like(a)
         fake_b, fake_a = self.ab(a), self.ba(b)
+        self.trace = {"a": a, "b": b, "generator/output": torch.cat([fake_b, fake_a])}
         with frozen(self.da, self.db):
             adversarial = ((self.db(fake_b) - 1) ** 2).mean() + ((self.da(fake_a) - 1) ** 2).mean()
         cycle = (self.ba(fake_b) - a).abs().mean() + (self.ab(fake_a) - b).abs().mean()
         real = ((self.db(b) - 1) ** 2).mean() + ((self.da(a) - 1) ** 2).mean()
         fake = (self.db(fake_b.detach()) ** 2).mean() + (self.da(fake_a.detach()) ** 2).mean()
         return {"generator/adversarial": adversarial, "generator/cycle": cycle, "discriminator/all": real + fake}
+
+    def retrace(self, batch: dict[str, Tensor], trace: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"generator/output": torch.cat([self.ab(trace["a"]), self.ba(trace["b"])])}
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         self.log("val/cycle", self.losses(batch)["generator/cycle"])

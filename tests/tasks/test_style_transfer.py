@@ -16,7 +16,8 @@ from etude.audio.mel import MelContract
 from etude.models.discriminators import FrameDiscriminator, PatchDiscriminator
 from etude.models.image_pool import ImagePool
 from etude.models.mel_generator import MelGenerator
-from etude.tasks.style_transfer import WEIGHTS, StyleTransfer
+from etude.tasks.style_options import WEIGHTS
+from etude.tasks.style_transfer import StyleTransfer
 from tests.toys import trainer
 
 CONTRACT = MelContract(n_mels=16)

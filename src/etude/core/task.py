@@ -78,6 +78,7 @@ class Task(pl.LightningModule):
         self.schedule_steps: int | None = None
         self._terms: dict[str, Tensor] = {}
         self._factors: dict[str, float | Tensor] = {}
+        self._observe: Callable[[Task, Batch], None] | None = None  # of an optimizer that wants more than gradients
 
     # What a task's author writes.
 
@@ -89,6 +90,18 @@ class Task(pl.LightningModule):
     def players(self) -> dict[str, Sequence[nn.Module]]:
         """Name of each player and its modules; players share no parameters."""
         return {"model": [self]}
+
+    # What techniques may ask for, where a task offers it.
+
+    @property
+    def residual_blocks(self) -> Sequence[nn.Module]:
+        """The network's residual blocks, first to last; of several equal networks, one network's after the other's."""
+        return ()
+
+    def retrace(self, batch: Batch, trace: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """This task's own outputs for the very inputs that another task of its kind recorded in `trace`, by the same names;
+        {} where a task offers none."""
+        return {}
 
     @classmethod
     def parts_from(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,6 +140,8 @@ class Task(pl.LightningModule):
         self.trace = {}
         batch = self.composition.transform_batch(self, batch)
         losses = self.composition.extend_losses(self, batch, self.losses(batch))
+        if self._observe is not None:
+            self._observe(self, batch)
         unknown = self.loss_weights.keys() - losses.keys() - self.lazy_terms
         if unknown and not self._players_of(unknown).isdisjoint(self._players_of(losses)):
             raise ValueError(f"loss_weights names {sorted(unknown)}, but the terms are {sorted(losses)}; rename or drop it")
@@ -210,10 +225,24 @@ class Task(pl.LightningModule):
                     groups.append({"params": rest, "player": player, "weight_decay": 0.0, **extra})
         return groups
 
-    def configure_optimizers(self) -> Any:
+    def use_optimizer(
+        self, optimizer: OptimizerFactory, *, player_lr: Mapping[str, float] | None = None, schedule_steps: int | None = None
+    ) -> None:
+        """Takes another optimizer from the next `configure_optimizers` on, its schedule over `schedule_steps`."""
+        self._optimizer, self.player_lr, self.schedule_steps = optimizer, dict(player_lr or {}), schedule_steps
+
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        """Returns a new optimizer of the parameters that are trained."""
         optimizer = self._optimizer(self.parameter_groups())
         for group in optimizer.param_groups:
             group["lr"] *= group.get("lr_factor", 1.0)
+        return optimizer
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.build_optimizer()
+        if attach := getattr(optimizer, "attach", None):
+            attach(self)
+        self._observe = getattr(optimizer, "observe", None)
         if self._scheduler is None:
             return optimizer
         total = self.trainer.estimated_stepping_batches if self.schedule_steps is None else self.schedule_steps

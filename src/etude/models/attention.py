@@ -156,18 +156,9 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Attend within each piece of the packing, or (None) within each row, after what is in the cache."""
         batch, time, dim = x_btd.shape
-        heads = self.num_heads + self.num_kv_heads
-        qk_nhk = self.query_key(x_btd).view(batch * time, heads, self.head_dim)
+        q_hnk, k_gnk = self._query_key(x_btd, rotary)
         v_ngk = self.value(x_btd).view(batch * time, self.num_kv_heads, self.head_dim)
         v_gnk = kernels.rotary(v_ngk, *rotary, fused=self.fused) if self.rotate_values else v_ngk.transpose(0, 1)
-        scale = self.head_dim**-0.5
-        if self.temperature is not None:
-            gain = torch.cat((self.temperature * scale, self.temperature.new_ones(self.num_kv_heads)))
-            qk_nhk = kernels.rms_norm(qk_nhk, gain, fused=self.fused)
-        qk_hnk = kernels.rotary(qk_nhk, *rotary, fused=self.fused)
-        q_hnk, k_gnk = qk_hnk.split((self.num_heads, self.num_kv_heads))
-        if self.temperature is None:
-            q_hnk = q_hnk * scale
         if cache is not None:
             mixed = _cached(q_hnk, k_gnk, v_gnk, batch, cache, layer)
         elif self.fused and x_btd.device.type == "cpu" and torch.is_grad_enabled() and _runs(packing, batch, time):
@@ -179,6 +170,36 @@ class Attention(nn.Module):
             mixed_hnk = kernels.rotary(mixed.reshape(batch * time, self.num_heads, -1), cos, -sin, fused=self.fused)
             mixed = mixed_hnk.transpose(0, 1)
         return self.output(mixed.reshape(batch, time, dim))
+
+    def _query_key(self, x_btd: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Queries [h, n, k], scaled, and keys [g, n, k], both turned."""
+        tokens = x_btd.shape[0] * x_btd.shape[1]
+        qk_nhk = self.query_key(x_btd).view(tokens, self.num_heads + self.num_kv_heads, self.head_dim)
+        scale = self.head_dim**-0.5
+        if self.temperature is not None:
+            gain = torch.cat((self.temperature * scale, self.temperature.new_ones(self.num_kv_heads)))
+            qk_nhk = kernels.rms_norm(qk_nhk, gain, fused=self.fused)
+        q_hnk, k_gnk = kernels.rotary(qk_nhk, *rotary, fused=self.fused).split((self.num_heads, self.num_kv_heads))
+        return (q_hnk if self.temperature is not None else q_hnk * scale), k_gnk
+
+    def maps(self, x_btd: Tensor, rotary: tuple[Tensor, Tensor], *, packing: Packing | None = None, **_: object) -> list[Tensor]:
+        """What each token attends to, for the arguments of `forward`: of each run of tokens [h, l, l], rows summing to 1.
+
+        The fused kernels never form it: this computes it anew, in memory that grows with l^2.
+        """
+        q_hnk, k_gnk = self._query_key(x_btd, rotary)
+        k_hnk = k_gnk.repeat_interleave(self.num_heads // self.num_kv_heads, dim=0)
+        runs = list(_runs(packing, *x_btd.shape[:2]))
+        if packing is not None and packing.offsets is not None:
+            runs = packing.offsets.diff().tolist()
+        if sum(runs) != q_hnk.shape[1]:
+            raise ValueError("attention maps need pieces as runs; a mask has none: train with model.fused=true")
+        found = []
+        for q, k in zip(q_hnk.split(runs, dim=1), k_hnk.split(runs, dim=1), strict=True):
+            scores = (q @ k.transpose(1, 2)).float()
+            hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+            found.append(scores.masked_fill(hidden, float("-inf")).softmax(-1))
+        return found
 
 
 def _runs(packing: Packing | None, batch: int, time: int) -> tuple[int, ...]:

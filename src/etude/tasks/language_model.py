@@ -5,7 +5,7 @@ Shapes: b rows, t tokens of a row, v tokens of the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -69,6 +69,14 @@ class LanguageModel(Task):
         token_nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none")
         self.trace = {"logits": logits, "token_nll": token_nll.view_as(targets)}
         return {"nll": token_nll.sum() / (targets != -100).sum().clamp(min=1)}
+
+    @property
+    def residual_blocks(self) -> Sequence[nn.Module]:
+        blocks = getattr(self.model, "blocks", ())
+        return tuple(blocks)
+
+    def retrace(self, batch: Batch, trace: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"logits": self.logits(batch)}
 
     def token_nll(self, batch: Batch) -> Tensor:
         """Returns the negative log-likelihood of each target [b, t] in nats, 0 where nothing is counted."""

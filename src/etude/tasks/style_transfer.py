@@ -17,7 +17,7 @@ from etude.audio.chroma import mel_chroma_filterbank
 from etude.audio.mel import MelContract
 from etude.core.task import OptimizerFactory, SchedulerFactory, Task, frozen
 from etude.core.technique import Batch
-from etude.losses.adversarial import Kind, check_kind, discriminator_loss, generator_loss, r1_penalty
+from etude.losses.adversarial import Kind, discriminator_loss, generator_loss, r1_penalty
 from etude.losses.feature_matching import feature_matching
 from etude.losses.harmony import chroma_loss
 from etude.losses.patch_nce import patch_nce
@@ -26,12 +26,8 @@ from etude.metrics.mel_distances import frechet_distance
 from etude.models.image_pool import ImagePool
 from etude.models.mel_generator import StyleEncoder
 from etude.models.style_bands import StyleBands, rows_of
+from etude.tasks.style_options import D, G, check_options, full_weights
 
-G, D = "generator/", "discriminator/"
-WEIGHTS = {
-    G + "adversarial": 1.0, G + "cycle": 10.0, G + "identity": 0.0, G + "patch_nce": 0.0,
-    G + "feature_matching": 0.0, G + "rhythm": 0.0, G + "harmony": 0.0, D + "game": 1.0, D + "r1": 4.0,
-}  # fmt: skip
 LOUDEST = 2.0  # nats above the contract's ceiling, which full scale hardly reaches, that a made mel may stand
 PLACES = 64  # frames of a piece that patch_nce compares
 
@@ -102,25 +98,10 @@ class StyleTransfer(Task):
         pool_size: int = 0,
         seed: int = 0,
     ) -> None:
-        if unknown := sorted((loss_weights or {}).keys() - WEIGHTS.keys()):
-            raise ValueError(f"loss_weights names {unknown[0]}; the terms are {', '.join(sorted(WEIGHTS))}")
-        for name, value, most in (
-            ("input_noise", input_noise, float("inf")),
-            ("huber", huber, float("inf")),
-            ("pool_size", pool_size, float("inf")),
-            ("reference_share", reference_share, 1),
-            ("cycle_gradient", cycle_gradient, 1),
-        ):
-            if not 0 <= value <= most:
-                raise ValueError(f"task.{name} is {value}, must be in [0, {most:g}]")
-        if min(r1_every, identity_every, style_dim) < 1 or len(styles) < 2:
-            raise ValueError("r1_every, identity_every and style_dim must be at least 1, and there must be two styles")
-        check_kind(adversarial)
-        weights = {**WEIGHTS, **(loss_weights or {})}
-        if not weights[D + "game"] and (weights[G + "adversarial"] or weights[D + "r1"]):
-            raise ValueError(
-                "loss_weights: without discriminator/game, generator/adversarial and discriminator/r1 must be 0, too"
-            )
+        shares = {"reference_share": reference_share, "cycle_gradient": cycle_gradient}
+        sizes = {"input_noise": input_noise, "huber": huber, "pool_size": pool_size}
+        check_options(sizes=sizes, shares=shares, counts=(r1_every, identity_every, style_dim), styles=styles, kind=adversarial)
+        weights = full_weights(loss_weights or {})
         super().__init__(
             optimizer=optimizer,
             scheduler=scheduler,
@@ -209,7 +190,9 @@ class StyleTransfer(Task):
         of_target_nmf = x_nmf.unflatten(0, (styles, pieces)).roll(-shift, 0).flatten(0, 1)  # real, row by row of style t
         visible = batch["visible"].flatten(0, 1) if "visible" in batch else None
         vectors = self._vectors(source_n, target_n, of_target_nmf)
-        fake_nmf = self._generate(self._noisy(x_nmf), source_n, target_n, vectors, visible)
+        seen_nmf = self._noisy(x_nmf)
+        fake_nmf = self._generate(seen_nmf, source_n, target_n, vectors, visible)
+        self.trace = {"generator/input": seen_nmf, "generator/output": fake_nmf, "source": source_n, "target": target_n}
         terms: dict[str, Tensor] = {}
         if G + "adversarial" in on:
             with frozen(self.judge):
@@ -284,6 +267,21 @@ class StyleTransfer(Task):
         if penal:
             terms[D + "r1"] = r1_penalty(real_logits, real_nmf) / x_nmf.shape[-1]
         return terms
+
+    # --- for techniques ---
+
+    @property
+    def residual_blocks(self) -> Sequence[nn.Module]:
+        return tuple(block for generator in self.generators for block in cast(Any, generator).blocks)
+
+    def retrace(self, batch: Batch, trace: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        source_n, target_n = trace["source"], trace["target"]
+        vectors = self._vectors(source_n, target_n)
+        return {"generator/output": self._generate(trace["generator/input"], source_n, target_n, vectors)}
+
+    def critic_features(self, output_nmf: Tensor, trace: Mapping[str, Tensor]) -> list[list[Tensor]]:
+        """The discriminator's layers on an output for the inputs of `trace`, scale by scale."""
+        return self.judge(output_nmf, trace["target"])[1]
 
     # --- use ---
 
