@@ -14,8 +14,8 @@ CONF = Path(__file__).parents[1] / "conf"
 FILES = sorted(p for p in CONF.rglob("*.yaml") if "hydra" not in p.relative_to(CONF).parts)
 META = {"_target_", "_partial_", "_convert_", "_recursive_"}
 GIVEN_AT_BUILD = {  # what run.py or a colleague hands over, and so stands in no file
-    "vocab_size", "feature_sizes", "tokenizer", "model", "optimizer", "scheduler", "total_steps", "genres", "task",
-    "folder", "datamodule", "load",
+    "vocab_size", "feature_sizes", "tokenizer", "model", "optimizer", "scheduler", "total_steps", "params", "genres", "task",
+    "folder", "datamodule", "load", "find",
     "quarantine", "player_lr", "on_step", "contract", "vocoder", "styles", "statistics", "discriminator", "n_mels", "num_styles",
     "style_dim",
 }  # fmt: skip
