@@ -143,6 +143,14 @@ def test_common_scale_and_accumulation_are_of_no_account(method: Any) -> None:
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
+def test_what_is_no_parameter_gets_its_gradient_and_has_no_say() -> None:
+    point, other = nn.Parameter(torch.zeros(2)), torch.zeros(2, requires_grad=True)  # a projection of another technique
+    one, two = torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 1.0])
+    Balance(method="pcgrad").backward(gan(), {"a": one @ point + 9 * other[0], "b": two @ point + 9 * other[0]})
+    torch.testing.assert_close(point.grad, torch.tensor([0.5, 1.5]))
+    torch.testing.assert_close(other.grad, torch.tensor([9 * (1.5 + 2.0), 0.0]))  # weights 3/2 and 2
+
+
 @pytest.mark.parametrize("method", BY_GRADIENTS)
 def test_a_term_without_gradient_takes_no_part(method: Any) -> None:
     point = torch.nn.Parameter(torch.tensor([1.0, 2.0]))

@@ -178,14 +178,14 @@ class Balance(Technique):
         self._factors = {}
         differentiable = {name: term for name, term in terms.items() if term.requires_grad}
         for names in _by_player(task, differentiable).values():
-            parameters = _leaves(terms[name] for name in names)
+            leaves = _leaves(terms[name] for name in names)
             if len(names) == 1:
-                torch.autograd.backward(terms[names[0]], inputs=parameters, retain_graph=True)
+                torch.autograd.backward(terms[names[0]], inputs=leaves, retain_graph=True)
                 continue
-            rows = [torch.autograd.grad(terms[n], parameters, retain_graph=True, allow_unused=True) for n in names]
-            factors = self._from_gradients(task, names, _inner_products(rows))
+            rows = [torch.autograd.grad(terms[n], leaves, retain_graph=True, allow_unused=True) for n in names]
+            factors = self._from_gradients(task, names, _inner_products(leaves, rows))
             self._factors.update(zip(names, factors.unbind(), strict=True))
-            _accumulate(parameters, rows, factors.tolist())
+            _accumulate(leaves, rows, factors.tolist())
 
     def _from_gradients(self, task: Task, names: Sequence[str], gramian: Tensor) -> Tensor:
         """The factor of each term's gradient, 1 where its gradient is nothing or any is not finite."""
@@ -261,15 +261,15 @@ def _by_player(task: Task, names: Iterable[str]) -> dict[str, list[str]]:
     return found
 
 
-def _leaves(terms: Iterable[Tensor]) -> list[nn.Parameter]:
-    """Every parameter that the terms were computed from, another technique's included."""
-    found: dict[int, nn.Parameter] = {}
+def _leaves(terms: Iterable[Tensor]) -> list[Tensor]:
+    """Every tensor that the terms were computed from and that wants a gradient, another technique's included."""
+    found: dict[int, Tensor] = {}
     waiting = [term.grad_fn for term in terms]
     seen = set(waiting)
     while waiting:
         node = waiting.pop()
         leaf = getattr(node, "variable", None)
-        if isinstance(leaf, nn.Parameter):
+        if isinstance(leaf, Tensor):
             found[id(leaf)] = leaf
         for parent, _ in getattr(node, "next_functions", ()):
             if parent is not None and parent not in seen:
@@ -278,23 +278,23 @@ def _leaves(terms: Iterable[Tensor]) -> list[nn.Parameter]:
     return list(found.values())
 
 
-def _inner_products(rows: Rows) -> Tensor:
-    """Inner products of the terms' gradients [m, m], float64 on the CPU."""
+def _inner_products(leaves: Sequence[Tensor], rows: Rows) -> Tensor:
+    """Inner products of the terms' gradients for parameters [m, m], float64 on the CPU."""
     total = torch.zeros(len(rows), len(rows), dtype=torch.float64)
-    for gradients in zip(*rows, strict=True):
+    for leaf, gradients in zip(leaves, zip(*rows, strict=True), strict=True):
         like = next((g for g in gradients if g is not None), None)
-        if like is None:
+        if like is None or not isinstance(leaf, nn.Parameter):  # an input of a gradient penalty is not trained
             continue
         flat = torch.stack([torch.zeros_like(like).flatten() if g is None else g.flatten() for g in gradients]).float()
         total += (flat @ flat.T).double().cpu()
     return total
 
 
-def _accumulate(parameters: Sequence[nn.Parameter], rows: Rows, factors: Sequence[float]) -> None:
-    """Adds sum_i f_i g_i to each parameter's `.grad`."""
-    for parameter, gradients in zip(parameters, zip(*rows, strict=True), strict=True):
+def _accumulate(leaves: Sequence[Tensor], rows: Rows, factors: Sequence[float]) -> None:
+    """Adds sum_i f_i g_i to `.grad` of each."""
+    for leaf, gradients in zip(leaves, zip(*rows, strict=True), strict=True):
         parts = [factor * gradient for factor, gradient in zip(factors, gradients, strict=True) if gradient is not None]
         if not parts:
             continue
         total = torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
-        parameter.grad = total if parameter.grad is None else parameter.grad + total
+        leaf.grad = total if leaf.grad is None else leaf.grad + total
