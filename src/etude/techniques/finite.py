@@ -1,13 +1,13 @@
 """A guard against losses and gradients that are not finite: the step is left out, counted and explained."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import pytorch_lightning as pl
-import torch
 from torch import Tensor
 
+from etude.core.faults import bad_module, bad_terms, is_finite
 from etude.core.task import Task
 from etude.core.technique import Batch, GradientSlot, Technique
 
@@ -57,29 +57,23 @@ class Finite(Technique):
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
         # before clipping, which spreads one bad value over all of a player's gradients
-        self._place = "" if self._is_finite(pl_module) else _bad_module(pl_module)
+        self._place = "" if is_finite(pl_module, self._losses) else bad_module(pl_module)
 
     def transform_gradients(self, task: Task) -> None:
         # all ranks leave a step out or none does
-        finite = task.trainer.strategy.reduce_boolean_decision(not self._place and self._is_finite(task), all=True)
+        finite = task.trainer.strategy.reduce_boolean_decision(not self._place and is_finite(task, self._losses), all=True)
         if not finite:
             self._skip(task)
         self.in_a_row = 0 if finite else self.in_a_row
         self._losses, self._terms, self._place = [], [], ""
 
-    def _is_finite(self, task: pl.LightningModule) -> bool:
-        gradients = [_local(p.grad) for p in task.parameters() if p.grad is not None]
-        largest = [g.to(self._losses[0].device) for g in torch._foreach_norm(gradients, ord=float("inf"))] if gradients else []
-        return bool(torch.isfinite(torch.stack([x.float() for x in (*largest, *self._losses)])).all())
-
     def _skip(self, task: Task) -> None:
         self.skipped += 1
         self.in_a_row += 1
-        terms = sorted({name for terms in self._terms for name, value in terms.items() if not torch.isfinite(value)})
-        place = self._place or _bad_module(task)
+        place = self._place or bad_module(task)
         report = (
             f"step {task.trainer.global_step + 1} is not finite and left out ({self.skipped} so far): "
-            f"terms {', '.join(terms) or 'all finite'}, module {place}"
+            f"terms {bad_terms(self._terms)}, module {place}"
         )
         for parameter in task.parameters():
             parameter.grad = None
@@ -100,20 +94,3 @@ class Finite(Technique):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.skipped, self.in_a_row = state_dict["skipped"], state_dict["in_a_row"]
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # a shard of it under trainer=fsdp
-
-
-def _names(values: Iterable[tuple[str, Tensor | None]]) -> list[str]:
-    return [name for name, value in values if value is not None and not torch.isfinite(_local(value)).all()]
-
-
-def _bad_module(task: pl.LightningModule) -> str:
-    """Where it seems to have begun: a module with a bad parameter, else the one nearest the loss with a bad gradient."""
-    parameters = _names(task.named_parameters())
-    gradients = _names((name, p.grad) for name, p in task.named_parameters())
-    if parameters:
-        return f"{parameters[0].rpartition('.')[0]} (its {parameters[0].rpartition('.')[2]} itself)"
-    return gradients[-1].rpartition(".")[0] if gradients else "none (the gradients are finite)"

@@ -1,0 +1,44 @@
+"""Where something that is not finite began, for those who guard a run against it."""
+
+from collections.abc import Iterable, Sequence
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+
+def is_finite(task: pl.LightningModule, losses: Sequence[Tensor] = ()) -> bool:
+    """Whether the losses and every gradient are finite; one transfer from the device."""
+    gradients = [local(p.grad) for p in task.parameters() if p.grad is not None]
+    largest = torch._foreach_norm(gradients, ord=float("inf")) if gradients else ()
+    values = [*largest, *losses]
+    return not values or bool(torch.isfinite(torch.stack([x.float().to(values[-1].device) for x in values])).all())
+
+
+def bad_terms(terms: Iterable[dict[str, Tensor]]) -> str:
+    """Names of the loss terms that are not finite in any of the batches, for a report."""
+    names = sorted({name for batch in terms for name, value in batch.items() if not torch.isfinite(value)})
+    return ", ".join(names) or "all finite"
+
+
+def bad_module(task: pl.LightningModule) -> str:
+    """Where it seems to have begun: a module with a bad parameter, else the one nearest the loss with a bad gradient.
+
+    Of the parameters that have gone wrong themselves the first, otherwise, as what is not finite spreads from the loss
+    backwards, the last one, in the order of the module's definition, whose gradient has. To be asked before clipping, which
+    spreads one bad value over all of a player's gradients.
+    """
+    parameters = _names(task.named_parameters())
+    gradients = _names((name, p.grad) for name, p in task.named_parameters())
+    if parameters:
+        return f"{parameters[0].rpartition('.')[0]} (its {parameters[0].rpartition('.')[2]} itself)"
+    return gradients[-1].rpartition(".")[0] if gradients else "none (the gradients are finite)"
+
+
+def local(tensor: Tensor) -> Tensor:
+    """A tensor's own part where the strategy splits it (trainer=fsdp), else the tensor."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def _names(values: Iterable[tuple[str, Tensor | None]]) -> list[str]:
+    return [name for name, value in values if value is not None and not torch.isfinite(local(value)).all()]
