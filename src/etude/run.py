@@ -165,6 +165,8 @@ def train(cfg: DictConfig) -> float | None:
     from etude.core.checkpoint_files import find_checkpoint, load_checkpoint
 
     folder, overrides = run_folder(), command_line()
+    if cfg.get("fast_convergence"):
+        cfg, overrides = _recomposed([*overrides, "convergence=fast"]), [*overrides, "convergence=fast"]
     if cfg.get("stage"):
         return _stages(cfg, folder, overrides)
     resume = find_checkpoint(cfg.ckpt, cfg.outputs) if cfg.ckpt else None
@@ -277,6 +279,14 @@ def command_line() -> list[str]:
     from hydra.core.hydra_config import HydraConfig
 
     return [option for option in HydraConfig.get().overrides.task if _key(option) != "ckpt"]
+
+
+def _recomposed(options: list[str]) -> DictConfig:
+    """The configuration of this program with other options."""
+    from hydra import compose
+    from hydra.core.hydra_config import HydraConfig
+
+    return compose(HydraConfig.get().job.config_name or "train", overrides=options)
 
 
 def _key(option: str) -> str:

@@ -1,0 +1,106 @@
+"""Ends a run that has stopped getting better, with the best weights in place."""
+
+import logging
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from etude.core.task import Task
+from etude.core.technique import Technique
+
+log = logging.getLogger(__name__)
+
+
+class EarlyStopping(Technique):
+    """Stops when `monitor` has not fallen by more than `min_delta` for `patience` validations, and restores the best weights.
+
+    The best weights are those that validation saw, so an average's where one is evaluated. They are put back into the model
+    when training ends, early or not; `best.ckpt` holds them as well, while a `last.ckpt` of the way is what the run
+    continues from. A run that has stopped stops again when it is continued. Nothing else in training changes.
+
+    When to use: small data, where the validation likelihood turns. Suggested: a patience of 5 validations.
+    Source: Prechelt 1998, criterion UP.
+
+    Args:
+        monitor: a metric of validation, lower is better; None for the task's own.
+        patience: validations without improvement, at least 1. min_delta: what counts as one, 0 or more.
+        restore: put the best weights back.
+        seed: unused, every technique has one.
+    """
+
+    def __init__(
+        self, *, monitor: str | None = None, patience: int = 5, min_delta: float = 0.0, restore: bool = True, seed: int = 0
+    ) -> None:
+        super().__init__(seed=seed)
+        if patience < 1 or min_delta < 0:
+            raise ValueError(
+                f"technique.early_stopping.patience is {patience}, must be at least 1, and min_delta {min_delta}, at least 0"
+            )
+        self.monitor, self.patience, self.min_delta, self.restore = monitor, patience, min_delta, restore
+        self.best, self.waited = float("inf"), 0
+        self._weights: dict[str, Tensor] = {}
+
+    @property
+    def logs(self) -> frozenset[str]:
+        return frozenset({"early_stopping/waited"})
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self.restore and type(trainer.strategy).__name__ in ("ModelParallelStrategy", "FSDPStrategy"):
+            raise ValueError(
+                f"technique early_stopping keeps whole weights, trainer=fsdp splits those of {type(pl_module).__name__}; set "
+                "technique.early_stopping.restore=false"
+            )
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Task)
+        if self.monitor is None:
+            if not pl_module.logs:
+                raise ValueError(
+                    f"technique early_stopping: {type(pl_module).__name__} logs nothing; give early_stopping.monitor"
+                )
+            self.monitor = pl_module.logs[0]
+        pl_module.check_metric(self.monitor, "technique.early_stopping.monitor")
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.should_stop = trainer.should_stop or self.waited >= self.patience
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # before an average is swapped out again
+        self._candidate = {n: v.detach().clone() for n, v in pl_module.state_dict().items()} if self.restore else {}
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        value = trainer.callback_metrics.get(str(self.monitor))
+        if value is None:
+            found = ", ".join(sorted(trainer.callback_metrics))
+            raise ValueError(f"technique.early_stopping.monitor is {self.monitor!r}, which was not logged; there are {found}")
+        if float(value) < self.best - self.min_delta:
+            self.best, self.waited, self._weights = float(value), 0, self._candidate
+        else:
+            self.waited += 1
+        if self.waited >= self.patience:
+            log.warning(
+                f"early_stopping: {self.monitor} has not improved on {self.best:.4f} for {self.waited} validations; "
+                f"stopping at step {trainer.global_step}"
+            )
+            trainer.should_stop = True
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        pl_module.log("early_stopping/waited", float(self.waited))
+
+    @torch.no_grad()
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.restore and self._weights:
+            for name, value in pl_module.state_dict().items():
+                value.copy_(self._weights[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "waited": self.waited, "weights": self._weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.waited, self._weights = state_dict["best"], state_dict["waited"], dict(state_dict["weights"])
