@@ -46,12 +46,13 @@ class Balance(Technique):
     about 1, are multiplied by the number of terms, so that the learning rate keeps its meaning. A term without a
     gradient takes no part.
 
-    A player whose only term is at hand gets exactly its plain gradient. Terms may come and go: a factor rests while its
-    term is away. Factors are logged as `train/balance/<term>`; a batch with values that are not finite leaves the state alone.
+    Penalties and the like keep their own weight and take no part: the terms that a task declares as lazy. A player with one
+    term besides gets exactly its plain gradient. Terms may come and go: a factor rests while its term is away. Factors are
+    logged as `train/balance/<term>`; a batch with values that are not finite leaves the state alone.
 
-    When to use: tasks with several terms of unlike size, a GAN's generator above all, or a language model with terms of
-    other techniques. Start with adaptive; pcgrad where terms pull against each other. With `trainer.gradient_clip_val` and
-    Adam a common factor of all terms makes hardly a difference, their proportions do.
+    When to use: tasks with several terms of unlike size, a GAN's generator above all. Start with adaptive; pcgrad where terms
+    pull against each other. Not beside terms that are small on purpose, such as label smoothing: by values, all but pcgrad
+    and cagrad make them as large as the rest. With Adam a common factor of all terms makes hardly a difference.
 
     Args:
         method: see above.
@@ -109,7 +110,6 @@ class Balance(Technique):
         self._factors: dict[str, Tensor] = {}
         self._values: dict[str, Tensor] = {}
         self._weights: dict[str, float | Tensor] = {}
-        self._told = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         task = type(pl_module).__name__
@@ -129,7 +129,8 @@ class Balance(Technique):
 
     def weigh(self, task: Task, losses: Mapping[str, Tensor]) -> Tensor:
         """Returns sum_i w_i f_i L_i; of a method that works on gradients the plain sum, for the log."""
-        self._tell_of_one(losses)
+        if self.batches == 0 and len(losses) == 1:
+            log.warning("balance has only one term so far (%s) and acts when another joins it", next(iter(losses)))
         terms = task.weighted(losses)
         self._values = {name: value.detach() for name, value in losses.items()}
         self._weights = task.weights_of(losses)
@@ -139,18 +140,13 @@ class Balance(Technique):
         self.batches += 1
         return torch.stack(list(terms.values())).sum()
 
-    def _tell_of_one(self, losses: Mapping[str, Tensor]) -> None:
-        if not self._told and len(losses) == 1:
-            log.warning("balance has only one term so far (%s) and acts when another joins it", next(iter(losses)))
-        self._told = True
-
     # By values.
 
     def _follow(self, task: Task, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The factors of the terms of each player that has more than one."""
         like = next(iter(self._values.values())).float()
         away = torch.full_like(like, torch.nan)
-        for name in losses.keys() - self._state.keys():
+        for name in losses.keys() - self._state.keys() - task.lazy_terms:
             self._state[name] = torch.tensor(START[self.method], device=like.device)
         factors: dict[str, Tensor] = {}
         for names in _by_player(task, self._state).values():
@@ -178,13 +174,16 @@ class Balance(Technique):
         self._factors = {}
         differentiable = {name: term for name, term in terms.items() if term.requires_grad}
         for names in _by_player(task, differentiable).values():
-            leaves = _leaves(terms[name] for name in names)
-            if len(names) == 1:
-                torch.autograd.backward(terms[names[0]], inputs=leaves, retain_graph=True)
+            together = [name for name in names if name not in task.lazy_terms]
+            together = together if len(together) > 1 else []
+            if plain := [terms[name] for name in names if name not in together]:
+                torch.autograd.backward(plain, inputs=_leaves(plain), retain_graph=True)
+            if not together:
                 continue
-            rows = [torch.autograd.grad(terms[n], leaves, retain_graph=True, allow_unused=True) for n in names]
-            factors = self._from_gradients(task, names, _inner_products(leaves, rows))
-            self._factors.update(zip(names, factors.unbind(), strict=True))
+            leaves = _leaves(terms[name] for name in together)
+            rows = [torch.autograd.grad(terms[n], leaves, retain_graph=True, allow_unused=True) for n in together]
+            factors = self._from_gradients(task, together, _inner_products(leaves, rows))
+            self._factors.update(zip(together, factors.unbind(), strict=True))
             _accumulate(leaves, rows, factors.tolist())
 
     def _from_gradients(self, task: Task, names: Sequence[str], gramian: Tensor) -> Tensor:
