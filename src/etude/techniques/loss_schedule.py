@@ -1,0 +1,86 @@
+"""Weights of named terms that change over the run: a curriculum of losses."""
+
+from collections.abc import Mapping, Sequence
+
+import pytorch_lightning as pl
+from torch import Tensor
+
+from etude.core.task import Task
+from etude.core.technique import Technique
+
+
+class LossSchedule(Technique):
+    """Multiplies the weight of named terms by a factor that is piecewise linear in the share of the run that is over.
+
+    `schedule={generator/cycle: [[0, 2], [0.5, 1]]}` starts that term at twice its weight and reaches 1 half-way; before the
+    first and after the last point the factor stays. Without a schedule each player's terms but its heaviest rise from 0 over the
+    first tenth of the run, so that the main term leads the way.
+
+    When to use: auxiliary terms that should help to begin with (high, then falling) or would disturb (0, then rising).
+    Source: Kendall et al. 2018 show how much fixed weights matter; Elman 1993 for starting small.
+
+    Args:
+        schedule: term -> [[share of the run in [0, 1], factor of at least 0], ...], shares increasing; None as above.
+        seed: unused, every technique has one.
+
+    Raises:
+        ValueError: a schedule out of order; in setup, none for a task with a single term; in training, a term that
+            does not exist, with those that do.
+    """
+
+    def __init__(self, *, schedule: Mapping[str, Sequence[Sequence[float]]] | None = None, seed: int = 0) -> None:
+        super().__init__(seed=seed)
+        for term, points in (schedule or {}).items():
+            shares = [share for share, _ in points]
+            if not points or shares != sorted(set(shares)) or not all(0 <= s <= 1 and factor >= 0 for s, factor in points):
+                raise ValueError(
+                    f"technique.loss_schedule.schedule of {term!r} is {[list(p) for p in points]}; give [[share of the run, "
+                    "factor], ...] with shares in [0, 1] that increase and factors of at least 0"
+                )
+        self.schedule = {term: [(float(s), float(f)) for s, f in points] for term, points in (schedule or {}).items()}
+        self._given = schedule is not None
+        self._total = 1
+        self._met: set[str] = set()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if trainer.max_steps < 1:
+            raise ValueError("technique loss_schedule counts shares of the run; set max_steps")
+        assert isinstance(pl_module, Task)
+        others = [t for t in trainer.callbacks if isinstance(t, Technique) and type(t).extra_losses is not Technique.extra_losses]  # type: ignore[attr-defined]
+        if not self._given and pl_module.players.keys() == {"model"} and not others:
+            raise ValueError(
+                f"technique loss_schedule raises auxiliary terms, {type(pl_module).__name__} has one term alone; add a technique "
+                "that brings terms, or give technique.loss_schedule.schedule"
+            )
+        self._total = trainer.max_steps * trainer.accumulate_grad_batches
+
+    def scale_losses(self, task: Task, losses: Mapping[str, Tensor]) -> dict[str, float | Tensor]:
+        share = task.batches_trained / self._total
+        schedule = self.schedule if self._given else self._rising(task, losses)
+        self._met |= schedule.keys() & losses.keys()
+        missing = schedule.keys() - self._met - task.lazy_terms
+        if missing and not task._players_of(missing).isdisjoint(task._players_of(losses)):
+            raise ValueError(
+                f"technique.loss_schedule.schedule names {sorted(missing)[0]!r}, but the terms are {sorted(losses)}; rename it"
+            )
+        return {term: _at(points, share) for term, points in schedule.items() if term in losses}
+
+    @staticmethod
+    def _rising(task: Task, losses: Mapping[str, Tensor]) -> dict[str, list[tuple[float, float]]]:
+        found: dict[str, list[tuple[float, float]]] = {}
+        for player in {name.rpartition("/")[0] for name in losses}:
+            mine = [name for name in losses if name.rpartition("/")[0] == player]
+            main = max(sorted(mine), key=lambda name: task.loss_weights.get(name, 1.0) * (2 if name == "nll" else 1))
+            found |= {name: [(0.0, 0.0), (0.1, 1.0)] for name in mine if name != main}
+        return found
+
+
+def _at(points: Sequence[tuple[float, float]], share: float) -> float:
+    before = points[0]
+    for point in points:
+        if share < point[0]:
+            if point is before:
+                return point[1]
+            return before[1] + (point[1] - before[1]) * (share - before[0]) / (point[0] - before[0])
+        before = point
+    return before[1]
