@@ -1,9 +1,7 @@
 """From a composed configuration to trained, sampled and scored music; the only module that knows Hydra."""
 
 import inspect
-import json
 import os
-import shlex
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -11,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
+
+from etude import recipes
 
 if TYPE_CHECKING:
     from etude.core.task import Task
@@ -164,65 +164,36 @@ def train(cfg: DictConfig) -> float | None:
     """Trains, keeps the best and the last checkpoint, samples and writes the report; returns the monitored value."""
     from etude.core.checkpoint_files import find_checkpoint, load_checkpoint
 
-    folder, overrides = run_folder(), command_line()
+    folder, overrides = run_folder(), recipes.command_line()
     if cfg.get("fast_convergence"):
-        cfg, overrides = _recomposed([*overrides, "convergence=fast"]), [*overrides, "convergence=fast"]
-    if cfg.get("stage"):
-        return _stages(cfg, folder, overrides)
+        overrides = [*overrides, "convergence=fast"]
+        cfg = recipes.compose(overrides)
+    if (cfg.get("stage") or {}).get("phases"):
+        return recipes.train_phases(cfg, folder, overrides, _run)
+    if cfg.get("stage") and not cfg.ckpt:
+        cfg, overrides = recipes.starting_point(cfg, overrides)
     resume = find_checkpoint(cfg.ckpt, cfg.outputs) if cfg.ckpt else None
     if resume is not None:
-        cfg, overrides = continued(cfg, load_checkpoint(resume), overrides)
+        cfg, overrides = recipes.continued(cfg, load_checkpoint(resume), overrides)
         print(f"continuing {resume} with the options of its run: {' '.join(overrides) or 'the defaults'}", file=sys.stderr)
     return _run(cfg, folder, overrides, resume)
-
-
-def _stages(cfg: DictConfig, folder: Path, overrides: list[str]) -> float | None:
-    """Trains phase after phase, each in a folder of its own and from the weights of the one before."""
-    from hydra import compose
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import open_dict, read_write
-
-    if cfg.ckpt:
-        raise ValueError("ckpt= continues one run; leave stage= out, or start a phase from weights with weights=")
-    shared = [option for option in overrides if _key(option).partition(".")[0] != "stage"]
-    weights, value = cfg.weights, None
-    for number, phase in enumerate(cfg.stage.phases, start=1):
-        part = folder / f"{number}_{phase.name}"
-        (part / "checkpoints").mkdir(parents=True, exist_ok=True)
-        mine = {_key(option) for option in phase.options} | {"weights"}
-        options = [*(option for option in shared if _key(option) not in mine), *phase.options]
-        settings: Any = HydraConfig.get()
-        with read_write(settings), open_dict(settings):
-            settings.runtime.output_dir = str(part)  # where this phase's loggers write
-        start = [] if weights is None else [f"weights={json.dumps(str(weights))}"]
-        print(f"phase {number} of {len(cfg.stage.phases)}, {phase.name}: {' '.join(phase.options)}", file=sys.stderr)
-        composed = compose(HydraConfig.get().job.config_name or "train", overrides=[*options, *start])
-        try:
-            value = _run(composed, part, options, None)
-        except SystemExit:
-            before = part
-            for place, later in enumerate(cfg.stage.phases[number:], start=number + 1):
-                line = shlex.join([*shared, *later.options, f"weights={before / 'checkpoints' / 'best.ckpt'}"])
-                print(f"then: python train.py {line} hydra.run.dir={folder / f'{place}_{later.name}'}", file=sys.stderr)
-                before = folder / f"{place}_{later.name}"
-            raise
-        best = part / "checkpoints" / "best.ckpt"
-        weights = best if best.is_file() else best.with_name("last.ckpt")
-    return value
 
 
 def _run(cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | None) -> float | None:
     """One training: `overrides` are the options that give `cfg`, `resume` the checkpoint that it continues."""
     import torch
+    from omegaconf import open_dict
     from pytorch_lightning import seed_everything
 
     from etude.core.artifacts import write_environment
     from etude.core.checkpoint_files import find_checkpoint
     from etude.core.technique import Composition
 
-    for name, node in (cfg.get("technique") or {}).items():
-        if "_target_" not in node:
+    for name in [name for name, node in (cfg.get("technique") or {}).items() if "_target_" not in node]:
+        if any(recipes.key(option).startswith(f"technique.{name}") for option in overrides):
             raise ValueError(f"technique.{name} is set, but the technique is not chosen; add it: technique=[{name},...]")
+        with open_dict(cfg):  # an experiment sets what another choice has left out
+            del cfg.technique[name]
     techniques = Composition(build_technique(node, cfg.outputs) for node in (cfg.get("technique") or {}).values()).techniques
     recipe: Any = OmegaConf.to_container(cfg, resolve=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
@@ -236,7 +207,7 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | Non
     datamodule = prepare_data(cfg.data, tokenizer, folder)
     task = build_task(cfg, **datamodule.parts)
     if cfg.weights is not None:
-        start_from(task, find_checkpoint(cfg.weights, cfg.outputs))
+        recipes.start_from(task, find_checkpoint(cfg.weights, cfg.outputs))
     task.recipe = {**recipe, "overrides": overrides}
     last = folder / "checkpoints" / "last.ckpt"
     try:
@@ -254,56 +225,6 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | Non
             instantiate(cfg.sampling)(task=trained, folder=folder, datamodule=datamodule)
         print(f"checkpoint: {best}\nresults:    {folder}", file=sys.stderr)
     return float(value) if value is not None else None
-
-
-def start_from(task: "Task", path: Path) -> None:
-    """Gives a new task the weights of a checkpoint, with a fresh optimizer; the data may differ.
-
-    Raises: ValueError where the networks differ.
-    """
-    from etude.core.checkpoint_files import load_checkpoint
-
-    saved = load_checkpoint(path)
-    try:
-        task.load_state_dict(saved["state_dict"])
-    except RuntimeError as error:
-        styles = f", and as many styles as {saved['etude']['styles']}" if "styles" in saved["etude"] else ""
-        raise ValueError(
-            f"weights={path}: its networks have other sizes; give the model= and task= options of its run{styles}"
-        ) from error
-    print(f"starting from the weights of {path}", file=sys.stderr)
-
-
-def command_line() -> list[str]:
-    """The options that the user gave, but for `ckpt`."""
-    from hydra.core.hydra_config import HydraConfig
-
-    return [option for option in HydraConfig.get().overrides.task if _key(option) != "ckpt"]
-
-
-def _recomposed(options: list[str]) -> DictConfig:
-    """The configuration of this program with other options."""
-    from hydra import compose
-    from hydra.core.hydra_config import HydraConfig
-
-    return compose(HydraConfig.get().job.config_name or "train", overrides=options)
-
-
-def _key(option: str) -> str:
-    return option.partition("=")[0].lstrip("+~")
-
-
-def continued(cfg: DictConfig, checkpoint: dict[str, Any], options: list[str]) -> tuple[DictConfig, list[str]]:
-    """The configuration of the checkpoint's run with the options of this command over it, and the options that give it."""
-    from hydra import compose
-    from hydra.core.hydra_config import HydraConfig
-
-    mine = {_key(option) for option in options}
-    gone = tuple(f"{_key(option)}." for option in options if option.startswith("~"))
-    earlier = checkpoint["etude"]["recipe"].get("overrides", [])
-    merged = [o for o in earlier if _key(o) not in mine and not _key(o).startswith(gone or ("\0",))] + options
-    composed = compose(HydraConfig.get().job.config_name or "train", overrides=[*merged, f"ckpt={json.dumps(cfg.ckpt)}"])
-    return composed, merged
 
 
 def build_trainer(cfg: DictConfig, folder: Path, techniques: list[Any]) -> Any:
@@ -363,23 +284,6 @@ def transfer(cfg: DictConfig) -> None:
     instantiate(cfg.transfer)(task=task, vocoder=vocoder, folder=run_folder())
 
 
-def _scoring(cfg: DictConfig, kind: str, path: Path) -> DictConfig:
-    """The scoring that suits a checkpoint of `kind`, with the options of this command."""
-    from hydra import compose
-    from hydra.core.hydra_config import HydraConfig
-
-    chosen = HydraConfig.get().runtime.choices.get("task")
-    if chosen not in (None, kind):
-        raise ValueError(f"task={chosen}: {path} was trained for {kind}; leave task= out, or give another ckpt=")
-    if chosen is None:
-        if kind == "vocoder":
-            raise ValueError(f"{path} holds a vocoder, which has no table; its val/mel_l1 stands in its run's metrics.csv")
-        cfg = compose(
-            HydraConfig.get().job.config_name or "evaluate", overrides=[*HydraConfig.get().overrides.task, f"task={kind}"]
-        )
-    return cfg.task
-
-
 @one_line_errors
 def evaluate(cfg: DictConfig) -> None:
     """Measures a checkpoint against what was held out, or any folder of scores by itself."""
@@ -394,7 +298,7 @@ def evaluate(cfg: DictConfig) -> None:
         path = find_checkpoint(cfg.ckpt or "last", cfg.outputs, kind=HydraConfig.get().runtime.choices.get("task"))
         task, recipe = load_task(path)
         kind = type(task).__module__.rpartition(".")[2]
-        score = _scoring(cfg, kind, path)
+        score = recipes.scoring(cfg, kind, path)
         data: Any = recipe.data if cfg.data is None else OmegaConf.merge(recipe.data, cfg.data)
         tokenizer = getattr(task, "tokenizer", None)
         datamodule = prepare_data(data, None if tokenizer is None else _the_one(tokenizer), folder)

@@ -29,10 +29,33 @@ def find_checkpoint(ckpt: str, outputs: str, *, kind: str | None = None) -> Path
     return path
 
 
+def find_stage(names: list[str], outputs: str, *, wanted: str) -> Path:
+    """Returns the best checkpoint of the newest run of the first of these stages that has one.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for name in names:
+        found = sorted(Path(outputs).rglob("checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+        found = [path for path in found if f"\nstage:\n  name: {name}\n" in "\n" + _config(path.parents[1])]
+        if found:
+            best = found[-1].with_name("best.ckpt")
+            return best if best.is_file() else found[-1]
+    first = names[0]
+    raise ValueError(
+        f"stage={wanted} starts from a run of stage={' or '.join(names)}, and {outputs}/ holds none; run `python train.py "
+        f"stage={first}` first, or give weights=CHECKPOINT"
+    )
+
+
+def _config(folder: Path) -> str:
+    config = folder / "config.yaml"
+    return config.read_text(errors="replace") if config.is_file() else ""
+
+
 def _trained(folder: Path, kind: str) -> bool:
     """Whether a run's folder says that it trained such a task."""
-    config = folder / "config.yaml"
-    return config.is_file() and f"_target_: etude.tasks.{kind}." in config.read_text(errors="replace")
+    return f"_target_: etude.tasks.{kind}." in _config(folder)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -1,0 +1,164 @@
+"""What a command line comes to: options merged with an earlier run's, stages, and the scoring that suits a checkpoint."""
+
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+if TYPE_CHECKING:
+    from etude.core.task import Task
+
+KEPT = ("task", "data", "model", "tokenizer", "discriminator", "styles")  # what a stage takes over from the run it starts from
+
+
+def compose(options: list[str], *, program: str = "train") -> DictConfig:
+    """The configuration of this program with other options."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+
+    return hydra.compose(HydraConfig.get().job.config_name or program, overrides=options)
+
+
+def command_line() -> list[str]:
+    """The options that the user gave, but for `ckpt`."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return [option for option in HydraConfig.get().overrides.task if key(option) != "ckpt"]
+
+
+def key(option: str) -> str:
+    return option.partition("=")[0].lstrip("+~")
+
+
+def continued(cfg: DictConfig, checkpoint: dict[str, Any], options: list[str]) -> tuple[DictConfig, list[str]]:
+    """The configuration of the checkpoint's run with the options of this command over it, and the options that give it."""
+    mine = {key(option) for option in options}
+    gone = tuple(f"{key(option)}." for option in options if option.startswith("~"))
+    earlier = checkpoint["etude"]["recipe"].get("overrides", [])
+    merged = [o for o in earlier if key(o) not in mine and not key(o).startswith(gone or ("\0",))] + options
+    return compose([*merged, f"ckpt={json.dumps(cfg.ckpt)}"]), merged
+
+
+def train_phases(cfg: DictConfig, folder: Path, overrides: list[str], run: Callable[..., float | None]) -> float | None:
+    """Trains phase after phase, each in a folder of its own and from the weights of the one before."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import open_dict, read_write
+
+    if cfg.ckpt:
+        raise ValueError("ckpt= continues one run; leave stage= out, or start a phase from weights with weights=")
+    shared = [option for option in overrides if key(option).partition(".")[0] != "stage"]
+    weights, value = cfg.weights, None
+    for number, phase in enumerate(cfg.stage.phases, start=1):
+        part = folder / f"{number}_{phase.name}"
+        (part / "checkpoints").mkdir(parents=True, exist_ok=True)
+        mine = {key(option) for option in phase.options} | {"weights"}
+        options = [*(option for option in shared if key(option) not in mine), *phase.options]
+        settings: Any = HydraConfig.get()
+        with read_write(settings), open_dict(settings):
+            settings.runtime.output_dir = str(part)  # where this phase's loggers write
+        start = [] if weights is None else [f"weights={json.dumps(str(weights))}"]
+        print(f"phase {number} of {len(cfg.stage.phases)}, {phase.name}: {' '.join(phase.options)}", file=sys.stderr)
+        composed = compose([*options, *start])
+        try:
+            value = run(composed, part, options, None)
+        except SystemExit:
+            before = part
+            for place, later in enumerate(cfg.stage.phases[number:], start=number + 1):
+                line = shlex.join([*shared, *later.options, f"weights={before / 'checkpoints' / 'best.ckpt'}"])
+                print(f"then: python train.py {line} hydra.run.dir={folder / f'{place}_{later.name}'}", file=sys.stderr)
+                before = folder / f"{place}_{later.name}"
+            raise
+        best = part / "checkpoints" / "best.ckpt"
+        weights = best if best.is_file() else best.with_name("last.ckpt")
+    return value
+
+
+def starting_point(cfg: DictConfig, options: list[str]) -> tuple[DictConfig, list[str]]:
+    """The configuration of a stage that starts from the newest run of the stages `stage.after`, and the options that give it.
+
+    What the user does not say about data, networks and tokens is the earlier run's. `weights=` chooses another run.
+
+    Raises:
+        ValueError: there is no such run.
+    """
+    from etude.core.checkpoint_files import find_checkpoint, find_stage, load_checkpoint
+
+    after = list(cfg.stage.get("after") or [])
+    if not after:
+        return cfg, options
+    if cfg.weights is not None:
+        path = find_checkpoint(cfg.weights, cfg.outputs)
+    else:
+        path = find_stage(after, cfg.outputs, wanted=cfg.stage.name)
+    chosen = {key(option).partition(".")[0] for option in options}
+    earlier = load_checkpoint(path)["etude"]["recipe"].get("overrides", [])
+    kept = [o for o in earlier if (group := key(o).partition(".")[0]) in KEPT and group not in chosen and key(o) not in chosen]
+    merged = [*kept, *(o for o in options if key(o) != "weights")]
+    print(f"stage={cfg.stage.name} starts from {path}{', ' + ' '.join(kept) if kept else ''}", file=sys.stderr)
+    return compose([*merged, f"weights={json.dumps(str(path))}"]), merged
+
+
+def start_from(task: "Task", path: Path) -> None:
+    """Gives a new task the weights of a checkpoint, with a fresh optimizer; the data may differ.
+
+    Where a language model's tokenizer differs in its labels alone (other genres), rows of the same token are taken over and
+    new labels begin as they are.
+
+    Raises: ValueError where the networks or the tokens of the music differ.
+    """
+    from etude.core.checkpoint_files import load_checkpoint
+
+    saved = load_checkpoint(path)
+    weights = saved["state_dict"]
+    tokenizer: Any = getattr(task, "tokenizer", None)
+    if tokenizer is not None and saved["etude"].get("tokenizer_fingerprint") != tokenizer.fingerprint:
+        weights = _by_token(weights, saved["etude"]["tokenizer"], task, path)
+    try:
+        task.load_state_dict(weights)
+    except RuntimeError as error:
+        styles = f", and as many styles as {saved['etude']['styles']}" if "styles" in saved["etude"] else ""
+        raise ValueError(
+            f"weights={path}: its networks have other sizes; give the model= and task= options of its run{styles}"
+        ) from error
+    print(f"starting from the weights of {path}", file=sys.stderr)
+
+
+def _by_token(weights: dict[str, Any], state: dict[str, Any], task: "Task", path: Path) -> dict[str, Any]:
+    """The weights with each row of the vocabulary where the task's tokenizer has that token."""
+    from etude.music.tokenizer import Tokenizer
+
+    mine: Any = task.tokenizer
+    theirs = Tokenizer.from_state(state)
+    if theirs.vocab[theirs.first_body :] != mine.vocab[mine.first_body :]:
+        raise ValueError(
+            f"weights={path}: its tokens ({type(theirs).__name__}, {len(theirs)}) are not those of this run "
+            f"({type(mine).__name__}, {len(mine)}); give the data= and tokenizer= options of its run"
+        )
+    known = {token: place for place, token in enumerate(theirs.vocab)}
+    pairs = [(place, known[token]) for place, token in enumerate(mine.vocab) if token in known]
+    here, there = (list(places) for places in zip(*pairs, strict=True))
+    found = {}
+    for name, value in task.state_dict().items():
+        found[name] = weights.get(name, value)
+        if value.ndim and name in weights and value.shape[0] == len(mine) and weights[name].shape[0] == len(theirs):
+            found[name] = value.clone()
+            found[name][here] = weights[name].to(value)[there]
+    return found
+
+
+def scoring(cfg: DictConfig, kind: str, path: Path) -> DictConfig:
+    """The scoring that suits a checkpoint of `kind`, with the options of this command."""
+    from hydra.core.hydra_config import HydraConfig
+
+    chosen = HydraConfig.get().runtime.choices.get("task")
+    if chosen not in (None, kind):
+        raise ValueError(f"task={chosen}: {path} was trained for {kind}; leave task= out, or give another ckpt=")
+    if chosen is None:
+        if kind == "vocoder":
+            raise ValueError(f"{path} holds a vocoder, which has no table; its val/mel_l1 stands in its run's metrics.csv")
+        cfg = compose([*HydraConfig.get().overrides.task, f"task={kind}"], program="evaluate")
+    return cfg.task

@@ -1,0 +1,242 @@
+"""Several stages in one run, each with its frozen modules, learning rates, weights and data, and automatic transitions."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+from torch import nn
+
+from etude.core.task import Task
+from etude.core.technique import Technique
+
+log = logging.getLogger(__name__)
+
+DEFAULTS: dict[str, Any] = {
+    "name": None, "frozen": [], "lr": 1.0, "layer_decay": 1.0, "loss_weights": {}, "data": {}, "monitor": None, "min_steps": 0,
+    "max_steps": None, "patience": None, "min_delta": 0.0,
+}  # fmt: skip
+
+
+class Stages(Technique):
+    """Trains stage after stage without leaving the run; each is a mapping of
+
+    - name.
+    - frozen: beginnings of the names of parameters that rest.
+    - lr: factor of the learning rates. layer_decay: of each residual block but the last, counted from the output backwards,
+      and of the embeddings: block l of L learns with lr * layer_decay^(L - l) (Howard and Ruder 2018; Clark et al. 2020).
+    - loss_weights: laid over the task's.
+    - data: {column: value, [values] or [lowest, highest]} of the manifest's columns: the pieces that are drawn, from the next
+      draws that no worker has made yet.
+    - max_steps: length of the stage, over which the task's schedule runs anew; None for the rest of the run.
+    - monitor (None: the task's own), patience, min_delta, min_steps: it ends, after `min_steps` at the earliest, when the
+      metric, lower is better, has not fallen by more than `min_delta` for `patience` validations.
+
+    The transition and its reason are logged; the optimizer's moments stay with the parameters that stay. When the last stage
+    plateaus the run ends. Resuming in a stage goes on in it, bit for bit.
+
+    When to use: first broad data, then your own; first the new layers, then all. `stage=progression` is an example.
+
+    Args:
+        stages: at least one such mapping.
+        seed: unused, every technique has one.
+
+    Raises:
+        ValueError: an unknown key, nothing to tell where a stage ends; in setup, an unknown parameter, column or metric.
+    """
+
+    def __init__(self, *, stages: Sequence[Mapping[str, Any]] | None = None, seed: int = 0) -> None:
+        super().__init__(seed=seed)
+        self.stages = [self._checked(stage, number, len(stages or ())) for number, stage in enumerate(stages or (), start=1)]
+        self.number = 0
+        self.started = 0  # optimizer steps before this stage
+        self.best, self.waited = float("inf"), 0
+        self.changes: list[list[int]] = [[0, 0]]  # from which draw, data of which stage
+        self._task: list[Task] = []
+        self._masks: list[np.ndarray] = []
+
+    @staticmethod
+    def _checked(stage: Mapping[str, Any], number: int, count: int) -> dict[str, Any]:
+        if unknown := set(stage) - set(DEFAULTS):
+            raise ValueError(
+                f"technique.stages.stages[{number - 1}] has {sorted(unknown)[0]!r}; the keys are {', '.join(sorted(DEFAULTS))}"
+            )
+        made = {**DEFAULTS, "name": f"stage {number}", **stage}
+        if number < count and made["max_steps"] is None and made["patience"] is None:
+            raise ValueError(f"technique.stages: {made['name']} has no end; give it max_steps or patience")
+        for name, low in (("max_steps", 1), ("patience", 1), ("min_steps", 0), ("min_delta", 0)):
+            if made[name] is not None and made[name] < low:
+                raise ValueError(f"technique.stages: {name} of {made['name']} is {made[name]}, must be at least {low}")
+        if not 0 < made["layer_decay"] <= 1 or made["lr"] <= 0:
+            raise ValueError(
+                f"technique.stages: layer_decay of {made['name']} is {made['layer_decay']}, must be in (0, 1], and lr "
+                f"{made['lr']}, above 0"
+            )
+        return made
+
+    @property
+    def logs(self) -> frozenset[str]:
+        return frozenset({"stages/number"})
+
+    @property
+    def current(self) -> dict[str, Any]:
+        """The stage under way."""
+        return self.stages[self.number]
+
+    # --- setup ---
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        assert isinstance(pl_module, Task)
+        if not self.stages:
+            raise ValueError(
+                f"technique stages has no stages for this {type(pl_module).__name__}; choose stage=progression, or give "
+                "technique.stages.stages=[{name: ..., max_steps: ...}, ...]"
+            )
+        self._task = [pl_module]
+        self._trainable = {name: p.requires_grad for name, p in pl_module.named_parameters()}
+        self._loss_weights = dict(pl_module.loss_weights)
+        for made in self.stages:
+            for prefix in made["frozen"]:
+                if not any(name.startswith(prefix) for name in self._trainable):
+                    tops = sorted({".".join(name.split(".")[:2]) for name in self._trainable})
+                    raise ValueError(
+                        f"technique stages: frozen {prefix!r} of {made['name']} begins no parameter of "
+                        f"{type(pl_module).__name__}; there are {', '.join(tops)}"
+                    )
+        if any(made["data"] for made in self.stages):
+            self._choose(trainer, pl_module)
+        self._apply()
+
+    def _choose(self, trainer: pl.Trainer, task: Task) -> None:
+        data: Any = getattr(trainer, "datamodule", None)
+        if not hasattr(data, "admit"):
+            raise ValueError(
+                f"technique stages chooses pieces, {type(task).__name__}'s data ({type(data).__name__}) has no table of them; "
+                "leave data out of the stages"
+            )
+        columns = data.pieces()
+        self._lookahead = data.lookahead
+        self._masks = [self._mask(made, columns) for made in self.stages]
+        data.admit("stages", self.rule)
+
+    @staticmethod
+    def _mask(made: Mapping[str, Any], columns: Mapping[str, np.ndarray]) -> np.ndarray:
+        mask = np.ones(len(next(iter(columns.values()))), bool)
+        for name, wanted in made["data"].items():
+            if name not in columns:
+                raise ValueError(
+                    f"technique stages: data of {made['name']} names {name!r}; columns are {', '.join(sorted(columns))}"
+                )
+            values = columns[name]
+            if isinstance(wanted, list | tuple) and np.issubdtype(values.dtype, np.number):
+                mask &= (values >= wanted[0]) & (values <= wanted[-1])
+            else:
+                mask &= np.isin(values, wanted if isinstance(wanted, list | tuple) else [wanted])
+        if not mask.any():
+            raise ValueError(f"technique stages: data of {made['name']} leaves no piece; {dict(made['data'])} is too narrow")
+        return mask
+
+    def rule(self, rows: np.ndarray, draw: int) -> np.ndarray:
+        """1 for each piece (row of the manifest) that the stage of this draw trains on."""
+        number = next(number for first, number in reversed(self.changes) if first <= draw)
+        admitted: np.ndarray = self._masks[number][rows].astype(np.float64)
+        return admitted
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for made in self.stages:
+            if made["patience"] is not None:
+                assert isinstance(pl_module, Task)
+                made["monitor"] = made["monitor"] or pl_module.logs[0]
+                pl_module.check_metric(made["monitor"], f"technique.stages: monitor of {made['name']}")
+
+    def _apply(self) -> None:
+        """Makes the task what the stage under way wants; the next `configure_optimizers` builds accordingly."""
+        task, made = self._task[0], self.current
+        for name, parameter in task.named_parameters():
+            parameter.requires_grad_(self._trainable[name] and not name.startswith(tuple(made["frozen"]) or ("\0",)))
+        task.loss_weights = {**self._loss_weights, **made["loss_weights"]}
+        task.schedule_steps = made["max_steps"]
+        task.lr_factors = _factors(task, made["lr"], made["layer_decay"])
+
+    # --- transitions ---
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        length = self.current["max_steps"]
+        if length is not None and trainer.global_step - self.started >= length:
+            self._end(trainer, f"its {length} steps are over")
+        pl_module.log("stages/number", float(self.number + 1))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        made = self.current
+        if trainer.sanity_checking or made["patience"] is None:
+            return
+        value = trainer.callback_metrics.get(made["monitor"])
+        if value is None:
+            found = ", ".join(sorted(trainer.callback_metrics))
+            raise ValueError(f"technique.stages: monitor of {made['name']} is {made['monitor']!r}, not logged; there are {found}")
+        if float(value) < self.best - made["min_delta"]:
+            self.best, self.waited = float(value), 0
+        else:
+            self.waited += 1
+        if self.waited >= made["patience"] and trainer.global_step - self.started >= made["min_steps"]:
+            self._end(trainer, f"{made['monitor']} has not improved on {self.best:.4f} for {self.waited} validations")
+
+    def _end(self, trainer: pl.Trainer, reason: str) -> None:
+        over = self.current["name"]
+        if self.number + 1 == len(self.stages):
+            if self.current["patience"] is not None:
+                log.warning(f"stages: {over}, the last one, ends at step {trainer.global_step}: {reason}")
+                trainer.should_stop = True
+            return
+        self.number, self.started, self.best, self.waited = self.number + 1, trainer.global_step, float("inf"), 0
+        log.warning(f"stages: {over} ends at step {trainer.global_step}: {reason}; {self.current['name']} begins")
+        task = self._task[0]
+        if self._masks:
+            now = task.batches_trained
+            current = max(i for i, (first, _) in enumerate(self.changes) if first <= now)
+            self.changes = [*self.changes[current:], [now + self._lookahead, self.number]]
+        moments = {p: state for optimizer in trainer.optimizers for p, state in optimizer.state.items()}
+        self._apply()
+        for parameter in task.parameters():
+            if not parameter.requires_grad:
+                parameter.grad = None
+        trainer.strategy.setup_optimizers(trainer)
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                optimizer.state.update({p: moments[p] for p in group["params"] if p in moments})
+
+    # --- state ---
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "number": self.number, "started": self.started, "best": self.best, "waited": self.waited, "changes": self.changes,
+        }  # fmt: skip
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.number, self.started = state_dict["number"], state_dict["started"]
+        self.best, self.waited = state_dict["best"], state_dict["waited"]
+        self.changes = [list(change) for change in state_dict["changes"]]
+        if self.number >= len(self.stages):
+            raise ValueError(f"technique.stages: the checkpoint is in stage {self.number + 1}, here are {len(self.stages)}")
+        if self._task:
+            self._apply()  # before the optimizer is built
+
+
+def _factors(task: Task, lr: float, decay: float) -> dict[str, float]:
+    """Beginnings of parameter names and the factors of their learning rates."""
+    factors = {"": lr} if lr != 1 or decay != 1 else {}
+    if decay == 1:
+        return factors
+    blocks = list(task.residual_blocks)
+    names = {id(module): name for name, module in task.named_modules()}
+    for place, block in enumerate(blocks):
+        factors[names[id(block)] + "."] = lr * decay ** (len(blocks) - 1 - place)
+    for name, module in task.named_modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            factors[name + "."] = lr * decay ** len(blocks)
+    return factors

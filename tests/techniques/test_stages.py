@@ -1,0 +1,130 @@
+"""Stages: what rests, what learns how fast, when one ends, and that a run killed in any stage goes on in it."""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from etude.core.checkpoints import LastCheckpoint
+from etude.core.schedules import cosine
+from etude.models.transformer import Transformer
+from etude.music.satb import SatbGrid
+from etude.tasks.language_model import LanguageModel
+from etude.techniques.stages import Stages, _factors
+from tests.toys import PairsData, ToyGan, same, trainer, weights
+
+FROZEN = {"language_model": "model.embedding", "gan": "ab.", "restyler": "generators.0"}
+
+
+def matrix_options(kind: str, folder: Path, build: Callable[[], Any]) -> dict[str, Any]:
+    first = {"name": "first", "frozen": [FROZEN[kind]], "max_steps": 3}
+    data = {"data": {"bars": [1, 100]}} if kind == "language_model" else {}
+    return {"stages": [first, {"name": "rest", "lr": 0.5, **data}]}
+
+
+class Watch(pl.Callback):
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+        self.trained: list[dict[str, torch.Tensor]] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+        self.trained.append(weights(pl_module))
+
+
+def fit(folder: Path, stages: list[dict[str, Any]] | None, steps: int = 8, resume: Path | None = None, **options: Any) -> Any:
+    torch.manual_seed(0)
+    task, watch = ToyGan(player_lr={}, **options), Watch()
+    last = LastCheckpoint(path=folder / "last.ckpt", every_n_steps=100)
+    techniques = [Stages(stages=stages)] if stages is not None else []
+    run = trainer(folder, max_steps=steps, callbacks=[*techniques, watch, last], val_check_interval=2)
+    run.fit(task, PairsData(), ckpt_path=resume, weights_only=True)
+    return task, watch, run
+
+
+def test_frozen_parameters_rest_for_their_stage_and_learn_after(tmp_path: Path) -> None:
+    _, watch, _ = fit(tmp_path, [{"frozen": ["ab", "da.0"], "max_steps": 3}, {}])
+    first, third, last = watch.trained[0], watch.trained[2], watch.trained[-1]
+    for name in first:
+        rests = name.startswith(("ab", "da.0"))
+        assert torch.equal(first[name], third[name]) == rests, name
+        assert not torch.equal(third[name], last[name])
+
+
+def test_a_stage_has_its_own_schedule_and_rate(tmp_path: Path) -> None:
+    stages = [{"max_steps": 4}, {"lr": 0.1, "max_steps": 4}]
+    _, watch, _ = fit(tmp_path, stages, scheduler=partial(cosine, warmup=0.0), optimizer=partial(torch.optim.SGD, lr=1.0))
+    half = [1.0, 0.853553, 0.5, 0.146447]
+    assert watch.rates[:3] == pytest.approx(half[1:], rel=1e-4) and watch.rates[3:7] == pytest.approx(
+        [0.1 * x for x in half], rel=1e-4
+    )
+
+
+def test_one_stage_that_changes_nothing_is_the_plain_run(tmp_path: Path) -> None:
+    assert same(weights(fit(tmp_path, [{}])[0]), weights(fit(tmp_path, None)[0]))
+
+
+def test_moments_stay_with_the_parameters_that_stay(tmp_path: Path) -> None:
+    task, _, run = fit(tmp_path, [{"frozen": ["ab"], "max_steps": 3}, {}])
+    state = run.optimizers[0].state
+    assert state[task.ba[0].weight]["step"] == 8 and state[task.ab[0].weight]["step"] == 5
+
+
+def test_a_plateau_ends_a_stage_with_its_reason_and_the_last_one_ends_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stages = [
+        {"name": "broad", "patience": 1, "min_delta": 100.0, "min_steps": 5},
+        {"name": "own", "patience": 1, "min_delta": 100.0},
+    ]
+    with caplog.at_level(logging.WARNING):
+        _, _, run = fit(tmp_path, stages, steps=30)
+    assert "broad ends at step 6: val/cycle has not improved" in caplog.text and "own begins" in caplog.text
+    assert run.global_step == 10 and "own, the last one, ends at step 10" in caplog.text
+
+
+def test_loss_weights_of_a_stage_are_laid_over_the_tasks(tmp_path: Path) -> None:
+    one = fit(tmp_path, [{"loss_weights": {"generator/cycle": 0.5}}])[0]
+    assert same(weights(one), weights(fit(tmp_path, None, loss_weights={"generator/cycle": 0.5, "discriminator/all": 0.5})[0]))
+
+
+@pytest.mark.parametrize("stop", [2, 4, 7])
+def test_killed_in_any_stage_it_goes_on_in_it(tmp_path: Path, stop: int) -> None:
+    stages = [{"frozen": ["ab"], "max_steps": 3}, {"lr": 0.1, "max_steps": 3}, {"max_steps": 4}]
+    whole, _, _ = fit(tmp_path / "whole", stages, steps=10, scheduler=cosine)
+    fit(tmp_path / "half", stages, steps=stop, scheduler=cosine)
+    rest, _, run = fit(tmp_path / "rest", stages, steps=10, scheduler=cosine, resume=tmp_path / "half" / "last.ckpt")
+    assert same(weights(whole), weights(rest)) and run.callbacks[0].number == 2
+
+
+def test_layers_learn_the_less_the_nearer_they_are_to_the_input() -> None:
+    model = partial(Transformer, dim=8, num_layers=3, num_heads=2)
+    task = LanguageModel(model=model, tokenizer=SatbGrid(), optimizer=torch.optim.SGD)  # type: ignore[arg-type]
+    task.lr_factors = _factors(task, 0.5, 0.8)
+    found = {name: task._lr_factor(name) for name, _ in task.named_parameters()}
+    assert found["model.blocks.2.attention.output.weight"] == pytest.approx(0.5)
+    assert found["model.blocks.0.attention.output.weight"] == pytest.approx(0.5 * 0.8**2)
+    assert found["model.embedding.weight"] == pytest.approx(0.5 * 0.8**3) and found["model.gain"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ([{"nam": "x"}], r"has 'nam'; the keys are data, frozen"),
+        ([{}, {}], "stage 1 has no end; give it max_steps or patience"),
+        ([{"layer_decay": 0.0}], r"layer_decay of stage 1 is 0.0, must be in \(0, 1\]"),
+        ([{"max_steps": 0}], "max_steps of stage 1 is 0, must be at least 1"),
+        ([{"frozen": ["generator"]}], "frozen 'generator' of stage 1 begins no parameter of ToyGan; there are ab.0, ab.2"),
+        ([{"patience": 1, "monitor": "val/nil"}], "monitor of stage 1 is 'val/nil', which nothing logs"),
+        ([{"data": {"genre": "folk"}}], "ToyGan's data .PairsData. has no table"),
+        ([], "choose stage=progression"),
+    ],
+)
+def test_bad_stages_are_told(tmp_path: Path, stages: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit(tmp_path, stages)
