@@ -1,6 +1,7 @@
 """Each technique against the bare run: same data, model and number of steps; rows for docs/results/techniques.md.
 
     OMP_NUM_THREADS=1 python benchmarks/techniques.py --data jsb=Jsb16thSeparated.json genres=FOLDER --seeds 0 1 2
+    OMP_NUM_THREADS=1 python benchmarks/techniques.py --data distillation=Jsb16thSeparated.json --keep outputs/teachers
 
 A row holds the whole curve of the validation likelihood over steps and CPU-seconds, so that "when did it reach what the
 bare run ended with" is read off, and how far 16 samples are from held-out music. Rows that are there are not run again.
@@ -29,13 +30,31 @@ SMALL = {  # data and model of about a million parameters: 0.1 s a step on one c
     "jsb": ["data=jsb", "model.dim=96", "model.num_layers=3", "model.decoder_dim=96", "model.decoder_layers=1", "max_steps=400"],
     "genres": ["data=folder", "data.max_len=512", "model.dim=96", "model.num_layers=3", "model.hidden_dim=256", "max_steps=400"],
 }
-TEACHER = ["data=jsb", "max_steps=800", "technique=[ema]", "technique.ema.decay=0.99"]
-NO = "technique=[]"
-C = "technique=[curriculum]"
+STUDENT = ["data=jsb", "model.dim=96", "model.num_layers=4", "model.decoder_dim=48", "model.decoder_layers=1", "max_steps=800"]
+NO, C = "technique=[]", "technique=[curriculum]"
 CASES: dict[str, list[str]] = {
     "bare": [NO],
     "ema": ["technique=[ema]", "technique.ema.decay=0.99"],
     "curriculum": [C],
+    "level basic": ["level=basic"],
+    "level enhanced": ["level=enhanced"],
+    "level experimental": ["level=experimental"],
+    "fast_convergence": ["convergence=fast"],
+    "musical_domain": ["technique=[musical_domain]"],
+    "musical_domain, equivariance": ["technique=[musical_domain]", "technique.musical_domain.equivariance=0.05"],
+    "stability": ["technique=[stability]"],
+    "swa": ["technique=[swa]"],
+    "self_paced": ["technique=[self_paced]"],
+    "muon": [NO, "optimizer=muon"],
+    "soap": [NO, "optimizer=soap"],
+    "lion": [NO, "optimizer=lion"],
+    "schedule_free": ["optimizer=schedule_free"],
+    "adafactor": [NO, "optimizer=adafactor"],
+    "sophia": [NO, "optimizer=sophia"],
+    "lookahead_adamw": [NO, "optimizer=lookahead_adamw"],
+    "switch_optimizer": ["technique=[switch_optimizer]"],
+    "balance": ["technique=[balance,musical_domain]", "technique.musical_domain.equivariance=0.05"],
+    "early_stopping": ["technique=[early_stopping]"],
     "curriculum, linear": [C, "technique.curriculum.pacing=linear"],
     "curriculum, exponential": [C, "technique.curriculum.pacing=exponential"],
     "curriculum, musical": [C, "technique.curriculum.pacing=musical"],
@@ -43,6 +62,11 @@ CASES: dict[str, list[str]] = {
     "curriculum, own loss": [C, "technique.curriculum.difficulty=loss"],
     "curriculum, adaptive": [C, "technique.curriculum.adaptive=true"],
     "curriculum, hard first": [C, "technique.curriculum.reverse=true"],
+}
+DISTILLATION: dict[str, list[str]] = {  # in this order: TEACHER is the first one's checkpoint
+    "teacher": ["data=jsb", "max_steps=800", NO],
+    "student alone": [*STUDENT, NO],
+    "student distilled": [*STUDENT, "technique=[distillation]", "technique.distillation.teacher=TEACHER"],
 }
 
 
@@ -90,7 +114,9 @@ def done(rows: Path) -> set[tuple[str, str, int]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", nargs="+", required=True, help="jsb=FILE and genres=FOLDER, or one of them")
+    parser.add_argument(
+        "--data", nargs="+", required=True, help="jsb=FILE, genres=FOLDER, distillation=FILE (of JSB, with --keep)"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", default=None, help="names of cases; all without it")
     parser.add_argument("--checks", type=int, default=12, help="validations on the way")
@@ -101,14 +127,17 @@ def main() -> None:
     run.quiet_lightning()
     for place in args.data:
         data, _, root = place.partition("=")
-        for seed in args.seeds:
-            for name, options in CASES.items():
+        cases = DISTILLATION if data == "distillation" else CASES
+        for name, options in cases.items():
+            for seed in args.seeds:
                 if (args.only and name not in args.only) or (data, name, seed) in done(args.rows):
                     continue
                 with tempfile.TemporaryDirectory() as scratch:
-                    folder = Path(scratch)
-                    mine = [*SMALL[data], f"data.root={root}", *options, f"seed={seed}"]
-                    task, datamodule, found = fit([*mine, *args.options], folder, checks=args.checks)
+                    kept = args.keep / f"{name}_{seed}" if args.keep and name == "teacher" else None
+                    teacher = args.keep / f"teacher_{seed}" / "checkpoints" / "best.ckpt" if args.keep else "TEACHER"
+                    mine = [*SMALL.get(data, []), f"data.root={root}", *options, f"seed={seed}"]
+                    full = [option.replace("TEACHER", str(teacher)) for option in [*mine, *args.options]]
+                    task, datamodule, found = fit(full, kept or Path(scratch), checks=args.checks)
                     found |= music(task, datamodule)
                 shown = " ".join(option.replace(root, Path(root).name) for option in mine)
                 row = {"data": data, "name": name, "seed": seed, "options": shown, **found, **context()}
