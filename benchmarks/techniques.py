@@ -30,7 +30,7 @@ SMALL = {  # data and model of about a million parameters: 0.1 s a step on one c
     "jsb": ["data=jsb", "model.dim=96", "model.num_layers=3", "model.decoder_dim=96", "model.decoder_layers=1", "max_steps=400"],
     "genres": ["data=folder", "data.max_len=512", "model.dim=96", "model.num_layers=3", "model.hidden_dim=256", "max_steps=400"],
 }
-STUDENT = ["data=jsb", "model.dim=96", "model.num_layers=4", "model.decoder_dim=48", "model.decoder_layers=1", "max_steps=800"]
+STUDENT = ["data=jsb", "model.dim=80", "model.num_layers=3", "model.decoder_dim=64", "model.decoder_layers=1", "max_steps=800"]
 NO, C = "technique=[]", "technique=[curriculum]"
 CASES: dict[str, list[str]] = {
     "bare": [NO],
