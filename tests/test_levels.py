@@ -89,12 +89,12 @@ def test_fast_convergence_over_a_level_is_the_fast_one() -> None:
     assert of(cfg.scheduler._target_) == "wsd" and set(cfg.technique) == {"ema", "curriculum"}
 
 
-def test_what_a_level_writes_out_has_the_values_of_its_file() -> None:
+def test_what_a_level_writes_out_has_the_values_of_its_file_but_for_the_smoothing() -> None:
     target = composed("level=enhanced").technique.musical_domain
     module, _, name = target._target_.rpartition(".")
     defaults = inspect.signature(getattr(importlib.import_module(module), name)).parameters
-    assert {key: value for key, value in target.items() if key not in ("_target_", "seed")} == {
-        key: parameter.default for key, parameter in defaults.items() if key != "seed"
+    assert {key: value for key, value in target.items() if key not in ("_target_", "seed", "smoothing")} == {
+        key: parameter.default for key, parameter in defaults.items() if key not in ("seed", "smoothing")
     }
 
 
