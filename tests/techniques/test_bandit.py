@@ -15,7 +15,7 @@ from tests.techniques.test_curriculum import Data
 
 
 def matrix_options(kind: str, folder: Path, build: Callable[[], Any]) -> dict[str, Any]:
-    return {"every": 1, "num_arms": 2, "explore": 0.01, "rate": 5.0}
+    return {"every": 1, "num_arms": 4, "explore": 0.01, "rate": 5.0}
 
 
 def ready(**options: Any) -> tuple[Bandit, Data]:

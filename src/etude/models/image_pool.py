@@ -34,7 +34,8 @@ class ImagePool:
             elif torch.rand(()) < 0.5:
                 place = int(torch.randint(len(self._kept), ()))
                 past, its_style = self._kept[place]
-                given.append((past.to(output), its_style))
+                same = past.shape == output.shape  # segments may grow in training
+                given.append((past.to(output), its_style) if same else (output, style))
                 self._kept[place] = (output.clone(), style)
             else:
                 given.append((output, style))
