@@ -63,10 +63,14 @@ CASES: dict[str, list[str]] = {
     "curriculum, adaptive": [C, "technique.curriculum.adaptive=true"],
     "curriculum, hard first": [C, "technique.curriculum.reverse=true"],
 }
+D = ["technique=[distillation]", "technique.distillation.teacher=TEACHER"]
+MUON = ["optimizer=muon", "scheduler=wsd"]
 DISTILLATION: dict[str, list[str]] = {  # in this order: TEACHER is the first one's checkpoint
     "teacher": ["data=jsb", "max_steps=800", NO],
     "student alone": [*STUDENT, NO],
-    "student distilled": [*STUDENT, "technique=[distillation]", "technique.distillation.teacher=TEACHER"],
+    "student distilled": [*STUDENT, *D],
+    "student alone, muon": [*STUDENT, *MUON, NO],
+    "student distilled, muon": [*STUDENT, *MUON, *D],
 }
 
 

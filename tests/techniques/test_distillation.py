@@ -195,7 +195,12 @@ def test_classes_weigh_and_soften_by_target(tmp_path: Path) -> None:
     logits, answer = torch.randn(1, 3, len(tokenizer)), torch.randn(1, 3, len(tokenizer))
     targets = torch.tensor([[tokenizer.bar_id, tokenizer.rest_id + 5, -100]])
     student.trace = {"logits": logits}
-    options = {"class_weights": {"time": 0.0}, "class_temperatures": {"pitch": 2.0}, "temperature": 1.5}
+    options: dict[str, Any] = {
+        "hard": 0.3,
+        "class_weights": {"time": 0.0},
+        "class_temperatures": {"pitch": 2.0},
+        "temperature": 1.5,
+    }
     technique = Distillation(**teach(tmp_path, lambda: teacher), **options)
     technique.setup(trainer(tmp_path, max_steps=1), student, "fit")
     found = technique._language_terms(student, {"targets": targets}, {"logits": answer})["distill_soft"]
