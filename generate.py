@@ -1,4 +1,4 @@
-"""Runs `etude.run.generate` on the configuration in conf/; `python generate.py --help` shows the options."""
+"""Runs `etude.run.generate` on the configuration in conf/generation; `python generate.py --help` shows the options."""
 
 import hydra
 from omegaconf import DictConfig
@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 from etude.run import generate
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="generate")
+@hydra.main(version_base="1.3", config_path="conf/generation", config_name="generate")
 def main(cfg: DictConfig) -> object:
     """Hands Hydra's configuration over."""
     return generate(cfg)

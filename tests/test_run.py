@@ -31,7 +31,7 @@ def call(program: str, folder: Path, *overrides: str) -> Any:
     """Runs `program` in this process, in a run folder of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     options = [f"outputs={folder.parent}", *overrides]
-    conf = ROOT / "conf" / ("evaluation" if program == "evaluate" else "")
+    conf = ROOT / "conf" / {"evaluate": "evaluation", "generate": "generation"}.get(program, "")
     with initialize_config_dir(str(conf), version_base="1.3"):
         cfg = compose(program, overrides=options, return_hydra_config=True)
         with open_dict(cfg):

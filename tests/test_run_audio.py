@@ -14,7 +14,7 @@ import pytest
 import soundfile
 import torch
 
-from etude import run
+from etude import recipes, run
 from etude.audio.mel import MelContract
 from etude.core.task import Task
 from tests.data.audio_files import sound, write
@@ -146,13 +146,13 @@ def test_styles_picks_a_pair_in_its_order_and_a_run_continues_with_its_options(h
 
 def test_phases_of_one_command_each_start_from_the_weights_before(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[tuple[Path, dict[str, torch.Tensor]]] = []
-    start_from = run.start_from
+    start_from = recipes.start_from
 
     def watched(task: Task, path: Path) -> None:
         start_from(task, path)
         started.append((path, {name: value.clone() for name, value in task.state_dict().items()}))
 
-    monkeypatch.setattr(run, "start_from", watched)
+    monkeypatch.setattr(recipes, "start_from", watched)
     folder = home / "outputs" / "phases"
     pairs = ["stage.first=[bangla_folk,rock]", "stage.then=[bangla_folk,jazz]"]
     call("train", folder, *here(home), "stage=two_pairs", *pairs, "trainer.max_steps=4", "trainer.val_check_interval=2")
@@ -393,7 +393,7 @@ def test_ctrl_c_in_training_keeps_it_and_says_how_to_go_on(home: Path, started: 
 
 
 def test_ctrl_c_in_transfer_leaves_no_half_written_file(home: Path, started: list[Any], tmp_path: Path) -> None:
-    write(tmp_path / "long.wav", np.tile(many(5, rate=44_100, channels=2), (60, 1)), rate=44_100)
+    write(tmp_path / "long.wav", np.tile(many(5, rate=44_100, channels=2), (150, 1)), rate=44_100)
     out = tmp_path / "out"
     started.append(program("transfer.py", f"ckpt={home / 'outputs' / 'one'}", f"in={tmp_path / 'long.wav'}", "style=jazz",
                            f"out={out / 'x.wav'}", f"hydra.run.dir={tmp_path / 'run'}"))  # fmt: skip
