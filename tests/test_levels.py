@@ -19,7 +19,7 @@ MUSIC = {"musical_domain"}
 EXPECTED: dict[str, dict[str, tuple[str, set[str]]]] = {  # optimizer's class, techniques; by level, then by kind of task
     "level=basic": {"language_model": ("AdamW", set()), "vocoder": ("AdamW", set()), "gan": ("Adam", set())},
     "level=enhanced": {
-        "language_model": ("AdamW", GUARDED | MUSIC),
+        "language_model": ("muon", GUARDED | MUSIC),
         "vocoder": ("AdamW", GUARDED | {"balance"}),
         "gan": ("Adam", GUARDED | {"balance"}),
     },
@@ -74,6 +74,8 @@ def test_the_users_own_choices_win(bundle: str) -> None:
     assert composed(bundle, "task=cut", "task.huber=0.1").task.huber == 0.1
     if bundle != "level=basic":
         assert composed(bundle, "technique.ema.decay=0.7").technique.ema.decay == 0.7
+    other = composed(bundle, "scheduler=linear").scheduler
+    assert {str(key) for key in other} - {"_target_", "_partial_"} <= set(inspect.signature(instantiate(other).func).parameters)
     if "experimental" in bundle:
         assert "curriculum" not in composed(bundle, "~technique.curriculum").technique
 

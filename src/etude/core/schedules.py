@@ -94,7 +94,7 @@ def noam(optimizer: Optimizer, *, total_steps: int, warmup: float = 0.1) -> Lamb
 
 
 def cosine_restarts(
-    optimizer: Optimizer, *, total_steps: int, warmup: float = 0.02, cycles: int = 3, t_mult: float = 2.0, final: float = 0.0
+    optimizer: Optimizer, *, total_steps: int, warmup: float = 0.02, cycles: int = 2, t_mult: float = 1.0, final: float = 0.0
 ) -> LambdaLR:
     """Rises linearly for `warmup` of all steps, then falls along half a cosine `cycles` times, each time from the top.
 
