@@ -14,7 +14,7 @@ import pytest
 import soundfile
 import torch
 
-from etude import recipes, run
+from etude import recipes
 from etude.audio.mel import MelContract
 from etude.core.task import Task
 from tests.data.audio_files import sound, write
