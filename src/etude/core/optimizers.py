@@ -3,6 +3,9 @@
 The groups come from `Task.parameter_groups`: those of norms, biases and embeddings bring `weight_decay` 0, those of a player
 with a learning rate of its own bring `lr`. An optimizer that must know its task has `attach(task)`, called once when it is
 built; one that has `observe(task, batch)` sees each training batch while the task's `trace` still holds its graph.
+
+The learning rates suit models of 1 to 10 million parameters in some hundred steps. They were found by doubling on chorales (grid
+model of a million parameters, 150 steps) and stop short of the best there, since larger models and longer runs want less.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 Groups = Iterable[dict[str, Any]]
 
 
-def lion(params: Groups, *, lr: float = 3e-4, betas: Sequence[float] = (0.95, 0.98), weight_decay: float = 0.5) -> Optimizer:
+def lion(params: Groups, *, lr: float = 0.0006, betas: Sequence[float] = (0.95, 0.98), weight_decay: float = 0.25) -> Optimizer:
     """Steps of equal size in the sign of an interpolated momentum; half of AdamW's memory.
 
     u = sign(b1 m + (1 - b1) g); w <- w - lr (u + weight_decay w); m <- b2 m + (1 - b2) g.
@@ -40,7 +43,7 @@ def lion(params: Groups, *, lr: float = 3e-4, betas: Sequence[float] = (0.95, 0.
 
 
 def soap(
-    params: Groups, *, lr: float = 0.002, betas: Sequence[float] = (0.95, 0.95), weight_decay: float = 0.1,
+    params: Groups, *, lr: float = 0.004, betas: Sequence[float] = (0.95, 0.95), weight_decay: float = 0.1,
     precondition_frequency: int = 10, max_precondition_dim: int = 2048,
 ) -> Optimizer:  # fmt: skip
     """Adam in the eigenbasis of Shampoo's preconditioner: fewer steps, each dearer. The first step only prepares.
@@ -61,7 +64,7 @@ def soap(
 
 
 def muon(
-    params: Groups, *, lr: float = 0.004, momentum: float = 0.95, ns_steps: int = 5, weight_decay: float = 0.1,
+    params: Groups, *, lr: float = 0.008, momentum: float = 0.95, ns_steps: int = 5, weight_decay: float = 0.1,
     adamw_lr: float = 0.0015, adamw_betas: Sequence[float] = (0.9, 0.98),
 ) -> Optimizer:  # fmt: skip
     """Orthogonalised momentum for matrices; AdamW with a rate of its own for norms, biases and embeddings.
@@ -89,7 +92,7 @@ def muon(
 
 
 def lookahead_adamw(
-    params: Groups, *, lr: float = 0.0015, betas: Sequence[float] = (0.9, 0.98), weight_decay: float = 0.1, k: int = 5,
+    params: Groups, *, lr: float = 0.003, betas: Sequence[float] = (0.9, 0.98), weight_decay: float = 0.1, k: int = 5,
     alpha: float = 0.5, fused: bool = True,
 ) -> Optimizer:  # fmt: skip
     """AdamW that every k steps goes back to the point `alpha` of the way from where it was k steps ago.
@@ -119,7 +122,7 @@ class ScheduleFree(ScheduleFreeAdamW):
     """
 
     def __init__(
-        self, params: Groups, *, lr: float = 0.003, betas: Sequence[float] = (0.9, 0.98), weight_decay: float = 0.1
+        self, params: Groups, *, lr: float = 0.006, betas: Sequence[float] = (0.9, 0.98), weight_decay: float = 0.1
     ) -> None:
         super().__init__(_listed(params), lr=lr, betas=_pair("schedule_free", betas), weight_decay=weight_decay)
 
@@ -158,7 +161,7 @@ class SophiaG(SophiaH):
     """
 
     def __init__(
-        self, params: Groups, *, lr: float = 0.001, betas: Sequence[float] = (0.96, 0.99), weight_decay: float = 0.1,
+        self, params: Groups, *, lr: float = 0.0015, betas: Sequence[float] = (0.96, 0.99), weight_decay: float = 0.1,
         gamma: float = 0.05, update_period: int = 10,
     ) -> None:  # fmt: skip
         if not 0 < gamma <= 1:
