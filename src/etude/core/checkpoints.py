@@ -32,7 +32,8 @@ class LastCheckpoint(Checkpoint):
     """Writes `last.ckpt` every few steps, at the end, and on Ctrl-C or SIGTERM, which then end the run.
 
     Always after an optimizer step and between two batches, so that a resumed run equals the uninterrupted one bit for
-    bit; validation under way is finished first. A second Ctrl-C stops at once. A signal to one rank stops all.
+    bit. Where a validation follows the step it is finished first, since a resumed run would not make up for it and what
+    listens to validations would miss one. A second Ctrl-C stops at once. A signal to one rank stops all.
 
     Args:
         path: the file; written beside, then renamed.
@@ -45,6 +46,8 @@ class LastCheckpoint(Checkpoint):
         self.path, self.every_n_steps = Path(path), every_n_steps
         self.asked = False
         self._saved_step = -1
+        self._between = False  # a validation follows an optimizer step,
+        self._pending = False  # after which to write
         self._handlers: dict[int, Any] = {}
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
@@ -79,8 +82,23 @@ class LastCheckpoint(Checkpoint):
             return
         due = step % self.every_n_steps == 0 or step == trainer.max_steps or trainer.should_stop
         stop = self._stop_asked(trainer)
+        epoch: Any = trainer.fit_loop.epoch_loop
+        if epoch._should_check_val_fx(trainer.fit_loop._data_fetcher) and not epoch.val_loop.skip:
+            self._pending = due or stop
+            self._between = True
+            return
         if due or stop:
             self._save(trainer)
+        if stop:
+            raise KeyboardInterrupt
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking or not self._between:
+            return
+        stop = self._stop_asked(trainer)
+        if self._pending or stop:
+            self._save(trainer)
+        self._pending = self._between = False
         if stop:
             raise KeyboardInterrupt
 

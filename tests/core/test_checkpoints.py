@@ -1,0 +1,97 @@
+"""The checkpoint that a run continues from: nothing is lost with it, above all no validation that was due."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from etude.core.checkpoints import LastCheckpoint
+from tests.toys import PairsData, ToyGan, same, trainer, weights
+
+
+class KillError(Exception):
+    """What the tests stop a run with."""
+
+
+class Killer(pl.Callback):
+    """Stops a run after so many batches; its checkpoint is what was written until then."""
+
+    def __init__(self, batches: int) -> None:
+        self.batches = batches
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if pl_module.batches_trained == self.batches:
+            raise KillError
+
+
+class Count(pl.Callback):
+    """How many validations there were, and after how many batches."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.seen.append(pl_module.batches_trained)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seen = list(state_dict["seen"])
+
+
+def fit(folder: Path, every: int, *, kill: int = 1000, steps: int = 24, resume: Path | None = None, **options: Any) -> Any:
+    torch.manual_seed(0)
+    task, count, last = ToyGan(), Count(), LastCheckpoint(path=folder / "last.ckpt", every_n_steps=every)
+    options = {"val_check_interval": 4, "check_val_every_n_epoch": None, **options}
+    run = trainer(folder, max_steps=steps, callbacks=[count, Killer(kill), last], **options)
+    with suppress(KillError, SystemExit):
+        run.fit(task, PairsData(), ckpt_path=resume, weights_only=True)
+    return task, count.seen
+
+
+@pytest.mark.parametrize("kill", [4, 7, 8, 16, 17])  # an epoch has 16 batches
+@pytest.mark.parametrize("every", [1, 4])
+def test_a_validation_that_is_due_with_the_checkpoint_is_not_lost(tmp_path: Path, every: int, kill: int) -> None:
+    whole, validations = fit(tmp_path / "whole", 100)
+    assert validations == [4, 8, 12, 16, 20, 24]
+    fit(tmp_path / "half", every, kill=kill)
+    rest, again = fit(tmp_path / "rest", 100, resume=tmp_path / "half" / "last.ckpt")
+    assert again == validations and same(weights(whole), weights(rest))
+
+
+def test_nor_at_the_end_of_a_run_that_is_made_longer(tmp_path: Path) -> None:
+    whole, validations = fit(tmp_path / "whole", 100)
+    fit(tmp_path / "half", 100, steps=16)
+    rest, again = fit(tmp_path / "rest", 100, resume=tmp_path / "half" / "last.ckpt")
+    assert again == validations and same(weights(whole), weights(rest))
+
+
+@pytest.mark.parametrize("kill", [7, 9, 13])
+def test_nor_while_gradients_are_accumulated(tmp_path: Path, kill: int) -> None:
+    options: dict[str, Any] = {"accumulate_grad_batches": 2, "val_check_interval": 3, "steps": 8}
+    whole, validations = fit(tmp_path / "whole", 100, **options)
+    fit(tmp_path / "half", 1, kill=kill, **options)
+    rest, again = fit(tmp_path / "rest", 100, resume=tmp_path / "half" / "last.ckpt", **options)
+    assert again == validations and same(weights(whole), weights(rest))
+
+
+def test_without_validation_it_is_written_all_the_same(tmp_path: Path) -> None:
+    fit(tmp_path, 4, kill=5, limit_val_batches=0)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 4
+
+
+def test_a_stop_that_is_asked_for_during_validation_leaves_it_counted(tmp_path: Path) -> None:
+    class Ask(pl.Callback):
+        def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+            next(c for c in trainer.callbacks if isinstance(c, LastCheckpoint)).asked = True  # type: ignore[attr-defined]
+
+    last = LastCheckpoint(path=tmp_path / "last.ckpt", every_n_steps=100)
+    run = trainer(tmp_path, max_steps=24, callbacks=[Count(), Ask(), last], val_check_interval=4)
+    with pytest.raises(SystemExit):
+        run.fit(ToyGan(), PairsData(), weights_only=True)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 4 and saved["callbacks"]["Count"]["seen"] == [4]
