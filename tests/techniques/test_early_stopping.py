@@ -23,14 +23,8 @@ class Scripted(ToyGan):
 
     script = (3.0, 2.0, 1.0, 1.5, 1.4, 0.5)
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.validations = 0
-
     def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
-        if batch_idx == 0:
-            self.log("val/cycle", torch.tensor(self.script[min(self.validations, 5)]))
-            self.validations += 1
+        self.log("val/cycle", torch.tensor(self.script[min(self.batches_trained // 3 - 1, 5)]))
 
 
 class Recorder(pl.Callback):
@@ -42,11 +36,11 @@ class Recorder(pl.Callback):
 
 
 def fit(
-    folder: Path, *callbacks: pl.Callback, task: ToyGan | None = None, resume: Path | None = None
+    folder: Path, *callbacks: pl.Callback, task: ToyGan | None = None, resume: Path | None = None, steps: int = 24
 ) -> tuple[ToyGan, pl.Trainer]:
     torch.manual_seed(0)
     task = task or Scripted()
-    run = trainer(folder, max_steps=24, callbacks=list(callbacks), val_check_interval=3)
+    run = trainer(folder, max_steps=steps, callbacks=list(callbacks), val_check_interval=3)
     run.fit(task, PairsData(), ckpt_path=resume, weights_only=True)
     return task, run
 
@@ -69,6 +63,22 @@ def test_a_run_that_stopped_stays_stopped(tmp_path: Path) -> None:
     task, _ = fit(tmp_path, EarlyStopping(patience=2), last)
     again, run = fit(tmp_path, EarlyStopping(patience=2), resume=tmp_path / "last.ckpt")
     assert run.global_step == 15 and same(weights(task), weights(again))
+
+
+@pytest.mark.parametrize("average", [[], [0.9]])
+def test_the_last_checkpoint_has_the_best_weights_and_a_longer_run_goes_on_from_the_trained(
+    tmp_path: Path, average: list[float]
+) -> None:
+    def run(folder: str, steps: int, resume: Path | None = None) -> tuple[ToyGan, dict[str, torch.Tensor], Recorder]:
+        recorder, last = Recorder(), LastCheckpoint(path=tmp_path / folder / "last.ckpt", every_n_steps=100)
+        emas = [Ema(decay=decay) for decay in average]
+        task, _ = fit(tmp_path, EarlyStopping(patience=9), *emas, recorder, last, resume=resume, steps=steps)
+        return task, torch.load(tmp_path / folder / "last.ckpt", weights_only=True)["state_dict"], recorder
+
+    task, saved, recorder = run("half", 15)
+    assert same(saved, recorder.seen[2]) and same(saved, weights(task))
+    longer, rest = run("whole", 24), run("rest", 24, tmp_path / "half" / "last.ckpt")
+    assert same(longer[1], rest[1]) and same(longer[2].seen[-1], rest[2].seen[-1])
 
 
 def test_a_small_gain_is_none(tmp_path: Path) -> None:

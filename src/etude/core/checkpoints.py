@@ -33,7 +33,8 @@ class LastCheckpoint(Checkpoint):
 
     Always after an optimizer step and between two batches, so that a resumed run equals the uninterrupted one bit for
     bit. Where a validation follows the step it is finished first, since a resumed run would not make up for it and what
-    listens to validations would miss one. A second Ctrl-C stops at once. A signal to one rank stops all.
+    listens to validations would miss one. A second Ctrl-C stops at once. A signal to one rank stops all. Once the run is over
+    it holds the task's `final_weights`, where a technique has set any, for sampling; a longer run goes on from the trained ones.
 
     Args:
         path: the file; written beside, then renamed.
@@ -48,6 +49,7 @@ class LastCheckpoint(Checkpoint):
         self._saved_step = -1
         self._between = False  # a validation follows an optimizer step,
         self._pending = False  # after which to write
+        self._saving = False
         self._handlers: dict[int, Any] = {}
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
@@ -62,9 +64,17 @@ class LastCheckpoint(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved_step = trainer.global_step
 
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        final: Any = getattr(pl_module, "final_weights", None)
+        if self._saving and final and (trainer.should_stop or trainer.global_step == trainer.max_steps):
+            checkpoint["trained_weights"] = pl_module.state_dict()
+            checkpoint["state_dict"] = {**checkpoint["state_dict"], **final}
+
     def _save(self, trainer: pl.Trainer) -> None:
         aside = self.path.with_name(self.path.name + ".part")
+        self._saving = True
         trainer.save_checkpoint(aside)
+        self._saving = False
         if trainer.is_global_zero:
             aside.replace(self.path)
         self._saved_step = trainer.global_step

@@ -48,7 +48,8 @@ class Task(pl.LightningModule):
 
     For techniques: `trace` holds what `losses` computed on the batch at hand, with its graph, by the names that the task
     documents; `lr_factors` (beginning of a parameter's name -> factor of its learning rate, the longest wins) and
-    `schedule_steps` (length of the schedule, None for all steps) say how the next `configure_optimizers` builds.
+    `schedule_steps` (length of the schedule, None for all steps) say how the next `configure_optimizers` builds;
+    `final_weights` are what `last.ckpt` holds for sampling once the run is over.
     """
 
     terms: ClassVar[tuple[str, ...]] = ()
@@ -76,6 +77,7 @@ class Task(pl.LightningModule):
         self.trace: dict[str, Tensor] = {}
         self.lr_factors: dict[str, float] = {}
         self.schedule_steps: int | None = None
+        self.final_weights: dict[str, Tensor] = {}
         self._terms: dict[str, Tensor] = {}
         self._factors: dict[str, float | Tensor] = {}
         self._observe: Callable[[Task, Batch], None] | None = None  # of an optimizer that wants more than gradients
@@ -273,3 +275,5 @@ class Task(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.batches_trained = checkpoint["etude"]["batches_trained"]
+        if "trained_weights" in checkpoint:  # of a run that was over
+            checkpoint["state_dict"] = checkpoint["trained_weights"]

@@ -16,9 +16,9 @@ log = logging.getLogger(__name__)
 class EarlyStopping(Technique):
     """Stops when `monitor` has not fallen by more than `min_delta` for `patience` validations, and restores the best weights.
 
-    The best weights are those that validation saw, so an average's where one is evaluated. They are put back into the model
-    when training ends, early or not; `best.ckpt` holds them as well, while a `last.ckpt` of the way is what the run
-    continues from. A run that has stopped stops again when it is continued. Nothing else in training changes.
+    The best weights are those that validation saw, so an average's where one is evaluated. When training ends, early or not,
+    they are put back into the model, and `last.ckpt` holds them for sampling, beside the trained ones from which a longer
+    run goes on. A run that has stopped stops again when it is continued. Nothing else in training changes.
 
     When to use: small data, where the validation likelihood turns. Suggested: a patience of 5 validations.
     Source: Prechelt 1998, criterion UP.
@@ -62,6 +62,7 @@ class EarlyStopping(Technique):
                 )
             self.monitor = pl_module.logs[0]
         pl_module.check_metric(self.monitor, "technique.early_stopping.monitor")
+        pl_module.final_weights = self._weights
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         trainer.should_stop = trainer.should_stop or self.waited >= self.patience
@@ -73,12 +74,14 @@ class EarlyStopping(Technique):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking:
             return
+        assert isinstance(pl_module, Task)
         value = trainer.callback_metrics.get(str(self.monitor))
         if value is None:
             found = ", ".join(sorted(trainer.callback_metrics))
             raise ValueError(f"technique.early_stopping.monitor is {self.monitor!r}, which was not logged; there are {found}")
         if float(value) < self.best - self.min_delta:
             self.best, self.waited, self._weights = float(value), 0, self._candidate
+            pl_module.final_weights = self._weights
         else:
             self.waited += 1
         if self.waited >= self.patience:
@@ -94,7 +97,7 @@ class EarlyStopping(Technique):
         pl_module.log("early_stopping/waited", float(self.waited))
 
     @torch.no_grad()
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.restore and self._weights:
             for name, value in pl_module.state_dict().items():
                 value.copy_(self._weights[name])
