@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from etude.core.checkpoint_files import find_checkpoint
+from etude.core.checkpoint_files import _is_ours, find_checkpoint, find_stage
 
 
 def run(folder: Path, kind: str, age: int) -> Path:
@@ -31,3 +31,21 @@ def test_a_folder_of_phases_means_its_last_phase(tmp_path: Path) -> None:
     then = run(tmp_path / "2_then", "style_transfer", age=2)
     assert find_checkpoint(str(tmp_path), "outputs") == then
     assert find_checkpoint(str(tmp_path / "1_first"), "outputs") == tmp_path / "1_first" / "checkpoints" / "last.ckpt"
+
+
+def test_the_newest_run_of_a_stage_is_found_and_none_is_told(tmp_path: Path) -> None:
+    for name, age in (("old", 3), ("new", 1)):
+        path = run(tmp_path / name, "language_model", age=age)
+        (tmp_path / name / "config.yaml").write_text("seed: 0\nstage:\n  name: pretrain\n  after: null\n")
+        path.with_name("best.ckpt").write_bytes(b"")
+    run(tmp_path / "other", "language_model", age=0)
+    assert find_stage(["finetune", "pretrain"], str(tmp_path), wanted="polish") == tmp_path / "new" / "checkpoints" / "best.ckpt"
+    with pytest.raises(
+        ValueError, match=r"stage=polish starts from a run of stage=finetune, and .* holds none; run `python train.py"
+    ):
+        find_stage(["finetune"], str(tmp_path), wanted="polish")
+
+
+def test_a_target_reached_through_an_import_is_not_ours() -> None:
+    assert _is_ours("etude.tasks.language_model.LanguageModel") and _is_ours("torch.optim.AdamW")
+    assert not any(_is_ours(name) for name in ("os.system", "etude.run.os.system", "torch.optim.os.system", "etude.nothing.x"))

@@ -69,9 +69,20 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if "etude" not in checkpoint or not checkpoint["etude"].get("recipe"):
         raise ValueError(f"{path}: not a checkpoint of Etude; give one that train.py wrote")
     for name in _targets(checkpoint["etude"]["recipe"]):  # building the task must run no code but ours and PyTorch's
-        if not name.startswith(("etude.", "torch.optim.", "pytorch_lightning.")):
+        if not _is_ours(name):
             raise ValueError(f"{path}: its recipe names {name}, which is not of Etude; don't load checkpoints you don't trust")
     return checkpoint
+
+
+def _is_ours(name: str) -> bool:
+    """Whether `name` stands in a module of Etude, torch.optim or Lightning, and is not reached through what one imports."""
+    from importlib.util import find_spec
+
+    try:
+        found = find_spec(name.rpartition(".")[0])
+    except (ImportError, ValueError):
+        found = None
+    return found is not None and name.startswith(("etude.", "torch.optim.", "pytorch_lightning."))
 
 
 def _targets(node: Any) -> list[str]:
