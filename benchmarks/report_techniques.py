@@ -65,6 +65,17 @@ def section(data: str, found: list[Row]) -> str:
     return table(header, lines)
 
 
+def against_basic(found: list[Row]) -> str:
+    """How soon the higher levels reach what level=basic ends with."""
+    basic = {row["seed"]: row for row in found if row["name"] == "level basic"}
+    told = []
+    for name in ("level enhanced", "level experimental", "fast_convergence"):
+        mine = [row for row in found if row["name"] == name]
+        if mine and basic:
+            told.append(f"{name} after {share_of(mine, basic, 0)} of the steps ({share_of(mine, basic, 1)} of the CPU time)")
+    return f"What level basic ends with is reached by {'; '.join(told)}." if told else ""
+
+
 def pictures(data: str, found: list[Row]) -> str:
     """One small picture for each row: its curve over the baseline's, the mean over seeds."""
     from matplotlib.figure import Figure
@@ -151,7 +162,7 @@ def techniques() -> str:
     for data, title in DATA.items():
         mine = [row for row in found if row["data"] == data]
         if mine:
-            parts += [f"## {title}", section(data, mine), pictures(data, mine), options(mine), where(mine)]
+            parts += [f"## {title}", section(data, mine), against_basic(mine), pictures(data, mine), options(mine), where(mine)]
     parts.append(overhead())
     notes = RESULTS / "techniques_notes.md"
     parts.append(
