@@ -11,11 +11,12 @@ import pytorch_lightning as pl
 import torch
 
 from etude.core.checkpoints import LastCheckpoint
-from etude.core.schedules import cosine
+from etude.core.schedules import constant, cosine
 from etude.models.transformer import Transformer
 from etude.music.satb import SatbGrid
 from etude.tasks.language_model import LanguageModel
 from etude.techniques.stages import Stages, _factors
+from tests.tasks.test_style_transfer import task as style_transfer
 from tests.toys import PairsData, ToyGan, same, trainer, weights
 
 FROZEN = {"language_model": "model.embedding", "gan": "ab.", "restyler": "generators.0"}
@@ -37,12 +38,18 @@ class Watch(pl.Callback):
         self.trained.append(weights(pl_module))
 
 
-def fit(folder: Path, stages: list[dict[str, Any]] | None, steps: int = 8, resume: Path | None = None, **options: Any) -> Any:
+def fit(
+    folder: Path, stages: list[dict[str, Any]] | None, steps: int = 8, resume: Path | None = None, *,
+    accumulate: int = 1, every: int = 2, **options: Any,
+) -> Any:  # fmt: skip
     torch.manual_seed(0)
     task, watch = ToyGan(player_lr={}, **options), Watch()
     last = LastCheckpoint(path=folder / "last.ckpt", every_n_steps=100)
     techniques = [Stages(stages=stages)] if stages is not None else []
-    run = trainer(folder, max_steps=steps, callbacks=[*techniques, watch, last], val_check_interval=2)
+    run = trainer(
+        folder, max_steps=steps, callbacks=[*techniques, watch, last], val_check_interval=every,
+        accumulate_grad_batches=accumulate,
+    )  # fmt: skip
     run.fit(task, PairsData(), ckpt_path=resume, weights_only=True)
     return task, watch, run
 
@@ -60,9 +67,39 @@ def test_a_stage_has_its_own_schedule_and_rate(tmp_path: Path) -> None:
     stages = [{"max_steps": 4}, {"lr": 0.1, "max_steps": 4}]
     _, watch, _ = fit(tmp_path, stages, scheduler=partial(cosine, warmup=0.0), optimizer=partial(torch.optim.SGD, lr=1.0))
     half = [1.0, 0.853553, 0.5, 0.146447]
-    assert watch.rates[:3] == pytest.approx(half[1:], rel=1e-4) and watch.rates[3:7] == pytest.approx(
-        [0.1 * x for x in half], rel=1e-4
+    assert watch.rates == pytest.approx([*half[1:], 0, *(0.1 * x for x in half[1:]), 0], rel=1e-4, abs=1e-9)
+
+
+def test_the_last_stages_schedule_is_over_with_the_run(tmp_path: Path) -> None:
+    stages = [{"max_steps": 4}, {"warmup": 0.5}]
+    _, watch, _ = fit(tmp_path, stages, scheduler=partial(cosine, warmup=0.0), optimizer=partial(torch.optim.SGD, lr=1.0))
+    assert watch.rates[4:] == pytest.approx([2 / 3, 1.0, 0.5, 0.0], abs=1e-9)  # two steps up, two down
+
+
+def test_the_run_is_over_with_its_last_stage_and_stays_so(tmp_path: Path) -> None:
+    stages = [{"max_steps": 2}, {"max_steps": 3}]
+    task, _, run = fit(tmp_path, stages, steps=20)
+    assert run.global_step == 5
+    again, _, run = fit(tmp_path, stages, steps=20, resume=tmp_path / "last.ckpt")
+    assert run.global_step == 5 and same(weights(task), weights(again))
+
+
+def test_a_stage_changes_between_optimizer_steps_where_gradients_are_accumulated(tmp_path: Path) -> None:
+    stages = [{"patience": 1, "min_delta": 100.0}, {"lr": 0.1}]  # decided at the second validation, after batch 6
+    options: dict[str, Any] = {"scheduler": None, "optimizer": partial(torch.optim.SGD, lr=1.0), "accumulate": 4, "every": 3}
+    _, watch, _ = fit(tmp_path, stages, steps=3, **options)
+    assert watch.rates == pytest.approx([1.0] * 8 + [0.1] * 4)
+
+
+@pytest.mark.parametrize("stop", [2, 3, 4, 5, 6, 7])
+def test_killed_about_a_plateau_it_does_the_same(tmp_path: Path, stop: int) -> None:
+    stages = [{"frozen": ["ab"], "patience": 1, "min_delta": 100.0}, {"lr": 0.1}]
+    whole, _, _ = fit(tmp_path / "whole", stages, steps=10, scheduler=partial(constant, warmup=0.0))
+    fit(tmp_path / "half", stages, steps=stop, scheduler=partial(constant, warmup=0.0))
+    rest, _, run = fit(
+        tmp_path / "rest", stages, steps=10, scheduler=partial(constant, warmup=0.0), resume=tmp_path / "half" / "last.ckpt"
     )
+    assert same(weights(whole), weights(rest)) and run.callbacks[0].number == 1
 
 
 def test_one_stage_that_changes_nothing_is_the_plain_run(tmp_path: Path) -> None:
@@ -112,12 +149,32 @@ def test_layers_learn_the_less_the_nearer_they_are_to_the_input() -> None:
     assert found["model.embedding.weight"] == pytest.approx(0.5 * 0.8**3) and found["model.gain"] == 0.5
 
 
+def test_each_network_of_several_has_its_own_first_block() -> None:
+    task = style_transfer()
+    factors = _factors(task, 1.0, 0.5)
+    for side in (0, 1):
+        found = [value for name, value in factors.items() if name.startswith(f"generators.{side}.")]
+        assert max(found) == 1.0 and len(set(found)) == len(found)
+
+
+def test_embeddings_rest_by_their_kind() -> None:
+    model = partial(Transformer, dim=8, num_layers=1, num_heads=2)
+    task = LanguageModel(model=model, tokenizer=SatbGrid(), optimizer=torch.optim.SGD)  # type: ignore[arg-type]
+    task.trainer = trainer(Path(), max_steps=8)
+    Stages(stages=[{"frozen": ["embeddings"]}]).setup(task.trainer, task, "fit")
+    resting = {name.partition(".weight")[0] for name, p in task.named_parameters() if not p.requires_grad}
+    assert "model.embedding" in resting and not any("blocks" in name for name in resting)
+
+
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
         ([{"nam": "x"}], r"has 'nam'; the keys are data, frozen"),
         ([{}, {}], "stage 1 has no end; give it max_steps or patience"),
         ([{"layer_decay": 0.0}], r"layer_decay of stage 1 is 0.0, must be in \(0, 1\]"),
+        ([{"warmup": 1.0}], r"warmup of stage 1 is 1.0, must be in \[0, 1\)"),
+        ([{"warmup": 0.1}], "needs a schedule that has one; ToyGan's has none"),
+        ([{"layer_decay": 0.5}], "needs residual blocks, ToyGan has none"),
         ([{"max_steps": 0}], "max_steps of stage 1 is 0, must be at least 1"),
         ([{"frozen": ["generator"]}], "frozen 'generator' of stage 1 begins no parameter of ToyGan; there are ab.0, ab.2"),
         ([{"patience": 1, "monitor": "val/nil"}], "monitor of stage 1 is 'val/nil', which nothing logs"),

@@ -1,5 +1,6 @@
 """The one training step: every task writes `losses`, everything else happens here."""
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -48,8 +49,8 @@ class Task(pl.LightningModule):
 
     For techniques: `trace` holds what `losses` computed on the batch at hand, with its graph, by the names that the task
     documents; `lr_factors` (beginning of a parameter's name -> factor of its learning rate, the longest wins) and
-    `schedule_steps` (length of the schedule, None for all steps) say how the next `configure_optimizers` builds;
-    `final_weights` are what `last.ckpt` holds for sampling once the run is over.
+    `schedule_steps` and `schedule_options` (length of the schedule, None for all steps; its other arguments) say how the next
+    `configure_optimizers` builds; `final_weights` are what `last.ckpt` holds for sampling once the run is over.
     """
 
     terms: ClassVar[tuple[str, ...]] = ()
@@ -77,6 +78,7 @@ class Task(pl.LightningModule):
         self.trace: dict[str, Tensor] = {}
         self.lr_factors: dict[str, float] = {}
         self.schedule_steps: int | None = None
+        self.schedule_options: dict[str, Any] = {}
         self.final_weights: dict[str, Tensor] = {}
         self._terms: dict[str, Tensor] = {}
         self._factors: dict[str, float | Tensor] = {}
@@ -240,6 +242,11 @@ class Task(pl.LightningModule):
             group["lr"] *= group.get("lr_factor", 1.0)
         return optimizer
 
+    @property
+    def schedule_arguments(self) -> frozenset[str]:
+        """Names of the schedule's arguments; none where there is no schedule."""
+        return frozenset(inspect.signature(self._scheduler).parameters) if self._scheduler is not None else frozenset()
+
     def configure_optimizers(self) -> Any:
         optimizer = self.build_optimizer()
         if attach := getattr(optimizer, "attach", None):
@@ -250,7 +257,7 @@ class Task(pl.LightningModule):
         total = self.trainer.estimated_stepping_batches if self.schedule_steps is None else self.schedule_steps
         if total == float("inf"):
             raise ValueError("a schedule needs the number of steps: set trainer.max_steps or trainer.max_epochs")
-        scheduler = self._scheduler(optimizer, total_steps=int(total))
+        scheduler = self._scheduler(optimizer, total_steps=int(total), **self.schedule_options)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(

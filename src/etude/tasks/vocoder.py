@@ -73,6 +73,10 @@ class Vocoder(Task):
         return generator if self.discriminator is None else {**generator, "discriminator": [self.discriminator]}
 
     @property
+    def residual_blocks(self) -> Sequence[nn.Module]:
+        return tuple(getattr(self.model, "blocks", ()))
+
+    @property
     def context_frames(self) -> int:
         """Frames on each side that the samples of a frame depend on."""
         return self.model.context_frames  # type: ignore[return-value]
