@@ -177,9 +177,19 @@ def test_help_is_quick_and_readable() -> None:
     assert loaded.strip() == "[]"  # what makes start-up slow is imported late
 
 
+def _listen() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background inherits deafness to Ctrl-C
+
+
 def program(*arguments: str, **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        preexec_fn=_listen,
+        **options,
     )
 
 

@@ -393,7 +393,7 @@ def test_ctrl_c_in_training_keeps_it_and_says_how_to_go_on(home: Path, started: 
 
 
 def test_ctrl_c_in_transfer_leaves_no_half_written_file(home: Path, started: list[Any], tmp_path: Path) -> None:
-    write(tmp_path / "long.wav", np.tile(many(5, rate=44_100, channels=2), (150, 1)), rate=44_100)
+    write(tmp_path / "long.wav", np.tile(many(5, rate=44_100, channels=2), (60, 1)), rate=44_100)
     out = tmp_path / "out"
     started.append(program("transfer.py", f"ckpt={home / 'outputs' / 'one'}", f"in={tmp_path / 'long.wav'}", "style=jazz",
                            f"out={out / 'x.wav'}", f"hydra.run.dir={tmp_path / 'run'}"))  # fmt: skip
