@@ -1,6 +1,7 @@
-"""From a composed configuration to trained, sampled and scored music; the only module that knows Hydra."""
+"""From a composed configuration to trained, sampled and scored music; only this module and recipes.py know Hydra."""
 
 import inspect
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -165,9 +166,10 @@ def train(cfg: DictConfig) -> float | None:
     from etude.core.checkpoint_files import find_checkpoint, load_checkpoint
 
     folder, overrides = run_folder(), recipes.command_line()
-    if cfg.get("fast_convergence"):
+    if cfg.get("fast_convergence") and "convergence=fast" not in overrides:
+        ckpt = [f"ckpt={json.dumps(cfg.ckpt)}"] if cfg.ckpt else []
         overrides = [*overrides, "convergence=fast"]
-        cfg = recipes.compose(overrides)
+        cfg = recipes.compose([*overrides, *ckpt])
     if (cfg.get("stage") or {}).get("phases"):
         return recipes.train_phases(cfg, folder, overrides, _run)
     if cfg.get("stage") and not cfg.ckpt:

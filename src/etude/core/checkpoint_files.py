@@ -41,7 +41,7 @@ def find_stage(names: list[str], outputs: str, *, wanted: str) -> Path:
         if found:
             best = found[-1].with_name("best.ckpt")
             return best if best.is_file() else found[-1]
-    first = names[0]
+    first = names[-1]  # which needs no other
     raise ValueError(
         f"stage={wanted} starts from a run of stage={' or '.join(names)}, and {outputs}/ holds none; run `python train.py "
         f"stage={first}` first, or give weights=CHECKPOINT"
