@@ -1,0 +1,107 @@
+"""Stages as a user calls them: each finds the run that it starts from, takes over what it must, and says so."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from etude.core.checkpoint_files import find_stage
+from tests.songs import write_songs
+from tests.test_levels import composed
+from tests.test_run import TINY, call, fails
+
+STAGES = ("pretrain", "finetune", "polish", "progression")
+SHAPE = [option for option in TINY if option.startswith("model.") or option == "data=folder"]
+REST = [option for option in TINY if option not in SHAPE and not option.startswith("sampling.")]
+
+
+def checkpoint(folder: Path) -> Any:
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with songs and the outputs of a run of stage=pretrain."""
+    home = tmp_path_factory.mktemp("recipes")
+    write_songs(home / "songs")
+    call("train", home / "outputs" / "broad", *SHAPE, *REST, f"data.root={home / 'songs'}", f"cache_dir={home / 'cache'}",
+         "~sampling", "stage=pretrain", "technique=[]")  # fmt: skip
+    return home
+
+
+def test_each_stage_starts_from_the_newest_run_of_the_one_before(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    outputs = home / "outputs"
+    options = [*(o for o in REST if not o.startswith("data.")), f"cache_dir={home / 'cache'}", "~sampling", "technique=[]"]
+    call("train", outputs / "own", *options, "stage=finetune")
+    said = capsys.readouterr().err
+    best = outputs / "broad" / "checkpoints" / "best.ckpt"
+    assert f"stage=finetune starts from {best}" in said and "model.dim=32" in said and "data=folder" in said
+    own = checkpoint(outputs / "own")
+    recipe = own["etude"]["recipe"]
+    assert recipe["model"]["dim"] == 32 and recipe["data"]["max_len"] == 256 and "model.dim=32" in recipe["overrides"]
+    assert list(recipe["technique"]) == ["stages"] and recipe["technique"]["stages"]["stages"][0]["name"] == "finetune"
+
+    broad = torch.load(best, weights_only=True)["state_dict"]
+    moved = {name: float((own["state_dict"][name] - broad[name]).abs().max()) for name in broad}
+    assert 0 < max(moved.values()) < 0.05  # from there, not from nothing
+
+    call("train", outputs / "fine", *options, "stage=polish")
+    assert f"stage=polish starts from {outputs / 'own' / 'checkpoints' / 'best.ckpt'}" in capsys.readouterr().err
+    fine, start = checkpoint(outputs / "fine")["state_dict"], torch.load(outputs / "own/checkpoints/best.ckpt", weights_only=True)
+    assert torch.equal(fine["model.embedding.weight"], start["state_dict"]["model.embedding.weight"])
+
+    call("train", outputs / "other", *options, "stage=polish", f"weights={best}", "save_every=3")
+    assert f"stage=polish starts from {best}" in capsys.readouterr().err
+
+    call("train", outputs / "on", f"ckpt={outputs / 'fine'}", "trainer.max_steps=12")
+    on = checkpoint(outputs / "on")
+    assert on["global_step"] == 12 and on["etude"]["recipe"]["weights"] is None
+
+
+@pytest.mark.parametrize(("stage", "after"), [("finetune", "pretrain"), ("polish", "finetune or pretrain")])
+def test_without_such_a_run_one_line_says_so_before_any_data_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str, after: str
+) -> None:
+    line = fails(capsys, "train", tmp_path / "outputs" / "x", f"stage={stage}", "data=folder", "data.root=nowhere")
+    expected = f"starts from a run of stage={after}, and {tmp_path / 'outputs'}/ holds none; run `python train.py stage=pretrain`"
+    assert expected in line and "weights=" in line
+
+
+def test_a_newer_run_of_an_earlier_stage_gives_way(tmp_path: Path) -> None:
+    def run(name: str, stage: str, age: int) -> Path:
+        path = tmp_path / name / "checkpoints" / "last.ckpt"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"")
+        (tmp_path / name / "config.yaml").write_text(f"seed: 0\nstage:\n  name: {stage}\n  after: null\nckpt: null\n")
+        os.utime(path, (1_000_000 - age, 1_000_000 - age))
+        return path
+
+    run("a", "pretrain", 1)
+    old, new = run("b", "finetune", 3), run("c", "finetune", 2)
+    assert find_stage(["finetune", "pretrain"], str(tmp_path), wanted="polish") == new
+    (old.with_name("best.ckpt")).write_bytes(b"")
+    os.utime(old, (2_000_000, 2_000_000))
+    assert find_stage(["finetune"], str(tmp_path), wanted="polish") == old.with_name("best.ckpt")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    "options", [[], ["technique=[]"], ["level=enhanced"], ["genre=classical"], ["optimizer=schedule_free"], ["task=vocoder"]]
+)
+def test_a_stage_goes_with_any_choice_of_techniques(stage: str, options: list[str]) -> None:
+    plain, cfg = composed(*options), composed(*options, f"stage={stage}")
+    added = set(cfg.get("technique") or {}) - set(plain.get("technique") or {})
+    assert added == (set() if stage == "pretrain" else {"stages"}) and set(plain.get("technique") or {}) <= set(
+        cfg.get("technique") or {}
+    )
+    assert cfg.stage.name == stage
+
+
+def test_fast_convergence_continues_a_run(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [f"ckpt={home / 'outputs' / 'broad'}", "trainer.max_steps=12", "technique=[]", "optimizer=adamw"]
+    call("train", home / "outputs" / "fast", *options, "fast_convergence=true")
+    assert "continuing" in capsys.readouterr().err
+    on = checkpoint(home / "outputs" / "fast")
+    assert on["global_step"] == 12 and on["etude"]["recipe"]["scheduler"]["_target_"].endswith("wsd")
