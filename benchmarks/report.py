@@ -26,10 +26,16 @@ def table(header: list[str], lines: list[list[str]]) -> str:
 
 
 def where(found: list[Row]) -> str:
-    """Commands, commits, dates and hardware of the rows."""
-    keys = ("command", "commit", "date", "hardware", "load")
-    lines = dict.fromkeys("; ".join(f"{k}: `{_public(row[k])}`" for k in keys if row.get(k) is not None) for row in found)
-    return "\n".join(f"- {line}" for line in lines if line)
+    """Commands, commits, dates, hardware and the machine's load of the rows."""
+    keys, groups = ("command", "commit", "date", "hardware"), dict[str, list[float]]()
+    for row in found:
+        line = "; ".join(f"{k}: `{_public(row[k])}`" for k in keys if row.get(k) is not None)
+        groups.setdefault(line, []).extend([row["load"]] if row.get("load") is not None else [])
+    lines = []
+    for line, loads in groups.items():
+        shown = "" if not loads else f"{min(loads)}" if min(loads) == max(loads) else f"{min(loads)} to {max(loads)}"
+        lines.append(f"- {line}" + (f"; load: `{shown}`" if shown else ""))
+    return "\n".join(lines)
 
 
 def _public(value: object) -> str:

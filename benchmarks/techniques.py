@@ -31,6 +31,8 @@ SMALL = {  # data and model of about a million parameters: 0.1 s a step on one c
     "genres": ["data=folder", "data.max_len=512", "model.dim=96", "model.num_layers=3", "model.hidden_dim=256", "max_steps=400"],
 }
 STUDENT = ["data=jsb", "model.dim=80", "model.num_layers=3", "model.decoder_dim=64", "model.decoder_layers=1", "max_steps=800"]
+FIRST = "{name:pretrain,max_steps:250}"
+SECOND = "{name:finetune,lr:0.5,layer_decay:0.8,warmup:0.05,max_steps:150}"
 NO, C = "technique=[]", "technique=[curriculum]"
 CASES: dict[str, list[str]] = {
     "bare": [NO],
@@ -55,6 +57,13 @@ CASES: dict[str, list[str]] = {
     "switch_optimizer": ["technique=[switch_optimizer]"],
     "balance": ["technique=[balance,musical_domain]", "technique.musical_domain.equivariance=0.05"],
     "early_stopping": ["technique=[early_stopping]"],
+    "adamw, four times the rate": [NO, "optimizer.lr=0.006"],
+    "bandit": ["technique=[bandit]"],
+    "length_warmup": ["technique=[length_warmup]"],
+    "grow_layers": ["technique=[grow_layers]"],
+    "loss_schedule": ["technique=[loss_schedule,musical_domain]", "technique.musical_domain.equivariance=0.05"],
+    "stages": ["technique=[stages]", f"technique.stages.stages=[{FIRST},{SECOND}]"],
+    "stability, at four times the rate": ["technique=[stability]", "optimizer.lr=0.006"],
     "curriculum, linear": [C, "technique.curriculum.pacing=linear"],
     "curriculum, exponential": [C, "technique.curriculum.pacing=exponential"],
     "curriculum, musical": [C, "technique.curriculum.pacing=musical"],
@@ -64,13 +73,15 @@ CASES: dict[str, list[str]] = {
     "curriculum, hard first": [C, "technique.curriculum.reverse=true"],
 }
 D = ["technique=[distillation]", "technique.distillation.teacher=TEACHER"]
+DM = ["technique=[distillation]", "technique.distillation.teacher=TEACHER_MUON"]
 MUON = ["optimizer=muon", "scheduler=wsd"]
-DISTILLATION: dict[str, list[str]] = {  # in this order: TEACHER is the first one's checkpoint
+DISTILLATION: dict[str, list[str]] = {  # in this order: TEACHER is the checkpoint of the case of that name and this seed
     "teacher": ["data=jsb", "max_steps=800", NO],
     "student alone": [*STUDENT, NO],
     "student distilled": [*STUDENT, *D],
+    "teacher, muon": ["data=jsb", "max_steps=800", *MUON, NO],
     "student alone, muon": [*STUDENT, *MUON, NO],
-    "student distilled, muon": [*STUDENT, *MUON, *D],
+    "student distilled, muon": [*STUDENT, *MUON, *DM],
 }
 
 
@@ -109,6 +120,14 @@ def fit(options: list[str], folder: Path, *, checks: int) -> tuple[Any, Any, dic
     return run.load_task(path / "best.ckpt")[0], datamodule, found
 
 
+def taught(option: str, keep: Path | None, seed: int) -> str:
+    """The option with its teacher's checkpoint."""
+    for word, name in (("TEACHER_MUON", "teacher, muon"), ("TEACHER", "teacher")):
+        if option.endswith(f"={word}") and keep is not None:
+            return option.removesuffix(word) + f"'{keep / f'{name}_{seed}' / 'checkpoints' / 'best.ckpt'}'"
+    return option
+
+
 def done(rows: Path) -> set[tuple[str, str, int]]:
     """What stands in the file already."""
     if not rows.is_file():
@@ -137,10 +156,9 @@ def main() -> None:
                 if (args.only and name not in args.only) or (data, name, seed) in done(args.rows):
                     continue
                 with tempfile.TemporaryDirectory() as scratch:
-                    kept = args.keep / f"{name}_{seed}" if args.keep and name == "teacher" else None
-                    teacher = args.keep / f"teacher_{seed}" / "checkpoints" / "best.ckpt" if args.keep else "TEACHER"
+                    kept = args.keep / f"{name}_{seed}" if args.keep and name.startswith("teacher") else None
                     mine = [*SMALL.get(data, []), f"data.root={root}", *options, f"seed={seed}"]
-                    full = [option.replace("TEACHER", str(teacher)) for option in [*mine, *args.options]]
+                    full = [taught(option, args.keep, seed) for option in [*mine, *args.options]]
                     task, datamodule, found = fit(full, kept or Path(scratch), checks=args.checks)
                     found |= music(task, datamodule)
                 shown = " ".join(option.replace(root, Path(root).name) for option in mine)

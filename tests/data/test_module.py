@@ -273,13 +273,17 @@ if __name__ == "__main__":
 """
 
 
+def _listen() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background inherits deafness to Ctrl-C
+
+
 def start_build(tmp_path: Path, root: Path) -> subprocess.Popen[str]:
     script = tmp_path / "script.py"
     script.write_text(BUILD)
     path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.Popen(
         [sys.executable, str(script), str(root), str(tmp_path / "cache")],
-        stderr=subprocess.PIPE, text=True, start_new_session=True, env={**os.environ, "PYTHONPATH": path},
+        stderr=subprocess.PIPE, text=True, start_new_session=True, env={**os.environ, "PYTHONPATH": path}, preexec_fn=_listen,
     )  # fmt: skip
 
 
