@@ -120,15 +120,17 @@ def overhead() -> str:
     if not found:
         return ""
     lines = [
-        [f"`{row['case'].replace('+', ' ')}`", f"{100 * (row['ratio'] - 1):+.2f} %",
-         f"{100 * (row['ratio_of_sums'] - 1):+.2f} %", str(row["pairs"])]
+        [f"`{row['case'].replace('+', ' ')}`", f"{100 * row['own']:.2f} %",
+         f"{100 * (statistics.median(row['ratios']) - 1):+.1f} %",
+         f"{100 * (min(row['ratios']) - 1):+.1f} to {100 * (max(row['ratios']) - 1):+.1f} %"]
         for row in found
     ]  # fmt: skip
     return "\n\n".join((
         "## What a step costs more\n\nTwo runs in one process take turns step by step, one bare; CPU time of the thread, "
-        "everything between two batches counted, validation not. The median over pairs of steps; "
-        "the ratio of sums also sees what happens seldom.",
-        table(["options", "median", "ratio of sums", "pairs of steps"], lines), where(found),
+        "everything between two batches counted, validation not. Own methods: what the techniques' methods take, a mean over "
+        "steps. Paired: the median ratio over pairs of steps, of runs built anew; two bare runs differ as much as the first "
+        "line says.",
+        table(["options", "own methods", "paired, median", "paired, range of builds"], lines), where(found),
     ))  # fmt: skip
 
 

@@ -23,8 +23,8 @@ class Finite(Technique):
     the module's definition, whose gradient has. Nothing is changed while all is finite. Buffers that a forward pass
     writes (batch statistics) are not taken back.
 
-    When to use: long runs nobody watches, mixed precision, losses with roots, logarithms or ratios. Costs a maximum over
-    each gradient and one transfer from the device a step.
+    When to use: long runs nobody watches, mixed precision, losses with roots, logarithms or ratios. Costs a
+    norm of each gradient and one transfer from the device a step, twice beside others that change gradients.
 
     Args:
         max_skipped: steps left out in a row that end the run, at least 1.
@@ -60,8 +60,9 @@ class Finite(Technique):
         self._place = "" if is_finite(pl_module, self._losses) else bad_module(pl_module)
 
     def transform_gradients(self, task: Task) -> None:
-        # all ranks leave a step out or none does
-        finite = task.trainer.strategy.reduce_boolean_decision(not self._place and is_finite(task, self._losses), all=True)
+        others = any(t.gradient_slot is not None for t in task.composition.techniques if t is not self)
+        finite = not self._place and (not others or is_finite(task))  # clipping leaves what is finite so
+        finite = task.trainer.strategy.reduce_boolean_decision(finite, all=True)  # all ranks leave a step out or none does
         if not finite:
             self._skip(task)
         self.in_a_row = 0 if finite else self.in_a_row
