@@ -6,13 +6,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
+from symusic import Note, Score, Tempo, Track
 
 from etude.core.task import Task
+from etude.data.corpora import Folder
+from etude.data.module import MusicDataModule
 from etude.models.transformer import Transformer
+from etude.music.complexity import complexity
 from etude.music.miditok_tokenizer import MidiTokTokenizer
 from etude.music.rows import packed_rows
 from etude.music.satb import SatbGrid
@@ -123,3 +128,62 @@ def test_presets_add_the_technique_and_leave_the_others(genre: str) -> None:
         assert compose("train", overrides=[f"genre={genre}", "technique.musical_domain.smoothing=0.3"]).technique.musical_domain[
             "smoothing"
         ] == pytest.approx(0.3)
+
+
+class Player:
+    """What a trainer would bring."""
+
+    def __init__(self, datamodule: Any) -> None:
+        self.datamodule = datamodule
+
+
+def test_presets_vary_keys_tempi_and_loudness_and_leave_swing_and_syncopation(tmp_path: Path) -> None:
+    root = tmp_path / "scores"
+    root.mkdir()
+    for number in range(6):
+        score = Score(480)
+        track = Track(program=0)
+        for beat in range(24):  # swung eighths, some tied over the beat
+            track.notes.append(Note(beat * 480, 320, 60 + (beat + number) % 9, 70 + number))
+            if (beat + number) % 3:
+                track.notes.append(Note(beat * 480 + 320, 400, 67, 60))
+        score.tracks.append(track)
+        score.tempos.append(Tempo(0, 120.0))
+        score.dump_midi(root / f"{number}.mid")
+    make = partial(MidiTokTokenizer, scheme="REMI")
+    options: dict[str, Any] = {
+        "corpus": Folder(root=str(root)), "tokenizer": make, "cache_dir": tmp_path / "cache", "max_len": 256, "batch_size": 2,
+        "controls": [], "split": [1, 0, 0],
+    }  # fmt: skip
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        ranges = compose("train", overrides=["genre=folk"]).technique.musical_domain
+    heard = []
+    for varied in (False, True):
+        data = MusicDataModule(**options)
+        if varied:
+            chosen = {name: ranges[name] for name in ("transpose", "tempo_scale", "velocity_shift")}
+            MusicalDomain(**chosen).setup(Player(data), task_of(data.tokenizer), "fit")  # type: ignore[arg-type]
+        documents = data._documents("train", data.augmentation)
+        how = documents.variations(np.ones(len(documents.view), np.int64), np.arange(len(documents.view)))
+        heard.append([data.tokenizer.decode(documents.body(piece, how[piece])) for piece in range(len(documents.view))])
+    changed = 0
+    for plain, other in zip(*heard, strict=True):
+        notes, moved = (score.tracks[0].notes.numpy() for score in (plain, other))
+        assert np.array_equal(notes["time"], moved["time"]) and np.array_equal(notes["duration"], moved["duration"])
+        before, after = complexity(plain), complexity(other)
+        assert before["rhythmic_syncopation"] == after["rhythmic_syncopation"] > 0
+        changed += not np.array_equal(notes["pitch"], moved["pitch"])
+    assert changed >= 4
+
+
+def test_ranges_of_augmentation_want_data_that_has_some(tmp_path: Path) -> None:
+    technique = MusicalDomain(tempo_scale=[0.9, 1.1])
+    with pytest.raises(ValueError, match="no augmentation of scores; leave out transpose, tempo_scale"):
+        technique.setup(Player(None), task_of(GRID), "fit")  # type: ignore[arg-type]
+    data = MusicDataModule(
+        corpus=Folder(root=str(tmp_path)), tokenizer=partial(MidiTokTokenizer, scheme="REMI"), cache_dir=tmp_path
+    )
+    with pytest.raises(ValueError, match=r"technique.musical_domain.tempo_scale=\[1.1, 0.9\] must be"):
+        MusicalDomain(tempo_scale=[1.1, 0.9]).setup(Player(data), task_of(GRID), "fit")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="velocity_shift=-1 must be at least 0"):
+        MusicalDomain(velocity_shift=-1).setup(Player(data), task_of(GRID), "fit")  # type: ignore[arg-type]

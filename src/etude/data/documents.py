@@ -40,6 +40,10 @@ class Augmentation:
     velocity_shift: int = 0
     control_dropout: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.velocity_shift < 0:
+            raise ValueError(f"velocity_shift={self.velocity_shift} must be at least 0, bins either way")
+
 
 class Documents:
     """The pieces of a view as documents.

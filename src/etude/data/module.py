@@ -229,6 +229,26 @@ class MusicDataModule(pl.LightningDataModule):
         """
         self._rules[name] = rule
 
+    def vary(
+        self,
+        *,
+        transpose: Sequence[int] | None = None,
+        tempo_scale: Sequence[float] | None = None,
+        velocity_shift: int | None = None,
+    ) -> None:
+        """Takes other ranges of augmentation from the next `train_dataloader` on; None leaves one as it is.
+
+        Raises: ValueError for a range that the arguments of this class would not take either.
+        """
+        wish: dict[str, Any] = {
+            "transpose": _pair("transpose", transpose, -MAX_SHIFT, MAX_SHIFT),
+            "tempo_scale": _pair("tempo_scale", tempo_scale, 0.25, 4.0),
+            "velocity_shift": velocity_shift,
+        }
+        self.augmentation = dataclasses.replace(
+            self.augmentation, **{name: value for name, value in wish.items() if value is not None}
+        )
+
     @property
     def lookahead(self) -> int:
         """Batches that may have been drawn and not trained yet, at most; the same for few workers as for none."""

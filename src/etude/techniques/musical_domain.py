@@ -1,6 +1,6 @@
 """What music theory knows, as terms: kinder targets, voice leading, equality under transposition."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,8 +33,8 @@ class MusicalDomain(Technique):
       shift of up to a tritone that the tokenizer's range allows; a second pass through the model every
       `equivariance_every` batches.
 
-    What varies music without touching its swing or syncopation (transposition, tempo, loudness) is the data's:
-    data.transpose, tempo_scale, velocity_shift; they never move an onset in its bar.
+    `transpose`, `tempo_scale` and `velocity_shift` take the place of the data's own ranges of augmentation. None of them
+    moves an onset in its bar, so swing and syncopation stay as they were played.
 
     When to use: little data of one style. The presets genre=classical, jazz, pop, electronic and folk set the weights.
     Source: Szegedy et al. 2016 (label smoothing); Huron 2001 and Fux 1725 for the rules.
@@ -42,6 +42,8 @@ class MusicalDomain(Technique):
     Args:
         smoothing: epsilon, in [0, 1). voices, parallels, equivariance: weights, 0 or more.
         equivariance_every: batches between two such terms, at least 1.
+        transpose: [lowest, highest] in semitones. tempo_scale: [lowest, highest] factor. velocity_shift: bins either way.
+            None: as the data says.
         seed: of the shifts.
 
     Raises:
@@ -57,6 +59,9 @@ class MusicalDomain(Technique):
         parallels: float = 0.0,
         equivariance: float = 0.0,
         equivariance_every: int = 4,
+        transpose: Sequence[int] | None = None,
+        tempo_scale: Sequence[float] | None = None,
+        velocity_shift: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(seed=seed)
@@ -69,6 +74,7 @@ class MusicalDomain(Technique):
             raise ValueError(f"technique.musical_domain.equivariance_every is {equivariance_every}, must be at least 1")
         self.smoothing, self.voices, self.parallels = smoothing, voices, parallels
         self.equivariance, self.equivariance_every = equivariance, equivariance_every
+        self.ranges = {"transpose": transpose, "tempo_scale": tempo_scale, "velocity_shift": velocity_shift}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -86,6 +92,17 @@ class MusicalDomain(Technique):
             raise ValueError(
                 f"technique musical_domain: equivariance transposes token by token, {kind} has byte pairs; set it to 0"
             )
+        if any(value is not None for value in self.ranges.values()):
+            data: Any = getattr(trainer, "datamodule", None)
+            if not hasattr(data, "vary"):
+                raise ValueError(
+                    f"technique musical_domain: {type(data).__name__} of this {kind} has no augmentation of scores; leave out "
+                    "transpose, tempo_scale and velocity_shift"
+                )
+            try:
+                data.vary(**self.ranges)
+            except ValueError as error:
+                raise ValueError(f"technique.musical_domain.{error}") from error
         self._tables(tokenizer)
 
     def _tables(self, tokenizer: Tokenizer) -> None:
