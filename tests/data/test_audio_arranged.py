@@ -1,6 +1,7 @@
 """The default data: tunes that ship with a dependency, apart for training, paired for measuring."""
 
 import functools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from etude.audio.mel import MelContract
 from etude.data import audio_build, build, dedup, fill
 from etude.data.audio_corpora import Arranged, Tunes
 from etude.data.audio_module import StyleDataModule
+from etude.metrics.mel_features import onset_agreement
+from etude.music.synthesizers import default_soundfont
 
 CONTRACT = MelContract(sample_rate=8000, n_fft=512, hop_length=128, n_mels=32, f_max=4000.0)
 TINY: dict[str, Any] = {"songs_per_style": 2, "paired_val": 1, "paired_test": 2, "max_seconds": 6.0}
@@ -110,6 +113,7 @@ def test_everything_else_stays_when_styles_are_chosen_or_songs_added(cache: Path
     ({"songs_per_style": 0}, "songs_per_style=0"),
     ({"paired_test": 0}, "paired_test=0"),
     ({"max_seconds": 0.5}, "max_seconds=0.5"),
+    ({"synthesizer": "timidity"}, "corpus.synthesizer=timidity is not one of tinysoundfont, fluidsynth"),
 ])  # fmt: skip
 def test_arguments_out_of_range_are_named(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
@@ -121,3 +125,43 @@ def test_a_missing_soundfont_and_a_root_are_refused(cache: Path) -> None:
         module(cache, soundfont="nowhere.sf2").prepare()
     with pytest.raises(ValueError, match="data=audio_folder"):
         StyleDataModule(corpus=Arranged(), contract=CONTRACT, root="music")
+
+
+def test_a_missing_synthesizer_is_named_before_any_tune_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match=r"needs the program fluidsynth.*install it"):
+        module(tmp_path / "cache", synthesizer="fluidsynth").prepare()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_soundfont_synthesizer_and_its_version_are_of_the_clips_identity(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other.sf2"
+    other.write_bytes(default_soundfont().read_bytes() + b"more")
+    names = []
+    for version, changes in (("1.0", {}), ("2.3", {"synthesizer": "fluidsynth"}), ("2.4", {"synthesizer": "fluidsynth"}),
+                             ("1.0", {"soundfont": str(other)})):  # fmt: skip
+        program = tmp_path / version / "fluidsynth"
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/sh\necho FluidSynth runtime version {version}.1\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", str(program.parent))
+        found, _ = Arranged(**{**TINY, **changes}).recordings(["folk", "jazz"], cache_dir=cache, num_workers=1)
+        names.append({recording.identity for recording in found})
+    assert len(set.union(*names)) == 4 * len(names[0])  # no two of the four share a clip
+
+
+@pytest.mark.skipif(shutil.which("fluidsynth") is None, reason="needs the program fluidsynth")
+def test_fluidsynth_plays_the_same_tunes_in_step(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = functools.partial(fill.fill, inline_seconds=1e9)
+    monkeypatch.setattr(audio_build, "fill", here)
+    monkeypatch.setattr(build, "fill", here)
+    one, other = module(cache), module(cache, synthesizer="fluidsynth")
+    for style in one.styles:
+        assert songs(one, "test", style) == songs(other, "test", style)
+        for index in range(one.num_pieces("test", style)):
+            mels = [data.log_mel("test", style, index) for data in (one, other)]
+            assert mels[0].shape == mels[1].shape
+            assert 0.01 < float((mels[0] - mels[1]).abs().mean()) < 1.5
+            assert onset_agreement(*mels, frame_rate=CONTRACT.sample_rate / CONTRACT.hop_length) > 0.7

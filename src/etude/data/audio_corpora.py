@@ -22,8 +22,8 @@ from etude.data.corpora import Folk, Source, Wheel
 from etude.data.lock import held
 from etude.data.store import Store
 from etude.music.arrangement import ARRANGEMENTS
-from etude.music.rendering import default_soundfont
 from etude.music.score import duration_seconds, printable, read_pieces
+from etude.music.synthesizers import SYNTHESIZERS, Synthesizer, check_synthesizer, default_soundfont
 
 MIN_NOTES = 40  # a tune worth arranging
 MIN_SECONDS = 12.0
@@ -69,8 +69,9 @@ class Arranged(AudioCorpus):
 
     styles: of folk, rock and jazz. songs_per_style: training tunes, other ones in each style. paired_val, paired_test:
         held-out tunes. max_seconds: how much of a tune is played. soundfont: an .sf2 file, None for the General-MIDI one
-        that a dependency carries. seed: of which tune goes where; more training tunes or
-        longer ones leave the held-out tunes as they are, another paired_val or paired_test does not.
+        that a dependency carries. synthesizer: tinysoundfont, or fluidsynth where the system has it. seed: of which tune
+        goes where; more training tunes or longer ones leave the held-out tunes as they are, another paired_val or
+        paired_test does not.
     """
 
     styles: Sequence[str] = ("folk", "rock", "jazz")
@@ -79,6 +80,7 @@ class Arranged(AudioCorpus):
     paired_test: int = 40
     max_seconds: float = 24.0
     soundfont: str | None = None
+    synthesizer: Synthesizer = "tinysoundfont"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -89,11 +91,14 @@ class Arranged(AudioCorpus):
                 raise ValueError(f"corpus.{name}={getattr(self, name)} must be at least 1")
         if not 2 <= self.max_seconds <= 600:
             raise ValueError(f"corpus.max_seconds={self.max_seconds} must lie in [2, 600]")
+        if self.synthesizer not in SYNTHESIZERS:
+            raise ValueError(f"corpus.synthesizer={self.synthesizer} is not one of {', '.join(SYNTHESIZERS)}; give one of these")
 
     def available(self) -> list[str]:
         return list(self.styles)
 
     def recordings(self, styles: Sequence[str], *, cache_dir: Path, num_workers: int) -> tuple[list[Recording], Failures]:
+        check_synthesizer(self.synthesizer)
         wanted = self.paired_val + self.paired_test + len(self.styles) * self.songs_per_style
         tunes = self._tunes(wanted, cache_dir, num_workers)
         soundfont = Path(self.soundfont).expanduser() if self.soundfont else default_soundfont()
@@ -103,6 +108,7 @@ class Arranged(AudioCorpus):
             "scores": build.scores_folder(cache_dir),
             "max_seconds": self.max_seconds,
             "soundfont": soundfont,
+            "synthesizer": self.synthesizer,
             "sound": hashlib.sha256(soundfont.read_bytes()).hexdigest(),
         }
         found: list[Recording] = []

@@ -16,6 +16,7 @@ from etude.data.version import code_version
 from etude.music.arrangement import arrange
 from etude.music.rendering import render
 from etude.music.score import duration_seconds
+from etude.music.synthesizers import Synthesizer, synthesizer_version
 
 BLOCK_SAMPLES = 1 << 18  # that are decoded at a time
 
@@ -55,7 +56,7 @@ class ArrangedRecording(Recording):
     """A tune, arranged in a style and rendered with a soundfont.
 
     scores, row: where its parsed score is cached. max_seconds: how much of it is played. sound: SHA-256 of the
-    soundfont, whose file is `soundfont`.
+    soundfont, whose file is `soundfont`. synthesizer: what plays it.
     """
 
     scores: Path
@@ -63,18 +64,20 @@ class ArrangedRecording(Recording):
     max_seconds: float
     soundfont: Path
     sound: str
+    synthesizer: Synthesizer
 
     @property
     def identity(self) -> str:
-        versions = [importlib.metadata.version(name) for name in ("symusic", "music21", "tinysoundfont")]
+        versions = [importlib.metadata.version(name) for name in ("symusic", "music21")]
+        player = [self.sound, self.synthesizer, synthesizer_version(self.synthesizer)]
         code = code_version("etude.music.arrangement", "etude.music.rendering", __name__)
-        return json.dumps([self.song, self.group, self.style, self.max_seconds, self.sound, code, versions])
+        return json.dumps([self.song, self.group, self.style, self.max_seconds, player, code, versions])
 
     def blocks(self, sample_rate: int) -> Iterator[np.ndarray]:
         score = arrange(build.load_score(self.scores, self.row), self.style, max_seconds=self.max_seconds)
-        samples = render(score, sample_rate=sample_rate, soundfont=self.soundfont).mean(axis=0)
+        sound = render(score, sample_rate=sample_rate, soundfont=self.soundfont, synthesizer=self.synthesizer)
         # without the ring of the last chord: seconds of near silence would be what tells the styles' bands apart
-        yield samples[: round(duration_seconds(score) * sample_rate)]
+        yield sound.mean(axis=0)[: round(duration_seconds(score) * sample_rate)]
 
 
 @dataclass(frozen=True, kw_only=True)

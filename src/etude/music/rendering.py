@@ -1,10 +1,10 @@
 """Scores made audible and visible: General-MIDI audio, audio files, piano rolls.
 
 Audio comes from tinysoundfont and the `TimGM6mb.sf2` soundfont inside pretty_midi's package: no system package is
-needed. tinysoundfont was chosen by ear and measure: mean chroma cosine 0.93-0.98 to FluidSynth's rendering.
+needed. tinysoundfont was chosen by ear and measure: mean chroma cosine 0.93-0.98 to FluidSynth's rendering. FluidSynth and
+other soundfonts are a choice where the system has them.
 """
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,40 +13,40 @@ from symusic import Score
 
 from etude.music.instruments import DRUM_NAMES, INSTRUMENT_NAMES
 from etude.music.score import bar_ticks, duration_seconds, num_notes, seconds_at
+from etude.music.synthesizers import CONTROL, NOTE_OFF, NOTE_ON, Event, Performance, Synthesizer, default_soundfont, perform
 from etude.music.theory import note_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from tinysoundfont import Synth
 
 PEAK = 0.89  # -1 dB of full scale: lossy encoders overshoot the peaks that they are given
 MAX_RENDER_SECONDS = 30 * 60  # 0.6 GB of samples
-TAIL_SECONDS = 4.0  # the longest that releases may ring on after the last note
-TAIL_SILENCE = 1e-4  # -80 dB: below this the tail is over
-NUM_VOICES = 512
 BLACK_KEYS = frozenset({1, 3, 6, 8, 10})
 BARS_PER_SYSTEM = 16
 MAX_SYSTEMS = 8
-NOTE_OFF, CONTROL, NOTE_ON = range(3)  # in this order where they fall on one sample, so that a repeated note sounds
 
 
-def render(score: Score, *, sample_rate: int = 44100, soundfont: Path | None = None) -> np.ndarray:
+def render(
+    score: Score, *, sample_rate: int = 44100, soundfont: Path | None = None, synthesizer: Synthesizer = "tinysoundfont"
+) -> np.ndarray:
     """Play `score` with a soundfont.
 
-    Every track has a channel of its own, with its program, controls and pitch bends; drum tracks have the drum kit. The
-    loudest sample is scaled to `PEAK`, so nothing clips. After the last note the releases ring on, up to
-    `TAIL_SECONDS`.
+    Every track has a channel of its own, however many there are, with its program, controls and pitch bends; drum tracks have
+    the drum kit. The loudest sample is scaled to `PEAK`, so nothing clips. After the last note the releases ring on, up to
+    `synthesizers.TAIL_SECONDS`.
 
     Args:
-        sample_rate: samples per second, 8000 to 192000.
+        sample_rate: samples per second, 8000 to 192000; with fluidsynth at most 96000.
         soundfont: an .sf2 file; None for the General-MIDI one that comes with pretty_midi.
+        synthesizer: tinysoundfont, or fluidsynth, the program, where the system has it: it adds reverb and chorus, and plays
+            on milliseconds.
 
     Returns:
         float32 [2, samples] in [-1, 1], left and right.
 
     Raises:
         ValueError: no notes or no sound, longer than `MAX_RENDER_SECONDS`, a sample rate out of range, an unreadable
-            soundfont or one without the score's instrument.
+            soundfont or one without the score's instrument, fluidsynth where it is not installed.
     """
     if not 8000 <= sample_rate <= 192000:
         raise ValueError(f"sample_rate is {sample_rate}, must be 8000 to 192000; 44100 is a CD's")
@@ -55,50 +55,21 @@ def render(score: Score, *, sample_rate: int = 44100, soundfont: Path | None = N
         raise ValueError("score holds no notes, so there is nothing to render; check what made it")
     if seconds > MAX_RENDER_SECONDS:
         raise ValueError(f"score lasts {seconds:.0f} s, must be at most {MAX_RENDER_SECONDS}; trim it first")
-    synth = _synth(score, sample_rate, soundfont)
-    samples = np.zeros((round(seconds * sample_rate) + 1, 2), dtype=np.float32)
-    buffer = samples.data.cast("B")  # the synthesizer writes into the array itself
-    frame_bytes, position = samples.strides[0], 0
-    for at, kind, channel, first, second in _events(score, sample_rate):
-        if at > position:
-            synth.generate_simple(at - position, buffer[position * frame_bytes : at * frame_bytes])
-            position = at
-        _play(synth, kind, channel, first, second)
-    if position < len(samples):
-        synth.generate_simple(len(samples) - position, buffer[position * frame_bytes :])
-    samples = np.concatenate([samples, *_tail(synth, sample_rate)])
+    performance = Performance(
+        parts=[(track.program, track.is_drum) for track in score.tracks],
+        events=_events(score, sample_rate),
+        num_samples=round(seconds * sample_rate) + 1,
+        sample_rate=sample_rate,
+        soundfont=default_soundfont() if soundfont is None else Path(soundfont),
+    )
+    samples = perform(performance, synthesizer=synthesizer)
     peak = float(np.abs(samples).max())
     if peak == 0:
         raise ValueError("score gives no sound with this soundfont; check its programs and velocities")
     return np.ascontiguousarray(samples.T * np.float32(PEAK / peak))
 
 
-def default_soundfont() -> Path:
-    """The General-MIDI soundfont inside pretty_midi's package, found without importing it."""
-    spec = find_spec("pretty_midi")
-    if spec is None or spec.origin is None:
-        raise ValueError("soundfont is None and pretty_midi, which carries one, is not installed; give an .sf2 file")
-    return Path(spec.origin).parent / "TimGM6mb.sf2"
-
-
-def _synth(score: Score, sample_rate: int, soundfont: Path | None) -> "Synth":
-    from tinysoundfont import Synth
-
-    path = default_soundfont() if soundfont is None else Path(soundfont)
-    synth = Synth(samplerate=sample_rate)
-    try:
-        sound = synth.sfload(str(path), max_voices=NUM_VOICES)
-    except RuntimeError as error:
-        raise ValueError(f"soundfont is {path}, which can't be read; give an .sf2 file") from error
-    for channel, track in enumerate(score.tracks):
-        try:
-            synth.program_select(channel, sound, 0, 0 if track.is_drum else track.program, track.is_drum)
-        except RuntimeError as error:
-            raise ValueError(f"soundfont {path} lacks program {track.program}; give a General-MIDI one") from error
-    return synth
-
-
-def _events(score: Score, sample_rate: int) -> list[tuple[int, int, int, int, int]]:
+def _events(score: Score, sample_rate: int) -> list[Event]:
     """All that is to be played, in order, as (sample, kind, channel, key or controller, velocity or value)."""
     columns = []
     for channel, track in enumerate(score.tracks):
@@ -130,30 +101,6 @@ def _events(score: Score, sample_rate: int) -> list[tuple[int, int, int, int, in
     table = table[np.lexsort((table[:, 1], table[:, 0]))]
     table[:, 0] = table[:, 0].clip(0, round(duration_seconds(score) * sample_rate) + 1)
     return [tuple(row) for row in table.tolist()]
-
-
-def _play(synth: "Synth", kind: int, channel: int, first: int, second: int) -> None:
-    if kind == NOTE_ON:
-        synth.noteon(channel, first, max(1, second))
-    elif kind == NOTE_OFF:
-        synth.noteoff(channel, first)
-    elif first < 0:
-        synth.pitchbend(channel, min(16383, max(0, second)))
-    elif second >= 0:
-        synth.control_change(channel, first, second)
-
-
-def _tail(synth: "Synth", sample_rate: int) -> list[np.ndarray]:
-    """What rings on after the last event, in blocks of a quarter of a second, until it is silent."""
-    synth.notes_off()
-    blocks: list[np.ndarray] = []
-    for _ in range(round(TAIL_SECONDS * 4)):
-        block = np.zeros((sample_rate // 4, 2), dtype=np.float32)
-        synth.generate_simple(len(block), block.data.cast("B"))
-        blocks.append(block)
-        if np.abs(block).max() < TAIL_SILENCE:
-            break
-    return blocks
 
 
 def write_audio(path: Path, samples: np.ndarray, sample_rate: int) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from symusic import Score
 
 from etude.core.artifacts import Report
 from etude.music.rendering import piano_roll, render, write_audio
 from etude.music.score import num_bars as count_bars
 from etude.music.score import num_notes, read_score
+from etude.music.synthesizers import Synthesizer, check_synthesizer
 from etude.music.theory import estimate_key
 from etude.tasks.language_model import LanguageModel
 
@@ -40,6 +43,7 @@ def write_samples(
     seed: int = 0,
     audio: bool = True,
     soundfont: str | None = None,
+    synthesizer: Synthesizer = "tinysoundfont",
 ) -> list[Path]:
     """Draws pieces and writes `samples/NNN.mid`, `.wav` and `.png` for each, and `report.html` over all.
 
@@ -54,13 +58,17 @@ def write_samples(
         seed: the same seed gives the same samples.
         audio: whether to render audio.
         soundfont: an .sf2 file; None takes the one that comes with a dependency.
+        synthesizer: tinysoundfont, or fluidsynth where the system has it.
 
     Returns:
         The MIDI files.
 
     Raises:
-        ValueError: an unknown genre or key, a prompt that can't be read or represented, or a number out of its range.
+        ValueError: an unknown genre or key, a prompt that can't be read or represented, or a number out of its range,
+            or fluidsynth where it is not installed.
     """
+    if audio:
+        check_synthesizer(synthesizer)  # before samples are drawn, which takes longer
     for name, value in (("num_samples", num_samples), ("num_bars", num_bars)):
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}, must be at least 1")
@@ -70,6 +78,7 @@ def write_samples(
     wishes = ", ".join(f"{name} {value}" for name, value in {**asked, "bars": num_bars, "prompt": prompt}.items() if value)
     report = Report(f"Samples: {wishes or 'free'}")
     report.text(f"temperature {temperature}, top-k {top_k}, top-p {top_p}, min-p {min_p}, seed {seed}")
+    play = functools.partial(render, soundfont=Path(soundfont) if soundfont else None, synthesizer=synthesizer)
     out = folder / "samples"
     out.mkdir(parents=True, exist_ok=True)
     files: list[Path] = []
@@ -81,7 +90,7 @@ def write_samples(
                 temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed + start,
             )  # fmt: skip
             for score in scores:
-                files.append(_write(score, out / f"{len(files):03d}.mid", tempo_bpm, report, audio, soundfont))
+                files.append(_write(score, out / f"{len(files):03d}.mid", report, play if audio else None))
     finally:  # Ctrl-C keeps what is done
         report.write(folder / "report.html")
     return files
@@ -97,13 +106,13 @@ def _draw(task: LanguageModel, size: int, **options: Any) -> list[Score]:
         return task.sample(num_samples=size, on_step=lambda n: progress.update(bar, completed=n), **options)
 
 
-def _write(score: Score, path: Path, tempo_bpm: float | None, report: Report, audio: bool, soundfont: str | None) -> Path:
+def _write(score: Score, path: Path, report: Report, play: Callable[[Score], np.ndarray] | None) -> Path:
     score.dump_midi(path)
     title = f"{path.stem}: {count_bars(score)} bars, {num_notes(score)} notes, {estimate_key(score)}"
     piano_roll(score, path.with_suffix(".png"), title=title)
     report.heading(title)
-    if audio:
-        samples = render(score, soundfont=Path(soundfont) if soundfont else None)
+    if play is not None:
+        samples = play(score)
         write_audio(path.with_suffix(".wav"), samples, 44_100)
         listen = path.with_suffix(".mp3")
         write_audio(listen, samples, 44_100)
