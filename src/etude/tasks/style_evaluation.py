@@ -3,7 +3,7 @@
 import csv
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def score_styles(
         raise ValueError(f"split={split} is not held out; choose val or test")
     if num_songs is not None and num_songs < 1:
         raise ValueError(f"num_songs is {num_songs}, must be at least 1, or null for all")
-    judge = _judge(task, datamodule, classifier_steps, seed)
+    judge = train_judge(datamodule, styles=task.styles, steps=classifier_steps, seed=seed)
     report = Report(f"Style transfer, {split}")
     report.text(
         f"Style accuracy: a classifier trained on real audio in this run; on real held-out audio it is right in "
@@ -88,36 +88,50 @@ def score_styles(
     return rows
 
 
-def _segments(mels: list[Tensor]) -> Tensor:
-    """Whole segments [n, m, SEGMENT] of mels [m, f]; a shorter mel has none."""
+def whole_segments(mels: Sequence[Tensor]) -> Tensor:
+    """Whole segments [n, m, SEGMENT] of one or more mels [m, f]; a shorter mel has none."""
     longer = [mel for mel in mels if mel.shape[1] >= SEGMENT]
     cut = [mel[:, : mel.shape[1] // SEGMENT * SEGMENT].unflatten(1, (-1, SEGMENT)).transpose(0, 1) for mel in longer]
     return torch.cat(cut) if cut else torch.zeros(0, len(mels[0]), SEGMENT)
 
 
-def _judge(task: StyleTransfer, datamodule: Any, steps: int, seed: int) -> StyleClassifier:
+def pieces_of(datamodule: Any, split: str, style: str, *, most: int | None = None) -> list[Tensor]:
+    """The natural-log mels [m, f] of the pieces of a style in a split, at most so many."""
+    count = datamodule.num_pieces(split, style)
+    return [datamodule.log_mel(split, style, i) for i in range(min(count, most or count))]
+
+
+def train_judge(datamodule: Any, *, styles: Sequence[str], steps: int = 300, seed: int = 0) -> StyleClassifier:
+    """A judge of `styles`, in their order, trained on the training audio of a `StyleDataModule`.
+
+    Its `held_out_accuracy` is of the validation audio where every style has some.
+
+    Raises:
+        ValueError: a style without `SEGMENT` frames at a stretch.
+    """
+
     def of(split: str, style: str) -> Tensor:
-        mels = [datamodule.log_mel(split, style, i) for i in range(datamodule.num_pieces(split, style))]
-        found = _segments(mels)
+        mels = pieces_of(datamodule, split, style)
+        found = whole_segments(mels)
         if not len(found):
-            seconds = SEGMENT * task.contract.hop_length / task.contract.sample_rate
+            seconds = SEGMENT * datamodule.contract.hop_length / datamodule.contract.sample_rate
             raise ValueError(
                 f"{style} has no {split} audio of {seconds:.1f} s at a stretch, which the judge of style hears; add some"
             )
         return found[:: -(-len(found) // MOST_SEGMENTS)]
 
-    held_out = [of("val", style) for style in task.styles] if all(datamodule.num_pieces("val", s) for s in task.styles) else None
-    return train_style_classifier([of("train", s) for s in task.styles], held_out_per_style=held_out, seed=seed, steps=steps)
+    held_out = [of("val", style) for style in styles] if all(datamodule.num_pieces("val", s) for s in styles) else None
+    return train_style_classifier([of("train", s) for s in styles], held_out_per_style=held_out, seed=seed, steps=steps)
 
 
 def _direction(
     task: StyleTransfer, datamodule: Any, judge: StyleClassifier, source: str, target: str, split: str, num_songs: int | None
 ) -> tuple[list[Row], bytes]:
     def mels(style: str) -> list[Tensor]:
-        count = datamodule.num_pieces(split, style)
-        if count == 0:
+        found = pieces_of(datamodule, split, style, most=num_songs)
+        if not found:
             raise ValueError(f"there is no {split} audio of {style}; add files, or give data.split another share")
-        return [datamodule.log_mel(split, style, i) for i in range(min(count, num_songs or count))]
+        return found
 
     sources, truths = mels(source), mels(target)
     made = {
@@ -132,7 +146,7 @@ def _direction(
     rows = []
     for name in (name for name in ROWS if name in made):
         row: Row = {"source": source, "target": target, "row": name}
-        segments = _segments(made[name])
+        segments = whole_segments(made[name])
         row["accuracy"] = judge.accuracy(segments, task.styles.index(target)) if len(segments) else float("nan")
         row |= compare_mels(zip(made[name], truths, strict=True), contract=task.contract) if datamodule.paired else _as_sets(
             made[name], truths
