@@ -111,6 +111,7 @@ def style_transfer() -> str:
             f"{model[0]['parameters'] / 1e6:.2f} M; losses that were not finite: {sum(r['not_finite'] for r in runs)}; "
             f"CPU-seconds of the steps: {min(r['cpu_s'] for r in runs):.0f} to {max(r['cpu_s'] for r in runs):.0f}."
         )
+    parts += floor(found)
     curves(found)
     parts.append("## Curves\n\n![Validation during training](style_transfer.png)")
     pictures = sorted(path.name for path in RESULTS.glob("style_*_to_*.png"))
@@ -134,6 +135,32 @@ def style_transfer() -> str:
     parts.append("## Where the rows come from\n\n" + where(found))
     (RESULTS / "style_transfer.md").write_text("\n\n".join(part for part in parts if part).rstrip() + "\n")
     return table(["transfer, affine → **Etude**", "L1, nats", "MCD, dB", "Fréchet, bel²", "style accuracy, %"], summary)
+
+
+def floor(found: list[Row]) -> list[str]:
+    """The same scores through other soundfonts and synthesizers, beside the model and another song, each style by itself."""
+    latest = {(row["style"], row["soundfont"], row["synthesizer"]): row for row in rows("style_floor.jsonl")}
+    if not latest:
+        return []
+    longest = max(row["budget_s"] for row in found)
+    lines = []
+    for style in dict.fromkeys(style for style, _, _ in latest):
+        here = [row for row in latest.values() if row["style"] == style]
+        lines += [[f"{style}: {row['soundfont']} by {row['synthesizer']}", *(cell([row], c) for c in COLUMNS)] for row in here]
+        for name in ("model", "stranger"):
+            mine = [r for r in found if (r["target"], r["row"], r["budget_s"]) == (style, name, longest)]
+            if mine:
+                lines.append([f"{style}: {NAMES[name]}", *(cell(mine, c).split(" ")[0] for c in COLUMNS)])
+    row = next(iter(latest.values()))
+    return [
+        "## The noise floor: what two soundfonts of General MIDI differ by",
+        f"The same scores of the {row['songs']} held-out tunes rendered otherwise, against the truth of all tables, "
+        f"{row['truth']}; nothing is trained but the judge of style, on that truth. Beside them the means over directions and "
+        f"seeds of the model after {longest / 60:.0f} CPU-minutes, and another song in the style.",
+        table(["row", *(label for label, _, _ in COLUMNS.values())], lines),
+        FLOOR,
+        where(list(latest.values())),
+    ]
 
 
 def speeds() -> list[str]:
@@ -184,3 +211,13 @@ and Fréchet: another song in the right style does well by them; onsets and chro
 
 Budget: CPU-seconds of training steps on one thread. The checkpoint at the end of the budget is measured (averaged weights);
 nothing is chosen by held-out music. Regenerate: `make styles`, then `make report`."""
+
+FLOOR = """How to read it: the truth's own soundfont by the other synthesizer (which adds reverb and chorus) is what two faithful
+renderings of a score differ by: the floor. Another soundfont plays the same notes on the same instruments, and yet is farther
+from the truth than the model in L1, MCD, Fréchet distance and MMD: these columns tell how well the sounds of one soundfont are
+learnt. Onsets and chroma correlation are not free of the sound either: at 64 bands pitch classes follow overtones, and those of
+two distorted guitars differ; FluidR3's violin swells, and takes several times as long to half its amplitude as TimGM6mb's
+(90 to 310 ms against 24 to 44 on four pitches, a scratch measurement). Regenerate:
+`python benchmarks/style_floor.py --soundfont FluidR3_GM.sf2 --rows docs/results/rows/style_floor.jsonl`, then with
+`--synthesizer fluidsynth`, with and without `--soundfont`, then `make report`. Debian has the soundfont in
+`fluid-soundfont-gm` and the program in `fluidsynth`."""
