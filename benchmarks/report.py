@@ -35,7 +35,7 @@ def where(found: list[Row]) -> str:
     for line, loads in groups.items():
         shown = "" if not loads else f"{min(loads)}" if min(loads) == max(loads) else f"{min(loads)} to {max(loads)}"
         lines.append(f"- {line}" + (f"; load: `{shown}`" if shown else ""))
-    return "\n".join(lines)
+    return "\n".join(line for line in lines if line != "- ")
 
 
 def _public(value: object) -> str:

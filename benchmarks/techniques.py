@@ -31,6 +31,7 @@ SMALL = {  # data and model of about a million parameters: 0.1 s a step on one c
     "genres": ["data=folder", "data.max_len=512", "model.dim=96", "model.num_layers=3", "model.hidden_dim=256", "max_steps=400"],
 }
 STUDENT = ["data=jsb", "model.dim=80", "model.num_layers=3", "model.decoder_dim=64", "model.decoder_layers=1", "max_steps=800"]
+FREE = ["optimizer.lr=0.006", "model.dropout=0.0"]  # small models want longer steps, and have nothing to learn by heart with
 FIRST = "{name:pretrain,max_steps:250}"
 SECOND = "{name:finetune,lr:0.5,layer_decay:0.8,warmup:0.05,max_steps:150}"
 NO, C = "technique=[]", "technique=[curriculum]"
@@ -73,12 +74,16 @@ CASES: dict[str, list[str]] = {
     "curriculum, hard first": [C, "technique.curriculum.reverse=true"],
 }
 D = ["technique=[distillation]", "technique.distillation.teacher=TEACHER"]
+DD = ["technique=[distillation]", "technique.distillation.teacher=TEACHER_DEFAULT"]
 DM = ["technique=[distillation]", "technique.distillation.teacher=TEACHER_MUON"]
 MUON = ["optimizer=muon", "scheduler=wsd"]
 DISTILLATION: dict[str, list[str]] = {  # in this order: TEACHER is the checkpoint of the case of that name and this seed
-    "teacher": ["data=jsb", "max_steps=800", NO],
-    "student alone": [*STUDENT, NO],
-    "student distilled": [*STUDENT, *D],
+    "teacher": ["data=jsb", "max_steps=800", "optimizer.lr=0.004", NO],
+    "student alone": [*STUDENT, *FREE, NO],
+    "student distilled": [*STUDENT, *FREE, *D],
+    "teacher, default rate": ["data=jsb", "max_steps=800", NO],
+    "student alone, default rate and dropout": [*STUDENT, NO],
+    "student distilled, default rate and dropout": [*STUDENT, *DD],
     "teacher, muon": ["data=jsb", "max_steps=800", *MUON, NO],
     "student alone, muon": [*STUDENT, *MUON, NO],
     "student distilled, muon": [*STUDENT, *MUON, *DM],
@@ -122,7 +127,7 @@ def fit(options: list[str], folder: Path, *, checks: int) -> tuple[Any, Any, dic
 
 def taught(option: str, keep: Path | None, seed: int) -> str:
     """The option with its teacher's checkpoint."""
-    for word, name in (("TEACHER_MUON", "teacher, muon"), ("TEACHER", "teacher")):
+    for word, name in (("TEACHER_MUON", "teacher, muon"), ("TEACHER_DEFAULT", "teacher, default rate"), ("TEACHER", "teacher")):
         if option.endswith(f"={word}") and keep is not None:
             return option.removesuffix(word) + f"'{keep / f'{name}_{seed}' / 'checkpoints' / 'best.ckpt'}'"
     return option

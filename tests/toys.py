@@ -154,6 +154,7 @@ def trainer(folder: Path, *, max_steps: int, callbacks: Sequence[pl.Callback] = 
             "devices": 1,
             "max_steps": max_steps,
             "logger": False,
+            "log_every_n_steps": 1,
             "enable_checkpointing": any(isinstance(c, pl.callbacks.Checkpoint) for c in callbacks),
             "enable_progress_bar": False,
             "enable_model_summary": False,

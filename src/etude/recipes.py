@@ -34,6 +34,16 @@ def key(option: str) -> str:
     return option.partition("=")[0].lstrip("+~")
 
 
+def pinned(option: str, outputs: str) -> str:
+    """The option, with the path of a teacher that is `last` or a folder now, so that a resumed run has the same one."""
+    from etude.core.checkpoint_files import find_checkpoint
+
+    if key(option) != "technique.distillation.teacher" or option.partition("=")[2] in ("null", "", "???"):
+        return option
+    teacher = option.partition("=")[2].strip("'\"")
+    return f"{option.partition('=')[0]}={json.dumps(str(find_checkpoint(teacher, outputs)))}"
+
+
 def continued(cfg: DictConfig, checkpoint: dict[str, Any], options: list[str]) -> tuple[DictConfig, list[str]]:
     """The configuration of the checkpoint's run with the options of this command over it, and the options that give it."""
     mine = {key(option) for option in options}
@@ -93,10 +103,11 @@ def starting_point(cfg: DictConfig, options: list[str]) -> tuple[DictConfig, lis
     if cfg.weights is not None:
         path = find_checkpoint(cfg.weights, cfg.outputs)
     else:
-        path = find_stage(after, cfg.outputs, wanted=cfg.stage.name)
-    chosen = {key(option).partition(".")[0] for option in options}
+        kind = next((option.partition("=")[2] for option in options if key(option) == "task"), None)
+        path = find_stage(after, cfg.outputs, wanted=cfg.stage.name, kind=kind)
+    mine = {key(option) for option in options}  # data=... takes the place of all that was said about data, data.root=... does not
     earlier = load_checkpoint(path)["etude"]["recipe"].get("overrides", [])
-    kept = [o for o in earlier if (group := key(o).partition(".")[0]) in KEPT and group not in chosen and key(o) not in chosen]
+    kept = [o for o in earlier if (group := key(o).partition(".")[0]) in KEPT and not mine & {group, key(o)}]
     merged = [*kept, *(o for o in options if key(o) != "weights")]
     print(f"stage={cfg.stage.name} starts from {path}{', ' + ' '.join(kept) if kept else ''}", file=sys.stderr)
     return compose([*merged, f"weights={json.dumps(str(path))}"]), merged

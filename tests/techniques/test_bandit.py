@@ -40,6 +40,9 @@ def test_an_arm_is_drawn_as_often_as_its_probability_says_whatever_its_size() ->
     assert chance.max() == 1 and chance[:30].sum() / chance.sum() == pytest.approx(0.4)
 
 
+silent = SimpleNamespace(global_step=1, log_every_n_steps=50)
+
+
 def test_the_arm_whose_loss_falls_is_preferred_and_only_after_what_is_drawn() -> None:
     technique, data = ready(arms="genre", every=1)
     task: Any = Task(optimizer=torch.optim.SGD)  # type: ignore[arg-type]
@@ -49,7 +52,7 @@ def test_the_arm_whose_loss_falls_is_preferred_and_only_after_what_is_drawn() ->
         task.trace = {"token_nll": torch.tensor([[3.0 - 0.1 * step] * 2 + [2.0 + 0.01 * (step % 2)] * 2 + [9.0]])}
         technique.extra_losses(task, batch, {})
         task.batches_trained = step + 1
-        technique.on_train_batch_end(None, task, None, None, 0)  # type: ignore[arg-type]
+        technique.on_train_batch_end(silent, task, None, None, 0)  # type: ignore[arg-type]
     assert probabilities(technique.weights, explore=0.2)[0] > 0.6
     assert data.rule(np.arange(40), 40)[0] == 1 > data.rule(np.arange(40), 40)[30]
     assert technique.changes[-1][0] == 12 + data.lookahead

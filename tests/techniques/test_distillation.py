@@ -18,6 +18,7 @@ from etude.music.rows import packed_rows
 from etude.music.satb import SatbGrid
 from etude.tasks.language_model import LanguageModel
 from etude.techniques.distillation import Distillation
+from etude.techniques.grow_layers import GrowLayers
 from tests.toys import PairsData, ToyGan, mlp, same, trainer, weights
 
 
@@ -181,6 +182,9 @@ def test_another_vocabulary_is_refused_naming_both(tmp_path: Path) -> None:
         ({"temperature_schedule": "cold"}, "constant, annealed, adaptive"),
         ({"soft": -1.0}, "must be 0 or more"),
         ({"class_weights": {"pich": 1.0}}, "classes are control, pitch, time"),
+        ({"temperature_schedule": "annealed"}, "changes nothing at temperature 1; give technique.distillation.temperature=2"),
+        ({"class_weights": {"pitch": -1.0}}, "must be at least 0 each"),
+        ({"class_temperatures": {"pitch": 0.0}}, "above 0"),
         ({"sequence_share": 2.0}, r"must be in \[0, 1\]"),
     ],
 )
@@ -205,10 +209,41 @@ def test_classes_weigh_and_soften_by_target(tmp_path: Path) -> None:
     technique.setup(trainer(tmp_path, max_steps=1), student, "fit")
     found = technique._language_terms(student, {"targets": targets}, {"logits": answer})["distill_soft"]
     assert torch.allclose(found, soft_target_loss(logits[0, 1:2], answer[0, 1:2], torch.tensor([3.0]))[0])
-    assert technique.scale_losses(student, {"nll": found, "distill_soft": found}) == {"nll": 0.3}
+    technique._own = frozenset({"nll"})  # as extra_losses finds them
+    both = {"nll": found, "distill_soft": found, "musical_smoothing": found}
+    assert technique.scale_losses(student, both) == {"nll": 0.3}  # neither its own terms nor another technique's
 
 
 def test_same_helper_is_bitwise(tmp_path: Path) -> None:
     options = teach(tmp_path, ToyGan)
     one, other = (gan(tmp_path / str(i), Distillation(**options)) for i in range(2))
     assert same(weights(one), weights(other))
+
+
+def test_a_block_that_rests_is_not_compared(tmp_path: Path) -> None:
+    tokenizer = SatbGrid(genres=["a"], bar_steps=4)
+    technique = Distillation(**teach(tmp_path, partial(language_model, 16, tokenizer, 2)), features=1.0, attention=1.0)
+    student = language_model(8, tokenizer, 2)
+    student.trainer = trainer(tmp_path, max_steps=1)
+    technique.setup(student.trainer, student, "fit")
+    technique.on_fit_start(student.trainer, student)
+    growth = GrowLayers(start=0.5)
+    growth.setup(student.trainer, student, "fit")
+    ids = torch.tensor([tokenizer.rest_id + 1 + i for i in range(8)])
+    batch = packed_rows(tokenizer, [ids], rows=1, length=12)
+    terms = {}
+    for resting in (False, True):
+        growth.active = 1 if resting else 2
+        terms[resting] = technique.extra_losses(student, batch, student.losses(batch))
+    assert terms[False].keys() == {"distill_soft", "distill_features", "distill_attention"}
+    assert terms[True].keys() == {"distill_soft", "distill_features"} and terms[True]["distill_features"].isfinite()
+
+
+def test_a_bad_step_leaves_the_projections_alone(tmp_path: Path) -> None:
+    technique = Distillation(**teach(tmp_path, ToyGan))
+    technique._projections = [torch.eye(2, requires_grad=True)]
+    technique._optimizer = torch.optim.Adam(technique._projections)
+    for gradient in (torch.ones(2, 2), torch.full((2, 2), torch.nan), torch.ones(2, 2)):
+        technique._projections[0].grad = gradient
+        technique.transform_gradients(ToyGan())
+    assert technique._projections[0].isfinite().all() and technique._optimizer.state_dict()["state"][0]["step"] == 2

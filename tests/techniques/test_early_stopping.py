@@ -91,3 +91,11 @@ def test_bad_input_is_told(tmp_path: Path) -> None:
         EarlyStopping(patience=0)
     with pytest.raises(ValueError, match=r"early_stopping.monitor is 'val/nil', which nothing logs; there are .*val/cycle"):
         fit(tmp_path, EarlyStopping(monitor="val/nil"))
+
+
+def test_more_may_be_better(tmp_path: Path) -> None:
+    technique = EarlyStopping(mode="max", patience=2)
+    _, run = fit(tmp_path, technique)
+    assert technique.best == -3.0 and run.global_step == 9  # 3, 2, 1
+    with pytest.raises(ValueError, match=r"early_stopping.mode is 'up', must be min or max"):
+        EarlyStopping(mode="up")  # type: ignore[arg-type]

@@ -10,6 +10,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from etude.core.task import Task
+from etude.core.technique import Technique
 from etude.techniques.finite import Finite
 from tests.toys import PairsData, ToyGan, same, trainer, weights
 
@@ -105,3 +107,15 @@ def test_counts_survive_a_checkpoint() -> None:
 def test_max_skipped_out_of_range_is_told() -> None:
     with pytest.raises(ValueError, match=r"finite\.max_skipped is 0, must be at least 1"):
         Finite(max_skipped=0)
+
+
+class Wrong(Technique):
+    """Brings a term that is not finite."""
+
+    def extra_losses(self, task: Task, batch: Any, losses: Any) -> dict[str, Tensor]:
+        return {"generator/wrong": losses["generator/cycle"] * math.nan}
+
+
+def test_a_term_that_another_technique_brings_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fit(tmp_path, Finite(), Wrong(), steps=1)
+    assert "terms generator/wrong, module" in caplog.text

@@ -4,7 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
+import torch
 
+from etude.core.task import Task
+from etude.core.technique import Technique
 from etude.techniques.loss_schedule import LossSchedule, _at
 from tests.toys import PairsData, ToyGan, same, trainer, weights
 
@@ -16,8 +20,6 @@ def test_between_two_points_a_line_is_drawn_and_beyond_them_it_stays() -> None:
 
 
 def fit(folder: Path, *techniques: LossSchedule, **options: Any) -> dict[str, Any]:
-    import torch
-
     torch.manual_seed(0)
     task = ToyGan(**options)
     trainer(folder, max_steps=6, callbacks=list(techniques)).fit(task, PairsData())
@@ -43,3 +45,50 @@ def test_points_out_of_order_or_range_are_told(points: list[list[float]]) -> Non
 def test_an_unknown_term_is_told_with_those_that_exist(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"names 'generator/cylce', but the terms are .*generator/cycle"):
         fit(tmp_path, LossSchedule(schedule={"generator/cylce": [[0.0, 1.0]]}))
+
+
+class Lazy(ToyGan):
+    """Its heaviest term comes every other batch."""
+
+    lazy_terms = frozenset({"generator/path"})
+
+    def losses(self, batch: Any) -> dict[str, torch.Tensor]:
+        terms = super().losses(batch)
+        return terms if self.batches_trained % 2 else {**terms, "generator/path": 0.01 * terms["generator/cycle"]}
+
+
+def test_a_term_that_comes_and_goes_never_leads(tmp_path: Path) -> None:
+    task = Lazy(loss_weights={"generator/path": 100.0, "generator/cycle": 10.0})
+    technique, seen = LossSchedule(), []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            seen.append(dict(task._factors))
+
+    trainer(tmp_path, max_steps=4, callbacks=[technique, Watch()]).fit(task, PairsData())
+    rising = [sorted(name for name in factors if name.startswith("generator/")) for factors in seen]
+    assert rising == [["generator/adversarial", "generator/path"], ["generator/adversarial"]] * 2
+
+
+def test_a_term_of_no_player_is_told(tmp_path: Path) -> None:
+    for name in ("gnerator/cycle", "cycle"):
+        with pytest.raises(ValueError, match=rf"names '{name}', but the terms are"):
+            fit(tmp_path, LossSchedule(schedule={name: [[0.0, 1.0]]}))
+        with pytest.raises(ValueError, match=rf"loss_weights names \['{name}'\], but the terms are"):
+            fit(tmp_path, loss_weights={name: 2.0})
+
+
+def test_a_term_alone_has_nothing_to_rise_beside(tmp_path: Path) -> None:
+    class Alone(ToyGan):
+        players = property(lambda self: {"model": [self]})
+
+        def losses(self, batch: Any) -> dict[str, torch.Tensor]:
+            return {"nll": super().losses(batch)["generator/cycle"]}
+
+    class Looks(Technique):
+        def extra_losses(self, task: Task, batch: Any, losses: Any) -> dict[str, torch.Tensor]:
+            return {}
+
+    task = Alone(loss_weights={}, player_lr={})
+    with pytest.raises(ValueError, match="Alone has nll alone; add a technique that brings terms"):
+        trainer(tmp_path, max_steps=2, callbacks=[LossSchedule(), Looks()]).fit(task, PairsData())

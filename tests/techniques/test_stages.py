@@ -10,12 +10,14 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from etude.core import optimizers
 from etude.core.checkpoints import LastCheckpoint
-from etude.core.schedules import constant, cosine
+from etude.core.schedules import constant, cosine, linear
 from etude.models.transformer import Transformer
 from etude.music.satb import SatbGrid
 from etude.tasks.language_model import LanguageModel
 from etude.techniques.stages import Stages, _factors
+from etude.techniques.switch_optimizer import SwitchOptimizer
 from tests.tasks.test_style_transfer import task as style_transfer
 from tests.toys import PairsData, ToyGan, same, trainer, weights
 
@@ -185,3 +187,39 @@ def test_embeddings_rest_by_their_kind() -> None:
 def test_bad_stages_are_told(tmp_path: Path, stages: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fit(tmp_path, stages)
+
+
+def test_killed_with_two_schedules_set_the_later_one_holds(tmp_path: Path) -> None:
+    stages = [{"name": "one", "max_steps": 6}, {"name": "two", "max_steps": 12}]
+    rates = []
+    for resume, steps in ((None, 9), (tmp_path / "last.ckpt", 18), (None, 18)):
+        torch.manual_seed(0)
+        watch, last = Watch(), LastCheckpoint(path=tmp_path / "last.ckpt", every_n_steps=100)
+        techniques = [Stages(stages=stages), SwitchOptimizer(at=3.5 / steps)]  # switched in stage one, before stage two begins
+        run = trainer(tmp_path, max_steps=steps, callbacks=[*techniques, watch, last])
+        run.fit(ToyGan(player_lr={}, scheduler=linear), PairsData(), ckpt_path=resume, weights_only=True)
+        rates.append(watch.rates)
+    assert rates[1] == rates[2][9:]
+
+
+@pytest.mark.parametrize("optimizer", [optimizers.muon, optimizers.soap, optimizers.lookahead_adamw])
+def test_counters_and_inner_moments_are_carried_over_too(tmp_path: Path, optimizer: Any) -> None:
+    plain, _, _ = fit(tmp_path, None, optimizer=partial(optimizer, lr=1e-3), scheduler=None)
+    same_twice = [{"name": "one", "max_steps": 4}, {"name": "two", "max_steps": 4}]
+    staged, _, _ = fit(tmp_path, same_twice, optimizer=partial(optimizer, lr=1e-3), scheduler=None)
+    assert same(weights(plain), weights(staged))
+
+
+def test_more_may_be_better(tmp_path: Path) -> None:
+    for mode in ("max", "min"):
+        stages = [{"name": "one", "patience": 2, "monitor": "val/cycle", "mode": mode}, {"name": "two"}]
+        technique = Stages(stages=stages)
+
+        class Rising(ToyGan):
+            def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
+                self.log("val/cycle", torch.tensor(float(self.batches_trained)))
+
+        trainer(tmp_path, max_steps=9, callbacks=[technique], val_check_interval=1).fit(Rising(), PairsData())
+        assert (technique.started == 0) == (mode == "max")
+    with pytest.raises(ValueError, match=r"stages.stages.0..mode is 'more', must be min or max"):
+        Stages(stages=[{"mode": "more"}])

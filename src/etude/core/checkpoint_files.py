@@ -29,8 +29,8 @@ def find_checkpoint(ckpt: str, outputs: str, *, kind: str | None = None) -> Path
     return path
 
 
-def find_stage(names: list[str], outputs: str, *, wanted: str) -> Path:
-    """Returns the best checkpoint of the newest run of the first of these stages that has one.
+def find_stage(names: list[str], outputs: str, *, wanted: str, kind: str | None = None) -> Path:
+    """Returns the best checkpoint of the newest run of the first of these stages that has one; of runs of task `kind` alone.
 
     Raises:
         ValueError: there is none.
@@ -38,10 +38,11 @@ def find_stage(names: list[str], outputs: str, *, wanted: str) -> Path:
     for name in names:
         found = sorted(Path(outputs).rglob("checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
         found = [path for path in found if f"\nstage:\n  name: {name}\n" in "\n" + _config(path.parents[1])]
+        found = [path for path in found if kind is None or _trained(path.parents[1], kind)]
         if found:
             best = found[-1].with_name("best.ckpt")
             return best if best.is_file() else found[-1]
-    first = names[-1]  # which needs no other
+    first = names[-1] + (f" task={kind}" if kind else "")  # which needs no other
     raise ValueError(
         f"stage={wanted} starts from a run of stage={' or '.join(names)}, and {outputs}/ holds none; run `python train.py "
         f"stage={first}` first, or give weights=CHECKPOINT"

@@ -7,8 +7,14 @@ PACINGS = ("linear", "root", "exponential", "cosine")
 
 def check_share(name: str, value: float) -> None:
     """Raises: ValueError where `value` is not in (0, 1]; `name` is what the user calls it, such as "curriculum.end"."""
-    if not 0 < value <= 1:
-        raise ValueError(f"technique.{name} is {value}, must be in (0, 1]")
+    if not isinstance(value, int | float) or not 0 < value <= 1:
+        raise ValueError(f"technique.{name} is {value!r}, must be in (0, 1]")
+
+
+def check_mode(name: str, mode: str) -> None:
+    """Raises: ValueError where `mode` says neither that less ("min") nor that more ("max") is better."""
+    if mode not in ("min", "max"):
+        raise ValueError(f"technique.{name} is {mode!r}, must be min or max")
 
 
 def competence(progress: float, *, pacing: str = "root", start: float = 0.2, power: float = 2.0) -> float:

@@ -78,6 +78,7 @@ class Task(pl.LightningModule):
         self.trace: dict[str, Tensor] = {}
         self.lr_factors: dict[str, float] = {}
         self.schedule_steps: int | None = None
+        self.schedule_since = 0  # the optimizer step at which `schedule_steps` was set
         self.schedule_options: dict[str, Any] = {}
         self.final_weights: dict[str, Tensor] = {}
         self._terms: dict[str, Tensor] = {}
@@ -147,8 +148,8 @@ class Task(pl.LightningModule):
         if self._observe is not None:
             self._observe(self, batch)
         unknown = self.loss_weights.keys() - losses.keys() - self.lazy_terms
-        if unknown and not self._players_of(unknown).isdisjoint(self._players_of(losses)):
-            raise ValueError(f"loss_weights names {sorted(unknown)}, but the terms are {sorted(losses)}; rename or drop it")
+        if wrong := self.nowhere(unknown, losses):
+            raise ValueError(f"loss_weights names {wrong}, but the terms are {sorted(losses)}; rename or drop it")
         self._factors = self.composition.factors(self, losses)
         loss = self.composition.weigh(self, losses)
         if self.composition.backward_owner is not None:
@@ -159,10 +160,14 @@ class Task(pl.LightningModule):
         self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()})
         return loss
 
-    @staticmethod
-    def _players_of(names: Any) -> set[str]:
-        # A player that rests on this batch leaves its terms out: their weights are then no mistake.
-        return {name.partition("/")[0] if "/" in name else "" for name in names}
+    def nowhere(self, names: Iterable[str], losses: Iterable[str]) -> list[str]:
+        """Those of `names`, none of them in `losses`, that can't be terms: of a player that plays on this batch, or of none.
+
+        A player that rests on a batch leaves its terms out: naming one of them is then no mistake.
+        """
+        played, players = {name.rpartition("/")[0].partition("/")[0] for name in losses}, self.players.keys()
+        owners = {name: name.partition("/")[0] if "/" in name else "" for name in names}
+        return sorted(name for name, owner in owners.items() if owner in played or owner not in players)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         owner = self.composition.backward_owner
@@ -230,10 +235,18 @@ class Task(pl.LightningModule):
         return groups
 
     def use_optimizer(
-        self, optimizer: OptimizerFactory, *, player_lr: Mapping[str, float] | None = None, schedule_steps: int | None = None
+        self,
+        optimizer: OptimizerFactory,
+        *,
+        player_lr: Mapping[str, float] | None = None,
+        schedule_steps: int | None = None,
+        since: int = 0,
     ) -> None:
-        """Takes another optimizer from the next `configure_optimizers` on, its schedule over `schedule_steps`."""
-        self._optimizer, self.player_lr, self.schedule_steps = optimizer, dict(player_lr or {}), schedule_steps
+        """Takes another optimizer from the next `configure_optimizers` on, its schedule over `schedule_steps` from optimizer step
+        `since` on, unless one that began later is set already."""
+        self._optimizer, self.player_lr = optimizer, dict(player_lr or {})
+        if since >= self.schedule_since:
+            self.schedule_steps, self.schedule_since = schedule_steps, since
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         """Returns a new optimizer of the parameters that are trained."""

@@ -77,6 +77,10 @@ class Technique(pl.Callback):
         """Names of the metrics that it logs, for those who want to watch one."""
         return frozenset()
 
+    def is_logged(self, trainer: pl.Trainer) -> bool:
+        """Whether the loggers will be told of the step that is just done; a `log` costs up to a millisecond."""
+        return trainer.global_step % max(1, trainer.log_every_n_steps) == 0  # type: ignore[attr-defined, no-any-return]
+
     def generator(self, clock: int, device: torch.device | str = "cpu") -> torch.Generator:
         """Returns a generator seeded by (seed, name, clock), so that no technique shifts another's draws."""
         digest = hashlib.blake2b(f"{self.seed}/{self.name}/{clock}".encode(), digest_size=7).digest()
@@ -124,6 +128,7 @@ class Composition:
         self._after_clip = [t for slot, _, t in sorted(slots) if slot >= GradientSlot.CLIP]
         self._weigher = self._owner(Power.WEIGHING, "weigh")
         self.backward_owner = self._owner(Power.BACKWARD, "backward")
+        self.terms: dict[str, Tensor] = {}  # of the last batch, for reports
 
     def _owner(self, power: Power, hook: str) -> Technique | None:
         owners = [t for t in self.techniques if power in t.claims and _overrides(t, hook)]
@@ -170,6 +175,7 @@ class Composition:
                 if name in terms:
                     raise ValueError(f"technique {technique.name!r} adds a loss {name!r}, which exists; rename it")
                 terms[name] = value
+        self.terms = {name: value.detach() for name, value in terms.items()}
         return terms
 
     def factors(self, task: "Task", losses: Mapping[str, Tensor]) -> dict[str, float | Tensor]:

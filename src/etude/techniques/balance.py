@@ -218,7 +218,7 @@ class Balance(Technique):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._factors:
+        if self._factors and self.is_logged(trainer):
             pl_module.log_dict({f"train/balance/{name}": factor.float() for name, factor in self._factors.items()})
 
     def state_dict(self) -> dict[str, Any]:

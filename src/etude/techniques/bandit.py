@@ -124,8 +124,8 @@ class Bandit(Technique):
         now = pl_module.batches_trained
         if now % self.every == 0:
             self._update(now)
-        for name, probability in zip(self.names, self.changes[-1][1], strict=True):
-            pl_module.log(f"bandit/{name}", probability)
+        if self.is_logged(trainer):
+            pl_module.log_dict({f"bandit/{name}": share for name, share in zip(self.names, self.changes[-1][1], strict=True)})
 
     def _update(self, now: int) -> None:
         progress = [0.0] * len(self.weights)

@@ -1,14 +1,14 @@
 """Easy pieces first: a growing share of the difficulty range is open to training."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from etude.core.pacing import PACINGS, check_share, competence, progress_at
+from etude.core.pacing import PACINGS, check_mode, check_share, competence, progress_at
 from etude.core.task import Task
 from etude.core.technique import Batch, Technique
 
@@ -45,7 +45,7 @@ class Curriculum(Technique):
         start: competence at the beginning, in (0, 1]. end: share of the run after which all is open, in (0, 1].
         power: of root pacing, above 0.
         axes: speed of each axis under pacing=musical, above 0; 2 is open after half the time.
-        adaptive: let validation set the pace. monitor: the metric, lower is better; None for the task's own.
+        adaptive: let validation set the pace. monitor: the metric; None for the task's own. mode: min or max of it is better.
         by_genre: rank within genres. diversity: share of each genre that is always open, in [0, 1].
         reverse: hard pieces first.
         seed: unused, every technique has one.
@@ -62,6 +62,7 @@ class Curriculum(Technique):
         axes: Mapping[str, float] | None = None,
         adaptive: bool = False,
         monitor: str | None = None,
+        mode: Literal["min", "max"] = "min",
         by_genre: bool = False,
         diversity: float = 0.1,
         reverse: bool = False,
@@ -70,6 +71,7 @@ class Curriculum(Technique):
         super().__init__(seed=seed)
         check_share("curriculum.start", start)
         check_share("curriculum.end", end)
+        check_mode("curriculum.mode", mode)
         if pacing not in (*PACINGS, "musical"):
             raise ValueError(f"technique.curriculum.pacing is {pacing!r}; choose from {', '.join(PACINGS)}, musical")
         if power <= 0:
@@ -85,7 +87,7 @@ class Curriculum(Technique):
             raise ValueError(f"technique.curriculum.pacing=musical needs difficulty=music, not {difficulty!r}")
         self.difficulty, self.pacing, self.start, self.end, self.power = difficulty, pacing, start, end, power
         self.adaptive, self.monitor, self.by_genre, self.diversity, self.reverse = adaptive, monitor, by_genre, diversity, reverse
-        self.best = float("inf")
+        self.mode, self.best = mode, float("inf")
         self.paces: list[list[float]] = [[0, 0.0, 1.0]]  # from which draw, progress there, pace
         self.tables: list[tuple[int, Tensor]] = []  # from which draw, the progress at which each piece is admitted
         self._losses = torch.empty(0, dtype=torch.float64)  # running loss of each piece, NaN before its first visit
@@ -195,7 +197,7 @@ class Curriculum(Technique):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        if not self.is_logged(trainer):
             return
         assert isinstance(pl_module, Task)
         draw = pl_module.batches_trained
@@ -219,8 +221,9 @@ class Curriculum(Technique):
             self.tables = [*_still_needed(self.tables, now), (first, self._times({"all": self._rank(by_loss)}))]
         if self.adaptive and (value := trainer.callback_metrics.get(str(self.monitor))) is not None:
             progress, pace = self.progress(first), self.paces[-1][2]
-            if float(value) < self.best:
-                self.best, pace = float(value), min(FASTEST, pace * STEP)
+            less = float(value) if self.mode == "min" else -float(value)
+            if less < self.best:
+                self.best, pace = less, min(FASTEST, pace * STEP)
             else:
                 progress, pace = max(0.0, min(progress, 1.0) - BACK), max(SLOWEST, pace / STEP)
             self.paces = [*_still_needed(self.paces, now), [first, progress, pace]]

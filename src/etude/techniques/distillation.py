@@ -88,6 +88,11 @@ class Distillation(Technique):
                 f"technique.distillation.temperature is {temperature}, {temperature_schedule}; it must be at least 1, and "
                 f"temperature_schedule one of {', '.join(SCHEDULES)}"
             )
+        if temperature_schedule != "constant" and temperature == 1:
+            raise ValueError(
+                f"technique.distillation.temperature_schedule={temperature_schedule} changes nothing at temperature 1; give "
+                "technique.distillation.temperature=2 or more"
+            )
         if not 0 <= sequence_share <= 1 or num_sequences < 1:
             raise ValueError(
                 f"technique.distillation.sequence_share is {sequence_share}, must be in [0, 1], num_sequences at least 1"
@@ -95,6 +100,11 @@ class Distillation(Technique):
         for name, table in (("class_weights", class_weights), ("class_temperatures", class_temperatures)):
             if unknown := set(table or {}) - set(CLASSES):
                 raise ValueError(f"technique.distillation.{name} names {sorted(unknown)[0]!r}; classes are {', '.join(CLASSES)}")
+        if min((class_weights or {}).values(), default=0) < 0 or min((class_temperatures or {}).values(), default=1) <= 0:
+            raise ValueError(
+                f"technique.distillation.class_weights is {dict(class_weights or {})}, must be at least 0 each, and "
+                f"class_temperatures {dict(class_temperatures or {})}, above 0"
+            )
         self.teacher_name, self.weights, self.temperature, self.schedule = teacher, weights, temperature, temperature_schedule
         self.class_weights, self.class_temperatures = dict(class_weights or {}), dict(class_temperatures or {})
         self.sequence_share, self.num_sequences, self.sequence_tokens = sequence_share, num_sequences, sequence_tokens
@@ -108,6 +118,7 @@ class Distillation(Technique):
         self._restored: dict[str, Any] = {}
         self.sequences: list[Tensor] = []
         self._total = 1
+        self._own: frozenset[str] = frozenset()  # the task's terms
 
     @property
     def teacher(self) -> Any:
@@ -245,9 +256,10 @@ class Distillation(Technique):
     def scale_losses(self, task: Task, losses: Mapping[str, Tensor]) -> dict[str, float | Tensor]:
         if not self._is_language_model or self.weights["hard"] == 1:
             return {}
-        return {name: self.weights["hard"] for name in losses if not name.startswith("distill_")}
+        return {name: self.weights["hard"] for name in losses if name in self._own}
 
     def extra_losses(self, task: Task, batch: Batch, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        self._own = frozenset(losses)
         with torch.no_grad(), _without_draws():
             answer = self.teacher.retrace(batch, task.trace)
         found = self._language_terms(task, batch, answer) if self._is_language_model else self._gan_terms(task, answer)
@@ -263,13 +275,14 @@ class Distillation(Technique):
             student_nv, teacher_nv = task.trace["logits"][counted], answer["logits"][counted]
             temperature_n = self._temperatures(teacher_nv, task) * self._class_temperature_v.to(task.device)[targets_n]
             weight_n = self._class_weight_v.to(task.device)[targets_n]
-            soft_n = soft_target_loss(student_nv, teacher_nv, temperature_n.clamp(min=1.0))
+            soft_n = soft_target_loss(student_nv, teacher_nv, temperature_n)
             terms["distill_soft"] = self.weights["soft"] * (weight_n * soft_n).sum() / weight_n.sum().clamp(min=1e-6)
         student, teacher = self._outputs["student"], self._outputs["teacher"]
         if self.weights["features"]:
-            distances = [projected_distance(student[i], teacher[i], projection) for i, projection in enumerate(self._projections)]
+            pairs = [(i, projection) for i, projection in enumerate(self._projections) if i in student]  # a block may rest
+            distances = [projected_distance(student[i], teacher[i], projection) for i, projection in pairs]
             terms["distill_features"] = self.weights["features"] * torch.stack(distances).mean()
-        if self.weights["attention"]:
+        if self.weights["attention"] and -1 in student:
             terms["distill_attention"] = self.weights["attention"] * attention_loss(student[-1], teacher[-1])
         return terms
 
@@ -291,7 +304,9 @@ class Distillation(Technique):
 
     def transform_gradients(self, task: Task) -> None:
         if self._optimizer is not None:
-            self._optimizer.step()
+            gradients = [projection.grad for projection in self._projections if projection.grad is not None]
+            if torch.isfinite(nn.utils.get_total_norm(gradients)):  # else finite or stability leaves the step out
+                self._optimizer.step()
             self._optimizer.zero_grad()
 
     # --- state ---

@@ -1,12 +1,13 @@
 """Ends a run that has stopped getting better, with the best weights in place."""
 
 import logging
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from etude.core.pacing import check_mode
 from etude.core.task import Task
 from etude.core.technique import Technique
 
@@ -14,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class EarlyStopping(Technique):
-    """Stops when `monitor` has not fallen by more than `min_delta` for `patience` validations, and restores the best weights.
+    """Stops when `monitor` has not improved by more than `min_delta` for `patience` validations, and restores the best weights.
 
     The best weights are those that validation saw, so an average's where one is evaluated. When training ends, early or not,
     they are put back into the model, and `last.ckpt` holds them for sampling, beside the trained ones from which a longer
@@ -24,21 +25,29 @@ class EarlyStopping(Technique):
     Source: Prechelt 1998, criterion UP.
 
     Args:
-        monitor: a metric of validation, lower is better; None for the task's own.
+        monitor: a metric of validation; None for the task's own. mode: whether less ("min") or more ("max") of it is better.
         patience: validations without improvement, at least 1. min_delta: what counts as one, 0 or more.
         restore: put the best weights back.
         seed: unused, every technique has one.
     """
 
     def __init__(
-        self, *, monitor: str | None = None, patience: int = 5, min_delta: float = 0.0, restore: bool = True, seed: int = 0
+        self,
+        *,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] = "min",
+        patience: int = 5,
+        min_delta: float = 0.0,
+        restore: bool = True,
+        seed: int = 0,
     ) -> None:
         super().__init__(seed=seed)
+        check_mode("early_stopping.mode", mode)
         if patience < 1 or min_delta < 0:
             raise ValueError(
                 f"technique.early_stopping.patience is {patience}, must be at least 1, and min_delta {min_delta}, at least 0"
             )
-        self.monitor, self.patience, self.min_delta, self.restore = monitor, patience, min_delta, restore
+        self.monitor, self.mode, self.patience, self.min_delta, self.restore = monitor, mode, patience, min_delta, restore
         self.best, self.waited = float("inf"), 0
         self._weights: dict[str, Tensor] = {}
 
@@ -79,14 +88,15 @@ class EarlyStopping(Technique):
         if value is None:
             found = ", ".join(sorted(trainer.callback_metrics))
             raise ValueError(f"technique.early_stopping.monitor is {self.monitor!r}, which was not logged; there are {found}")
-        if float(value) < self.best - self.min_delta:
-            self.best, self.waited, self._weights = float(value), 0, self._candidate
+        less = float(value) if self.mode == "min" else -float(value)
+        if less < self.best - self.min_delta:
+            self.best, self.waited, self._weights = less, 0, self._candidate
             pl_module.final_weights = self._weights
         else:
             self.waited += 1
         if self.waited >= self.patience:
             log.warning(
-                f"early_stopping: {self.monitor} has not improved on {self.best:.4f} for {self.waited} validations; "
+                f"early_stopping: {self.monitor} has not improved on {abs(self.best):.4f} for {self.waited} validations; "
                 f"stopping at step {trainer.global_step}"
             )
             trainer.should_stop = True
@@ -94,7 +104,8 @@ class EarlyStopping(Technique):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        pl_module.log("early_stopping/waited", float(self.waited))
+        if self.is_logged(trainer):
+            pl_module.log("early_stopping/waited", float(self.waited))
 
     @torch.no_grad()
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

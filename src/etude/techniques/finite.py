@@ -1,7 +1,6 @@
 """A guard against losses and gradients that are not finite: the step is left out, counted and explained."""
 
 import logging
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import pytorch_lightning as pl
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from etude.core.faults import bad_module, bad_terms, is_finite
 from etude.core.task import Task
-from etude.core.technique import Batch, GradientSlot, Technique
+from etude.core.technique import GradientSlot, Technique
 
 log = logging.getLogger(__name__)
 
@@ -48,11 +47,9 @@ class Finite(Technique):
         self._terms: list[dict[str, Tensor]] = []
         self._place = ""
 
-    def extra_losses(self, task: Task, batch: Batch, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        self._terms.append({name: value.detach() for name, value in losses.items()})
-        return {}
-
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        assert isinstance(pl_module, Task)
+        self._terms.append(pl_module.composition.terms)
         self._losses.append(loss.detach())
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
@@ -88,7 +85,8 @@ class Finite(Technique):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        pl_module.log("train/skipped_steps", float(self.skipped))
+        if self.is_logged(trainer):
+            pl_module.log("train/skipped_steps", float(self.skipped))
 
     def state_dict(self) -> dict[str, Any]:
         return {"skipped": self.skipped, "in_a_row": self.in_a_row}

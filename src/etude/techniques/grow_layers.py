@@ -77,7 +77,8 @@ class GrowLayers(Technique):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        pl_module.log("grow_layers/active", float(self.active))
+        if self.is_logged(trainer):
+            pl_module.log("grow_layers/active", float(self.active))
 
     def state_dict(self) -> dict[str, Any]:
         return {"active": self.active}

@@ -13,8 +13,8 @@ class LossSchedule(Technique):
     """Multiplies the weight of named terms by a factor that is piecewise linear in the share of the run that is over.
 
     `schedule={generator/cycle: [[0, 2], [0.5, 1]]}` starts that term at twice its weight and reaches 1 half-way; before the
-    first and after the last point the factor stays. Without a schedule each player's terms but its heaviest rise from 0 over the
-    first tenth of the run, so that the main term leads the way.
+    first and after the last point the factor stays. Without a schedule each player's terms but the heaviest that is always
+    there rise from 0 over the first tenth of the run, so that the main term leads.
 
     When to use: auxiliary terms that should help to begin with (high, then falling) or would disturb (0, then rising).
     Source: Kendall et al. 2018 show how much fixed weights matter; Elman 1993 for starting small.
@@ -58,10 +58,14 @@ class LossSchedule(Technique):
         share = task.batches_trained / self._total
         schedule = self.schedule if self._given else self._rising(task, losses)
         self._met |= schedule.keys() & losses.keys()
-        missing = schedule.keys() - self._met - task.lazy_terms
-        if missing and not task._players_of(missing).isdisjoint(task._players_of(losses)):
+        if missing := task.nowhere(schedule.keys() - self._met - task.lazy_terms, losses):
             raise ValueError(
-                f"technique.loss_schedule.schedule names {sorted(missing)[0]!r}, but the terms are {sorted(losses)}; rename it"
+                f"technique.loss_schedule.schedule names {missing[0]!r}, but the terms are {sorted(losses)}; rename it"
+            )
+        if not self._given and not schedule and task.players.keys() == {"model"} and not self._met:
+            raise ValueError(
+                f"technique loss_schedule raises auxiliary terms, {type(task).__name__} has {', '.join(sorted(losses))} alone; "
+                "add a technique that brings terms, or give technique.loss_schedule.schedule"
             )
         return {term: _at(points, share) for term, points in schedule.items() if term in losses}
 
@@ -70,7 +74,8 @@ class LossSchedule(Technique):
         found: dict[str, list[tuple[float, float]]] = {}
         for player in {name.rpartition("/")[0] for name in losses}:
             mine = [name for name in losses if name.rpartition("/")[0] == player]
-            main = max(sorted(mine), key=lambda name: task.loss_weights.get(name, 1.0) * (2 if name == "nll" else 1))
+            steady = [name for name in mine if name not in task.lazy_terms] or mine
+            main = max(sorted(steady), key=lambda name: task.loss_weights.get(name, 1.0) * (2 if name == "nll" else 1))
             found |= {name: [(0.0, 0.0), (0.1, 1.0)] for name in mine if name != main}
         return found
 

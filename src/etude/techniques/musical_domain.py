@@ -90,7 +90,8 @@ class MusicalDomain(Technique):
             )
         if self.equivariance and tokenizer.base_size != len(tokenizer):
             raise ValueError(
-                f"technique musical_domain: equivariance transposes token by token, {kind} has byte pairs; set it to 0"
+                f"technique musical_domain: equivariance transposes token by token, {kind} has byte pairs; set "
+                "technique.musical_domain.equivariance=0"
             )
         if any(value is not None for value in self.ranges.values()):
             data: Any = getattr(trainer, "datamodule", None)

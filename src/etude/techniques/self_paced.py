@@ -68,6 +68,7 @@ class SelfPaced(Technique):
         self._losses = torch.empty(0)
         self._share = 1.0
         self._span = 1.0
+        self._spread = torch.tensor(0.0)
 
     @property
     def logs(self) -> frozenset[str]:
@@ -93,8 +94,14 @@ class SelfPaced(Technique):
         weight_n = self._weights(loss, task)[place_n]
         if self.method != "superloss":
             weight_n = weight_n / weight_n.mean().clamp(min=1e-6)
-        task.log("self_paced/weight_spread", weight_n.std(correction=0))
+        self._spread = weight_n.std(correction=0)
         return {"self_paced": ((weight_n - 1) * nll_n).mean()}
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.is_logged(trainer):
+            pl_module.log("self_paced/weight_spread", self._spread)
 
     def _weights(self, loss: Tensor, task: Task) -> Tensor:
         mean = float(loss.mean())

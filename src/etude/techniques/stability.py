@@ -2,7 +2,6 @@
 
 import logging
 import math
-from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any, ClassVar, Literal
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from etude.core.faults import bad_module, bad_terms, is_finite
 from etude.core.task import Task
-from etude.core.technique import Batch, GradientSlot, Technique
+from etude.core.technique import GradientSlot, Technique
 
 log = logging.getLogger(__name__)
 FLOOR = 0.01  # of the median's size: the smallest deviation that counts as one
@@ -103,11 +102,9 @@ class Stability(Technique):
         if type(trainer.strategy).__name__ in ("ModelParallelStrategy", "FSDPStrategy"):
             raise ValueError("technique stability measures whole gradients, trainer=fsdp splits them; add technique=[]")
 
-    def extra_losses(self, task: Task, batch: Batch, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        self._terms.append({name: value.detach() for name, value in losses.items()})
-        return {}
-
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        assert isinstance(pl_module, Task)
+        self._terms.append(pl_module.composition.terms)
         scaler = getattr(trainer.precision_plugin, "scaler", None)  # half precision scales the loss by what changes in training
         self._losses.append(loss.detach() / (scaler.get_scale() if scaler is not None else 1.0))
 
@@ -136,7 +133,7 @@ class Stability(Technique):
         values = {"": task.trainer.strategy.reduce(total, reduce_op="mean")}
         for player in task.players:
             if gradients := _gradients(task, player):
-                values[player] = torch.stack([x.float() for x in torch._foreach_norm(gradients)]).norm()
+                values[player] = nn.utils.get_total_norm(gradients).float()
         found = torch.stack([value.to(total.device) for value in values.values()]).tolist()
         return found[0], dict(zip(list(values)[1:], found[1:], strict=True))
 
@@ -210,6 +207,8 @@ class Stability(Technique):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if not self.is_logged(trainer):
+            return
         pl_module.log("train/spikes", float(self.spikes))
         if self.good:
             pl_module.log("train/loss_smooth", self._mean / (1 - self.smoothing**self.good))

@@ -8,6 +8,7 @@ import numpy as np
 import pytorch_lightning as pl
 from torch import nn
 
+from etude.core.pacing import check_mode
 from etude.core.task import Task
 from etude.core.technique import Technique
 
@@ -15,7 +16,7 @@ log = logging.getLogger(__name__)
 
 DEFAULTS: dict[str, Any] = {
     "name": None, "frozen": [], "lr": 1.0, "layer_decay": 1.0, "warmup": None, "loss_weights": {}, "data": {}, "monitor": None,
-    "min_steps": 0, "max_steps": None, "patience": None, "min_delta": 0.0,
+    "mode": "min", "min_steps": 0, "max_steps": None, "patience": None, "min_delta": 0.0,
 }  # fmt: skip
 
 
@@ -31,8 +32,8 @@ class Stages(Technique):
       draws that no worker has made yet.
     - max_steps: length of the stage, over which the task's schedule runs anew; None for the rest of the run.
       warmup: share of it, in [0, 1), None for the schedule's own.
-    - monitor (None: the task's own), patience, min_delta, min_steps: it ends, after `min_steps` at the earliest, when the
-      metric, lower is better, has not fallen by more than `min_delta` for `patience` validations.
+    - monitor (None: the task's own), mode ("min" or "max" is better), patience, min_delta, min_steps: it ends, after
+      `min_steps` at the earliest, when the metric has not improved by more than `min_delta` for `patience` validations.
 
     A stage changes between two optimizer steps; the reason is logged, and the optimizer's moments stay with the parameters
     that stay. The run is over with its last stage, at the latest after the trainer's max_steps. Resuming in a stage goes on
@@ -77,6 +78,7 @@ class Stages(Technique):
                 f"technique.stages: layer_decay of {made['name']} is {made['layer_decay']}, must be in (0, 1], and lr "
                 f"{made['lr']}, above 0"
             )
+        check_mode(f"stages.stages[{number - 1}].mode", made["mode"])
         if made["warmup"] is not None and not 0 <= made["warmup"] < 1:
             raise ValueError(f"technique.stages: warmup of {made['name']} is {made['warmup']}, must be in [0, 1), a share of it")
         return made
@@ -190,6 +192,7 @@ class Stages(Technique):
             parameter.requires_grad_(self._trainable[name] and not name.startswith(frozen))
         task.loss_weights = {**self._loss_weights, **made["loss_weights"]}
         task.schedule_steps = made["max_steps"] or max(1, task.trainer.max_steps - self.started)
+        task.schedule_since = self.started
         task.schedule_options = {} if made["warmup"] is None else {"warmup": made["warmup"]}
         task.lr_factors = _factors(task, made["lr"], made["layer_decay"])
 
@@ -206,7 +209,8 @@ class Stages(Technique):
         length = self.current["max_steps"]
         if length is not None and trainer.global_step - self.started >= length:
             self.reason = self.reason or f"its {length} steps are over"
-        pl_module.log("stages/number", float(self.number + 1))
+        if self.is_logged(trainer):
+            pl_module.log("stages/number", float(self.number + 1))
         self._finish(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -217,12 +221,15 @@ class Stages(Technique):
         if value is None:
             found = ", ".join(sorted(trainer.callback_metrics))
             raise ValueError(f"technique.stages: monitor of {made['name']} is {made['monitor']!r}, not logged; there are {found}")
-        if float(value) < self.best - made["min_delta"]:
-            self.best, self.waited = float(value), 0
+        less = float(value) if made["mode"] == "min" else -float(value)
+        if less < self.best - made["min_delta"]:
+            self.best, self.waited = less, 0
         else:
             self.waited += 1
         if self.waited >= made["patience"] and trainer.global_step - self.started >= made["min_steps"]:
-            self.reason = self.reason or (f"{made['monitor']} has not improved on {self.best:.4f} for {self.waited} validations")
+            self.reason = self.reason or (
+                f"{made['monitor']} has not improved on {abs(self.best):.4f} for {self.waited} validations"
+            )
         self._finish(trainer)
 
     def _finish(self, trainer: pl.Trainer) -> None:
@@ -243,15 +250,16 @@ class Stages(Technique):
             now = task.batches_trained
             current = max(i for i, (first, _) in enumerate(self.changes) if first <= now)
             self.changes = [*self.changes[current:], [now + self._lookahead + 1, self.number]]  # this batch is drawn
-        moments = {p: state for optimizer in trainer.optimizers for p, state in optimizer.state.items()}
+        from etude.core.optimizers import carry_state  # takes a second to import
+
+        former = trainer.optimizers
         self._apply()
         for parameter in task.parameters():
             if not parameter.requires_grad:
                 parameter.grad = None
         trainer.strategy.setup_optimizers(trainer)
-        for optimizer in trainer.optimizers:
-            for group in optimizer.param_groups:
-                optimizer.state.update({p: moments[p] for p in group["params"] if p in moments})
+        for old, new in zip(former, trainer.optimizers, strict=True):
+            carry_state(old, new)
 
     # --- state ---
 

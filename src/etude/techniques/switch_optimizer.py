@@ -21,8 +21,8 @@ class SwitchOptimizer(Technique):
     The new one starts with an empty state, and its schedule anew, warm-up included, over the steps that are left. Players
     keep the proportion of their learning rate to the optimizer's. Without `to`, Adam's family gives way to Lion with a fifth
     of its learning rates and five times its weight decay (Chen et al. 2023, section 5, asks for a factor of 3 to 10), which
-    goes on at the same scale whatever the model. What is watched is observed after each validation, a metric train/... after
-    each update.
+    goes on at the same scale whatever the model. What is watched is observed after each validation, a metric train/... at
+    each step that the loggers are told of (trainer.log_every_n_steps).
 
     When to use: AdamW finds its way early, and a plainer rule generalises better late; for SGD, as in the source, say
     'technique.switch_optimizer.to={_target_:torch.optim.SGD,_partial_:true,lr:0.1,momentum:0.9}'.
@@ -108,7 +108,8 @@ class SwitchOptimizer(Technique):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step != self._seen_step and self.monitor is not None and self.monitor.startswith("train/"):
+        watched = self.monitor is not None and self.monitor.startswith("train/")
+        if watched and trainer.global_step != self._seen_step and self.is_logged(trainer):
             self._look(trainer)
         self._seen_step = trainer.global_step
 
@@ -150,7 +151,8 @@ class SwitchOptimizer(Technique):
         """Gives the task the new optimizer, as `switched` says."""
         former = self.switched["former"]
         to = self.to or partial(lion, lr=former["lr"] / 5, weight_decay=former["weight_decay"] * 5)
-        task.use_optimizer(to, player_lr=self.switched["player_lr"], schedule_steps=self.switched["schedule_steps"])
+        steps, since = self.switched["schedule_steps"], self.switched["step"]
+        task.use_optimizer(to, player_lr=self.switched["player_lr"], schedule_steps=steps, since=since)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "waited": self.waited, "switched": self.switched}
