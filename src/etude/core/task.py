@@ -81,6 +81,9 @@ class Task(pl.LightningModule):
         self.schedule_since = 0  # the optimizer step at which `schedule_steps` was set
         self.schedule_options: dict[str, Any] = {}
         self.final_weights: dict[str, Tensor] = {}
+        self.gradient_norms: dict[
+            str, Tensor
+        ] = {}  # of each player, before clipping, where it is clipped or guarded
         self._terms: dict[str, Tensor] = {}
         self._factors: dict[str, float | Tensor] = {}
         self._observe: Callable[[Task, Batch], None] | None = None  # of an optimizer that wants more than gradients
@@ -277,18 +280,28 @@ class Task(pl.LightningModule):
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clips each player by itself, so that one player's large gradient does not slow another."""
+        self.composition.transform_gradients(self, lambda: self._clip(gradient_clip_val, gradient_clip_algorithm))
 
-        def clip() -> None:
-            if not gradient_clip_val:
-                return
-            for modules in self.players.values():
-                parameters = [p for module in modules for p in module.parameters() if p.grad is not None]
-                if gradient_clip_algorithm == "value":
-                    nn.utils.clip_grad_value_(parameters, gradient_clip_val)
-                else:
-                    nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
-
-        self.composition.transform_gradients(self, clip)
+    def _clip(self, value: float | None, algorithm: str | None) -> None:
+        """Measures each player's gradient where it is clipped or guarded, and clips it."""
+        self.gradient_norms = {}
+        guarded = self.composition.guarded
+        if not value and not guarded:
+            return
+        for player, modules in self.players.items():
+            parameters = [p for module in modules for p in module.parameters() if p.grad is not None]
+            if not parameters:
+                continue
+            norm: Any = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            split = hasattr(norm, "full_tensor")  # trainer=fsdp
+            self.gradient_norms[player] = norm.full_tensor() if split else norm
+            if value and algorithm == "value":
+                nn.utils.clip_grad_value_(parameters, value)
+            elif value and split:
+                nn.utils.clip_grad_norm_(parameters, value)
+            elif value:
+                # a guard leaves out what is not finite, and wants to know where it is: clipping would spread it
+                nn.utils.clip_grads_with_norm_(parameters, value, torch.where(norm.isfinite(), norm, 0.0) if guarded else norm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["etude"] = {"batches_trained": self.batches_trained, "recipe": self.recipe}

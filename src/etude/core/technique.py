@@ -197,6 +197,15 @@ class Composition:
         """Returns the loss to minimise: the claimant's, or the task's weighted sum."""
         return self._weigher.weigh(task, losses) if self._weigher else task.weighted_sum(losses)
 
+    @property
+    def guarded(self) -> bool:
+        """Whether a technique acts on gradients after the trainer's clipping."""
+        return bool(self._after_clip)
+
+    def changes_clipped(self, besides: Technique) -> bool:
+        """Whether techniques other than `besides` change gradients after the trainer's clipping, but for those that guard."""
+        return any(t is not besides and not t.guards for t in self._after_clip)
+
     def transform_gradients(self, task: "Task", clip: Any) -> None:
         """Applies the gradient transforms in slot order, the trainer's own `clip()` at the start of CLIP."""
         for technique in self._before_clip:

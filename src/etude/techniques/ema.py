@@ -37,6 +37,7 @@ class Ema(Technique):
         self.updates = 0
         self._held = EvaluationWeights()
         self._seen_step = -1
+        self._weights: list[Tensor] = []  # the task's own, in the order of the average's
 
     @property
     def _average(self) -> dict[str, Tensor]:
@@ -52,6 +53,8 @@ class Ema(Technique):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._seen_step = trainer.global_step  # known only now: a resumed run's step is restored after on_fit_start
+        weights = self._held.trained(pl_module)
+        self._weights = [weights[name] for name in self._average]
 
     @torch.no_grad()
     def on_train_batch_end(
@@ -62,8 +65,7 @@ class Ema(Technique):
         self._seen_step = trainer.global_step
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        weights = self._held.trained(pl_module)
-        torch._foreach_lerp_(list(self._average.values()), [weights[name] for name in self._average], 1 - decay)
+        torch._foreach_lerp_(list(self._average.values()), self._weights, 1 - decay)
 
     def _swap(self, task: pl.LightningModule) -> None:
         self._held.swap(task)

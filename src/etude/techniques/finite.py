@@ -22,8 +22,8 @@ class Finite(Technique):
     the module's definition, whose gradient has. Nothing is changed while all is finite. Buffers that a forward pass
     writes (batch statistics) are not taken back.
 
-    When to use: long runs nobody watches, mixed precision, losses with roots, logarithms or ratios. Costs a
-    norm of each gradient and one transfer from the device a step, twice beside others that change gradients.
+    When to use: long runs nobody watches, mixed precision, losses with roots, logarithms or ratios. Costs one
+    transfer from the device a step, and a norm of each gradient where nothing is clipped.
 
     Args:
         max_skipped: steps left out in a row that end the run, at least 1.
@@ -45,33 +45,26 @@ class Finite(Technique):
         self.in_a_row = 0
         self._losses: list[Tensor] = []
         self._terms: list[dict[str, Tensor]] = []
-        self._place = ""
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         assert isinstance(pl_module, Task)
         self._terms.append(pl_module.composition.terms)
         self._losses.append(loss.detach())
 
-    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
-        # before clipping, which spreads one bad value over all of a player's gradients
-        self._place = "" if is_finite(pl_module, self._losses) else bad_module(pl_module)
-
     def transform_gradients(self, task: Task) -> None:
-        others = any(t.gradient_slot is not None for t in task.composition.techniques if t is not self)
-        finite = not self._place and (not others or is_finite(task))  # clipping leaves what is finite so
-        finite = task.trainer.strategy.reduce_boolean_decision(finite, all=True)  # all ranks leave a step out or none does
+        # all ranks leave a step out or none does
+        finite = task.trainer.strategy.reduce_boolean_decision(is_finite(task, self._losses, self), all=True)
         if not finite:
             self._skip(task)
         self.in_a_row = 0 if finite else self.in_a_row
-        self._losses, self._terms, self._place = [], [], ""
+        self._losses, self._terms = [], []
 
     def _skip(self, task: Task) -> None:
         self.skipped += 1
         self.in_a_row += 1
-        place = self._place or bad_module(task)
         report = (
             f"step {task.trainer.global_step + 1} is not finite and left out ({self.skipped} so far): "
-            f"terms {bad_terms(self._terms)}, module {place}"
+            f"terms {bad_terms(self._terms)}, module {bad_module(task)}"
         )
         for parameter in task.parameters():
             parameter.grad = None

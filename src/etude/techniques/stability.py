@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from etude.core.faults import bad_module, bad_terms, is_finite
+from etude.core.faults import bad_module, bad_terms
 from etude.core.task import Task
 from etude.core.technique import GradientSlot, Technique
 
@@ -92,7 +92,6 @@ class Stability(Technique):
         self._optimizer: Any = None  # whose snapshot it is
         self._losses: list[Tensor] = []
         self._terms: list[dict[str, Tensor]] = []
-        self._place = ""
 
     @property
     def logs(self) -> frozenset[str]:
@@ -108,10 +107,6 @@ class Stability(Technique):
         scaler = getattr(trainer.precision_plugin, "scaler", None)  # half precision scales the loss by what changes in training
         self._losses.append(loss.detach() / (scaler.get_scale() if scaler is not None else 1.0))
 
-    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
-        # before clipping, which spreads one bad value over all of a player's gradients
-        self._place = "" if is_finite(pl_module, self._losses) else bad_module(pl_module)
-
     def transform_gradients(self, task: Task) -> None:
         optimizer = task.trainer.optimizers[0]
         if optimizer is not self._optimizer and self._optimizer is not None:
@@ -125,17 +120,24 @@ class Stability(Technique):
                 parameter.grad = None
         else:
             self._accept(task, loss, norms)
-        self._losses, self._terms, self._place = [], [], ""
+        self._losses, self._terms = [], []
 
     def _measure(self, task: Task) -> tuple[float, dict[str, float]]:
         """Returns the step's loss, the mean over its batches and all ranks, and the norm of each player's gradient."""
         total = torch.stack([x.float() for x in self._losses]).sum()  # of an accumulated step, each comes divided by their number
         values = {"": task.trainer.strategy.reduce(total, reduce_op="mean")}
-        for player in task.players:
-            if gradients := _gradients(task, player):
-                values[player] = nn.utils.get_total_norm(gradients).float()
+        values |= self._norms(task)
         found = torch.stack([value.to(total.device) for value in values.values()]).tolist()
         return found[0], dict(zip(list(values)[1:], found[1:], strict=True))
+
+    def _norms(self, task: Task) -> dict[str, Tensor]:
+        """The norm of each player's gradient as it is now: after the trainer's clipping, which has told it before."""
+        limit, algorithm = task.trainer.gradient_clip_val, task.trainer.gradient_clip_algorithm
+        if (limit and algorithm == "value") or task.composition.changes_clipped(self):
+            found = {player: _gradients(task, player) for player in task.players}
+            return {player: nn.utils.get_total_norm(g).float() for player, g in found.items() if g}
+        norms = {player: norm.float() for player, norm in task.gradient_norms.items()}
+        return {player: norm * (limit / (norm + 1e-6)).clamp(max=1) for player, norm in norms.items()} if limit else norms
 
     def _is_spike(self, loss: float) -> bool:
         if self.threshold is None or len(self.losses) < self.warmup:
@@ -156,8 +158,7 @@ class Stability(Technique):
                 self.losses, self.norms = [], {}
                 return False
         else:
-            place = self._place or bad_module(task)
-            what = f"{step}: not finite, terms {bad_terms(self._terms)}, module {place}"
+            what = f"{step}: not finite, terms {bad_terms(self._terms)}, module {bad_module(task)}"
             if self.in_a_row > self.patience:
                 raise ValueError(
                     f"{what}; stability.patience = {self.patience} bears no more in a row: lower the learning rate, "
