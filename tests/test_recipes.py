@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from etude.core.checkpoint_files import find_stage
+from etude.recipes import _outdated, pinned
 from tests.songs import write_songs
 from tests.test_levels import composed
-from tests.test_run import TINY, call, fails
+from tests.test_run import TINY, call, fails, program
 
 STAGES = ("pretrain", "finetune", "polish", "progression")
 SHAPE = [option for option in TINY if option.startswith("model.") or option == "data=folder"]
@@ -105,3 +106,85 @@ def test_fast_convergence_continues_a_run(home: Path, capsys: pytest.CaptureFixt
     assert "continuing" in capsys.readouterr().err
     on = checkpoint(home / "outputs" / "fast")
     assert on["global_step"] == 12 and on["etude"]["recipe"]["scheduler"]["_target_"].endswith("wsd")
+
+
+@pytest.mark.parametrize(
+    ("earlier", "options", "kept"),
+    [
+        (["technique=[ema]", "technique.ema.decay=0.9"], ["technique=[]"], []),
+        (["technique=[ema]", "technique.ema.decay=0.9"], ["technique=[swa,ema]"], ["technique.ema.decay=0.9"]),
+        (["optimizer=lion", "optimizer.lr=0.1"], ["optimizer=adamw"], []),
+        (["data=folder", "data.root=a"], ["data=folder"], ["data.root=a"]),
+        (["data=folder", "data.root=a"], ["data.batch_size=2"], ["data.root=a"]),
+    ],
+)
+def test_what_belongs_to_a_choice_goes_with_it(earlier: list[str], options: list[str], kept: list[str]) -> None:
+    assert [o for o in earlier if "." in o and not _outdated(o, earlier, options)] == kept
+
+
+def test_a_stage_keeps_what_it_is_not_told_otherwise(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [o for o in REST if not o.startswith("data.")]
+    call("train", home / "outputs" / "small", *options, f"cache_dir={home / 'cache'}", "~sampling", "stage=finetune",
+         f"weights={home / 'outputs' / 'broad'}", "data.batch_size=1")  # fmt: skip
+    recipe = checkpoint(home / "outputs" / "small")["etude"]["recipe"]
+    assert recipe["data"]["batch_size"] == 1 and recipe["data"]["root"] == str(home / "songs")
+    assert find_stage(["pretrain"], str(home / "outputs"), wanted="finetune", kind="language_model").is_file()
+    with pytest.raises(ValueError, match=r"run `python train\.py stage=pretrain task=style_transfer` first"):
+        find_stage(["pretrain"], str(home / "outputs"), wanted="finetune", kind="style_transfer")
+
+
+def test_a_teacher_stays_the_same_when_its_run_goes_on(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    last = home / "outputs" / "broad" / "checkpoints" / "last.ckpt"
+    teacher = "technique.distillation.teacher"
+    assert pinned(f"{teacher}=last", str(home / "outputs" / "broad")) == f'{teacher}="{last}"'
+    options = [*SHAPE, *REST, f"data.root={home / 'songs'}", f"cache_dir={home / 'cache'}", "~sampling"]
+    call("train", home / "outputs" / "student", *options, "technique=[distillation]",
+         f"{teacher}={last.parents[1]}")  # fmt: skip
+    call("train", home / "outputs" / "student_on", f"ckpt={home / 'outputs' / 'student'}", "trainer.max_steps=12")
+    assert checkpoint(home / "outputs" / "student_on")["global_step"] == 12
+
+
+def test_a_monitor_that_nothing_logs_is_told_before_training(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [*SHAPE, *REST, f"data.root={home / 'songs'}", f"cache_dir={home / 'cache'}", "~sampling"]
+    told = fails(capsys, "train", home / "outputs" / "none", *options, "monitor=val/nll2")
+    assert "monitor is 'val/nll2', which nothing logs; there are" in told
+
+
+RANKS = """
+import runpy, sys
+from etude.techniques.bandit import Bandit
+from etude.techniques.curriculum import Curriculum
+from etude.techniques.distillation import Distillation
+
+def told(name, what):
+    def on_train_end(self, trainer, task):
+        with open(f"{OUT}/{name}_{trainer.global_rank}", "w") as file:
+            file.write(repr(what(self)))
+    return on_train_end
+
+OUT = sys.argv.pop(1)
+Bandit.on_train_end = told("bandit", lambda t: (t.weights, t.changes))
+Curriculum.on_train_end = told("curriculum", lambda t: [(first, times.tolist()) for first, times in t.tables])
+Distillation.on_train_end = told("distillation", lambda t: [p.tolist() for p in t._projections])
+sys.argv[0] = "train.py"
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+def test_all_ranks_choose_and_project_alike(home: Path, tmp_path: Path) -> None:
+    script = tmp_path / "ranks.py"
+    script.write_text(RANKS)
+    rest = [o for o in REST if not o.startswith(("trainer", "max_steps"))]
+    teacher = home / "outputs" / "broad"
+    process = program(
+        str(script), str(tmp_path), *SHAPE, *rest, f"data.root={home / 'songs'}", f"cache_dir={home / 'cache'}", "~sampling",
+        f"outputs={tmp_path}", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp_fork",
+        "trainer.precision=32", "trainer.val_check_interval=4", "max_steps=12", "technique=[bandit,curriculum,distillation]",
+        "technique.bandit.every=2", "technique.bandit.num_arms=2", "technique.curriculum.difficulty=loss",
+        f"technique.distillation.teacher={teacher}", "technique.distillation.features=1", "logger=[]",
+    )  # fmt: skip
+    said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    for name in ("bandit", "curriculum", "distillation"):
+        first, second = ((tmp_path / f"{name}_{rank}").read_text() for rank in range(2))
+        assert first == second, name

@@ -12,7 +12,8 @@ from omegaconf import DictConfig
 if TYPE_CHECKING:
     from etude.core.task import Task
 
-KEPT = ("task", "data", "model", "tokenizer", "discriminator", "styles")  # what a stage takes over from the run it starts from
+# what a stage takes over from the run it starts from
+KEPT = ("experiment", "task", "data", "model", "tokenizer", "discriminator", "styles")
 
 
 def compose(options: list[str], *, program: str = "train") -> DictConfig:
@@ -49,8 +50,24 @@ def continued(cfg: DictConfig, checkpoint: dict[str, Any], options: list[str]) -
     mine = {key(option) for option in options}
     gone = tuple(f"{key(option)}." for option in options if option.startswith("~"))
     earlier = checkpoint["etude"]["recipe"].get("overrides", [])
-    merged = [o for o in earlier if key(o) not in mine and not key(o).startswith(gone or ("\0",))] + options
+    gone_or_none = gone or ("\0",)
+    kept = [
+        o for o in earlier if key(o) not in mine and not key(o).startswith(gone_or_none) and not _outdated(o, earlier, options)
+    ]
+    merged = [*kept, *options]
     return compose([*merged, f"ckpt={json.dumps(cfg.ckpt)}"]), merged
+
+
+def _outdated(option: str, earlier: list[str], options: list[str]) -> bool:
+    """Whether an earlier option sets something of a choice that is no longer made, such as technique.ema.decay with
+    technique=[]."""
+    group, _, rest = key(option).partition(".")
+    now = next((o.partition("=")[2] for o in options if key(o) == group), None)
+    if now is None or not rest:
+        return False
+    if group == "technique":
+        return rest.partition(".")[0] not in now.strip("[]").split(",")
+    return now != next((o.partition("=")[2] for o in earlier if key(o) == group), None)
 
 
 def train_phases(cfg: DictConfig, folder: Path, overrides: list[str], run: Callable[..., float | None]) -> float | None:

@@ -209,6 +209,7 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | Non
     tokenizer = instantiate(cfg.tokenizer) if cfg.get("tokenizer") is not None else None
     datamodule = prepare_data(cfg.data, tokenizer, folder)
     task = build_task(cfg, **datamodule.parts)
+    task.check_metric(cfg.monitor, "monitor", cfg.monitor_mode, techniques)
     if cfg.weights is not None:
         recipes.start_from(task, find_checkpoint(cfg.weights, cfg.outputs))
     task.recipe = {**recipe, "overrides": overrides}

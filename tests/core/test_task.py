@@ -203,6 +203,6 @@ def test_factors_of_learning_rates_go_by_the_longest_beginning_of_a_name(tmp_pat
 
 def test_a_metric_that_nothing_logs_is_told(tmp_path: Path) -> None:
     gan = ToyGan()
-    gan.check_metric("val/cycle", "x.monitor")
+    gan.check_metric("val/cycle", "x.monitor", "min")
     with pytest.raises(ValueError, match=r"x.monitor is 'val/nlll', which nothing logs; there are train/loss, val/cycle"):
-        gan.check_metric("val/nlll", "x.monitor")
+        gan.check_metric("val/nlll", "x.monitor", "min")

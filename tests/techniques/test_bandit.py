@@ -40,7 +40,7 @@ def test_an_arm_is_drawn_as_often_as_its_probability_says_whatever_its_size() ->
     assert chance.max() == 1 and chance[:30].sum() / chance.sum() == pytest.approx(0.4)
 
 
-silent = SimpleNamespace(global_step=1, log_every_n_steps=50)
+silent = SimpleNamespace(global_step=1, log_every_n_steps=50, strategy=SimpleNamespace(reduce=lambda sums, reduce_op: sums))
 
 
 def test_the_arm_whose_loss_falls_is_preferred_and_only_after_what_is_drawn() -> None:
@@ -66,3 +66,17 @@ def test_the_arm_whose_loss_falls_is_preferred_and_only_after_what_is_drawn() ->
 def test_bad_options_are_told(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Bandit(**options)
+
+
+def test_a_loss_that_is_not_finite_is_forgotten() -> None:
+    technique, data = ready(arms="genre", every=1)
+    task: Any = Task(optimizer=torch.optim.SGD)  # type: ignore[arg-type]
+    task.log = lambda *_: None
+    batch = {"piece": torch.tensor([[0, 25]]), "targets": torch.zeros(1, 2, dtype=torch.long)}
+    for step, loss in enumerate((3.0, torch.nan, 2.0, 1.5)):
+        task.trace = {"token_nll": torch.tensor([[loss, 2.0]])}
+        technique.extra_losses(task, batch, {})
+        task.batches_trained = step + 1
+        technique.on_train_batch_end(silent, task, None, None, 0)  # type: ignore[arg-type]
+    assert np.isfinite(technique.weights).all() and np.isfinite(technique.rewards).all()
+    assert data.rule(np.arange(40), 40).max() == 1

@@ -124,7 +124,7 @@ def test_own_loss_ranks_what_was_seen(tmp_path: Any) -> None:
     batch = {"piece": torch.arange(40)[None], "targets": torch.zeros(1, 40, dtype=torch.long)}
     task.trace = {"token_nll": losses[None]}
     technique.extra_losses(task, batch, {})
-    technique.on_validation_end(SimpleNamespace(sanity_checking=False, callback_metrics={}), task)  # type: ignore[arg-type]
+    technique.on_validation_end(SimpleNamespace(sanity_checking=False, callback_metrics={}, world_size=1), task)  # type: ignore[arg-type]
     first = admitted(data, 16)
     assert 10 < first.sum() < 20 and first[-first.sum() :].all()
 

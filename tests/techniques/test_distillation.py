@@ -240,10 +240,11 @@ def test_a_block_that_rests_is_not_compared(tmp_path: Path) -> None:
 
 
 def test_a_bad_step_leaves_the_projections_alone(tmp_path: Path) -> None:
-    technique = Distillation(**teach(tmp_path, ToyGan))
+    technique, task = Distillation(**teach(tmp_path, ToyGan)), ToyGan()
+    task.trainer = trainer(tmp_path, max_steps=1)
     technique._projections = [torch.eye(2, requires_grad=True)]
     technique._optimizer = torch.optim.Adam(technique._projections)
     for gradient in (torch.ones(2, 2), torch.full((2, 2), torch.nan), torch.ones(2, 2)):
         technique._projections[0].grad = gradient
-        technique.transform_gradients(ToyGan())
+        technique.transform_gradients(task)
     assert technique._projections[0].isfinite().all() and technique._optimizer.state_dict()["state"][0]["step"] == 2

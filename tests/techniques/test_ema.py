@@ -8,7 +8,9 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from etude.core.checkpoints import LastCheckpoint
 from etude.techniques.ema import Ema
+from etude.techniques.swa import Swa
 from tests.toys import PairsData, ToyGan, same, trainer, weights
 
 
@@ -97,3 +99,24 @@ def test_resume_counts_updates_not_batches(tmp_path: Path) -> None:
     fit(tmp_path / "rest", 7, rest, resume=tmp_path / "half" / "last.ckpt", save_at=3, accumulate=2)
     assert whole.updates == rest.updates == 7
     assert same(whole._average, rest._average)
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # Lightning misses the callback, as it should
+def test_going_on_without_it_goes_on_from_the_trained_weights(tmp_path: Path) -> None:
+    class Tied(ToyGan):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ba[0].weight = self.ab[0].weight
+
+    class Start(pl.Callback):
+        def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            self.found = weights(pl_module)
+
+    torch.manual_seed(0)
+    first, last = Tied(), LastCheckpoint(path=tmp_path / "last.ckpt", every_n_steps=4)
+    trainer(tmp_path, max_steps=4, callbacks=[Ema(decay=0.9), last]).fit(first, PairsData())
+    for others in ([], [Swa()]):
+        start = Start()
+        run = trainer(tmp_path, max_steps=5, callbacks=[start, *others])
+        run.fit(Tied(), PairsData(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+        assert same(start.found, weights(first))

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from etude.core import optimizers
 from etude.core.task import Task
 from etude.core.technique import Technique
 from etude.techniques.finite import Finite
@@ -119,3 +121,21 @@ class Wrong(Technique):
 def test_a_term_that_another_technique_brings_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fit(tmp_path, Finite(), Wrong(), steps=1)
     assert "terms generator/wrong, module" in caplog.text
+
+
+@pytest.mark.parametrize("optimizer", [optimizers.muon, optimizers.soap, optimizers.lookahead_adamw])
+def test_a_step_left_out_is_as_if_it_had_never_been(tmp_path: Path, optimizer: Any) -> None:
+    class Plain(Faulty):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            torch.manual_seed(0)
+
+        def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+            return super().losses(first)  # every batch alike, so that two runs differ in their number of steps alone
+
+    found, first = [], next(iter(PairsData().train_dataloader()))
+    for steps, bad in ((7, set[int]()), (8, {4})):  # the fifth step, at which Lookahead goes back
+        torch.manual_seed(0)
+        task = Plain(noise=0.0, optimizer=partial(optimizer, lr=1e-3), player_lr={}, bad_losses=bad)
+        trainer(tmp_path, max_steps=steps, callbacks=[Finite()]).fit(task, PairsData())
+        found.append(weights(task))
+    assert same(*found)

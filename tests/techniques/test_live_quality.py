@@ -144,7 +144,9 @@ def test_every_metric_it_names_is_there_from_the_first_validation(tmp_path: Path
     assert all(np.isfinite(value) for value in found.values())
     assert all(0 <= value <= 1 for name, value in found.items() if name not in COUNTS)
     assert found["live/turing_low"] <= found["live/turing"] <= found["live/turing_high"]
-    task.check_metric("live/quality", "x.monitor")
+    task.check_metric("live/quality", "x.monitor", "max")
+    with pytest.raises(ValueError, match=r"x\.monitor is 'live/quality', of which more is better, and its mode is min"):
+        task.check_metric("live/quality", "x.monitor", "min")
     folder = tmp_path / "live" / "000002"
     assert {path.name for path in folder.iterdir()} >= {"sample_0.mid"}
 

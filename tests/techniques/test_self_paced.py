@@ -62,3 +62,15 @@ def test_hard_leaves_out_the_hard_piece_until_all_count() -> None:
 def test_bad_options_are_told(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SelfPaced(**options)
+
+
+@pytest.mark.parametrize("method", ["hard", "linear"])
+def test_a_share_of_the_pieces_rests_while_all_losses_fall(method: str) -> None:
+    technique, documents = SelfPaced(method=method, start=0.5), torch.tensor([[0, 1, 2, 3]])
+    resting = []
+    for step in range(40):
+        nll = torch.tensor([[1.0, 2.0, 3.0, 4.0]]) * 0.9**step
+        found = term(technique, nll if step != 20 else nll * torch.nan, documents)
+        if step != 20:
+            resting.append(found.item() / nll.mean().item())
+    assert max(resting) < -0.1  # what counts is easier than the mean, in every step

@@ -28,19 +28,6 @@ if TYPE_CHECKING:
     from etude.core.task import Task
 
 Groups = Iterable[dict[str, Any]]
-COUNTERS = ("step", "counter", "k", "weight_sum", "lr_max")  # what optimizers keep in a group rather than with each weight
-
-
-def carry_state(old: Optimizer, new: Optimizer) -> None:
-    """Gives a new optimizer of the same kind what an old one knew of the weights that both train: moments and counters."""
-    for before, after in ((old, new), (getattr(old, "optimizer", None), getattr(new, "optimizer", None))):
-        if before is None or after is None:  # Lookahead has one within
-            continue
-        groups = {p: group for group in before.param_groups for p in group["params"]}
-        for group in after.param_groups:
-            after.state.update({p: before.state[p] for p in group["params"] if p in before.state})
-            known = next((groups[p] for p in group["params"] if p in groups), {})
-            group.update({name: known[name] for name in COUNTERS if name in known})
 
 
 def lion(params: Groups, *, lr: float = 0.0006, betas: Sequence[float] = (0.95, 0.98), weight_decay: float = 0.25) -> Optimizer:

@@ -38,8 +38,8 @@ def wsd(optimizer: Optimizer, *, total_steps: int, warmup: float = 0.02, decay: 
     Source: Hu et al. 2024 (MiniCPM), section 4, with a linear decay (Haegele et al. 2024).
     """
     _check(total_steps, warmup, final)
-    if not 0 < decay <= 1 - warmup:
-        raise ValueError(f"decay is {decay}, must be in (0, 1 - warmup = {1 - warmup}]")
+    if not 0 < decay <= 1 - warmup + 1e-9:
+        raise ValueError(f"decay is {decay}, must be in (0, 1 - warmup = {1 - warmup:g}]")
     rise, fall = warmup * total_steps, (1 - decay) * total_steps
 
     def factor(step: int) -> float:
@@ -100,7 +100,7 @@ def cosine_restarts(
 
     factor(t) = final + (1 - final) (1 + cos(pi t_cur / T_i)) / 2, where t_cur steps have passed since the last restart and
     T_(i+1) = t_mult * T_i. The first cycle's length T_0 is such that the last one ends with the run: of the steps after the
-    warm-up, the share 1 / (1 + t_mult + ... + t_mult^(cycles - 1)), 1/7 by default.
+    warm-up, the share 1 / (1 + t_mult + ... + t_mult^(cycles - 1)), 1/2 by default.
 
     When to use: for a good model at the end of each cycle, or where training sticks. cycles = 1 is `cosine`.
 

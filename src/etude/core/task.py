@@ -81,9 +81,7 @@ class Task(pl.LightningModule):
         self.schedule_since = 0  # the optimizer step at which `schedule_steps` was set
         self.schedule_options: dict[str, Any] = {}
         self.final_weights: dict[str, Tensor] = {}
-        self.gradient_norms: dict[
-            str, Tensor
-        ] = {}  # of each player, before clipping, where it is clipped or guarded
+        self.gradient_norms: dict[str, Tensor] = {}  # of each player, before clipping, where it is clipped or guarded
         self._terms: dict[str, Tensor] = {}
         self._factors: dict[str, float | Tensor] = {}
         self._observe: Callable[[Task, Batch], None] | None = None  # of an optimizer that wants more than gradients
@@ -196,9 +194,13 @@ class Task(pl.LightningModule):
         """Returns sum_i w_i * loss_i with the weights of `weights_of`, summed in the order of the names."""
         return torch.stack(list(self.weighted(losses).values())).sum()
 
-    def check_metric(self, name: str, who: str) -> None:
-        """Raises: ValueError where nothing logs the metric `name` that `who` (such as "stages.monitor") wants to watch."""
-        known = {"train/loss", *self.logs}.union(*(technique.logs for technique in self.composition.techniques))
+    def check_metric(self, name: str, who: str, mode: str, techniques: Iterable[Technique] | None = None) -> None:
+        """Raises: ValueError where nothing logs the metric `name` that `who` (such as "stages.monitor") wants to watch, or where
+        more of it is better and `mode` is min. techniques: those of the run, where the task has no trainer yet."""
+        chosen = list(self.composition.techniques if techniques is None else techniques)
+        if mode == "min" and any(name in technique.more_is_better for technique in chosen):
+            raise ValueError(f"{who} is {name!r}, of which more is better, and its mode is min; set that to max")
+        known = {"train/loss", *self.logs}.union(*(technique.logs for technique in chosen))
         if name not in known and not name.startswith("train/"):
             raise ValueError(f"{who} is {name!r}, which nothing logs; there are {', '.join(sorted(known))}")
 
@@ -310,3 +312,11 @@ class Task(pl.LightningModule):
         self.batches_trained = checkpoint["etude"]["batches_trained"]
         if "trained_weights" in checkpoint:  # of a run that was over
             checkpoint["state_dict"] = checkpoint["trained_weights"]
+        here = {technique.state_key for technique in self.composition.techniques}
+        for key, state in checkpoint.get("callbacks", {}).items():  # of an average that this run goes on without
+            if key not in here and isinstance(state, dict) and "training_weights" in state and self._trainer is not None:
+                first = {value.data_ptr(): name for name, value in reversed(self.state_dict().items())}
+                names = {name: first[value.data_ptr()] for name, value in self.state_dict().items()}
+                trained = state["training_weights"]
+                saved = checkpoint["state_dict"].items()
+                checkpoint["state_dict"] = {name: trained.get(names.get(name, name), value) for name, value in saved}

@@ -77,6 +77,11 @@ class Technique(pl.Callback):
         """Names of the metrics that it logs, for those who want to watch one."""
         return frozenset()
 
+    @property
+    def more_is_better(self) -> frozenset[str]:
+        """Those of `logs` that are the better, the higher."""
+        return frozenset()
+
     def is_logged(self, trainer: pl.Trainer) -> bool:
         """Whether the loggers will be told of the step that is just done; a `log` costs up to a millisecond."""
         return trainer.global_step % max(1, trainer.log_every_n_steps) == 0  # type: ignore[attr-defined, no-any-return]

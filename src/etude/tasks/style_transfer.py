@@ -193,6 +193,8 @@ class StyleTransfer(Task):
         seen_nmf = self._noisy(x_nmf)
         fake_nmf = self._generate(seen_nmf, source_n, target_n, vectors, visible)
         self.trace = {"generator/input": seen_nmf, "generator/output": fake_nmf, "source": source_n, "target": target_n}
+        if visible is not None:
+            self.trace["generator/visible"] = visible
         terms: dict[str, Tensor] = {}
         if G + "adversarial" in on:
             with frozen(self.judge):
@@ -277,7 +279,8 @@ class StyleTransfer(Task):
     def retrace(self, batch: Batch, trace: Mapping[str, Tensor]) -> dict[str, Tensor]:
         source_n, target_n = trace["source"], trace["target"]
         vectors = self._vectors(source_n, target_n)
-        return {"generator/output": self._generate(trace["generator/input"], source_n, target_n, vectors)}
+        seen, visible = trace["generator/input"], trace.get("generator/visible")
+        return {"generator/output": self._generate(seen, source_n, target_n, vectors, visible)}
 
     def critic_features(self, output_nmf: Tensor, trace: Mapping[str, Tensor]) -> list[list[Tensor]]:
         """The discriminator's layers on an output for the inputs of `trace`, scale by scale."""

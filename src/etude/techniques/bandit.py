@@ -110,9 +110,10 @@ class Bandit(Technique):
         return admitted
 
     def extra_losses(self, task: Task, batch: Batch, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        counted = (batch["targets"] != -100) & (batch["piece"] >= 0)
+        nll = task.trace["token_nll"].detach()
+        counted = (batch["targets"] != -100) & (batch["piece"] >= 0) & nll.isfinite()
         arm = torch.from_numpy(self._arm)[batch["piece"][counted].cpu()]
-        nll = task.trace["token_nll"].detach()[counted].double().cpu()
+        nll = nll[counted].double().cpu()
         self._sums[0].index_add_(0, arm, nll)
         self._sums[1].index_add_(0, arm, torch.ones_like(nll))
         return {}
@@ -123,13 +124,14 @@ class Bandit(Technique):
         assert isinstance(pl_module, Task)
         now = pl_module.batches_trained
         if now % self.every == 0:
-            self._update(now)
+            sums = trainer.strategy.reduce(self._sums.to(pl_module.device), reduce_op="sum")  # all ranks choose alike
+            self._update(now, sums.cpu())
         if self.is_logged(trainer):
             pl_module.log_dict({f"bandit/{name}": share for name, share in zip(self.names, self.changes[-1][1], strict=True)})
 
-    def _update(self, now: int) -> None:
+    def _update(self, now: int, sums: Tensor) -> None:
         progress = [0.0] * len(self.weights)
-        for arm, (total, count) in enumerate(self._sums.T.tolist()):
+        for arm, (total, count) in enumerate(sums.T.tolist()):
             if not count:
                 continue
             loss = total / count

@@ -127,7 +127,7 @@ class Curriculum(Technique):
         if self.adaptive:
             assert isinstance(pl_module, Task)
             self.monitor = self.monitor or pl_module.logs[0]
-            pl_module.check_metric(self.monitor, "technique.curriculum.monitor")
+            pl_module.check_metric(self.monitor, "technique.curriculum.monitor", self.mode)
 
     def _ranks(self) -> dict[str, np.ndarray]:
         """Ranks in (0, 1] of each piece, by axis for music, as "all" otherwise."""
@@ -186,7 +186,7 @@ class Curriculum(Technique):
 
     def extra_losses(self, task: Task, batch: Batch, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if self.difficulty == "loss":
-            counted = (batch["targets"] != -100) & (batch["piece"] >= 0)
+            counted = (batch["targets"] != -100) & (batch["piece"] >= 0) & task.trace["token_nll"].isfinite()
             pieces, nll = batch["piece"][counted].cpu(), task.trace["token_nll"].detach()[counted].double().cpu()
             seen, place = pieces.unique(return_inverse=True)
             mean = torch.zeros(len(seen), dtype=torch.float64).index_add_(0, place, nll) / place.bincount()
@@ -212,6 +212,7 @@ class Curriculum(Technique):
         now = pl_module.batches_trained
         first = now + self._lookahead
         if self.difficulty == "loss":
+            self._losses = _of_all_ranks(self._losses, trainer, pl_module.device)
             by_music = np.mean(list(self._ranks().values()), axis=0)
             losses = self._losses.numpy()
             seen = np.isfinite(losses)
@@ -242,3 +243,13 @@ def _still_needed(changes: list[Any], now: int) -> list[Any]:
     """The change that rules at batch `now` and all later ones."""
     current = max(i for i, change in enumerate(changes) if change[0] <= now)
     return changes[current:]
+
+
+def _of_all_ranks(losses: Tensor, trainer: pl.Trainer, device: torch.device) -> Tensor:
+    """The mean over the ranks that have met a piece, so that all ranks draw alike; NaN where none has."""
+    if trainer.world_size == 1:
+        return losses
+    met = losses.isfinite()
+    both = torch.stack([torch.where(met, losses, 0.0), met.double()]).to(device)
+    total, count = trainer.strategy.reduce(both, reduce_op="sum").cpu()
+    return torch.where(count > 0, total / count, torch.nan)

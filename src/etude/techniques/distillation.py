@@ -151,8 +151,16 @@ class Distillation(Technique):
         self._agree(teacher, pl_module, path)
         teacher.requires_grad_(False)
         self._teacher = [teacher.eval()]
+        if trainer.max_steps < 1 and self.schedule == "annealed":
+            raise ValueError("technique distillation anneals the temperature over the number of steps; set max_steps")
         self._total = max(1, trainer.max_steps * trainer.accumulate_grad_batches)
         self._is_language_model = hasattr(pl_module, "logits")
+        useful = ("soft", "features", "attention") if self._is_language_model else ("output", "features")
+        if not any(self.weights[name] for name in useful) and not self.sequence_share:
+            raise ValueError(
+                f"technique distillation: {', '.join(useful)} are all 0, so this {kind} would learn nothing from its teacher; "
+                "set one above 0"
+            )
         if self._is_language_model:
             tokenizer: Any = pl_module.tokenizer
             classes = torch.from_numpy(token_classes(tokenizer).kind)
@@ -305,6 +313,8 @@ class Distillation(Technique):
     def transform_gradients(self, task: Task) -> None:
         if self._optimizer is not None:
             gradients = [projection.grad for projection in self._projections if projection.grad is not None]
+            for gradient in gradients if task.trainer.world_size > 1 else ():  # no wrapper of the strategy knows of them
+                gradient.copy_(task.trainer.strategy.reduce(gradient.clone(), reduce_op="mean"))
             if torch.isfinite(nn.utils.get_total_norm(gradients)):  # else finite or stability leaves the step out
                 self._optimizer.step()
             self._optimizer.zero_grad()

@@ -70,7 +70,7 @@ class EarlyStopping(Technique):
                     f"technique early_stopping: {type(pl_module).__name__} logs nothing; give early_stopping.monitor"
                 )
             self.monitor = pl_module.logs[0]
-        pl_module.check_metric(self.monitor, "technique.early_stopping.monitor")
+        pl_module.check_metric(self.monitor, "technique.early_stopping.monitor", self.mode)
         pl_module.final_weights = self._weights
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -1,12 +1,14 @@
 """A guard against losses and gradients that are not finite: the step is left out, counted and explained."""
 
 import logging
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 from torch import Tensor
 
 from etude.core.faults import bad_module, bad_terms, is_finite
+from etude.core.optimizer_state import leave_out
 from etude.core.task import Task
 from etude.core.technique import GradientSlot, Technique
 
@@ -43,6 +45,7 @@ class Finite(Technique):
         self.max_skipped = max_skipped
         self.skipped = 0
         self.in_a_row = 0
+        self._put_back: Callable[[], None] | None = None
         self._losses: list[Tensor] = []
         self._terms: list[dict[str, Tensor]] = []
 
@@ -66,8 +69,7 @@ class Finite(Technique):
             f"step {task.trainer.global_step + 1} is not finite and left out ({self.skipped} so far): "
             f"terms {bad_terms(self._terms)}, module {bad_module(task)}"
         )
-        for parameter in task.parameters():
-            parameter.grad = None
+        self._put_back = leave_out(task)
         log.warning(report)
         if self.in_a_row >= self.max_skipped:
             raise ValueError(
@@ -78,6 +80,9 @@ class Finite(Technique):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if self._put_back is not None:
+            self._put_back()
+            self._put_back = None
         if self.is_logged(trainer):
             pl_module.log("train/skipped_steps", float(self.skipped))
 

@@ -104,6 +104,10 @@ class LiveQuality(Technique):
         own = {*MusicProbe.names, *MelProbe.names} if self._probe is None else self._probe.names
         return frozenset(f"live/{name}" for name in (*own, *COMMON))
 
+    @property
+    def more_is_better(self) -> frozenset[str]:
+        return frozenset({"live/quality"})
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return

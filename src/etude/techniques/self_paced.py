@@ -104,15 +104,19 @@ class SelfPaced(Technique):
             pl_module.log("self_paced/weight_spread", self._spread)
 
     def _weights(self, loss: Tensor, task: Task) -> Tensor:
-        mean = float(loss.mean())
+        finite = loss[loss.isfinite()]
+        if len(finite) == 0:
+            return torch.ones_like(loss)
+        mean = float(finite.mean())
+        self.usual = mean if self.usual != self.usual else self.momentum * self.usual + (1 - self.momentum) * mean
         if self.method == "superloss":
-            self.usual = mean if self.usual != self.usual else self.momentum * self.usual + (1 - self.momentum) * mean
             return superloss_weights(loss, self.usual, self.strength)
-        self._losses = torch.cat([self._losses, loss.cpu()])[-self.history :]
+        self._losses = torch.cat([self._losses, finite.cpu() - self.usual])[-self.history :]
         share = min(1.0, self.start + (1 - self.start) * task.batches_trained / self._span)
         if share >= 1:
             return torch.ones_like(loss)
-        threshold = max(float(self._losses.quantile(share)), float(loss.min()) + 1e-6)  # the easiest always counts
+        # against what is usual now: older losses were higher. The easiest always counts
+        threshold = max(self.usual + float(self._losses.quantile(share)), float(finite.min()) + 1e-6)
         return hard_weights(loss, threshold) if self.method == "hard" else linear_weights(loss, threshold)
 
     def state_dict(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, ClassVar, Literal
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from etude.core.faults import bad_module, bad_terms
+from etude.core.optimizer_state import leave_out
 from etude.core.task import Task
 from etude.core.technique import GradientSlot, Technique
 
@@ -90,6 +92,7 @@ class Stability(Technique):
         self._mean = 0.0
         self._snapshot: dict[str, Any] = {}
         self._optimizer: Any = None  # whose snapshot it is
+        self._put_back: Callable[[], None] | None = None
         self._losses: list[Tensor] = []
         self._terms: list[dict[str, Tensor]] = []
 
@@ -116,8 +119,7 @@ class Stability(Technique):
         finite = all(math.isfinite(value) for value in (loss, *norms.values()))
         spike = self._is_spike(loss) if finite else True
         if spike and self._bear(task, loss, finite=finite):
-            for parameter in task.parameters():
-                parameter.grad = None
+            self._put_back = leave_out(task)
         else:
             self._accept(task, loss, norms)
         self._losses, self._terms = [], []
@@ -208,6 +210,9 @@ class Stability(Technique):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if self._put_back is not None:
+            self._put_back()
+            self._put_back = None
         if not self.is_logged(trainer):
             return
         pl_module.log("train/spikes", float(self.spikes))

@@ -8,6 +8,7 @@ import numpy as np
 import pytorch_lightning as pl
 from torch import nn
 
+from etude.core.optimizer_state import carry_state
 from etude.core.pacing import check_mode
 from etude.core.task import Task
 from etude.core.technique import Technique
@@ -176,7 +177,7 @@ class Stages(Technique):
             if made["patience"] is not None:
                 assert isinstance(pl_module, Task)
                 made["monitor"] = made["monitor"] or pl_module.logs[0]
-                pl_module.check_metric(made["monitor"], f"technique.stages: monitor of {made['name']}")
+                pl_module.check_metric(made["monitor"], f"technique.stages: monitor of {made['name']}", made["mode"])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._step = trainer.global_step
@@ -250,8 +251,6 @@ class Stages(Technique):
             now = task.batches_trained
             current = max(i for i, (first, _) in enumerate(self.changes) if first <= now)
             self.changes = [*self.changes[current:], [now + self._lookahead + 1, self.number]]  # this batch is drawn
-        from etude.core.optimizers import carry_state  # takes a second to import
-
         former = trainer.optimizers
         self._apply()
         for parameter in task.parameters():

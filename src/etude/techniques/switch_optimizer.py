@@ -88,7 +88,7 @@ class SwitchOptimizer(Technique):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.monitor is not None and isinstance(pl_module, Task):
-            pl_module.check_metric(self.monitor, "switch_optimizer.monitor")
+            pl_module.check_metric(self.monitor, "switch_optimizer.monitor", self.mode)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._seen_step, self._total = trainer.global_step, trainer.estimated_stepping_batches
