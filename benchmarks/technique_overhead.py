@@ -4,8 +4,9 @@
 
 Both runs live in one process, each in its own thread; a baton lets one step at a time, so that what disturbs the machine
 disturbs both. The time of a step is the CPU time of its thread from baton to baton: everything that Lightning and the
-techniques do between two batches is in it, validation is not. Two bare runs differ by up to 4 % for as long as both live
-(where their weights lie in memory), so each case is built anew `--builds` times, and what the techniques' own methods take
+techniques do between two batches is in it; validation is not, unless options after -- turn it on in both runs. Two bare
+runs differ by up to 4 % for as long as both live (where their weights lie in memory), so each case is built anew `--builds`
+times, and what the techniques' own methods take
 is timed by itself: exact to a hundredth of a percent, but blind to what their loss terms cost the backward pass.
 """
 
@@ -54,7 +55,8 @@ class Turns:
 
 
 HOOKS = ("on_train_batch_start", "on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad",
-         "on_train_batch_end", "extra_losses", "scale_losses", "transform_gradients", "rule")  # fmt: skip
+         "on_train_batch_end", "extra_losses", "scale_losses", "transform_gradients", "rule", "on_validation_start",
+         "on_validation_batch_end", "on_validation_epoch_end", "on_validation_end")  # fmt: skip
 
 
 class Own:
