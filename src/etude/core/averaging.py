@@ -1,5 +1,6 @@
 """Weights that stand in for the trained ones in validation, sampling and export, put back bit for bit afterwards."""
 
+from collections.abc import Collection
 from typing import Any
 
 import pytorch_lightning as pl
@@ -78,6 +79,21 @@ class EvaluationWeights:
     def load(self, state: dict[str, Any]) -> None:
         """Takes from the technique's state what `save` put there, for `begin`."""
         self._restored = {key: state[key] for key in ("average", "training_weights") if key in state}
+
+
+def go_on_without(task: pl.LightningModule, checkpoint: dict[str, Any], here: Collection[str]) -> None:
+    """Gives a run without the technique whose average is the checkpoint's `state_dict` the training weights to go on from.
+
+    here: state keys of the run's techniques.
+    """
+    for key, state in checkpoint.get("callbacks", {}).items():
+        if key in here or not isinstance(state, dict) or "training_weights" not in state:
+            continue
+        own, trained = task.state_dict(), state["training_weights"]
+        first = {value.data_ptr(): name for name, value in reversed(own.items())}  # a tied weight is held under its first name
+        for name, value in own.items():
+            if first[value.data_ptr()] in trained:
+                checkpoint["state_dict"][name] = trained[first[value.data_ptr()]]
 
 
 def refuse_split_weights(trainer: pl.Trainer, name: str) -> None:

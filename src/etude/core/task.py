@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from etude.core.averaging import go_on_without
 from etude.core.technique import Batch, Composition, Technique
 
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
@@ -312,11 +313,5 @@ class Task(pl.LightningModule):
         self.batches_trained = checkpoint["etude"]["batches_trained"]
         if "trained_weights" in checkpoint:  # of a run that was over
             checkpoint["state_dict"] = checkpoint["trained_weights"]
-        here = {technique.state_key for technique in self.composition.techniques}
-        for key, state in checkpoint.get("callbacks", {}).items():  # of an average that this run goes on without
-            if key not in here and isinstance(state, dict) and "training_weights" in state and self._trainer is not None:
-                first = {value.data_ptr(): name for name, value in reversed(self.state_dict().items())}
-                names = {name: first[value.data_ptr()] for name, value in self.state_dict().items()}
-                trained = state["training_weights"]
-                saved = checkpoint["state_dict"].items()
-                checkpoint["state_dict"] = {name: trained.get(names.get(name, name), value) for name, value in saved}
+        if self._trainer is not None:
+            go_on_without(self, checkpoint, {technique.state_key for technique in self.composition.techniques})
