@@ -3,13 +3,16 @@
 import functools
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from etude.data import fill
-from etude.data.audio_batches import DrawSampler, RandomSegments, evaluation_batches, evaluation_rows
+from etude.data.audio_batches import DrawSampler, RandomSegments, _places, evaluation_batches, evaluation_rows
+from etude.techniques.curriculum import Curriculum
 from tests.data.audio_files import CONTRACT, SEGMENT, module, same, sound, write, write_styles
 
 
@@ -181,3 +184,73 @@ def test_a_thousand_steps_over_files_of_random_lengths_are_finite_and_fast(ready
         assert bool(batch["mel"].isfinite().all())
     assert steps == 1000
     assert (time.process_time() - start) / steps < 0.005
+
+
+def pieces_of(data: Any, batch: dict[str, torch.Tensor], style: int) -> set[int]:
+    """Which training pieces of a style a batch's segments are from."""
+    name = data.styles[style]
+    raw = [CONTRACT.normalise(data.log_mel("train", name, i).T) for i in range(data.num_pieces("train", name))]
+    return {i for mel_mf in batch["mel"][style] for i, piece in enumerate(raw) if places(piece.numpy(), mel_mf.T.numpy())}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_only_admitted_pieces_are_drawn_and_a_rule_of_ones_changes_nothing(ready: tuple[Path, Path], workers: int) -> None:
+    plain, ones, some = (module(*ready, num_workers=workers) for _ in range(3))
+    ones.admit("all", lambda rows, draw: np.ones(len(rows)))
+    assert all(same(*pair) for pair in zip(plain.train_dataloader(), ones.train_dataloader(), strict=True))
+    first = some.num_pieces("train", "folk")
+    some.admit("last", lambda rows, draw: (rows == first - 1) | (rows >= first) * (rows - first <= draw))
+    for draw, batch in enumerate(some.train_dataloader()):
+        assert pieces_of(some, batch, 0) == {first - 1}
+        assert max(pieces_of(some, batch, 1)) <= draw
+
+
+def test_chances_count_as_shares_of_the_places() -> None:
+    ends, admitted = np.array([100, 150, 250]), np.array([0.5, 0.0, 0.25])
+    pieces, starts = _places(np.linspace(0, 1, 10_001)[:-1], ends, admitted)
+    assert np.bincount(pieces, minlength=3).tolist() == pytest.approx([6667, 0, 3333], abs=2)
+    assert [int(starts[pieces == p].max()) for p in (0, 2)] == [99, 99] and starts.min() == 0
+
+
+def test_admission_resumes_in_the_middle(ready: tuple[Path, Path]) -> None:
+    def loader() -> Any:
+        data = module(*ready)
+        data.admit("one", lambda rows, draw: (rows % 3 == draw % 3).astype(float))
+        return data.train_dataloader()
+
+    straight = loader()
+    expected = [*straight, *straight]
+    first = loader()
+    stream = iter(first)
+    for _ in range(4):
+        next(stream)
+    second = loader()
+    second.load_state_dict(first.state_dict())
+    assert all(same(*pair) for pair in zip([*second, *second], expected[4:], strict=False))
+
+
+def test_a_rule_that_leaves_a_style_without_pieces_is_told(ready: tuple[Path, Path]) -> None:
+    data = module(*ready)
+    data.admit("few", lambda rows, draw: np.zeros(len(rows)))
+    with pytest.raises(ValueError, match="few admit no training piece of folk to batch 0"):
+        next(iter(data.train_dataloader()))
+
+
+def test_pieces_have_difficulties_and_a_curriculum_opens_the_easy_ones_first(ready: tuple[Path, Path]) -> None:
+    data = module(*ready)
+    columns = data.pieces()
+    assert {name.split("_")[1] for name in columns if name.startswith("complexity_")} == {
+        "rhythmic",
+        "harmonic",
+        "melodic",
+        "structural",
+    }
+    assert set(columns["genre"]) == {"folk", "rock"} and all(len(column) == len(columns["genre"]) for column in columns.values())
+    technique = Curriculum(difficulty="complexity_rhythmic_flux", start=0.3, by_genre=True)
+    run: Any = SimpleNamespace(datamodule=data, max_steps=100, accumulate_grad_batches=1)
+    technique.setup(run, SimpleNamespace(), "fit")  # type: ignore[arg-type]
+    first = data.num_pieces("train", "folk")
+    for style, rows in enumerate((range(first), range(first, len(columns["genre"])))):
+        flux = columns["complexity_rhythmic_flux"][list(rows)]
+        easy = set(np.argsort(flux)[: max(1, round(0.3 * len(flux)))].tolist())
+        assert pieces_of(data, next(iter(data.train_dataloader())), style) <= easy

@@ -5,9 +5,9 @@ Shapes: s styles, b rows of a batch, m mel bands, f frames of a segment, n sampl
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -96,6 +96,13 @@ class _Segments(torch.utils.data.Dataset[dict[str, Tensor]]):
         return batch
 
 
+class Chosen(NamedTuple):
+    """Draw numbers of a batch and, for each style, the chance with which each of its pieces is admitted."""
+
+    draws: list[int]
+    chances: list[np.ndarray]
+
+
 class RandomSegments(_Segments):
     """Segments at random places. Indexed with a list of draw numbers it gives {"mel": float32 [s, b, m, f], and with
     `waveform` "samples": float32 [s, b, n]}.
@@ -121,14 +128,13 @@ class RandomSegments(_Segments):
         self._names = np.array([int(hashlib.sha256(name.encode()).hexdigest()[:15], 16) for name in styles], np.uint64)
         self._ends = [np.cumsum([piece.frames - segment + 1 for piece in clip.pieces]) for clip in clips]
 
-    def __getitems__(self, draws: Sequence[int]) -> dict[str, Tensor]:
+    def __getitems__(self, draws: Sequence[int] | Chosen) -> dict[str, Tensor]:
+        draws, chances = (draws.draws, draws.chances) if isinstance(draws, Chosen) else (draws, [None] * len(self.clips))
         arrays = self._empty(len(draws))
         numbers = np.asarray(draws, np.uint64)
         for style, ends in enumerate(self._ends):
             chance = uniform(self.seed, np.full(len(numbers), self._names[style]), numbers, TRIES + 1)
-            places = (chance[:, :TRIES] * ends[-1]).astype(np.int64)
-            pieces = np.searchsorted(ends, places, side="right")
-            starts = places - np.where(pieces > 0, ends[pieces - 1], 0)
+            pieces, starts = _places(chance[:, :TRIES], ends, chances[style])
             for row in range(len(numbers)):
                 gain = 0.0 if self.gain_db is None else self.gain_db[0] + chance[row, TRIES] * (self.gain_db[1] - self.gain_db[0])
                 for piece, start in zip(pieces[row].tolist(), starts[row].tolist(), strict=True):
@@ -136,6 +142,24 @@ class RandomSegments(_Segments):
                     if arrays["mel"][style, row].max() > QUIET:
                         break
         return self._tensors(arrays)
+
+
+def _places(chance: np.ndarray, ends: np.ndarray, admitted: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """The piece and the first frame for each number of [0, 1): every place as likely as its piece is admitted.
+
+    ends: places in all pieces up to each, its own included. admitted: [pieces] in [0, 1], None for 1.
+    """
+    if admitted is None or (admitted == 1).all():
+        places = (chance * ends[-1]).astype(np.int64)
+        pieces = np.searchsorted(ends, places, side="right")
+        return pieces, places - np.where(pieces > 0, ends[pieces - 1], 0)
+    sizes = np.diff(ends, prepend=0)
+    weighted = np.cumsum(sizes * admitted)
+    places = chance * weighted[-1]
+    last = int(np.flatnonzero(admitted)[-1])
+    pieces = np.minimum(np.searchsorted(weighted, places, side="right"), last)
+    starts = (places - np.where(pieces > 0, weighted[pieces - 1], 0)) / admitted[pieces]
+    return pieces, np.minimum(starts.astype(np.int64), sizes[pieces] - 1)
 
 
 class FixedSegments(_Segments):
@@ -149,15 +173,25 @@ class FixedSegments(_Segments):
         return self._tensors(arrays)
 
 
-class DrawSampler(torch.utils.data.Sampler[list[int]]):
+class DrawSampler(torch.utils.data.Sampler[Any]):
     """Draw numbers of one batch at a time, the same number of batches each epoch, for ever; its state counts what was
     drawn by all ranks.
 
     batch_size: draws for each rank. num_batches: length of an epoch. rank, world: draw d goes to rank d mod world.
+    admission: what gives each style's chances for a batch by its number, here where techniques know of training; None for all.
     """
 
-    def __init__(self, *, batch_size: int, num_batches: int, rank: int = 0, world: int = 1):
+    def __init__(
+        self,
+        *,
+        batch_size: int,
+        num_batches: int,
+        rank: int = 0,
+        world: int = 1,
+        admission: Callable[[int], list[np.ndarray]] | None = None,
+    ):
         self.batch_size, self.num_batches, self.rank, self.world = batch_size, num_batches, rank, world
+        self.admission = admission
         self.first = 0  # draw that the next batch begins with, over all ranks
         self.drawn = 0  # batches of the epoch under way
         self._resumed = False
@@ -165,15 +199,16 @@ class DrawSampler(torch.utils.data.Sampler[list[int]]):
     def __len__(self) -> int:
         return self.num_batches
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[Any]:
         if not self._resumed or self.drawn >= self.num_batches:
             self.drawn = 0
         self._resumed = False
         while self.drawn < self.num_batches:
             stop = self.first + self.batch_size * self.world
             batch = list(range(self.first + self.rank, stop, self.world))
+            number = self.first // (self.batch_size * self.world)
             self.first, self.drawn = stop, self.drawn + 1
-            yield batch
+            yield batch if self.admission is None else Chosen(batch, self.admission(number))
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands: the same on every rank, so their number may change on resuming."""

@@ -21,8 +21,9 @@ from etude.data.audio_batches import Clips, DrawSampler, FixedSegments, RandomSe
 from etude.data.audio_build import UNIT, clips_folder, encode_all
 from etude.data.audio_corpora import AudioCorpus, Failures
 from etude.data.audio_splits import Piece, assign, is_paired, refuse_empty, same_songs, usable, whole_songs
-from etude.data.audio_statistics import band_statistics
+from etude.data.audio_statistics import band_statistics, complexities
 from etude.data.manifest import SPLITS, check_shares
+from etude.data.packing import Rule
 
 LOUDEST_CHANGE_DB = 40.0
 
@@ -83,6 +84,7 @@ class StyleDataModule(pl.LightningDataModule):
         self._check(split)
         self._styles: tuple[str, ...] = ()
         self._pieces: list[Piece] | None = None
+        self._rules: dict[str, Rule] = {}
 
     def _check(self, split: Sequence[float]) -> None:
         check_shares(split, self.batches_per_epoch)
@@ -220,6 +222,41 @@ class StyleDataModule(pl.LightningDataModule):
         """The natural-log mels of a piece, float32 [m, f]."""
         return torch.from_numpy(self._of(split, style).mel_fm(index).astype(np.float32).T.copy())
 
+    # --- which pieces are drawn ---
+
+    def pieces(self) -> dict[str, np.ndarray]:
+        """Columns of the training pieces, style after style: name, song and genre (the style), frames, and
+        `complexity_<axis>_<feature>` of `audio.complexity`, computed once and cached."""
+        own = [piece for style in self.styles for piece in self._of("train", style).pieces]
+        columns = {"name": np.array([p.name for p in own]), "song": np.array([p.song for p in own])}
+        columns |= {"genre": np.array([p.style for p in own]), "frames": np.array([p.frames for p in own])}
+        clips = [self._of("train", style) for style in self.styles]
+        return {**columns, **complexities(clips, cache=self.cache_dir / "statistics", name=self._digest())}
+
+    def admit(self, name: str, rule: Rule) -> None:
+        """Lets `name` choose which pieces training draws, from the next `train_dataloader` on; see `MusicDataModule.admit`.
+
+        rule: called with rows of `pieces()`, int64 [n], and the number of the batch; of each style at least one piece must
+            be admitted.
+        """
+        self._rules[name] = rule
+
+    @property
+    def lookahead(self) -> int:
+        """Batches that may have been drawn and not trained yet, at most."""
+        return max(16, 4 * self.num_workers)
+
+    def _admission(self, number: int) -> list[np.ndarray]:
+        first, chances = 0, []
+        for style in self.styles:
+            rows = np.arange(first, first + self.num_pieces("train", style))
+            first += len(rows)
+            chances.append(np.prod([rule(rows, number) for rule in self._rules.values()], axis=0))
+            if not chances[-1].any():
+                names = " and ".join(sorted(self._rules))
+                raise ValueError(f"{names} admit no training piece of {style} to batch {number}; widen what they take")
+        return chances
+
     # --- loading ---
 
     def _place(self) -> tuple[int, int]:
@@ -235,6 +272,7 @@ class StyleDataModule(pl.LightningDataModule):
             num_batches=self.batches_per_epoch or max(1, round(least / (self.segment_frames * self.batch_size * world))),
             rank=rank,
             world=world,
+            admission=self._admission if self._rules else None,
         )
         segments = RandomSegments(
             clips,

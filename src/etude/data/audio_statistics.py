@@ -1,14 +1,17 @@
-"""Band statistics of a style's training audio, computed once."""
+"""Band statistics and difficulties of training audio, computed once."""
 
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from etude.audio.complexity import complexity
 from etude.data.audio_batches import Clips
+from etude.data.fill import progress
 from etude.data.store import write_aside
 
 FRAMES_AT_ONCE = 65_536
@@ -43,3 +46,24 @@ def _moments(clips: Clips) -> np.ndarray:
             total, squares, count = total + block_fm.sum(0), squares + (block_fm**2).sum(0), count + len(block_fm)
     mean = total / count
     return np.stack([mean, np.sqrt(np.maximum(squares / count - mean**2, 0.0))])
+
+
+def complexities(clips: Sequence[Clips], *, cache: Path, name: str) -> dict[str, np.ndarray]:
+    """Features of `audio.complexity` of every piece of each of `clips`, one after the other: float64 [pieces] by name.
+
+    cache, name: as of `band_statistics`.
+    """
+    path = cache / f"{name}-complexity.npz"
+    if not path.exists():
+        every = [(clip, piece) for clip in clips for piece in range(len(clip))]
+        found = []
+        with progress("listening for difficulties", len(every), "pieces") as advance:
+            for clip, piece in every:
+                found.append(complexity(clip.mel_fm(piece), clip.contract))
+                advance()
+        sink = io.BytesIO()
+        columns: Any = {key: np.array([features[key] for features in found]) for key in found[0]}
+        np.savez(sink, **columns)
+        write_aside(path, sink.getvalue())
+    with np.load(path) as saved:
+        return {key: saved[key] for key in saved.files}

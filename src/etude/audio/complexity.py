@@ -1,0 +1,95 @@
+"""How difficult a recording is, by axis: what a curriculum orders audio by, read off its log mels.
+
+Shapes: f frames, m mel bands.
+"""
+
+import numpy as np
+
+from etude.audio.chroma import mel_chroma_filterbank
+from etude.audio.mel import MelContract
+
+LONGEST_SECONDS = 120.0  # of the middle of a recording
+BLOCK_SECONDS = 1.0
+QUIET = 7.0  # nats below the loudest band of the recording: what lies lower is not heard beside it
+
+
+def complexity(log_mel_fm: np.ndarray, contract: MelContract) -> dict[str, float]:
+    """Features of natural-log mels [f, m], higher is harder, 0 for silence:
+
+    - rhythmic_flux: mean rise of all bands, in nats a second; rhythmic_irregularity: 1 - the highest autocorrelation of that
+      rise at lags of 0.2 to 2 s, in [0, 1].
+    - harmonic_entropy: bits of the mean chroma, in [0, log2 12]; harmonic_change: 1 - cosine of the chroma of neighbouring
+      blocks of a second, in [0, 1].
+    - melodic_motion: octaves a second that the spectral centroid of what is heard moves.
+    - structural_novelty: 1 - cosine of a block's bands with the block most like it elsewhere, a mean, in [0, 2].
+
+    Source: the axes are those of `music.complexity`; flux as in Dixon 2006, novelty as in Foote 2000, on mels.
+    """
+    rate = contract.sample_rate / contract.hop_length
+    longest = round(LONGEST_SECONDS * rate)
+    middle = max(0, (len(log_mel_fm) - longest) // 2)
+    mel_fm = np.maximum(log_mel_fm[middle : middle + longest].astype(np.float64), log_mel_fm.max() - QUIET)
+    flux_f = np.maximum(np.diff(mel_fm, axis=0), 0).mean(axis=1)
+    block = max(1, round(BLOCK_SECONDS * rate))
+    count = max(1, len(mel_fm) // block)
+    blocks_bm = np.stack([part.mean(axis=0) for part in np.array_split(mel_fm, count)])
+    power_bm = np.exp(blocks_bm - blocks_bm.max())
+    chroma_bk = power_bm @ mel_chroma_filterbank(contract).numpy().T.astype(np.float64)
+    return {
+        "complexity_rhythmic_flux": float(flux_f.mean() * rate) if len(flux_f) else 0.0,
+        "complexity_rhythmic_irregularity": _irregularity(flux_f, rate),
+        "complexity_harmonic_entropy": _entropy(chroma_bk.sum(axis=0)),
+        "complexity_harmonic_change": _mean_distance(chroma_bk[1:], chroma_bk[:-1]),
+        "complexity_melodic_motion": _motion(mel_fm, rate, contract),
+        "complexity_structural_novelty": _novelty(blocks_bm),
+    }
+
+
+def _irregularity(flux_f: np.ndarray, rate: float) -> float:
+    centred = flux_f - flux_f.mean() if len(flux_f) else flux_f
+    energy = float(centred @ centred)
+    lags = range(max(1, round(0.2 * rate)), min(round(2 * rate), len(centred) - 1) + 1)
+    if energy <= 1e-9 or not lags:
+        return 0.0
+    return 1 - max(0.0, max(float(centred[lag:] @ centred[:-lag]) for lag in lags) / energy)
+
+
+def _entropy(weights: np.ndarray) -> float:
+    if weights.sum() <= 0:
+        return 0.0
+    share = weights[weights > 0] / weights.sum()
+    return float(-(share * np.log2(share)).sum())
+
+
+def _mean_distance(one_bk: np.ndarray, other_bk: np.ndarray) -> float:
+    if len(one_bk) == 0:
+        return 0.0
+    norms = np.linalg.norm(one_bk, axis=1) * np.linalg.norm(other_bk, axis=1)
+    heard = norms > 1e-12
+    return float((1 - (one_bk * other_bk).sum(axis=1)[heard] / norms[heard]).mean()) if heard.any() else 0.0
+
+
+def _motion(mel_fm: np.ndarray, rate: float, contract: MelContract) -> float:
+    power_fm = np.exp(mel_fm - mel_fm.max()) - np.exp(-QUIET)
+    bands = np.log2(np.maximum(_centres(contract), 1.0))
+    loud_f = power_fm.sum(axis=1)
+    heard = loud_f > 1e-3 * max(float(loud_f.max()), 1e-12)
+    centroid = (power_fm @ bands)[heard] / loud_f[heard]
+    return float(np.abs(np.diff(centroid)).mean() * rate) if len(centroid) > 1 else 0.0
+
+
+def _centres(contract: MelContract) -> np.ndarray:
+    bank = contract.filterbank().double().numpy()
+    hz = np.arange(contract.num_bins) * contract.sample_rate / contract.n_fft
+    centres: np.ndarray = bank @ hz / np.maximum(bank.sum(axis=1), 1e-12)
+    return centres
+
+
+def _novelty(blocks_bm: np.ndarray) -> float:
+    if len(blocks_bm) < 2:
+        return 0.0
+    centred = blocks_bm - blocks_bm.mean(axis=0)
+    unit = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-9)
+    alike = unit @ unit.T
+    np.fill_diagonal(alike, -1.0)
+    return float(1 - alike.max(axis=1).mean()) if np.abs(centred).max() > 1e-6 else 0.0
