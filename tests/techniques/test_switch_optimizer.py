@@ -13,6 +13,7 @@ from pytorch_optimizer.optimizer.lion import Lion
 from etude.core import schedules
 from etude.core.checkpoints import LastCheckpoint
 from etude.core.optimizers import muon
+from etude.techniques.stages import Stages
 from etude.techniques.switch_optimizer import SwitchOptimizer
 from tests.techniques.test_swa import Stop
 from tests.toys import PairsData, ToyGan, same, trainer, weights
@@ -123,7 +124,7 @@ def test_without_a_target_another_family_is_refused(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"at": 1.0}, r"switch_optimizer\.at is 1\.0, must be in \(0, 1\)"),
-        ({"at": None}, r"switch_optimizer\.at and switch_optimizer\.monitor are both null"),
+        ({"at": None}, r"switch_optimizer\.at, stage and monitor are all null"),
         ({"mode": "less"}, r"switch_optimizer\.mode is 'less', must be min or max"),
         ({"patience": 0}, r"switch_optimizer\.patience is 0, must be at least 1"),
         ({"min_delta": -1.0}, r"switch_optimizer\.min_delta is -1\.0, must be at least 0"),
@@ -138,3 +139,15 @@ def test_values_out_of_range_are_told(options: dict[str, Any], message: str) -> 
 def test_a_metric_that_nothing_logs_is_told(tmp_path: Path, monitor: str) -> None:
     with pytest.raises(ValueError, match=rf"switch_optimizer\.monitor is '{monitor}', which nothing logs; there are"):
         fit(tmp_path, SwitchOptimizer(at=None, monitor=monitor))
+
+
+def test_a_stage_may_begin_with_another_optimizer(tmp_path: Path) -> None:
+    stages = [{"name": "one", "max_steps": 3}, {"name": "two", "max_steps": 5}]
+
+    switch = SwitchOptimizer(at=None, stage="two")
+    task, watch, _ = fit(tmp_path, switch, Stages(stages=stages), max_steps=8, task={"player_lr": {}})
+    assert watch.kinds == ["Adam"] * 3 + ["Lion"] * 5
+    assert task.schedule_steps == 5 and switch.switched["step"] == 3
+    for others, said in (([], "no stages"), ([Stages(stages=stages)], "after its first the stages two")):
+        with pytest.raises(ValueError, match=rf"stage is 'one', and ToyGan's run has {said}; choose one of"):
+            fit(tmp_path, SwitchOptimizer(at=None, stage="one"), *others, max_steps=8)

@@ -1,4 +1,4 @@
-"""Trains on with another optimizer from a share of the run on, or once a metric no longer improves."""
+"""Trains on with another optimizer from a share of the run on, with a stage, or once a metric no longer improves."""
 
 import logging
 import math
@@ -16,7 +16,8 @@ log = logging.getLogger(__name__)
 
 
 class SwitchOptimizer(Technique):
-    """Replaces the optimizer once: at `at` of the run, or when `monitor` has not improved for `patience` observations.
+    """Replaces the optimizer once: at `at` of the run, with the stage `stage`, or when `monitor` has not improved for `patience`
+    observations.
 
     The new one starts with an empty state, and its schedule anew, warm-up included, over the steps that are left. Players
     keep the proportion of their learning rate to the optimizer's. Without `to`, Adam's family gives way to Lion with a fifth
@@ -31,7 +32,8 @@ class SwitchOptimizer(Technique):
 
     Args:
         to: called with parameter groups, gives the new optimizer; None for Lion as above.
-        at: share of the run, in (0, 1); None where `monitor` alone decides.
+        at: share of the run, in (0, 1); None where `monitor` or `stage` decides.
+        stage: name of a stage of technique stages that begins with the new optimizer, which then has that stage's schedule.
         monitor: name of a logged metric; None where `at` alone decides. With both, the first to come.
         mode: whether less ("min") or more ("max") of it is better.
         patience: observations in a row without progress that make a plateau, at least 1.
@@ -50,6 +52,7 @@ class SwitchOptimizer(Technique):
         *,
         to: OptimizerFactory | None = None,
         at: float | None = 0.5,
+        stage: str | None = None,
         monitor: str | None = None,
         mode: Literal["min", "max"] = "min",
         patience: int = 5,
@@ -59,15 +62,17 @@ class SwitchOptimizer(Technique):
         super().__init__(seed=seed)
         if at is not None and not 0 < at < 1:
             raise ValueError(f"switch_optimizer.at is {at}, must be in (0, 1), a share of the run, or null")
-        if at is None and monitor is None:
-            raise ValueError("switch_optimizer.at and switch_optimizer.monitor are both null; say when to switch, such as at=0.5")
+        if at is None and monitor is None and stage is None:
+            raise ValueError("switch_optimizer.at, stage and monitor are all null; say when to switch, such as at=0.5")
+        if at is not None and stage is not None:
+            raise ValueError(f"switch_optimizer.at is {at} and stage {stage!r}; set technique.switch_optimizer.at=null")
         if mode not in ("min", "max"):
             raise ValueError(f"switch_optimizer.mode is {mode!r}, must be min or max")
         if patience < 1:
             raise ValueError(f"switch_optimizer.patience is {patience}, must be at least 1 observation")
         if min_delta < 0:
             raise ValueError(f"switch_optimizer.min_delta is {min_delta}, must be at least 0")
-        self.to, self.at, self.monitor, self.mode = to, at, monitor, mode
+        self.to, self.at, self.stage, self.monitor, self.mode = to, at, stage, monitor, mode
         self.patience, self.min_delta = patience, min_delta
         self.best, self.waited = math.inf, 0
         self.switched: dict[str, Any] = {}  # how the new optimizer is built, once there is one
@@ -86,9 +91,26 @@ class SwitchOptimizer(Technique):
                     f"trains with {type(former).__name__}; give technique.switch_optimizer.to"
                 )
 
+    def _stages(self, task: Task) -> Any:
+        """Technique stages, which says in which stage the run is.
+
+        Raises: ValueError where there is none, or none of that name.
+        """
+        stages: Any = next((t for t in task.composition.techniques if t.name == "stages"), None)
+        names = [made["name"] for made in stages.stages] if stages is not None else []
+        if self.stage not in names[1:]:
+            those = f"after its first the stages {', '.join(names[1:])}" if names else "no stages"
+            raise ValueError(
+                f"switch_optimizer.stage is {self.stage!r}, and {type(task).__name__}'s run has {those}; choose one of "
+                "technique=[stages]"
+            )
+        return stages
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.monitor is not None and isinstance(pl_module, Task):
             pl_module.check_metric(self.monitor, "switch_optimizer.monitor", self.mode)
+        if self.stage is not None and isinstance(pl_module, Task):
+            self._stages(pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._seen_step, self._total = trainer.global_step, trainer.estimated_stepping_batches
@@ -102,6 +124,8 @@ class SwitchOptimizer(Technique):
             return
         if self.at is not None and trainer.global_step >= self.at * self._total:
             self._switch(trainer, pl_module, f"{self.at:g} of the run has passed")
+        elif self.stage is not None and self._stages(pl_module).current["name"] == self.stage:
+            self._switch(trainer, pl_module, f"stage {self.stage} begins", steps=pl_module.schedule_steps)
         elif self.waited >= self.patience:
             self._switch(trainer, pl_module, f"{self.monitor} has not improved on {self.best:.4g} {self.waited} times")
 
@@ -130,12 +154,12 @@ class SwitchOptimizer(Technique):
         better = value < self.best - self.min_delta
         self.best, self.waited = (value, 0) if better else (self.best, self.waited + 1)
 
-    def _switch(self, trainer: pl.Trainer, task: Task, reason: str) -> None:
+    def _switch(self, trainer: pl.Trainer, task: Task, reason: str, *, steps: int | None = None) -> None:
         former, players = trainer.optimizers[0], task.player_lr
         rates = _rates(task)
         self.switched = {
             "step": trainer.global_step,
-            "schedule_steps": None if self._total == math.inf else int(self._total) - trainer.global_step,
+            "schedule_steps": steps or (None if self._total == math.inf else int(self._total) - trainer.global_step),
             "former": {name: former.defaults.get(name) for name in ("lr", "weight_decay")},
             "player_lr": {},
         }
