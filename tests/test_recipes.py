@@ -1,14 +1,16 @@
 """Stages as a user calls them: each finds the run that it starts from, takes over what it must, and says so."""
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from etude.core.checkpoint_files import find_stage
-from etude.recipes import _outdated, pinned
+from etude.recipes import pinned
 from tests.songs import write_songs
 from tests.test_levels import composed
 from tests.test_run import TINY, call, fails, program
@@ -108,18 +110,23 @@ def test_fast_convergence_continues_a_run(home: Path, capsys: pytest.CaptureFixt
     assert on["global_step"] == 12 and on["etude"]["recipe"]["scheduler"]["_target_"].endswith("wsd")
 
 
-@pytest.mark.parametrize(
-    ("earlier", "options", "kept"),
-    [
-        (["technique=[ema]", "technique.ema.decay=0.9"], ["technique=[]"], []),
-        (["technique=[ema]", "technique.ema.decay=0.9"], ["technique=[swa,ema]"], ["technique.ema.decay=0.9"]),
-        (["optimizer=lion", "optimizer.lr=0.1"], ["optimizer=adamw"], []),
-        (["data=folder", "data.root=a"], ["data=folder"], ["data.root=a"]),
-        (["data=folder", "data.root=a"], ["data.batch_size=2"], ["data.root=a"]),
-    ],
-)
-def test_what_belongs_to_a_choice_goes_with_it(earlier: list[str], options: list[str], kept: list[str]) -> None:
-    assert [o for o in earlier if "." in o and not _outdated(o, earlier, options)] == kept
+def test_going_on_with_another_choice_drops_what_only_the_earlier_one_had(home: Path) -> None:
+    options = [*SHAPE, *REST, f"data.root={home / 'songs'}", f"cache_dir={home / 'cache'}", "~sampling", "optimizer.lr=0.002"]
+    call("train", home / "outputs" / "first", *options, "technique=[ema]", "technique.ema.decay=0.9")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")
+        call("train", home / "outputs" / "without", f"ckpt={home / 'outputs' / 'first'}", "technique=[]", "trainer.max_steps=12",
+             "optimizer=adamw")  # fmt: skip
+    recipe = checkpoint(home / "outputs" / "without")["etude"]["recipe"]
+    assert not recipe.get("technique") and recipe["data"]["max_len"] == 256
+    call("train", home / "outputs" / "with", f"ckpt={home / 'outputs' / 'first'}", "technique=[ema, finite]", "optimizer=adamw",
+         "trainer.max_steps=12")  # fmt: skip
+    recipe = checkpoint(home / "outputs" / "with")["etude"]["recipe"]
+    assert recipe["technique"]["ema"]["decay"] == 0.9 and recipe["optimizer"]["lr"] == 0.002
+
+
+def test_a_stage_has_its_own_length_whatever_the_experiment() -> None:
+    assert composed("experiment=jsb", "stage=finetune").max_steps == composed("stage=finetune").max_steps
 
 
 def test_a_stage_keeps_what_it_is_not_told_otherwise(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,7 +143,8 @@ def test_a_stage_keeps_what_it_is_not_told_otherwise(home: Path, capsys: pytest.
 def test_a_teacher_stays_the_same_when_its_run_goes_on(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     last = home / "outputs" / "broad" / "checkpoints" / "last.ckpt"
     teacher = "technique.distillation.teacher"
-    assert pinned(f"{teacher}=last", str(home / "outputs" / "broad")) == f'{teacher}="{last}"'
+    cfg = OmegaConf.create({"technique": {"distillation": {"teacher": "last"}}, "outputs": str(home / "outputs" / "broad")})
+    assert pinned(cfg, ["seed=1", f"{teacher}=last"]) == ["seed=1", f'{teacher}="{last}"']
     options = [*SHAPE, *REST, f"data.root={home / 'songs'}", f"cache_dir={home / 'cache'}", "~sampling"]
     call("train", home / "outputs" / "student", *options, "technique=[distillation]",
          f"{teacher}={last.parents[1]}")  # fmt: skip

@@ -35,39 +35,41 @@ def key(option: str) -> str:
     return option.partition("=")[0].lstrip("+~")
 
 
-def pinned(option: str, outputs: str) -> str:
-    """The option, with the path of a teacher that is `last` or a folder now, so that a resumed run has the same one."""
+def pinned(cfg: DictConfig, options: list[str]) -> list[str]:
+    """The options, with the path that a teacher given as `last` or as a folder is now: a resumed run then has the same one."""
     from etude.core.checkpoint_files import find_checkpoint
 
-    if key(option) != "technique.distillation.teacher" or option.partition("=")[2] in ("null", "", "???"):
-        return option
-    teacher = option.partition("=")[2].strip("'\"")
-    return f"{option.partition('=')[0]}={json.dumps(str(find_checkpoint(teacher, outputs)))}"
+    teacher = ((cfg.get("technique") or {}).get("distillation") or {}).get("teacher")
+    if teacher is None:
+        return options
+    name = "technique.distillation.teacher"
+    path = find_checkpoint(teacher, cfg.outputs)
+    return [*(option for option in options if key(option) != name), f"{name}={json.dumps(str(path))}"]
 
 
 def continued(cfg: DictConfig, checkpoint: dict[str, Any], options: list[str]) -> tuple[DictConfig, list[str]]:
     """The configuration of the checkpoint's run with the options of this command over it, and the options that give it."""
+    from hydra.errors import ConfigCompositionException
+
     mine = {key(option) for option in options}
     gone = tuple(f"{key(option)}." for option in options if option.startswith("~"))
     earlier = checkpoint["etude"]["recipe"].get("overrides", [])
-    gone_or_none = gone or ("\0",)
-    kept = [
-        o for o in earlier if key(o) not in mine and not key(o).startswith(gone_or_none) and not _outdated(o, earlier, options)
-    ]
-    merged = [*kept, *options]
-    return compose([*merged, f"ckpt={json.dumps(cfg.ckpt)}"]), merged
+    kept = [o for o in earlier if key(o) not in mine and not key(o).startswith(gone or ("\0",))]
+    here = [f"ckpt={json.dumps(cfg.ckpt)}"]
+    try:
+        return compose([*kept, *options, *here]), [*kept, *options]
+    except ConfigCompositionException:  # something is set of a choice that is no longer made
+        kept = [o for o in kept if not _outdated(o, options)]
+        return compose([*kept, *options, *here]), [*kept, *options]
 
 
-def _outdated(option: str, earlier: list[str], options: list[str]) -> bool:
-    """Whether an earlier option sets something of a choice that is no longer made, such as technique.ema.decay with
-    technique=[]."""
+def _outdated(option: str, options: list[str]) -> bool:
+    """Whether an earlier option sets something of a group that is chosen anew, such as technique.ema.decay with technique=[]."""
     group, _, rest = key(option).partition(".")
     now = next((o.partition("=")[2] for o in options if key(o) == group), None)
     if now is None or not rest:
         return False
-    if group == "technique":
-        return rest.partition(".")[0] not in now.strip("[]").split(",")
-    return now != next((o.partition("=")[2] for o in earlier if key(o) == group), None)
+    return group != "technique" or rest.partition(".")[0] not in [name.strip() for name in now.strip("[]").split(",")]
 
 
 def train_phases(cfg: DictConfig, folder: Path, overrides: list[str], run: Callable[..., float | None]) -> float | None:

@@ -197,7 +197,7 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | Non
         with open_dict(cfg):  # an experiment sets what another choice has left out
             del cfg.technique[name]
     techniques = Composition(build_technique(node, cfg.outputs) for node in (cfg.get("technique") or {}).values()).techniques
-    overrides = [recipes.pinned(option, cfg.outputs) for option in overrides]
+    overrides = recipes.pinned(cfg, overrides)
     recipe: Any = OmegaConf.to_container(cfg, resolve=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
     write_environment(folder)

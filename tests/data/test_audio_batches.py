@@ -254,3 +254,18 @@ def test_pieces_have_difficulties_and_a_curriculum_opens_the_easy_ones_first(rea
         flux = columns["complexity_rhythmic_flux"][list(rows)]
         easy = set(np.argsort(flux)[: max(1, round(0.3 * len(flux)))].tolist())
         assert pieces_of(data, next(iter(data.train_dataloader())), style) <= easy
+
+
+def test_the_number_of_a_batch_goes_on_with_another_number_of_ranks() -> None:
+    asked: list[int] = []
+
+    def admission(number: int) -> list[np.ndarray]:
+        asked.append(number)
+        return []
+
+    two = DrawSampler(batch_size=2, num_batches=3, rank=1, world=2, admission=admission)
+    list(two)
+    one = DrawSampler(batch_size=2, num_batches=3, admission=admission)
+    one.load_state_dict(two.state_dict())
+    list(one)
+    assert asked == [0, 1, 2, 3, 4, 5]

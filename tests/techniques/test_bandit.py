@@ -40,7 +40,9 @@ def test_an_arm_is_drawn_as_often_as_its_probability_says_whatever_its_size() ->
     assert chance.max() == 1 and chance[:30].sum() / chance.sum() == pytest.approx(0.4)
 
 
-silent = SimpleNamespace(global_step=1, log_every_n_steps=50, strategy=SimpleNamespace(reduce=lambda sums, reduce_op: sums))
+silent = SimpleNamespace(
+    global_step=1, log_every_n_steps=50, val_check_batch=0, is_last_batch=False, world_size=1
+)  # fmt: skip
 
 
 def test_the_arm_whose_loss_falls_is_preferred_and_only_after_what_is_drawn() -> None:

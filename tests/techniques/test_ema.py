@@ -120,3 +120,16 @@ def test_going_on_without_it_goes_on_from_the_trained_weights(tmp_path: Path) ->
         run = trainer(tmp_path, max_steps=5, callbacks=[start, *others])
         run.fit(Tied(), PairsData(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
         assert same(start.found, weights(first))
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_validation_of_a_checkpoint_sees_the_average_with_or_without_the_technique(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    last = LastCheckpoint(path=tmp_path / "last.ckpt", every_n_steps=4)
+    trainer(tmp_path, max_steps=4, callbacks=[Ema(decay=0.9), last]).fit(ToyGan(noise=0.0), PairsData())
+    seen = []
+    for techniques in ([Ema(decay=0.9)], []):
+        run = trainer(tmp_path, max_steps=4, callbacks=list(techniques))
+        run.validate(ToyGan(noise=0.0), PairsData(), ckpt_path=tmp_path / "last.ckpt", weights_only=True, verbose=False)
+        seen.append(float(run.callback_metrics["val/cycle"]))
+    assert seen[0] == seen[1]

@@ -133,9 +133,15 @@ def test_a_step_left_out_is_as_if_it_had_never_been(tmp_path: Path, optimizer: A
             return super().losses(first)  # every batch alike, so that two runs differ in their number of steps alone
 
     found, first = [], next(iter(PairsData().train_dataloader()))
-    for steps, bad in ((7, set[int]()), (8, {4})):  # the fifth step, at which Lookahead goes back
+    for steps, bad in ((7, set[int]()), (8, {4}), (8, {0})):  # the fifth step, at which Lookahead goes back, or the first
         torch.manual_seed(0)
         task = Plain(noise=0.0, optimizer=partial(optimizer, lr=1e-3), player_lr={}, bad_losses=bad)
         trainer(tmp_path, max_steps=steps, callbacks=[Finite()]).fit(task, PairsData())
         found.append(weights(task))
-    assert same(*found)
+    assert all(same(found[0], other) for other in found[1:])
+
+
+def test_clipping_by_value_does_not_hide_the_place(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    options = {"gradient_clip_val": 1.0, "gradient_clip_algorithm": "value"}
+    task, _ = fit(tmp_path, Finite(), steps=3, options=options, bad_gradients={1})
+    assert "module da.2" in caplog.text and all(value.isfinite().all() for value in weights(task).values())

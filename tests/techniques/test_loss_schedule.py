@@ -78,17 +78,20 @@ def test_a_term_of_no_player_is_told(tmp_path: Path) -> None:
             fit(tmp_path, loss_weights={name: 2.0})
 
 
-def test_a_term_alone_has_nothing_to_rise_beside(tmp_path: Path) -> None:
+def test_a_term_alone_has_nothing_to_rise_beside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     class Alone(ToyGan):
-        players = property(lambda self: {"model": [self]})
+        players = property(lambda self: {"model": [self]})  # type: ignore[assignment]
 
         def losses(self, batch: Any) -> dict[str, torch.Tensor]:
             return {"nll": super().losses(batch)["generator/cycle"]}
 
-    class Looks(Technique):
+    class Seldom(Technique):
         def extra_losses(self, task: Task, batch: Any, losses: Any) -> dict[str, torch.Tensor]:
-            return {}
+            return {"seldom": 0.1 * losses["nll"]} if task.batches_trained % 2 else {}
 
     task = Alone(loss_weights={}, player_lr={})
-    with pytest.raises(ValueError, match="Alone has nll alone; add a technique that brings terms"):
-        trainer(tmp_path, max_steps=2, callbacks=[LossSchedule(), Looks()]).fit(task, PairsData())
+    trainer(tmp_path, max_steps=4, callbacks=[LossSchedule(), Seldom()]).fit(task, PairsData())
+    assert caplog.text.count("has only one term so far (nll) and acts when another joins it") == 1
+    assert task._factors.keys() == {"seldom"}
+    with pytest.raises(ValueError, match="Alone has one term alone; add a technique that brings terms"):
+        trainer(tmp_path, max_steps=2, callbacks=[LossSchedule()]).fit(Alone(loss_weights={}, player_lr={}), PairsData())

@@ -10,6 +10,12 @@ from etude.audio.mel import MelContract
 
 LONGEST_SECONDS = 120.0  # of the middle of a recording
 BLOCK_SECONDS = 1.0
+FEATURES = tuple(
+    f"complexity_{name}"
+    for name in (
+        "rhythmic_flux", "rhythmic_irregularity", "harmonic_entropy", "harmonic_change", "melodic_motion", "structural_novelty",
+    )
+)  # fmt: skip
 QUIET = 7.0  # nats below the loudest band of the recording: what lies lower is not heard beside it
 
 
@@ -25,6 +31,8 @@ def complexity(log_mel_fm: np.ndarray, contract: MelContract) -> dict[str, float
 
     Source: the axes are those of `music.complexity`; flux as in Dixon 2006, novelty as in Foote 2000, on mels.
     """
+    if log_mel_fm.max() < np.log(contract.floor) + 1e-3:
+        return dict.fromkeys(FEATURES, 0.0)
     rate = contract.sample_rate / contract.hop_length
     longest = round(LONGEST_SECONDS * rate)
     middle = max(0, (len(log_mel_fm) - longest) // 2)
@@ -35,14 +43,15 @@ def complexity(log_mel_fm: np.ndarray, contract: MelContract) -> dict[str, float
     blocks_bm = np.stack([part.mean(axis=0) for part in np.array_split(mel_fm, count)])
     power_bm = np.exp(blocks_bm - blocks_bm.max())
     chroma_bk = power_bm @ mel_chroma_filterbank(contract).numpy().T.astype(np.float64)
-    return {
-        "complexity_rhythmic_flux": float(flux_f.mean() * rate) if len(flux_f) else 0.0,
-        "complexity_rhythmic_irregularity": _irregularity(flux_f, rate),
-        "complexity_harmonic_entropy": _entropy(chroma_bk.sum(axis=0)),
-        "complexity_harmonic_change": _mean_distance(chroma_bk[1:], chroma_bk[:-1]),
-        "complexity_melodic_motion": _motion(mel_fm, rate, contract),
-        "complexity_structural_novelty": _novelty(blocks_bm),
-    }
+    values = (
+        float(flux_f.mean() * rate) if len(flux_f) else 0.0,
+        _irregularity(flux_f, rate),
+        _entropy(chroma_bk.sum(axis=0)),
+        _mean_distance(chroma_bk[1:], chroma_bk[:-1]),
+        _motion(mel_fm, rate, contract),
+        _novelty(blocks_bm),
+    )
+    return dict(zip(FEATURES, values, strict=True))
 
 
 def _irregularity(flux_f: np.ndarray, rate: float) -> float:

@@ -39,5 +39,7 @@ def leave_out(task: "Task") -> Callable[[], None]:
     def put_back() -> None:
         for group, saved in zip(groups, counters, strict=True):
             group.update(saved)
+            for name in set(COUNTERS) & group.keys() - saved.keys():  # the first step begins some
+                del group[name]
 
     return put_back

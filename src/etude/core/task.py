@@ -169,7 +169,10 @@ class Task(pl.LightningModule):
         """
         played, players = {name.rpartition("/")[0].partition("/")[0] for name in losses}, self.players.keys()
         owners = {name: name.partition("/")[0] if "/" in name else "" for name in names}
-        return sorted(name for name, owner in owners.items() if owner in played or owner not in players)
+        started = self.batches_trained > 0  # a technique's term without a player may come later
+        return sorted(
+            n for n, owner in owners.items() if owner in played or (owner not in players and not (started and not owner))
+        )
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         owner = self.composition.backward_owner
@@ -299,11 +302,13 @@ class Task(pl.LightningModule):
             split = hasattr(norm, "full_tensor")  # trainer=fsdp
             self.gradient_norms[player] = norm.full_tensor() if split else norm
             if value and algorithm == "value":
+                if guarded and not norm.isfinite():
+                    continue  # a guard leaves the step out, and wants to know where the fault is
                 nn.utils.clip_grad_value_(parameters, value)
             elif value and split:
                 nn.utils.clip_grad_norm_(parameters, value)
             elif value:
-                # a guard leaves out what is not finite, and wants to know where it is: clipping would spread it
+                # likewise: clipping would spread it
                 nn.utils.clip_grads_with_norm_(parameters, value, torch.where(norm.isfinite(), norm, 0.0) if guarded else norm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -313,5 +318,5 @@ class Task(pl.LightningModule):
         self.batches_trained = checkpoint["etude"]["batches_trained"]
         if "trained_weights" in checkpoint:  # of a run that was over
             checkpoint["state_dict"] = checkpoint["trained_weights"]
-        if self._trainer is not None:
+        if self._trainer is not None and self.trainer.state.fn == "fit":
             go_on_without(self, checkpoint, {technique.state_key for technique in self.composition.techniques})

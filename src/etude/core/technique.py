@@ -83,8 +83,11 @@ class Technique(pl.Callback):
         return frozenset()
 
     def is_logged(self, trainer: pl.Trainer) -> bool:
-        """Whether the loggers will be told of the step that is just done; a `log` costs up to a millisecond."""
-        return trainer.global_step % max(1, trainer.log_every_n_steps) == 0  # type: ignore[attr-defined, no-any-return]
+        """Whether the loggers will be told of the step that is just done, or a validation follows on which somebody may look
+        at what it logs; a `log` costs up to a millisecond."""
+        run: Any = trainer
+        often = run.val_check_batch not in (0, float("inf")) and (run.fit_loop.total_batch_idx + 1) % run.val_check_batch == 0
+        return bool(run.global_step % max(1, run.log_every_n_steps) == 0 or often or run.is_last_batch)
 
     def generator(self, clock: int, device: torch.device | str = "cpu") -> torch.Generator:
         """Returns a generator seeded by (seed, name, clock), so that no technique shifts another's draws."""

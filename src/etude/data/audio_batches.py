@@ -194,6 +194,7 @@ class DrawSampler(torch.utils.data.Sampler[Any]):
         self.admission = admission
         self.first = 0  # draw that the next batch begins with, over all ranks
         self.drawn = 0  # batches of the epoch under way
+        self.number = 0  # batches since the start of the run
         self._resumed = False
 
     def __len__(self) -> int:
@@ -206,17 +207,18 @@ class DrawSampler(torch.utils.data.Sampler[Any]):
         while self.drawn < self.num_batches:
             stop = self.first + self.batch_size * self.world
             batch = list(range(self.first + self.rank, stop, self.world))
-            number = self.first // (self.batch_size * self.world)
-            self.first, self.drawn = stop, self.drawn + 1
+            number = self.number
+            self.first, self.drawn, self.number = stop, self.drawn + 1, self.number + 1
             yield batch if self.admission is None else Chosen(batch, self.admission(number))
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands: the same on every rank, so their number may change on resuming."""
-        return {"first": self.first, "drawn": self.drawn}
+        return {"first": self.first, "drawn": self.drawn, "number": self.number}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a `state_dict`, in the middle of its epoch."""
         self.first, self.drawn, self._resumed = int(state["first"]), int(state["drawn"]), True
+        self.number = int(state["number"]) if "number" in state else self.first // (self.batch_size * self.world)
 
 
 def evaluation_rows(clips: Sequence[Clips], *, segment: int, paired: bool) -> list[EvalRow]:

@@ -70,7 +70,7 @@ class ArrangedRecording(Recording):
     def identity(self) -> str:
         versions = [importlib.metadata.version(name) for name in ("symusic", "music21")]
         player = [self.sound, self.synthesizer, synthesizer_version(self.synthesizer)]
-        code = code_version("etude.music.arrangement", "etude.music.rendering", __name__)
+        code = code_version("etude.music.arrangement", "etude.music.rendering", "etude.music.synthesizers", __name__)
         return json.dumps([self.song, self.group, self.style, self.max_seconds, player, code, versions])
 
     def blocks(self, sample_rate: int) -> Iterator[np.ndarray]:

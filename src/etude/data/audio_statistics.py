@@ -13,6 +13,7 @@ from etude.audio.complexity import complexity
 from etude.data.audio_batches import Clips
 from etude.data.fill import progress
 from etude.data.store import write_aside
+from etude.data.version import code_version
 
 FRAMES_AT_ONCE = 65_536
 LEAST_DEVIATION = 0.1  # nats
@@ -53,7 +54,7 @@ def complexities(clips: Sequence[Clips], *, cache: Path, name: str) -> dict[str,
 
     cache, name: as of `band_statistics`.
     """
-    path = cache / f"{name}-complexity.npz"
+    path = cache / f"{name}-complexity-{code_version('etude.audio.complexity')}.npz"
     if not path.exists():
         every = [(clip, piece) for clip in clips for piece in range(len(clip))]
         found = []

@@ -124,8 +124,10 @@ class Bandit(Technique):
         assert isinstance(pl_module, Task)
         now = pl_module.batches_trained
         if now % self.every == 0:
-            sums = trainer.strategy.reduce(self._sums.to(pl_module.device), reduce_op="sum")  # all ranks choose alike
-            self._update(now, sums.cpu())
+            sums = self._sums
+            if trainer.world_size > 1:  # all ranks choose alike
+                sums = trainer.strategy.reduce(sums.to(pl_module.device), reduce_op="sum").cpu()
+            self._update(now, sums)
         if self.is_logged(trainer):
             pl_module.log_dict({f"bandit/{name}": share for name, share in zip(self.names, self.changes[-1][1], strict=True)})
 

@@ -96,7 +96,7 @@ class EarlyStopping(Technique):
             self.waited += 1
         if self.waited >= self.patience:
             log.warning(
-                f"early_stopping: {self.monitor} has not improved on {abs(self.best):.4f} for {self.waited} validations; "
+                f"early_stopping: {self.monitor} has not improved on {self.best if self.mode == 'min' else -self.best:.4f} for {self.waited} validations; "
                 f"stopping at step {trainer.global_step}"
             )
             trainer.should_stop = True

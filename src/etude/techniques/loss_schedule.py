@@ -1,5 +1,6 @@
 """Weights of named terms that change over the run: a curriculum of losses."""
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import pytorch_lightning as pl
@@ -7,6 +8,8 @@ from torch import Tensor
 
 from etude.core.task import Task
 from etude.core.technique import Technique
+
+log = logging.getLogger(__name__)
 
 
 class LossSchedule(Technique):
@@ -62,11 +65,8 @@ class LossSchedule(Technique):
             raise ValueError(
                 f"technique.loss_schedule.schedule names {missing[0]!r}, but the terms are {sorted(losses)}; rename it"
             )
-        if not self._given and not schedule and task.players.keys() == {"model"} and not self._met:
-            raise ValueError(
-                f"technique loss_schedule raises auxiliary terms, {type(task).__name__} has {', '.join(sorted(losses))} alone; "
-                "add a technique that brings terms, or give technique.loss_schedule.schedule"
-            )
+        if not self._given and not schedule and task.batches_trained == 0:
+            log.warning("loss_schedule has only one term so far (%s) and acts when another joins it", ", ".join(sorted(losses)))
         return {term: _at(points, share) for term, points in schedule.items() if term in losses}
 
     @staticmethod

@@ -229,7 +229,7 @@ class Stages(Technique):
             self.waited += 1
         if self.waited >= made["patience"] and trainer.global_step - self.started >= made["min_steps"]:
             self.reason = self.reason or (
-                f"{made['monitor']} has not improved on {abs(self.best):.4f} for {self.waited} validations"
+                f"{made['monitor']} has not improved on {self.best if made['mode'] == 'min' else -self.best:.4f} for {self.waited} validations"
             )
         self._finish(trainer)
 
