@@ -95,8 +95,9 @@ class EarlyStopping(Technique):
         else:
             self.waited += 1
         if self.waited >= self.patience:
+            best = self.best if self.mode == "min" else -self.best
             log.warning(
-                f"early_stopping: {self.monitor} has not improved on {self.best if self.mode == 'min' else -self.best:.4f} for {self.waited} validations; "
+                f"early_stopping: {self.monitor} has not improved on {best:.4f} for {self.waited} validations; "
                 f"stopping at step {trainer.global_step}"
             )
             trainer.should_stop = True

@@ -228,9 +228,8 @@ class Stages(Technique):
         else:
             self.waited += 1
         if self.waited >= made["patience"] and trainer.global_step - self.started >= made["min_steps"]:
-            self.reason = self.reason or (
-                f"{made['monitor']} has not improved on {self.best if made['mode'] == 'min' else -self.best:.4f} for {self.waited} validations"
-            )
+            best = self.best if made["mode"] == "min" else -self.best
+            self.reason = self.reason or f"{made['monitor']} has not improved on {best:.4f} for {self.waited} validations"
         self._finish(trainer)
 
     def _finish(self, trainer: pl.Trainer) -> None:
