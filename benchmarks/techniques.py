@@ -75,8 +75,6 @@ CASES: dict[str, list[str]] = {
 }
 D = ["technique=[distillation]", "technique.distillation.teacher=TEACHER"]
 DD = ["technique=[distillation]", "technique.distillation.teacher=TEACHER_DEFAULT"]
-DM = ["technique=[distillation]", "technique.distillation.teacher=TEACHER_MUON"]
-MUON = ["optimizer=muon", "scheduler=wsd"]
 DISTILLATION: dict[str, list[str]] = {  # in this order: TEACHER is the checkpoint of the case of that name and this seed
     "teacher": ["data=jsb", "max_steps=800", "optimizer.lr=0.004", NO],
     "student alone": [*STUDENT, *FREE, NO],
@@ -84,9 +82,6 @@ DISTILLATION: dict[str, list[str]] = {  # in this order: TEACHER is the checkpoi
     "teacher, default rate": ["data=jsb", "max_steps=800", NO],
     "student alone, default rate and dropout": [*STUDENT, NO],
     "student distilled, default rate and dropout": [*STUDENT, *DD],
-    "teacher, muon": ["data=jsb", "max_steps=800", *MUON, NO],
-    "student alone, muon": [*STUDENT, *MUON, NO],
-    "student distilled, muon": [*STUDENT, *MUON, *DM],
 }
 
 
@@ -127,7 +122,7 @@ def fit(options: list[str], folder: Path, *, checks: int) -> tuple[Any, Any, dic
 
 def taught(option: str, keep: Path | None, seed: int) -> str:
     """The option with its teacher's checkpoint."""
-    for word, name in (("TEACHER_MUON", "teacher, muon"), ("TEACHER_DEFAULT", "teacher, default rate"), ("TEACHER", "teacher")):
+    for word, name in (("TEACHER_DEFAULT", "teacher, default rate"), ("TEACHER", "teacher")):
         if option.endswith(f"={word}") and keep is not None:
             return option.removesuffix(word) + f"'{keep / f'{name}_{seed}' / 'checkpoints' / 'best.ckpt'}'"
     return option

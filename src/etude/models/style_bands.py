@@ -6,7 +6,6 @@ Shapes: n rows, m mel bands, f frames, s styles.
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -17,12 +16,10 @@ class StyleBands(nn.Module):
 
     Args:
         statistics: means and deviations of natural-log mels in nats, [s, 2, m]; a checkpoint keeps them with the task's parts.
-        huber: nats below which `nats` is a parabola, at least 0.
     """
 
-    def __init__(self, statistics: Tensor, *, huber: float = 0.0) -> None:
+    def __init__(self, statistics: Tensor) -> None:
         super().__init__()
-        self.huber = huber
         self.register_buffer("statistics", statistics.clone(), persistent=False)
 
     def _of(self, style_n: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,12 +36,9 @@ class StyleBands(nn.Module):
         mean, deviation = self._of(style_n)
         return white_nmf * deviation + mean
 
-    def nats(self, difference_nmf: Tensor, style_n: Tensor) -> Tensor:
-        """Mean of h(difference of white mels, in nats), h(d) = |d|; below `huber` d^2 / (2 huber), above it |d| - huber / 2."""
-        distance_nmf = difference_nmf.float().abs() * self._of(style_n)[1]
-        if self.huber:
-            return F.smooth_l1_loss(distance_nmf, torch.zeros_like(distance_nmf), beta=self.huber)
-        return distance_nmf.mean()
+    def deviation(self, style_n: Tensor) -> Tensor:
+        """Nats of one unit of each band of white mels, [n, m, 1]."""
+        return self._of(style_n)[1]
 
     def distances(self, log_mel_mf: Tensor) -> Tensor:
         """How far a clip's band means and deviations are from each style's, loudness apart: squared nats [s]."""

@@ -18,6 +18,7 @@ from etude.audio.mel import MelContract
 from etude.core.task import OptimizerFactory, SchedulerFactory, Task, frozen
 from etude.core.technique import Batch
 from etude.losses.adversarial import Kind, discriminator_loss, generator_loss, r1_penalty
+from etude.losses.cycle import cycle_loss, identity_loss
 from etude.losses.feature_matching import feature_matching
 from etude.losses.harmony import chroma_loss
 from etude.losses.patch_nce import patch_nce
@@ -111,7 +112,7 @@ class StyleTransfer(Task):
         )
         self.contract, self.styles, self.shared = contract, tuple(styles), shared
         self.adversarial, self.input_noise, self.reference_share = adversarial, input_noise, reference_share
-        self.cycle_gradient = cycle_gradient
+        self.cycle_gradient, self.huber = cycle_gradient, huber
         self.r1_every, self.identity_every, self.identity_until = r1_every, identity_every, identity_until
         count = len(self.styles)
         self.pairs = [(s, t) for s in range(count) for t in range(count) if s != t]
@@ -124,7 +125,7 @@ class StyleTransfer(Task):
         width = getattr(self.generators[0], "outlet").in_features if weights[G + "patch_nce"] else 0  # noqa: B009
         self.heads = nn.ModuleList(nn.Linear(width, 64) for _ in range(3 if width else 0))
         self.pool = ImagePool(pool_size)
-        self.bands = StyleBands(statistics, huber=huber)
+        self.bands = StyleBands(statistics)
         self.register_buffer("chroma_bands", mel_chroma_filterbank(contract).clone(), persistent=False)
         self._seen: dict[tuple[int, int], tuple[list[Tensor], list[Tensor]]] = {}
 
@@ -205,7 +206,9 @@ class StyleTransfer(Task):
         until = float("inf") if self.identity_until is None else self.identity_until
         if G + "identity" in on and self.batches_trained % self.identity_every == 0 and self.batches_trained < until:
             same_nmf = self._generate(of_target_nmf, source_n, target_n, self._vectors(target_n, target_n))
-            terms[G + "identity"] = self.bands.nats(same_nmf - of_target_nmf, target_n)
+            terms[G + "identity"] = identity_loss(
+                same_nmf, of_target_nmf, scale_nm1=self.bands.deviation(target_n), huber=self.huber
+            )
         return terms | self._game(on, x_nmf, source_n, *self.pool.swap(fake_nmf.detach(), target_n))
 
     def _way_back(self, on: set[str], x_nmf: Tensor, fake_nmf: Tensor, source_n: Tensor, target_n: Tensor) -> dict[str, Tensor]:
@@ -217,7 +220,7 @@ class StyleTransfer(Task):
             start_nmf = torch.lerp(start_nmf, fake_nmf, self.cycle_gradient)  # the value of either, a share of the gradient
         back_nmf = self._generate(self._noisy(start_nmf), target_n, source_n, self._vectors(target_n, source_n))
         if G + "cycle" in on:
-            terms[G + "cycle"] = self.bands.nats(back_nmf - x_nmf, source_n)
+            terms[G + "cycle"] = cycle_loss(back_nmf, x_nmf, scale_nm1=self.bands.deviation(source_n), huber=self.huber)
         if G + "feature_matching" in on:
             with frozen(self.judge):
                 terms[G + "feature_matching"] = feature_matching(
