@@ -81,6 +81,8 @@ class Task(pl.LightningModule):
         self.schedule_steps: int | None = None
         self.schedule_since = 0  # the optimizer step at which `schedule_steps` was set
         self.schedule_options: dict[str, Any] = {}
+        self.stages: list[str] = []  # names of the stages of the run, where it has some
+        self.stage = ""  # the one under way
         self.final_weights: dict[str, Tensor] = {}
         self.gradient_norms: dict[str, Tensor] = {}  # of each player, before clipping, where it is clipped or guarded
         self._terms: dict[str, Tensor] = {}

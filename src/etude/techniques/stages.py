@@ -107,6 +107,7 @@ class Stages(Technique):
         if trainer.max_steps < 1:
             raise ValueError(f"technique stages counts the steps of {type(pl_module).__name__}'s run; set max_steps")
         self._task = [pl_module]
+        pl_module.stages = [made["name"] for made in self.stages]
         self._trainable = {name: p.requires_grad for name, p in pl_module.named_parameters()}
         self._loss_weights = dict(pl_module.loss_weights)
         for made in self.stages:
@@ -193,7 +194,7 @@ class Stages(Technique):
             parameter.requires_grad_(self._trainable[name] and not name.startswith(frozen))
         task.loss_weights = {**self._loss_weights, **made["loss_weights"]}
         task.schedule_steps = made["max_steps"] or max(1, task.trainer.max_steps - self.started)
-        task.schedule_since = self.started
+        task.schedule_since, task.stage = self.started, made["name"]
         task.schedule_options = {} if made["warmup"] is None else {"warmup": made["warmup"]}
         task.lr_factors = _factors(task, made["lr"], made["layer_decay"])
 

@@ -91,26 +91,15 @@ class SwitchOptimizer(Technique):
                     f"trains with {type(former).__name__}; give technique.switch_optimizer.to"
                 )
 
-    def _stages(self, task: Task) -> Any:
-        """Technique stages, which says in which stage the run is.
-
-        Raises: ValueError where there is none, or none of that name.
-        """
-        stages: Any = next((t for t in task.composition.techniques if t.name == "stages"), None)
-        names = [made["name"] for made in stages.stages] if stages is not None else []
-        if self.stage not in names[1:]:
-            those = f"after its first the stages {', '.join(names[1:])}" if names else "no stages"
-            raise ValueError(
-                f"switch_optimizer.stage is {self.stage!r}, and {type(task).__name__}'s run has {those}; choose one of "
-                "technique=[stages]"
-            )
-        return stages
-
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.monitor is not None and isinstance(pl_module, Task):
             pl_module.check_metric(self.monitor, "switch_optimizer.monitor", self.mode)
-        if self.stage is not None and isinstance(pl_module, Task):
-            self._stages(pl_module)
+        if self.stage is not None and isinstance(pl_module, Task) and self.stage not in pl_module.stages[1:]:
+            those = f"after its first the stages {', '.join(pl_module.stages[1:])}" if pl_module.stages else "no stages"
+            raise ValueError(
+                f"switch_optimizer.stage is {self.stage!r}, and {type(pl_module).__name__}'s run has {those}; choose one of "
+                "technique=[stages]"
+            )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._seen_step, self._total = trainer.global_step, trainer.estimated_stepping_batches
@@ -124,7 +113,7 @@ class SwitchOptimizer(Technique):
             return
         if self.at is not None and trainer.global_step >= self.at * self._total:
             self._switch(trainer, pl_module, f"{self.at:g} of the run has passed")
-        elif self.stage is not None and self._stages(pl_module).current["name"] == self.stage:
+        elif self.stage is not None and pl_module.stage == self.stage:
             self._switch(trainer, pl_module, f"stage {self.stage} begins", steps=pl_module.schedule_steps)
         elif self.waited >= self.patience:
             self._switch(trainer, pl_module, f"{self.monitor} has not improved on {self.best:.4g} {self.waited} times")
