@@ -108,6 +108,11 @@ def _draw(task: LanguageModel, size: int, **options: Any) -> list[Score]:
 
 def _write(score: Score, path: Path, report: Report, play: Callable[[Score], np.ndarray] | None) -> Path:
     score.dump_midi(path)
+    if num_notes(score) == 0:  # of a model that has learnt next to nothing yet
+        report.heading(f"{path.stem}: no notes")
+        report.text("The model wrote rests and ends only; train it longer, or raise the temperature.")
+        print(f"{path}: no notes", file=sys.stderr)
+        return path
     title = f"{path.stem}: {count_bars(score)} bars, {num_notes(score)} notes, {estimate_key(score)}"
     piano_roll(score, path.with_suffix(".png"), title=title)
     report.heading(title)
