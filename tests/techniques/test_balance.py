@@ -299,3 +299,30 @@ def test_options_out_of_range_are_told(option: str, value: float) -> None:
 def test_an_unknown_method_is_told() -> None:
     with pytest.raises(ValueError, match=r"balance\.method is 'mean', must be one of fixed, adaptive"):
         Balance(method="mean")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", [*BY_VALUES, *BY_GRADIENTS])
+def test_a_correction_goes_with_its_term(tmp_path: Path, method: Any) -> None:
+    class Half(Technique):
+        """Takes half of another term back."""
+
+        @property
+        def corrections(self) -> dict[str, str]:
+            return {"generator/half": "generator/cycle"}
+
+        def extra_losses(self, task: Task, batch: Batch, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {"generator/half": -0.5 * losses["generator/cycle"]}
+
+    found = []
+    for weight, techniques in ((10.0, [Half()]), (5.0, [])):
+        torch.manual_seed(0)
+        given = {"generator/cycle": weight, "generator/half": 10.0} if techniques else {"generator/cycle": weight}
+        task = ToyGan(noise=0.0, loss_weights=given, player_lr={})
+        balance = Balance(method=method)
+        trainer(tmp_path, max_steps=6, callbacks=[balance, *techniques]).fit(task, PairsData())
+        assert "generator/half" not in balance._factors
+        found.append(weights(task))
+    if method in ("dwa", "pcgrad", "imtl", "cagrad"):  # blind to a term's size, or to its weight
+        assert all(torch.allclose(one, found[1][name], atol=1e-5) for name, one in found[0].items())
+    bare = ToyGan(noise=0.0)
+    assert all(value.isfinite().all() for value in found[0].values()) and found[0].keys() == weights(bare).keys()

@@ -82,6 +82,11 @@ class Technique(pl.Callback):
         """Those of `logs` that are the better, the higher."""
         return frozenset()
 
+    @property
+    def corrections(self) -> dict[str, str]:
+        """Those of its loss terms that correct another term and mean nothing alone, each with the term that it belongs to."""
+        return {}
+
     def is_logged(self, trainer: pl.Trainer) -> bool:
         """Whether the loggers will be told of the step that is just done, or a validation follows on which somebody may look
         at what it logs; a `log` costs up to a millisecond."""

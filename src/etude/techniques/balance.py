@@ -132,10 +132,12 @@ class Balance(Technique):
         if self.batches == 0 and len(losses) == 1:
             log.warning("balance has only one term so far (%s) and acts when another joins it", next(iter(losses)))
         terms = task.weighted(losses)
-        self._values = {name: value.detach() for name, value in losses.items()}
-        self._weights = task.weights_of(losses)
+        terms = terms if self.method == "fixed" else _corrected(task, terms)
+        weights = task.weights_of(losses)
+        self._weights = {name: weights[name] for name in terms}
+        self._values = {name: losses[name].detach() for name in terms}
         if self.method in START and self.method not in BY_GRADIENTS:
-            self._factors = self._follow(task, losses)
+            self._factors = self._follow(task, terms)
             terms = {name: term * self._factors[name] if name in self._factors else term for name, term in terms.items()}
         self.batches += 1
         return torch.stack(list(terms.values())).sum()
@@ -172,6 +174,7 @@ class Balance(Technique):
 
     def backward(self, task: Task, terms: Mapping[str, Tensor]) -> None:
         self._factors = {}
+        terms = _corrected(task, terms)
         differentiable = {name: term for name, term in terms.items() if term.requires_grad}
         for names in _by_player(task, differentiable).values():
             together = [name for name in names if name not in task.lazy_terms]
@@ -248,6 +251,16 @@ def _aggregator(method: str, radius: float) -> Callable[[Tensor], Tensor]:
 
 def _splits(trainer: pl.Trainer) -> bool:
     return trainer.world_size > 1 or type(trainer.strategy).__name__ in ("ModelParallelStrategy", "FSDPStrategy")
+
+
+def _corrected(task: Task, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weighted terms, each with what corrects it: scaled alone, a label smoothing would drive the targets away."""
+    found = dict(terms)
+    for technique in task.composition.techniques:
+        for name, base in technique.corrections.items():
+            if name in found and base in found:
+                found[base] = found[base] + found.pop(name)
+    return found
 
 
 def _by_player(task: Task, names: Iterable[str]) -> dict[str, list[str]]:

@@ -76,6 +76,10 @@ class MusicalDomain(Technique):
         self.equivariance, self.equivariance_every = equivariance, equivariance_every
         self.ranges = {"transpose": transpose, "tempo_scale": tempo_scale, "velocity_shift": velocity_shift}
 
+    @property
+    def corrections(self) -> dict[str, str]:
+        return {"musical_smoothing": "nll"}  # a difference of two cross-entropies
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return

@@ -74,6 +74,10 @@ class SelfPaced(Technique):
     def logs(self) -> frozenset[str]:
         return frozenset({"self_paced/weight_spread"})
 
+    @property
+    def corrections(self) -> dict[str, str]:
+        return {"self_paced": "nll"}  # the weighted loss less the loss
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if not hasattr(pl_module, "logits") or not hasattr(pl_module, "tokenizer"):
             raise ValueError(
