@@ -326,3 +326,23 @@ def test_a_correction_goes_with_its_term(tmp_path: Path, method: Any) -> None:
         assert all(torch.allclose(one, found[1][name], atol=1e-5) for name, one in found[0].items())
     bare = ToyGan(noise=0.0)
     assert all(value.isfinite().all() for value in found[0].values()) and found[0].keys() == weights(bare).keys()
+
+
+def test_a_techniques_weight_is_its_terms_share_even_while_the_term_is_away(tmp_path: Path) -> None:
+    class Now(Technique):
+        """A term a thousand times as large as the rest, on every third batch, with a small weight."""
+
+        def extra_losses(self, task: Task, batch: Batch, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {"generator/now": 1000 * losses["generator/cycle"]} if task.batches_trained % 3 == 0 else {}
+
+        def scale_losses(self, task: Task, losses: Mapping[str, Tensor]) -> dict[str, float | Tensor]:
+            return {"generator/now": 0.05} if "generator/now" in losses else {}
+
+    task, balance = gan(), Balance(method="adaptive", limit=1e6)
+    fit(tmp_path, task, balance, Now(), steps=6)  # the last batch is without it
+    assert balance._factors.keys() == {"generator/adversarial", "generator/cycle"}
+    share = {"generator/adversarial": 1.0, "generator/cycle": 10.0, "generator/now": 0.05}
+    mean = {name: float(total / count) for name, (total, count) in balance._state.items()}
+    level = sum(share[name] * mean[name] for name in share) / sum(share.values())
+    for name, factor in balance._factors.items():
+        assert float(factor) == pytest.approx(level / mean[name], rel=1e-5)

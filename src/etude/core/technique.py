@@ -104,7 +104,8 @@ class Technique(pl.Callback):
         return batch
 
     def extra_losses(self, task: "Task", batch: Batch, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns new named terms; a name that exists is an error, other techniques' terms are never edited."""
+        """Returns new named, unweighted terms (`scale_losses` weighs them); a name that exists is an error, other techniques'
+        terms are never edited."""
         return {}
 
     def scale_losses(self, task: "Task", losses: Mapping[str, Tensor]) -> dict[str, float | Tensor]:

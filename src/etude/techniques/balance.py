@@ -51,8 +51,8 @@ class Balance(Technique):
     logged as `train/balance/<term>`; a batch with values that are not finite leaves the state alone.
 
     When to use: tasks with several terms of unlike size, a GAN's generator above all. Start with adaptive; pcgrad where terms
-    pull against each other. Not beside terms that are small on purpose, such as label smoothing: by values, all but pcgrad
-    and cagrad make them as large as the rest. With Adam a common factor of all terms makes hardly a difference.
+    pull against each other. What a technique adds has that technique's weight as its share; what corrects another term, such
+    as label smoothing, goes with it. With Adam a common factor of all terms makes hardly a difference.
 
     Args:
         method: see above.
@@ -134,7 +134,7 @@ class Balance(Technique):
         terms = task.weighted(losses)
         terms = terms if self.method == "fixed" else _corrected(task, terms)
         weights = task.weights_of(losses)
-        self._weights = {name: weights[name] for name in terms}
+        self._weights |= {name: weights[name] for name in terms}
         self._values = {name: losses[name].detach() for name in terms}
         if self.method in START and self.method not in BY_GRADIENTS:
             self._factors = self._follow(task, terms)
@@ -155,7 +155,7 @@ class Balance(Technique):
             values = torch.stack([self._values[name].float() if name in self._values else away for name in names])
             values = task.trainer.strategy.reduce(values, reduce_op="mean")
             state = torch.stack([self._state[name].to(values) for name in names])
-            weights = torch.stack([torch.as_tensor(w).to(values) for w in task.weights_of(names).values()])
+            weights = torch.stack([torch.as_tensor(self._weights[name]).to(values) for name in names])
             state, found = self._rule(state, values, weights)
             self._state.update(zip(names, state.unbind(), strict=True))
             if len(names) > 1:
@@ -225,10 +225,10 @@ class Balance(Technique):
             pl_module.log_dict({f"train/balance/{name}": factor.float() for name, factor in self._factors.items()})
 
     def state_dict(self) -> dict[str, Any]:
-        return {"method": self.method, "batches": self.batches, "terms": dict(self._state)}
+        return {"method": self.method, "batches": self.batches, "terms": dict(self._state), "weights": dict(self._weights)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.batches = state_dict["batches"]
+        self.batches, self._weights = state_dict["batches"], dict(state_dict["weights"])
         if state_dict["method"] == self.method:
             self._state = dict(state_dict["terms"])
         else:

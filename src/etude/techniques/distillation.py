@@ -262,9 +262,9 @@ class Distillation(Technique):
         return mixed
 
     def scale_losses(self, task: Task, losses: Mapping[str, Tensor]) -> dict[str, float | Tensor]:
-        if not self._is_language_model or self.weights["hard"] == 1:
-            return {}
-        return {name: self.weights["hard"] for name in losses if name in self._own}
+        own = {name: self.weights["hard"] for name in self._own if self._is_language_model}
+        mine = {name: self.weights[name.rpartition("distill_")[2]] for name in losses if "distill_" in name}
+        return {name: weight for name, weight in (own | mine).items() if name in losses and weight != 1}
 
     def extra_losses(self, task: Task, batch: Batch, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         self._own = frozenset(losses)
@@ -284,14 +284,14 @@ class Distillation(Technique):
             temperature_n = self._temperatures(teacher_nv, task) * self._class_temperature_v.to(task.device)[targets_n]
             weight_n = self._class_weight_v.to(task.device)[targets_n]
             soft_n = soft_target_loss(student_nv, teacher_nv, temperature_n)
-            terms["distill_soft"] = self.weights["soft"] * (weight_n * soft_n).sum() / weight_n.sum().clamp(min=1e-6)
+            terms["distill_soft"] = (weight_n * soft_n).sum() / weight_n.sum().clamp(min=1e-6)
         student, teacher = self._outputs["student"], self._outputs["teacher"]
         if self.weights["features"]:
             pairs = [(i, projection) for i, projection in enumerate(self._projections) if i in student]  # a block may rest
             distances = [projected_distance(student[i], teacher[i], projection) for i, projection in pairs]
-            terms["distill_features"] = self.weights["features"] * torch.stack(distances).mean()
+            terms["distill_features"] = torch.stack(distances).mean()
         if self.weights["attention"] and -1 in student:
-            terms["distill_attention"] = self.weights["attention"] * attention_loss(student[-1], teacher[-1])
+            terms["distill_attention"] = attention_loss(student[-1], teacher[-1])
         return terms
 
     def _temperatures(self, teacher_nv: Tensor, task: Task) -> Tensor:
@@ -304,10 +304,10 @@ class Distillation(Technique):
         made, wanted = task.trace["generator/output"], answer["generator/output"]
         terms: dict[str, Tensor] = {}
         if self.weights["output"]:
-            terms["generator/distill_output"] = self.weights["output"] * F.l1_loss(made.float(), wanted.float())
+            terms["generator/distill_output"] = F.l1_loss(made.float(), wanted.float())
         if self.weights["features"]:
             layers = [self.teacher.critic_features(value, task.trace) for value in (made, wanted)]
-            terms["generator/distill_features"] = self.weights["features"] * feature_matching(*layers)
+            terms["generator/distill_features"] = feature_matching(*layers)
         return terms
 
     def transform_gradients(self, task: Task) -> None:

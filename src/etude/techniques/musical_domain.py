@@ -152,6 +152,10 @@ class MusicalDomain(Technique):
             terms |= self._equivariance(task, batch, log_p_nv, counted)
         return terms
 
+    def scale_losses(self, task: Task, losses: Mapping[str, Tensor]) -> dict[str, float | Tensor]:
+        weights = {f"musical_{name}": getattr(self, name) for name in ("voices", "parallels", "equivariance")}
+        return {name: weight for name, weight in weights.items() if name in losses}
+
     def _scales(self, batch: Batch) -> Tensor:
         """The scale of each token's piece, as far as the row holds it: tonic 0 to 11, [b, t]."""
         documents_bt = batch["documents"].long().clamp(min=0)
@@ -200,7 +204,7 @@ class MusicalDomain(Technique):
             leaps = (musical.leap_penalty(probability, before) * sounds).sum()
             lower = (voice[now] > 1) & (pitch[now - 1] >= 0)
             crossings = (musical.crossing_penalty(probability, pitch[now - 1]) * lower).sum()
-            terms["musical_voices"] = self.voices * (leaps + crossings) / len(now)
+            terms["musical_voices"] = (leaps + crossings) / len(now)
         if self.parallels:
             total = probability.new_zeros(())
             for higher in (1, 2, 3):
@@ -211,7 +215,7 @@ class MusicalDomain(Technique):
                 chosen = probability[holds & (now >= 4 + higher)]
                 found = musical.parallel_probability(chosen, pitch[mine - 4], pitch[mine - 4 - higher], pitch[mine - higher])
                 total = total + found.sum()
-            terms["musical_parallels"] = self.parallels * total / len(now)
+            terms["musical_parallels"] = total / len(now)
         return terms
 
     def _equivariance(self, task: Task, batch: Batch, log_p_nv: Tensor, counted: Tensor) -> dict[str, Tensor]:
@@ -222,5 +226,5 @@ class MusicalDomain(Technique):
             moved = table[batch["tokens"]]
             if (moved >= 0).all():
                 other = task.logits({**batch, "tokens": moved})[counted]  # type: ignore[operator]
-                return {"musical_equivariance": self.equivariance * musical.equivariance_loss(log_p_nv, other, table).mean()}
+                return {"musical_equivariance": musical.equivariance_loss(log_p_nv, other, table).mean()}
         return {}
