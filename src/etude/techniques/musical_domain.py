@@ -115,41 +115,42 @@ class MusicalDomain(Technique):
         ids = np.flatnonzero(classes.pitch >= 0)
         self._pitch_v = torch.from_numpy(classes.pitch)
         self._pitch_ids, self._pitch_of_ids = torch.from_numpy(ids), torch.from_numpy(classes.pitch[ids])
-        self._neighbours = musical.pitch_neighbours()
-        # a set of ids that a token's mass may go to, and how: one for the pitches' own kind (onsets, ends), places, lengths
-        self._groups: list[tuple[Tensor, Tensor | None]] = []
+        neighbours = musical.pitch_neighbours()
+        # a set of ids that a token's mass may go to, and how [scales or 1, m, m]: pitches of one kind (onsets, ends), places,
+        # lengths
+        self._groups: list[tuple[Tensor, Tensor]] = []
         self._group_v, self._place_v = torch.full((len(classes.kind),), -1), torch.zeros(len(classes.kind), dtype=torch.int64)
         for chosen in (classes.onset, (classes.pitch >= 0) & ~classes.onset):
-            self._add_group(np.flatnonzero(chosen), None)
-        self._add_group(np.flatnonzero(classes.position >= 0), musical.place_neighbours(classes.position[classes.position >= 0]))
+            pitches = classes.pitch[chosen]
+            table = neighbours[:, pitches][:, :, pitches]
+            self._add_group(np.flatnonzero(chosen), table / table.sum(-1, keepdim=True).clamp(min=1e-9))
+        places = classes.position >= 0
+        self._add_group(np.flatnonzero(places), musical.place_neighbours(classes.position[places])[None])
         for kind in (TIME, DURATION):
             mine = (classes.kind == kind) & (classes.units >= 0)
-            self._add_group(np.flatnonzero(mine), musical.length_neighbours(classes.units[mine]))
+            self._add_group(np.flatnonzero(mine), musical.length_neighbours(classes.units[mine])[None])
 
-    def _add_group(self, ids: np.ndarray, table: Tensor | None) -> None:
+    def _add_group(self, ids: np.ndarray, table: Tensor) -> None:
         if len(ids) > 1:
             self._group_v[ids], self._place_v[ids] = len(self._groups), torch.arange(len(ids))
             self._groups.append((torch.from_numpy(ids), table))
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         device = pl_module.device
-        for name in ("_pitch_v", "_pitch_ids", "_pitch_of_ids", "_neighbours", "_group_v", "_place_v"):
+        for name in ("_pitch_v", "_pitch_ids", "_pitch_of_ids", "_group_v", "_place_v"):
             setattr(self, name, getattr(self, name).to(device))
-        self._groups = [(ids.to(device), None if table is None else table.to(device)) for ids, table in self._groups]
+        self._groups = [(ids.to(device), table.to(device)) for ids, table in self._groups]
 
     # --- terms ---
 
     def extra_losses(self, task: Task, batch: Batch, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
-        counted = batch["targets"] != -100
-        log_p_nv = F.log_softmax(task.trace["logits"][counted].float(), -1)
-        targets_n = batch["targets"][counted]
         if self.smoothing:
-            terms["musical_smoothing"] = self._smoothing(log_p_nv, targets_n, self._scales(batch)[counted])
+            terms["musical_smoothing"] = self._smoothing(task.trace, batch)
         if self.voices or self.parallels:
             terms |= self._voice_leading(task, batch)
         if self.equivariance and task.batches_trained % self.equivariance_every == 0:
-            terms |= self._equivariance(task, batch, log_p_nv, counted)
+            terms |= self._equivariance(task, batch)
         return terms
 
     def scale_losses(self, task: Task, losses: Mapping[str, Tensor]) -> dict[str, float | Tensor]:
@@ -167,22 +168,23 @@ class MusicalDomain(Technique):
         classes = torch.bincount(place, minlength=len(documents_bt) * count * 12).view(len(documents_bt), count, 12)
         return musical.best_scale(classes).gather(1, documents_bt)
 
-    def _smoothing(self, log_p_nv: Tensor, targets_n: Tensor, scale_n: Tensor) -> Tensor:
-        total = log_p_nv.new_zeros(())
+    def _smoothing(self, trace: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """What a smoothed target adds to the task's own cross-entropy; log p is read off the task's, not computed again."""
+        targets_m, scale_m = batch["targets"].flatten(), self._scales(batch).flatten()
+        logits_mv, nll_m = trace["logits"].flatten(0, 1), trace["token_nll"].flatten()
+        group_m = torch.where(targets_m >= 0, self._group_v[targets_m.clamp(min=0)], -1)
+        total = nll_m.new_zeros(())
         for number, (ids, table) in enumerate(self._groups):
-            mine = self._group_v[targets_n] == number
-            if not mine.any():
+            mine_n = torch.nonzero(group_m == number)[:, 0]
+            if not len(mine_n):
                 continue
-            target = targets_n[mine]
-            if table is None:
-                weights = self._neighbours[scale_n[mine], self._pitch_v[target]][:, self._pitch_v[ids]]
-                weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-9)
-            else:
-                weights = table[self._place_v[target]]
-            given = log_p_nv[mine]
-            alike = given[:, ids].clamp(min=-30)  # what can't stand there has no say: e^-30 is nothing
-            total = total + (given.gather(1, target[:, None])[:, 0] - (weights * alike).sum(-1)).sum()
-        return self.smoothing * total / max(1, len(targets_n))
+            place_n, nll_n = self._place_v[targets_m[mine_n]], nll_m[mine_n]
+            given = logits_mv.index_select(0, mine_n).index_select(1, ids).float()
+            normaliser_n = nll_n + given.gather(1, place_n[:, None])[:, 0]
+            alike = (given - normaliser_n[:, None]).clamp(min=-30)  # what can't stand there has no say: e^-30 is nothing
+            weights = table[scale_m[mine_n] if len(table) > 1 else 0, place_n]
+            total = total - nll_n.sum() - (weights * alike).sum()
+        return self.smoothing * total / (targets_m >= 0).sum().clamp(min=1)
 
     def _voice_leading(self, task: Task, batch: Batch) -> dict[str, Tensor]:
         """Over the voice tokens of the batch, one after another: four a frame, the first frame of a piece left out."""
@@ -218,8 +220,10 @@ class MusicalDomain(Technique):
             terms["musical_parallels"] = total / len(now)
         return terms
 
-    def _equivariance(self, task: Task, batch: Batch, log_p_nv: Tensor, counted: Tensor) -> dict[str, Tensor]:
+    def _equivariance(self, task: Task, batch: Batch) -> dict[str, Tensor]:
         tokenizer: Any = task.tokenizer
+        counted = batch["targets"] != -100
+        log_p_nv = F.log_softmax(task.trace["logits"][counted].float(), -1)
         order = torch.randperm(len(SHIFTS), generator=self.generator(task.batches_trained)).tolist()
         for number in order:
             table = torch.from_numpy(tokenizer.transposition(SHIFTS[number])).long().to(task.device)
