@@ -65,7 +65,7 @@ def soap(
 
 
 def muon(
-    params: Groups, *, lr: float = 0.006, momentum: float = 0.95, ns_steps: int = 5, weight_decay: float = 0.1,
+    params: Groups, *, lr: float = 0.006, momentum: float = 0.9, ns_steps: int = 5, weight_decay: float = 0.1,
     adamw_lr: float = 0.004, adamw_betas: Sequence[float] = (0.9, 0.98),
 ) -> Optimizer:  # fmt: skip
     """Orthogonalised momentum for matrices; AdamW with a rate of its own for norms, biases and embeddings.
