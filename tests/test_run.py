@@ -252,3 +252,8 @@ def test_parts_that_do_not_fit_are_told(
     songs = ["data.corpus._target_=etude.data.corpora.Folder", f"+data.corpus.root={home / 'songs'}"]
     line = fails(capsys, "train", tmp_path / "run", *options, *songs, f"cache_dir={home / 'cache'}", "~sampling")
     assert expected in line
+
+
+def test_a_synthesizer_is_looked_for_before_training(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    wishes = ["data=folder", f"data.root={tmp_path / 'nowhere'}", "sampling.synthesizer=timidity"]
+    assert "synthesizer=timidity is not one of" in fails(capsys, "train", tmp_path / "run", *wishes)
