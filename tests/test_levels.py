@@ -29,7 +29,7 @@ EXPECTED: dict[str, dict[str, tuple[str, set[str]]]] = {  # optimizer's class, t
         "gan": ("Adam", GUARDED | {"balance", "fill_frames"}),
     },
     "convergence=fast": {
-        "language_model": ("muon", {"ema", "curriculum"}),
+        "language_model": ("muon", {"ema"}),
         "vocoder": ("AdamW", {"ema"}),
         "gan": ("Adam", {"ema"}),
     },
@@ -88,7 +88,7 @@ def test_a_genre_sets_the_weights_of_a_level(bundle: str) -> None:
 
 def test_fast_convergence_over_a_level_is_the_fast_one() -> None:
     cfg = composed("level=enhanced", "convergence=fast")
-    assert of(cfg.scheduler._target_) == "wsd" and set(cfg.technique) == {"ema", "curriculum"}
+    assert of(cfg.scheduler._target_) == "wsd" and set(cfg.technique) == {"ema"}
 
 
 def test_what_a_level_writes_out_has_the_values_of_its_file_but_for_the_smoothing() -> None:
