@@ -257,3 +257,14 @@ def test_parts_that_do_not_fit_are_told(
 def test_a_synthesizer_is_looked_for_before_training(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     wishes = ["data=folder", f"data.root={tmp_path / 'nowhere'}", "sampling.synthesizer=timidity"]
     assert "synthesizer=timidity is not one of" in fails(capsys, "train", tmp_path / "run", *wishes)
+
+
+@pytest.mark.parametrize(
+    "wishes",
+    [["stage=polish", "weights=nowhere"], ["technique=[distillation]", "technique.distillation.teacher=nowhere"]],
+)
+def test_a_missing_checkpoint_is_told_by_the_key_that_names_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, wishes: list[str]
+) -> None:
+    line = fails(capsys, "train", tmp_path / "run", "data=folder", f"data.root={tmp_path}", *wishes)
+    assert f"error: {wishes[1]}: there is no such file" in line and f"or {wishes[1].partition('=')[0]}=last" in line

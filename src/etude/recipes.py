@@ -43,7 +43,7 @@ def pinned(cfg: DictConfig, options: list[str]) -> list[str]:
     if teacher is None:
         return options
     name = "technique.distillation.teacher"
-    path = find_checkpoint(teacher, cfg.outputs)
+    path = find_checkpoint(teacher, cfg.outputs, option=name)
     return [*(option for option in options if key(option) != name), f"{name}={json.dumps(str(path))}"]
 
 
@@ -120,7 +120,7 @@ def starting_point(cfg: DictConfig, options: list[str]) -> tuple[DictConfig, lis
     if not after:
         return cfg, options
     if cfg.weights is not None:
-        path = find_checkpoint(cfg.weights, cfg.outputs)
+        path = find_checkpoint(cfg.weights, cfg.outputs, option="weights")
     else:
         kind = next((option.partition("=")[2] for option in options if key(option) == "task"), None)
         path = find_stage(after, cfg.outputs, wanted=cfg.stage.name, kind=kind)

@@ -214,7 +214,7 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | Non
     task = build_task(cfg, **datamodule.parts)
     task.check_metric(cfg.monitor, "monitor", cfg.monitor_mode, techniques)
     if cfg.weights is not None:
-        recipes.start_from(task, find_checkpoint(cfg.weights, cfg.outputs))
+        recipes.start_from(task, find_checkpoint(cfg.weights, cfg.outputs, option="weights"))
     task.recipe = {**recipe, "overrides": overrides}
     last = folder / "checkpoints" / "last.ckpt"
     try:
@@ -286,7 +286,7 @@ def transfer(cfg: DictConfig) -> None:
     if OmegaConf.is_missing(cfg.vocoder, "ckpt"):
         raise ValueError("vocoder.ckpt is missing: give a checkpoint or run of `train.py task=vocoder`, or vocoder.ckpt=last")
     if cfg.vocoder.get("ckpt") is not None:
-        cfg.vocoder.ckpt = str(find_checkpoint(cfg.vocoder.ckpt, cfg.outputs, kind="vocoder"))
+        cfg.vocoder.ckpt = str(find_checkpoint(cfg.vocoder.ckpt, cfg.outputs, kind="vocoder", option="vocoder.ckpt"))
     vocoder = _hand_over(cfg.vocoder, contract=task.contract, load=load_task)
     instantiate(cfg.transfer)(task=task, vocoder=vocoder, folder=run_folder())
 

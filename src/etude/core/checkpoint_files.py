@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 
-def find_checkpoint(ckpt: str, outputs: str, *, kind: str | None = None) -> Path:
+def find_checkpoint(ckpt: str, outputs: str, *, kind: str | None = None, option: str = "ckpt") -> Path:
     """Returns the checkpoint that `ckpt` names: a file, a run's folder, or `last` for the newest run's last one.
 
-    kind: with `last`, the newest run of this task, such as style_transfer; None for any.
+    kind: with `last`, the newest run of this task, such as style_transfer; None for any. option: the key that holds `ckpt`.
 
     Raises:
         ValueError: there is no such checkpoint.
@@ -17,7 +17,7 @@ def find_checkpoint(ckpt: str, outputs: str, *, kind: str | None = None) -> Path
         found = [path for path in found if kind is None or _trained(path.parents[1], kind)]
         if not found:
             of = "" if kind is None else f" of a {kind} run"
-            raise ValueError(f"ckpt=last: no checkpoints/last.ckpt{of} under {outputs}/; train first or give a path")
+            raise ValueError(f"{option}=last: no checkpoints/last.ckpt{of} under {outputs}/; train first or give a path")
         return found[-1]
     path = Path(ckpt).expanduser()
     if path.is_dir():
@@ -25,7 +25,7 @@ def find_checkpoint(ckpt: str, outputs: str, *, kind: str | None = None) -> Path
         inside = path / "checkpoints" / "last.ckpt" if (path / "checkpoints").is_dir() else path / "last.ckpt"
         path = phases[-1] if phases and not inside.is_file() else inside
     if not path.is_file():
-        raise ValueError(f"ckpt={ckpt}: there is no such file; give a checkpoint, a run's folder, or ckpt=last")
+        raise ValueError(f"{option}={ckpt}: there is no such file; give a checkpoint, a run's folder, or {option}=last")
     return path
 
 
