@@ -155,6 +155,7 @@ def quiet_lightning() -> None:
         r"Experiment logs directory .* exists and is not empty",  # the run's folder, where metrics.csv belongs
         r".*does not have many workers which may be a bottleneck",  # the loader's share is measured: under 3 %
         r"The number of training batches .* is smaller than the logging interval",  # small data: steps are what counts
+        r"Total length of .* across ranks is zero",  # BestCheckpoint says what that means
         r"Checkpoint directory .* exists and is not empty",  # LastCheckpoint shares it with ModelCheckpoint
     ):
         warnings.filterwarnings("ignore", message)

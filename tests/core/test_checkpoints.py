@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from torch.utils.data import DataLoader
 
-from etude.core.checkpoints import LastCheckpoint
+from etude.core.checkpoints import BestCheckpoint, LastCheckpoint
 from tests.toys import PairsData, ToyGan, same, trainer, weights
 
 
@@ -95,3 +96,16 @@ def test_a_stop_that_is_asked_for_during_validation_leaves_it_counted(tmp_path: 
         run.fit(ToyGan(), PairsData(), weights_only=True)
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 4 and saved["callbacks"]["Count"]["seen"] == [4]
+
+
+@pytest.mark.parametrize("empty", [True, False])
+@pytest.mark.filterwarnings("ignore:Total length of:UserWarning", "ignore:.*could not find the monitored key:UserWarning")
+def test_a_run_with_nothing_to_validate_on_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture, empty: bool) -> None:
+    class Data(PairsData):
+        def val_dataloader(self) -> DataLoader[Any]:
+            return DataLoader([], batch_size=4) if empty else super().val_dataloader()
+
+    best = BestCheckpoint(tmp_path, "best", monitor="val/cycle")
+    trainer(tmp_path, max_steps=4, callbacks=[best], val_check_interval=4).fit(ToyGan(), Data())
+    told = [m for m in caplog.messages if "nothing is left to validate on, so there is no val/cycle" in m]
+    assert len(told) == empty and (tmp_path / "best.ckpt").is_file() == (not empty)

@@ -1,5 +1,6 @@
 """The two checkpoints of a run: the best one, and the one that the run continues from."""
 
+import logging
 import shutil
 import signal
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+
+log = logging.getLogger(__name__)
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -26,6 +29,11 @@ class BestCheckpoint(ModelCheckpoint):
         self.best_model_path = self.kth_best_model_path = str(mine)
         self.best_model_score = self.current_score = self.kth_value = value
         self.best_k_models = {str(mine): value}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if trainer.enable_validation and not any(trainer.num_val_batches):
+            log.warning("nothing is left to validate on, so there is no %s and no best.ckpt; see data.split", self.monitor)
 
 
 class LastCheckpoint(Checkpoint):
