@@ -187,8 +187,13 @@ class Task(pl.LightningModule):
         self._terms = {}
 
     def weights_of(self, losses: Iterable[str]) -> dict[str, float | Tensor]:
-        """Returns the weight of each term: `loss_weights`, 1 where a term is not named, times the techniques' factors."""
-        return {name: self.loss_weights.get(name, 1.0) * self._factors.get(name, 1.0) for name in sorted(losses)}
+        """Returns the weight of each term: `loss_weights`, 1 where a term is not named, times the techniques' factors; times the
+        weight of the term that it corrects, where it corrects one."""
+        return {name: self._weight(name) for name in sorted(losses)}
+
+    def _weight(self, name: str) -> float | Tensor:
+        own, base = self.loss_weights.get(name, 1.0) * self._factors.get(name, 1.0), self.composition.corrections.get(name)
+        return own if base is None else own * self._weight(base)
 
     def weighted(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns each term times its weight, in the order of the names."""

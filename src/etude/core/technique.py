@@ -84,7 +84,8 @@ class Technique(pl.Callback):
 
     @property
     def corrections(self) -> dict[str, str]:
-        """Those of its loss terms that correct another term and mean nothing alone, each with the term that it belongs to."""
+        """Those of its loss terms that correct another term and mean nothing alone, each with the term that it belongs to, whose
+        weight they share."""
         return {}
 
     def is_logged(self, trainer: pl.Trainer) -> bool:
@@ -138,6 +139,7 @@ class Composition:
         self._check()
         self._batch_order = sorted((t for t in self.techniques if t.batch_slot is not None), key=lambda t: (t.batch_slot, t.name))
         slots = [(t.gradient_slot, t.name, t) for t in self.techniques if t.gradient_slot is not None]
+        self.corrections = {name: base for technique in self.techniques for name, base in technique.corrections.items()}
         self._before_clip = [t for slot, _, t in sorted(slots) if slot < GradientSlot.CLIP]
         self._after_clip = [t for slot, _, t in sorted(slots) if slot >= GradientSlot.CLIP]
         self._weigher = self._owner(Power.WEIGHING, "weigh")

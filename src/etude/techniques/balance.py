@@ -129,10 +129,10 @@ class Balance(Technique):
 
     def weigh(self, task: Task, losses: Mapping[str, Tensor]) -> Tensor:
         """Returns sum_i w_i f_i L_i; of a method that works on gradients the plain sum, for the log."""
-        if self.batches == 0 and len(losses) == 1:
-            log.warning("balance has only one term so far (%s) and acts when another joins it", next(iter(losses)))
         terms = task.weighted(losses)
         terms = terms if self.method == "fixed" else _corrected(task, terms)
+        if self.batches == 0 and len(terms) == 1:
+            log.warning("balance has only one term so far (%s) and acts when another joins it", next(iter(terms)))
         weights = task.weights_of(losses)
         self._weights |= {name: weights[name] for name in terms}
         self._values = {name: losses[name].detach() for name in terms}
@@ -228,9 +228,9 @@ class Balance(Technique):
         return {"method": self.method, "batches": self.batches, "terms": dict(self._state), "weights": dict(self._weights)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.batches, self._weights = state_dict["batches"], dict(state_dict["weights"])
+        self.batches, self._weights = state_dict["batches"], dict(state_dict.get("weights", {}))
         if state_dict["method"] == self.method:
-            self._state = dict(state_dict["terms"])
+            self._state = {name: term for name, term in state_dict["terms"].items() if name in self._weights}
         else:
             log.warning("balance goes on with method=%s, without the state of %s", self.method, state_dict["method"])
 
@@ -256,10 +256,9 @@ def _splits(trainer: pl.Trainer) -> bool:
 def _corrected(task: Task, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weighted terms, each with what corrects it: scaled alone, a label smoothing would drive the targets away."""
     found = dict(terms)
-    for technique in task.composition.techniques:
-        for name, base in technique.corrections.items():
-            if name in found and base in found:
-                found[base] = found[base] + found.pop(name)
+    for name, base in task.composition.corrections.items():
+        if name in found and base in found:
+            found[base] = found[base] + found.pop(name)
     return found
 
 
