@@ -254,9 +254,13 @@ def test_parts_that_do_not_fit_are_told(
     assert expected in line
 
 
-def test_a_synthesizer_is_looked_for_before_training(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    wishes = ["data=folder", f"data.root={tmp_path / 'nowhere'}", "sampling.synthesizer=timidity"]
-    assert "synthesizer=timidity is not one of" in fails(capsys, "train", tmp_path / "run", *wishes)
+def test_what_renders_is_looked_for_before_training(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    nothing = ["data=folder", f"data.root={tmp_path / 'nowhere'}"]
+    for wish, told in (
+        ("synthesizer=timidity", "synthesizer=timidity is not one of"),
+        ("soundfont=no.sf2", "soundfont is no.sf2"),
+    ):
+        assert told in fails(capsys, "train", tmp_path / "run", *nothing, f"sampling.{wish}")
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,8 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | Non
     from etude.music.synthesizers import check_synthesizer
 
     if (cfg.get("sampling") or {}).get("audio"):  # rather than after hours of training
-        check_synthesizer(cfg.sampling.get("synthesizer", "tinysoundfont"))
+        soundfont = cfg.sampling.get("soundfont")
+        check_synthesizer(cfg.sampling.get("synthesizer", "tinysoundfont"), Path(soundfont) if soundfont else None)
     for name in [name for name, node in (cfg.get("technique") or {}).items() if "_target_" not in node]:
         if any(recipes.key(option).startswith(f"technique.{name}") for option in overrides):
             raise ValueError(f"technique.{name} is set, but the technique is not chosen; add it: technique=[{name},...]")

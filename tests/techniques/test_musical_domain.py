@@ -80,6 +80,7 @@ def test_every_group_of_tokens_is_of_one_kind(scheme: str) -> None:
     kinds = [{tokenizer.vocab[i].partition("_")[0] for i in ids.tolist()} for ids, _ in technique._groups]
     assert (all(len(kind) == 1 for kind in kinds) and {"Duration"} in kinds) or scheme == "MIDILike"
     assert {"Pitch"} in kinds or {"NoteOn"} in kinds
+    assert all(len(table) == 1 or table.shape[:2] == (12, 128) for _, table in technique._groups)  # however many byte pairs
 
 
 def test_voice_leading_sees_the_real_past() -> None:

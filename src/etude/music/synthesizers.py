@@ -60,9 +60,11 @@ def default_soundfont() -> Path:
     return Path(spec.origin).parent / "TimGM6mb.sf2"
 
 
-def check_synthesizer(synthesizer: str) -> None:
-    """Raises ValueError, with the remedy, for a synthesizer that doesn't exist or isn't installed here."""
+def check_synthesizer(synthesizer: str, soundfont: Path | None = None) -> None:
+    """Raises ValueError, with the remedy, for a synthesizer that doesn't exist or isn't installed here, or a missing file."""
     synthesizer_version(synthesizer)
+    if soundfont is not None and not soundfont.is_file():
+        raise _unreadable(soundfont)
 
 
 def synthesizer_version(synthesizer: str) -> str:

@@ -68,7 +68,7 @@ def write_samples(
             or fluidsynth where it is not installed.
     """
     if audio:
-        check_synthesizer(synthesizer)  # before samples are drawn, which takes longer
+        check_synthesizer(synthesizer, Path(soundfont) if soundfont else None)  # before samples are drawn, which takes longer
     for name, value in (("num_samples", num_samples), ("num_bars", num_bars)):
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}, must be at least 1")

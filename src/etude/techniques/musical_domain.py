@@ -116,13 +116,13 @@ class MusicalDomain(Technique):
         self._pitch_v = torch.from_numpy(classes.pitch)
         self._pitch_ids, self._pitch_of_ids = torch.from_numpy(ids), torch.from_numpy(classes.pitch[ids])
         neighbours = musical.pitch_neighbours()
-        # a set of ids that a token's mass may go to, and how [scales or 1, m, m]: pitches of one kind (onsets, ends), places,
-        # lengths
+        # a set of ids that a token's mass may go to, and how [scales or 1, rows, ids]: pitches of one kind (onsets, ends),
+        # whose rows are the 128 pitches, since byte pairs have many ids of one; places and lengths, whose rows are their ids
         self._groups: list[tuple[Tensor, Tensor]] = []
-        self._group_v, self._place_v = torch.full((len(classes.kind),), -1), torch.zeros(len(classes.kind), dtype=torch.int64)
+        none = torch.zeros(len(classes.kind), dtype=torch.int64)
+        self._group_v, self._place_v, self._row_v = none - 1, none.clone(), self._pitch_v.clamp(min=0).long()
         for chosen in (classes.onset, (classes.pitch >= 0) & ~classes.onset):
-            pitches = classes.pitch[chosen]
-            table = neighbours[:, pitches][:, :, pitches]
+            table = neighbours[:, :, classes.pitch[chosen]]
             self._add_group(np.flatnonzero(chosen), table / table.sum(-1, keepdim=True).clamp(min=1e-9))
         places = classes.position >= 0
         self._add_group(np.flatnonzero(places), musical.place_neighbours(classes.position[places])[None])
@@ -133,11 +133,13 @@ class MusicalDomain(Technique):
     def _add_group(self, ids: np.ndarray, table: Tensor) -> None:
         if len(ids) > 1:
             self._group_v[ids], self._place_v[ids] = len(self._groups), torch.arange(len(ids))
+            if len(table) == 1:
+                self._row_v[ids] = torch.arange(len(ids))
             self._groups.append((torch.from_numpy(ids), table))
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         device = pl_module.device
-        for name in ("_pitch_v", "_pitch_ids", "_pitch_of_ids", "_group_v", "_place_v"):
+        for name in ("_pitch_v", "_pitch_ids", "_pitch_of_ids", "_group_v", "_place_v", "_row_v"):
             setattr(self, name, getattr(self, name).to(device))
         self._groups = [(ids.to(device), table.to(device)) for ids, table in self._groups]
 
@@ -182,7 +184,7 @@ class MusicalDomain(Technique):
             given = logits_mv.index_select(0, mine_n).index_select(1, ids).float()
             normaliser_n = nll_n + given.gather(1, place_n[:, None])[:, 0]
             alike = (given - normaliser_n[:, None]).clamp(min=-30)  # what can't stand there has no say: e^-30 is nothing
-            weights = table[scale_m[mine_n] if len(table) > 1 else 0, place_n]
+            weights = table[scale_m[mine_n] if len(table) > 1 else 0, self._row_v[targets_m[mine_n]]]
             total = total - nll_n.sum() - (weights * alike).sum()
         return self.smoothing * total / (targets_m >= 0).sum().clamp(min=1)
 
