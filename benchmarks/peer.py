@@ -6,6 +6,7 @@ import os
 import platform
 import statistics
 import subprocess
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -85,7 +86,7 @@ def context() -> dict[str, Any]:
     """What a results row needs beside its numbers."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(_nameless, sys.argv[1:])]),
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(_nameless, sys.argv[1:])]),
         "commit": commit.stdout.strip(),
         "date": datetime.date.today().isoformat(),
         "hardware": f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used",
