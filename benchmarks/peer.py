@@ -4,9 +4,9 @@ import datetime
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
-import shlex
 import sys
 import time
 from collections.abc import Callable
