@@ -1,14 +1,14 @@
 """Augmentations form groups (transposing there and back is nothing) and carry their labels along."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from symusic import KeySignature, Note, Score, Tempo, Track
 
 from etude.music.augmentation import scale_tempo, scale_velocity, transpose, transposition_range
 from etude.music.instruments import DRUM_NAMES, INSTRUMENT_NAMES, INSTRUMENT_RANGES
 from etude.music.score import duration_seconds
-from etude.music.theory import Key, estimate_key
+from etude.music.theory import Key, estimate_key, key_correlations, pitch_class_durations
 
 
 def make(pitches: list[int], *, program: int = 0, drums: bool = True) -> Score:
@@ -29,6 +29,7 @@ def pitches(score: Score) -> list[list[int]]:
 
 
 @given(st.lists(st.integers(24, 103), min_size=1, max_size=12), st.integers(-12, 12), st.integers(-12, 12))
+@example([24, 35, 40, 52, 101, 101], 0, -1)  # C major and F major
 def test_transpositions_add_up(notes: list[int], first: int, second: int) -> None:
     score = make(notes)
     twice = transpose(transpose(score, first), second)
@@ -37,7 +38,9 @@ def test_transpositions_add_up(notes: list[int], first: int, second: int) -> Non
     assert pitches(score) == [notes, [36]]
     for moved in (twice, once):
         assert Key.from_signature(moved.key_signatures[0]) == Key.parse("D major").transposed(first + second)
-    assert estimate_key(once) == estimate_key(score).transposed(first + second) or len(set(n % 12 for n in notes)) < 4
+    likely = key_correlations(pitch_class_durations(score)).round(9)
+    if (likely == likely.max()).sum() == 1:  # of equally likely keys the lowest tonic wins, which is another one elsewhere
+        assert estimate_key(once) == estimate_key(score).transposed(first + second)
 
 
 def test_transposing_out_of_midi_is_refused_with_the_range() -> None:
