@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.installed
 .DEFAULT_GOAL := help
-.PHONY: help setup train techniques test check lint lock report bench styles clean
+.PHONY: help setup train techniques test check lint lock report bench styles effects clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,14 @@ styles: setup  ## measure style transfer: 90 CPU-seconds, then 15 CPU-minutes, t
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/style_stress.py --rows docs/results/rows/style_stress.jsonl
 	$(BIN)/python benchmarks/style_speed.py --rows docs/results/rows/style_speed.jsonl
 	$(BIN)/python benchmarks/transfer_speed.py --ckpt last --rows docs/results/rows/transfer_speed.jsonl
+
+effects: setup  ## measure the techniques: make effects JSB=Jsb16thSeparated.json SCORES=FOLDER (6 hours on one core; rows that are there stay)
+	@test -n "$(JSB)" -a -n "$(SCORES)" || { echo "error: which data? make effects JSB=Jsb16thSeparated.json SCORES=FOLDER"; exit 1; }
+	for data in jsb=$(JSB) genres=$(SCORES) distillation=$(JSB); do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/techniques.py \
+	  --data $$data --keep outputs/teachers || exit 1; done
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/technique_overhead.py --root $(JSB)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/technique_overhead.py --root $(JSB) --live
+	$(BIN)/python benchmarks/report.py
 
 lock:  ## pin pyproject.toml again into requirements.lock
 	@{ echo "# Complete pin of pyproject.toml with all extras; written by 'make lock'. Installed with --no-deps: tinysoundfont's"; \

@@ -169,7 +169,8 @@ def techniques() -> str:
     parts.append(overhead())
     notes = RESULTS / "techniques_notes.md"
     parts.append(
-        "Regenerate: `benchmarks/techniques.py` and `benchmarks/technique_overhead.py` as the rows say, then `make report`."
+        "Regenerate: `make effects JSB=Jsb16thSeparated.json SCORES=FOLDER` measures what has no row yet, `make report` writes "
+        "this page."
     )
     if notes.exists():
         parts.append(notes.read_text())

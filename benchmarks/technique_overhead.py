@@ -1,13 +1,14 @@
 """What each technique costs a training step: two runs take turns step by step, one bare, one with the technique.
 
     OMP_NUM_THREADS=1 python benchmarks/technique_overhead.py --root Jsb16thSeparated.json
+    OMP_NUM_THREADS=1 python benchmarks/technique_overhead.py --root Jsb16thSeparated.json --live
 
 Both runs live in one process, each in its own thread; a baton lets one step at a time, so that what disturbs the machine
 disturbs both. The time of a step is the CPU time of its thread from baton to baton: everything that Lightning and the
-techniques do between two batches is in it; validation is not, unless options after -- turn it on in both runs. Two bare
-runs differ by up to 4 % for as long as both live (where their weights lie in memory), so each case is built anew `--builds`
-times, and what the techniques' own methods take
-is timed by itself: exact to a hundredth of a percent, but blind to what their loss terms cost the backward pass.
+techniques do between two batches is in it; validation is not, but with `--live`, which measures the cases with live_quality in
+one long run each. Two bare runs differ by up to 4 % for as long as both live (where their weights lie in memory), so each case
+is built anew `--builds` times, and what the techniques' own methods take is timed by itself: exact to a hundredth of a percent,
+but blind to what their loss terms cost the backward pass.
 """
 
 import argparse
@@ -30,6 +31,21 @@ from etude.core.technique import Composition, Technique
 
 ROWS = ROOT / "docs" / "results" / "rows" / "technique_overhead.jsonl"
 SMALL = ["data=jsb", "trainer.limit_val_batches=0", "logger=[]"]
+TWO = "technique.stages.stages=[{name:one,max_steps:1000},{name:two}]"
+ADAMW = "technique.switch_optimizer.to={_target_:torch.optim.AdamW,_partial_:true,lr:0.0015,betas:[0.9,0.98],fused:true}"
+HALF = "technique.live_quality.budget=0.015"  # of its clock, on which the other run's steps pass, too
+NINE = "curriculum,stages,musical_domain,switch_optimizer,balance,stability,ema,loss_schedule,early_stopping"
+CASES = [
+    "technique=[]", "technique=[curriculum]+technique.curriculum.start=1.0", "technique=[bandit]", "technique=[early_stopping]",
+    "technique=[switch_optimizer]", "technique=[length_warmup]+technique.length_warmup.start_bars=64",
+    "technique=[grow_layers]+technique.grow_layers.start=1.0", f"technique=[stages]+{TWO}", "technique=[finite]",
+    "technique=[stability]", "technique=[ema]", "technique=[swa]", "technique=[self_paced]", "technique=[musical_domain]",
+    "technique=[loss_schedule,musical_domain]", "technique=[balance,musical_domain]", "optimizer=lion",
+    f"technique=[{NINE}]+{TWO}", f"technique=[{NINE}]+{ADAMW}+{TWO}",
+]  # fmt: skip
+TEN = NINE.replace("stages", "stages,live_quality")
+LIVE = [f"technique=[live_quality]+{HALF}", f"technique=[{TEN}]+{HALF}+{TWO}", f"technique=[{TEN}]+{HALF}+{ADAMW}+{TWO}"]
+LIVE_OPTIONS = ["trainer.limit_val_batches=1.0", "trainer.val_check_interval=100"]
 
 
 class Turns:
@@ -144,21 +160,24 @@ def compare(options: list[str], shared: list[str], folder: Path, *, skip: int) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True, help="the JSB file")
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--builds", type=int, default=3, help="times that both runs are built anew")
+    parser.add_argument("--live", action="store_true", help="the cases with live_quality, 800 steps, validation included")
+    parser.add_argument("--steps", type=int, default=None, help="60, with --live 800")
+    parser.add_argument("--builds", type=int, default=None, help="times that both runs are built anew: 3, with --live 1")
     parser.add_argument("--skip", type=int, default=10, help="steps of warming up")
-    parser.add_argument("--cases", nargs="+", required=True, help="options of a case, such as technique=[ema]; + between several")
+    parser.add_argument("--cases", nargs="+", default=None, help="options of a case, such as technique=[ema]; + between several")
     parser.add_argument("--rows", type=Path, default=ROWS, help="JSON lines to append to")
     parser.add_argument("options", nargs="*", help="more options, as for train.py (after --)")
     args = parser.parse_args()
     run.quiet_lightning()
     torch.set_num_threads(1)
-    for case in args.cases:
-        shared = [*SMALL, f"data.root={args.root}", f"max_steps={args.steps}", *args.options]
-        found = [compare(case.split("+"), shared, Path("outputs"), skip=args.skip) for _ in range(args.builds)]
+    steps, builds = args.steps or (800 if args.live else 60), args.builds or (1 if args.live else 3)
+    for case in args.cases or (LIVE if args.live else CASES):
+        live = LIVE_OPTIONS if args.live else []
+        shared = [*SMALL, f"data.root={args.root}", f"max_steps={steps}", *live, *args.options]
+        found = [compare(case.split("+"), shared, Path("outputs"), skip=args.skip) for _ in range(builds)]
         bare, ratios, own = (list(values) for values in zip(*found, strict=True))
         row = {
-            "case": case, "steps": args.steps - args.skip - 1, "builds": args.builds, "bare_s": statistics.median(bare),
+            "case": case, "steps": steps - args.skip - 1, "builds": builds, "bare_s": statistics.median(bare),
             "ratios": ratios, "own": statistics.median(own), **context(),
         }  # fmt: skip
         args.rows.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -212,22 +213,37 @@ def test_two_ranks_split_or_whole_are_the_same(home: Path) -> None:
         torch.testing.assert_close(saved["fsdp"]["state_dict"][name], value, atol=1e-5, rtol=1e-4)
 
 
-def test_ctrl_c_keeps_what_was_trained(home: Path) -> None:
-    folder = home / "outputs" / "stopped"
-    options = [option for option in TINY if not option.startswith(("sampling.", "save_every"))]
-    run_ = program("train.py", *options, f"data.root={home / 'songs'}", f"cache_dir={home / 'cache'}", "~sampling",
-                   f"hydra.run.dir={folder}", "trainer.max_steps=100000", "trainer.val_check_interval=20",
-                   "save_every=100000")  # fmt: skip
-    deadline = time.monotonic() + 240
+def interrupted(name: str, *options: str, ready: Callable[[], Any]) -> str:
+    """Starts a program, presses Ctrl-C as soon as it is `ready`, and returns what it said."""
+    running = program(name, *options)
+    try:
+        deadline = time.monotonic() + 240
+        while not ready() and running.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        running.send_signal(signal.SIGINT)
+        output, _ = running.communicate(timeout=120)
+    finally:
+        running.kill()
+    assert running.returncode == 130 and "Traceback" not in output, output
+    return str(output)
+
+
+def check_interrupted_training(folder: Path, options: Sequence[str]) -> None:
+    """Ctrl-C in a run that would go on for long leaves its checkpoint, whole, and says how to go on."""
     metrics = folder / "metrics.csv"
-    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    run_.send_signal(signal.SIGINT)
-    output, _ = run_.communicate(timeout=120)
-    assert run_.returncode == 130, output
-    assert "continues this run" in output and "Traceback" not in output
+    own = [option for option in options if not option.startswith("save_every")]
+    long = ["trainer.max_steps=100000", "trainer.val_check_interval=20", "save_every=100000", f"hydra.run.dir={folder}"]
+    output = interrupted("train.py", *own, *long, ready=lambda: metrics.exists() and metrics.stat().st_size)
+    assert f"`python train.py ckpt={folder}` continues this run" in output
     saved = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == saved["etude"]["batches_trained"] > 0
+    assert not list((folder / "checkpoints").glob("*.part"))
+
+
+def test_ctrl_c_keeps_what_was_trained(home: Path) -> None:
+    options = [option for option in TINY if not option.startswith("sampling.")]
+    places = [f"data.root={home / 'songs'}", f"cache_dir={home / 'cache'}", "~sampling"]
+    check_interrupted_training(home / "outputs" / "stopped", [*options, *places])
 
 
 def test_a_checkpoint_runs_no_foreign_code(home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -3,9 +3,7 @@
 import base64
 import csv
 import re
-import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from etude.core.task import Task
 from tests.data.audio_files import sound, write
 from tests.songs import write_songs
 from tests.test_run import TINY as TINY_LANGUAGE_MODEL
-from tests.test_run import call, fails, program
+from tests.test_run import call, check_interrupted_training, fails, interrupted
 
 GENRES = ("bangla_folk", "jazz", "rock")
 TINY = [
@@ -360,47 +358,20 @@ def test_evaluate_writes_the_table(home: Path) -> None:
 # --- Ctrl-C ---
 
 
-@pytest.fixture
-def started() -> Iterator[list[Any]]:
-    """Programs that the test starts; those still running at its end are ended."""
-    programs: list[Any] = []
-    yield programs
-    for one in programs:
-        if one.poll() is None:
-            one.kill()
+def test_ctrl_c_in_training_keeps_it_and_says_how_to_go_on(home: Path) -> None:
+    check_interrupted_training(home / "outputs" / "stopped", here(home, sampling=False))
 
 
-def wait_for(something: Any, running: Any, seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
-    while not something() and running.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-
-
-def test_ctrl_c_in_training_keeps_it_and_says_how_to_go_on(home: Path, started: list[Any]) -> None:
-    folder = home / "outputs" / "stopped"
-    options = [option for option in here(home, sampling=False) if not option.startswith("save_every")]
-    started.append(program("train.py", *options, f"hydra.run.dir={folder}", "trainer.max_steps=100000",
-                           "trainer.val_check_interval=20", "save_every=100000"))  # fmt: skip
-    metrics = folder / "metrics.csv"
-    wait_for(lambda: metrics.exists() and metrics.stat().st_size, started[0])
-    started[0].send_signal(signal.SIGINT)
-    output, _ = started[0].communicate(timeout=120)
-    assert started[0].returncode == 130, output
-    assert f"`python train.py ckpt={folder}` continues this run" in output and "Traceback" not in output
-    saved = state(folder / "checkpoints" / "last.ckpt")
-    assert saved["global_step"] == saved["etude"]["batches_trained"] > 0
-    assert not list((folder / "checkpoints").glob("*.part"))
-
-
-def test_ctrl_c_in_transfer_leaves_no_half_written_file(home: Path, started: list[Any], tmp_path: Path) -> None:
+def test_ctrl_c_in_transfer_leaves_no_half_written_file(home: Path, tmp_path: Path) -> None:
     write(tmp_path / "long.wav", np.tile(many(5, rate=44_100, channels=2), (60, 1)), rate=44_100)
     out = tmp_path / "out"
-    started.append(program("transfer.py", f"ckpt={home / 'outputs' / 'one'}", f"in={tmp_path / 'long.wav'}", "style=jazz",
-                           f"out={out / 'x.wav'}", f"hydra.run.dir={tmp_path / 'run'}"))  # fmt: skip
-    wait_for(lambda: out.is_dir() and list(out.iterdir()), started[0])
-    time.sleep(1.0)  # in the middle of the sound
-    started[0].send_signal(signal.SIGINT)
-    output, _ = started[0].communicate(timeout=60)
-    assert started[0].returncode == 130, output
-    assert "stopped by Ctrl-C" in output and "Traceback" not in output
-    assert list(out.iterdir()) == []
+    begun: list[float] = []
+
+    def in_the_middle() -> bool:
+        if out.is_dir() and list(out.iterdir()) and not begun:
+            begun.append(time.monotonic())
+        return bool(begun) and time.monotonic() > begun[0] + 1
+
+    output = interrupted("transfer.py", f"ckpt={home / 'outputs' / 'one'}", f"in={tmp_path / 'long.wav'}", "style=jazz",
+                         f"out={out / 'x.wav'}", f"hydra.run.dir={tmp_path / 'run'}", ready=in_the_middle)  # fmt: skip
+    assert "stopped by Ctrl-C" in output and list(out.iterdir()) == []

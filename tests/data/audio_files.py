@@ -1,12 +1,15 @@
 """Small audio files, and folders of them, for the tests of the audio data layer."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import soundfile
 
 from etude.audio.mel import MelContract
+from etude.data import audio_build, build, fill
 from etude.data.audio_corpora import AudioFolder
 from etude.data.audio_module import StyleDataModule
 
@@ -21,6 +24,12 @@ def sound(seed: int, *, seconds: float = 1.0, rate: int = RATE, hertz: float | N
     time = np.arange(round(seconds * rate)) / rate
     tone = np.sin(2 * np.pi * (hertz or float(rng.uniform(200, 3000))) * time)
     return 0.5 * tone * (0.6 + 0.4 * np.sin(2 * np.pi * rng.uniform(1, 4) * time)) + 0.01 * rng.standard_normal(len(time))
+
+
+def inline(patch: pytest.MonkeyPatch) -> None:
+    """Encodes and reads in this process: starting others takes seconds."""
+    for part in (audio_build, build):
+        patch.setattr(part, "fill", functools.partial(fill.fill, inline_seconds=1e9))
 
 
 def write(path: Path, samples: np.ndarray, *, rate: int = RATE, subtype: str | None = None) -> Path:

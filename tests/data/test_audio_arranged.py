@@ -1,6 +1,5 @@
 """The default data: tunes that ship with a dependency, apart for training, paired for measuring."""
 
-import functools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,12 @@ import pytest
 import torch
 
 from etude.audio.mel import MelContract
-from etude.data import audio_build, build, dedup, fill
+from etude.data import dedup
 from etude.data.audio_corpora import Arranged, Tunes
 from etude.data.audio_module import StyleDataModule
 from etude.metrics.mel_features import onset_agreement
 from etude.music.synthesizers import default_soundfont
+from tests.data.audio_files import inline
 
 CONTRACT = MelContract(sample_rate=8000, n_fft=512, hop_length=128, n_mels=32, f_max=4000.0)
 TINY: dict[str, Any] = {"songs_per_style": 2, "paired_val": 1, "paired_test": 2, "max_seconds": 6.0}
@@ -31,10 +31,8 @@ def module(cache: Path, *, styles: list[str] | None = None, **changes: Any) -> S
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two songs a style, arranged and encoded in this process."""
     folder = tmp_path_factory.mktemp("cache")
-    here = functools.partial(fill.fill, inline_seconds=1e9)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(audio_build, "fill", here)
-        patch.setattr(build, "fill", here)
+        inline(patch)
         module(folder).prepare()
     return folder
 
@@ -97,9 +95,7 @@ def test_batches_of_the_held_out_are_paired(cache: Path) -> None:
 
 
 def test_everything_else_stays_when_styles_are_chosen_or_songs_added(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = functools.partial(fill.fill, inline_seconds=1e9)
-    monkeypatch.setattr(audio_build, "fill", here)
-    monkeypatch.setattr(build, "fill", here)
+    inline(monkeypatch)
     whole, pair, more = module(cache), module(cache, styles=["jazz", "folk"]), module(cache, songs_per_style=3)
     assert pair.styles == ("jazz", "folk")
     for split, style in (("train", "jazz"), ("train", "folk"), ("val", "jazz"), ("test", "folk")):
@@ -154,9 +150,7 @@ def test_soundfont_synthesizer_and_its_version_are_of_the_clips_identity(
 
 @pytest.mark.skipif(shutil.which("fluidsynth") is None, reason="needs the program fluidsynth")
 def test_fluidsynth_plays_the_same_tunes_in_step(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = functools.partial(fill.fill, inline_seconds=1e9)
-    monkeypatch.setattr(audio_build, "fill", here)
-    monkeypatch.setattr(build, "fill", here)
+    inline(monkeypatch)
     one, other = module(cache), module(cache, synthesizer="fluidsynth")
     for style in one.styles:
         assert songs(one, "test", style) == songs(other, "test", style)

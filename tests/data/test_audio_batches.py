@@ -1,6 +1,5 @@
 """Segments and their order: what a batch holds, what it costs to resume, and who gets what."""
 
-import functools
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from etude.data import fill
 from etude.data.audio_batches import DrawSampler, RandomSegments, _places, evaluation_batches, evaluation_rows
 from etude.techniques.curriculum import Curriculum
-from tests.data.audio_files import CONTRACT, SEGMENT, module, same, sound, write, write_styles
+from tests.data.audio_files import CONTRACT, SEGMENT, inline, module, same, sound, write, write_styles
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +20,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     base = tmp_path_factory.mktemp("audio")
     root = write_styles(base / "audio", files=12)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("etude.data.audio_build.fill", functools.partial(fill.fill, inline_seconds=1e9))
+        inline(patch)
         module(root, base / "cache").prepare()
     return root, base / "cache"
 
@@ -48,7 +46,7 @@ def test_a_batch_holds_segments_of_training_pieces_of_each_style(ready: tuple[Pa
 
 
 def test_every_place_is_as_likely_as_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("etude.data.audio_build.fill", functools.partial(fill.fill, inline_seconds=1e9))
+    inline(monkeypatch)
     root = write_styles(tmp_path / "audio", files=8)
     data = module(root, tmp_path / "cache", batch_size=500, batches_per_epoch=8)
     own = data._of("train", "folk").pieces
@@ -142,7 +140,7 @@ def test_samples_are_those_that_the_mel_was_made_of(ready: tuple[Path, Path]) ->
 
 
 def test_silence_is_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("etude.data.audio_build.fill", functools.partial(fill.fill, inline_seconds=1e9))
+    inline(monkeypatch)
     for style in ("folk", "rock"):
         for number in range(4):
             tone = sound(number, seconds=1.0)

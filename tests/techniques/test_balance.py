@@ -301,25 +301,30 @@ def test_an_unknown_method_is_told() -> None:
         Balance(method="mean")  # type: ignore[arg-type]
 
 
+class Half(Technique):
+    """Takes half of a term back."""
+
+    def __init__(self, base: str) -> None:
+        super().__init__()
+        self.base, self.term = base, f"{base}_half"
+
+    @property
+    def corrections(self) -> dict[str, str]:
+        return {self.term: self.base}
+
+    def extra_losses(self, task: Task, batch: Batch, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {self.term: -0.5 * losses[self.base]}
+
+
 @pytest.mark.parametrize("method", [*BY_VALUES, *BY_GRADIENTS])
 def test_a_correction_goes_with_its_term(tmp_path: Path, method: Any) -> None:
-    class Half(Technique):
-        """Takes half of another term back."""
-
-        @property
-        def corrections(self) -> dict[str, str]:
-            return {"generator/half": "generator/cycle"}
-
-        def extra_losses(self, task: Task, batch: Batch, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {"generator/half": -0.5 * losses["generator/cycle"]}
-
     found = []
-    for weight, techniques in ((10.0, [Half()]), (5.0, [])):
+    for weight, techniques in ((10.0, [Half("generator/cycle")]), (5.0, [])):
         torch.manual_seed(0)
         task = ToyGan(noise=0.0, loss_weights={"generator/cycle": weight}, player_lr={})
         balance = Balance(method=method)
         trainer(tmp_path, max_steps=6, callbacks=[balance, *techniques]).fit(task, PairsData())
-        assert "generator/half" not in balance._factors
+        assert "generator/cycle_half" not in balance._factors
         found.append(weights(task))
     if method in ("dwa", "pcgrad", "imtl", "cagrad"):  # blind to a term's size, or to its weight
         assert all(torch.allclose(one, found[1][name], atol=1e-5) for name, one in found[0].items())
@@ -347,17 +352,6 @@ def test_a_techniques_weight_is_its_terms_share_even_while_the_term_is_away(tmp_
         assert float(factor) == pytest.approx(level / mean[name], rel=1e-5)
 
 
-class Half(Technique):
-    """Takes half of the likelihood back."""
-
-    @property
-    def corrections(self) -> dict[str, str]:
-        return {"half": "a"}
-
-    def extra_losses(self, task: Task, batch: Batch, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {"half": -0.5 * losses["a"]}
-
-
 class Third(Half):
     def scale_losses(self, task: Task, losses: Mapping[str, Tensor]) -> dict[str, float | Tensor]:
         return {"a": 0.3}
@@ -365,15 +359,22 @@ class Third(Half):
 
 def test_a_correction_has_the_weight_of_its_term_with_any_factor(tmp_path: Path) -> None:
     task = Plane([1, 0], [0, 1], loss_weights={"a": 2.0})
-    fit(tmp_path, task, Third())
+    fit(tmp_path, task, Third("a"))
     assert [-x for x in task.point.tolist()] == pytest.approx([2.0 * 0.3 * 0.5, 1.0])
 
 
 def test_a_lone_term_with_its_correction_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    class Lone(Plane):
-        def losses(self, batch: Batch) -> dict[str, Tensor]:
-            return {"a": super().losses(batch)["a"]}
-
-    task = Lone([1, 0], [0, 1])
-    fit(tmp_path, task, Half(), Balance())
+    task = OneTerm([1, 0], [0, 1])
+    fit(tmp_path, task, Half("a"), Balance())
     assert "only one term so far (a)" in caplog.text and task.point[0].item() == pytest.approx(-0.5)
+
+
+def test_a_state_of_before_weights_were_kept_begins_anew(tmp_path: Path) -> None:
+    balance = Balance()
+    fit(tmp_path, gan(), balance, steps=3)
+    state = balance.state_dict()
+    del state["weights"]
+    resumed = Balance()
+    resumed.load_state_dict(state)
+    fit(tmp_path / "on", gan(), resumed, steps=1)
+    assert resumed.batches == 4 and resumed._factors.keys() == balance._factors.keys()

@@ -96,6 +96,6 @@ def test_bad_input_is_told(tmp_path: Path) -> None:
 def test_more_may_be_better(tmp_path: Path) -> None:
     technique = EarlyStopping(mode="max", patience=2)
     _, run = fit(tmp_path, technique)
-    assert technique.best == -3.0 and run.global_step == 9  # 3, 2, 1
+    assert technique.plateau.best == 3.0 and run.global_step == 9  # 3, 2, 1
     with pytest.raises(ValueError, match=r"early_stopping.mode is 'up', must be min or max"):
         EarlyStopping(mode="up")  # type: ignore[arg-type]

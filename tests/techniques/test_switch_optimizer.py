@@ -95,7 +95,7 @@ def test_what_is_watched_in_training_is_this_steps_loss(tmp_path: Path) -> None:
     class Spy(SwitchOptimizer):
         def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *rest: Any) -> None:
             super().on_train_batch_end(trainer, pl_module, outputs, *rest)
-            seen.append((self.best, float(outputs["loss"])))
+            seen.append((self.plateau.best, float(outputs["loss"])))
 
     fit(tmp_path, Spy(at=None, monitor="train/loss", patience=99, mode="min"))
     assert [best for best, _ in seen] == pytest.approx([min(loss for _, loss in seen[: n + 1]) for n in range(12)])

@@ -11,12 +11,6 @@ def check_share(name: str, value: float) -> None:
         raise ValueError(f"technique.{name} is {value!r}, must be in (0, 1]")
 
 
-def check_mode(name: str, mode: str) -> None:
-    """Raises: ValueError where `mode` says neither that less ("min") nor that more ("max") is better."""
-    if mode not in ("min", "max"):
-        raise ValueError(f"technique.{name} is {mode!r}, must be min or max")
-
-
 def competence(progress: float, *, pacing: str = "root", start: float = 0.2, power: float = 2.0) -> float:
     """Returns c(t) in [start, 1], increasing, with c(0) = start and c(1) = 1; t is `progress`, beyond [0, 1] clipped.
 

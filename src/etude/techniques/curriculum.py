@@ -8,7 +8,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from etude.core.pacing import PACINGS, check_mode, check_share, competence, progress_at
+from etude.core.pacing import PACINGS, check_share, competence, progress_at
+from etude.core.plateau import Plateau, check_mode
 from etude.core.task import Task
 from etude.core.technique import Batch, Technique
 
@@ -87,7 +88,7 @@ class Curriculum(Technique):
             raise ValueError(f"technique.curriculum.pacing=musical needs difficulty=music, not {difficulty!r}")
         self.difficulty, self.pacing, self.start, self.end, self.power = difficulty, pacing, start, end, power
         self.adaptive, self.monitor, self.by_genre, self.diversity, self.reverse = adaptive, monitor, by_genre, diversity, reverse
-        self.mode, self.best = mode, float("inf")
+        self.mode, self.plateau = mode, Plateau(mode=mode)
         self.paces: list[list[float]] = [[0, 0.0, 1.0]]  # from which draw, progress there, pace
         self.tables: list[tuple[int, Tensor]] = []  # from which draw, the progress at which each piece is admitted
         self._losses = torch.empty(0, dtype=torch.float64)  # running loss of each piece, NaN before its first visit
@@ -222,9 +223,8 @@ class Curriculum(Technique):
             self.tables = [*_still_needed(self.tables, now), (first, self._times({"all": self._rank(by_loss)}))]
         if self.adaptive and (value := trainer.callback_metrics.get(str(self.monitor))) is not None:
             progress, pace = self.progress(first), self.paces[-1][2]
-            less = float(value) if self.mode == "min" else -float(value)
-            if less < self.best:
-                self.best, pace = less, min(FASTEST, pace * STEP)
+            if self.plateau.improves(float(value)):
+                pace = min(FASTEST, pace * STEP)
             else:
                 progress, pace = max(0.0, min(progress, 1.0) - BACK), max(SLOWEST, pace / STEP)
             self.paces = [*_still_needed(self.paces, now), [first, progress, pace]]
@@ -232,10 +232,11 @@ class Curriculum(Technique):
     # --- state ---
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "paces": self.paces, "tables": self.tables, "losses": self._losses}
+        return {**self.plateau.state_dict(), "paces": self.paces, "tables": self.tables, "losses": self._losses}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.paces = state_dict["best"], [list(change) for change in state_dict["paces"]]
+        self.plateau.load_state_dict(state_dict)
+        self.paces = [list(change) for change in state_dict["paces"]]
         self.tables, self._losses = [(first, times) for first, times in state_dict["tables"]], state_dict["losses"]
 
 

@@ -262,9 +262,11 @@ class Distillation(Technique):
         return mixed
 
     def scale_losses(self, task: Task, losses: Mapping[str, Tensor]) -> dict[str, float | Tensor]:
-        own = {name: self.weights["hard"] for name in self._own if self._is_language_model}
-        mine = {name: self.weights[name.rpartition("distill_")[2]] for name in losses if "distill_" in name}
-        return {name: weight for name, weight in (own | mine).items() if name in losses and weight != 1}
+        prefix = "distill_" if self._is_language_model else "generator/distill_"
+        found: dict[str, float | Tensor] = {prefix + name: weight for name, weight in self.weights.items()}
+        if self._is_language_model:
+            found |= dict.fromkeys(self._own, self.weights["hard"])
+        return {name: weight for name, weight in found.items() if name in losses and weight != 1}
 
     def extra_losses(self, task: Task, batch: Batch, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         self._own = frozenset(losses)

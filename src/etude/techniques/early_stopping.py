@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from etude.core.pacing import check_mode
+from etude.core.plateau import Plateau, check_mode
 from etude.core.task import Task
 from etude.core.technique import Technique
 
@@ -47,8 +47,8 @@ class EarlyStopping(Technique):
             raise ValueError(
                 f"technique.early_stopping.patience is {patience}, must be at least 1, and min_delta {min_delta}, at least 0"
             )
-        self.monitor, self.mode, self.patience, self.min_delta, self.restore = monitor, mode, patience, min_delta, restore
-        self.best, self.waited = float("inf"), 0
+        self.monitor, self.mode, self.patience, self.restore = monitor, mode, patience, restore
+        self.plateau = Plateau(mode=mode, min_delta=min_delta)
         self._weights: dict[str, Tensor] = {}
 
     @property
@@ -74,7 +74,7 @@ class EarlyStopping(Technique):
         pl_module.final_weights = self._weights
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        trainer.should_stop = trainer.should_stop or self.waited >= self.patience
+        trainer.should_stop = trainer.should_stop or self.plateau.waited >= self.patience
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # before an average is swapped out again
@@ -88,16 +88,12 @@ class EarlyStopping(Technique):
         if value is None:
             found = ", ".join(sorted(trainer.callback_metrics))
             raise ValueError(f"technique.early_stopping.monitor is {self.monitor!r}, which was not logged; there are {found}")
-        less = float(value) if self.mode == "min" else -float(value)
-        if less < self.best - self.min_delta:
-            self.best, self.waited, self._weights = less, 0, self._candidate
-            pl_module.final_weights = self._weights
-        else:
-            self.waited += 1
-        if self.waited >= self.patience:
-            best = self.best if self.mode == "min" else -self.best
+        if self.plateau.improves(float(value)):
+            pl_module.final_weights = self._weights = self._candidate
+        best, waited = self.plateau.best, self.plateau.waited
+        if waited >= self.patience:
             log.warning(
-                f"early_stopping: {self.monitor} has not improved on {best:.4f} for {self.waited} validations; "
+                f"early_stopping: {self.monitor} has not improved on {best:.4f} for {waited} validations; "
                 f"stopping at step {trainer.global_step}"
             )
             trainer.should_stop = True
@@ -106,7 +102,7 @@ class EarlyStopping(Technique):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self.is_logged(trainer):
-            pl_module.log("early_stopping/waited", float(self.waited))
+            pl_module.log("early_stopping/waited", float(self.plateau.waited))
 
     @torch.no_grad()
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -115,7 +111,8 @@ class EarlyStopping(Technique):
                 value.copy_(self._weights[name])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "waited": self.waited, "weights": self._weights}
+        return {**self.plateau.state_dict(), "weights": self._weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.waited, self._weights = state_dict["best"], state_dict["waited"], dict(state_dict["weights"])
+        self.plateau.load_state_dict(state_dict)
+        self._weights = dict(state_dict["weights"])

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 from torch import nn
 
 from etude.core.optimizer_state import carry_state
-from etude.core.pacing import check_mode
+from etude.core.plateau import Plateau, check_mode
 from etude.core.task import Task
 from etude.core.technique import Technique
 
@@ -55,7 +55,7 @@ class Stages(Technique):
         self.stages = [self._checked(stage, number, len(stages or ())) for number, stage in enumerate(stages or (), start=1)]
         self.number = 0
         self.started = 0  # optimizer steps before this stage
-        self.best, self.waited = float("inf"), 0
+        self.plateau = self._plateau()
         self.reason = ""  # why it ends before the next batch
         self.changes: list[list[int]] = [[0, 0]]  # from which draw, data of which stage
         self._task: list[Task] = []
@@ -92,6 +92,10 @@ class Stages(Technique):
     def current(self) -> dict[str, Any]:
         """The stage under way."""
         return self.stages[self.number]
+
+    def _plateau(self) -> Plateau:
+        made = self.current if self.stages else DEFAULTS
+        return Plateau(mode=made["mode"], min_delta=made["min_delta"])
 
     # --- setup ---
 
@@ -223,14 +227,10 @@ class Stages(Technique):
         if value is None:
             found = ", ".join(sorted(trainer.callback_metrics))
             raise ValueError(f"technique.stages: monitor of {made['name']} is {made['monitor']!r}, not logged; there are {found}")
-        less = float(value) if made["mode"] == "min" else -float(value)
-        if less < self.best - made["min_delta"]:
-            self.best, self.waited = less, 0
-        else:
-            self.waited += 1
-        if self.waited >= made["patience"] and trainer.global_step - self.started >= made["min_steps"]:
-            best = self.best if made["mode"] == "min" else -self.best
-            self.reason = self.reason or f"{made['monitor']} has not improved on {best:.4f} for {self.waited} validations"
+        self.plateau.improves(float(value))
+        best, waited = self.plateau.best, self.plateau.waited
+        if waited >= made["patience"] and trainer.global_step - self.started >= made["min_steps"]:
+            self.reason = self.reason or f"{made['monitor']} has not improved on {best:.4f} for {waited} validations"
         self._finish(trainer)
 
     def _finish(self, trainer: pl.Trainer) -> None:
@@ -243,8 +243,8 @@ class Stages(Technique):
 
     def _next(self, trainer: pl.Trainer) -> None:
         over, reason = self.current["name"], self.reason
-        self.number, self.started, self.best, self.waited = self.number + 1, trainer.global_step, float("inf"), 0
-        self.reason = ""
+        self.number, self.started, self.reason = self.number + 1, trainer.global_step, ""
+        self.plateau = self._plateau()
         log.warning(f"stages: {over} ends at step {trainer.global_step}: {reason}; {self.current['name']} begins")
         task = self._task[0]
         if self._masks:
@@ -264,16 +264,18 @@ class Stages(Technique):
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "number": self.number, "started": self.started, "best": self.best, "waited": self.waited, "reason": self.reason,
+            **self.plateau.state_dict(), "number": self.number, "started": self.started, "reason": self.reason,
             "changes": self.changes,
         }  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.number, self.started = state_dict["number"], state_dict["started"]
-        self.best, self.waited, self.reason = state_dict["best"], state_dict["waited"], state_dict["reason"]
+        self.reason = state_dict["reason"]
         self.changes = [list(change) for change in state_dict["changes"]]
         if self.number >= len(self.stages):
             raise ValueError(f"technique.stages: the checkpoint is in stage {self.number + 1}, here are {len(self.stages)}")
+        self.plateau = self._plateau()
+        self.plateau.load_state_dict(state_dict)
         if self._task:
             self._apply()  # before the optimizer is built
 

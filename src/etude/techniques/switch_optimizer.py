@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 
 from etude.core.optimizers import lion
+from etude.core.plateau import Plateau, check_mode
 from etude.core.task import OptimizerFactory, Task
 from etude.core.technique import Power, Technique
 
@@ -66,15 +67,13 @@ class SwitchOptimizer(Technique):
             raise ValueError("switch_optimizer.at, stage and monitor are all null; say when to switch, such as at=0.5")
         if at is not None and stage is not None:
             raise ValueError(f"switch_optimizer.at is {at} and stage {stage!r}; set technique.switch_optimizer.at=null")
-        if mode not in ("min", "max"):
-            raise ValueError(f"switch_optimizer.mode is {mode!r}, must be min or max")
+        check_mode("switch_optimizer.mode", mode)
         if patience < 1:
             raise ValueError(f"switch_optimizer.patience is {patience}, must be at least 1 observation")
         if min_delta < 0:
             raise ValueError(f"switch_optimizer.min_delta is {min_delta}, must be at least 0")
         self.to, self.at, self.stage, self.monitor, self.mode = to, at, stage, monitor, mode
-        self.patience, self.min_delta = patience, min_delta
-        self.best, self.waited = math.inf, 0
+        self.patience, self.plateau = patience, Plateau(mode=mode, min_delta=min_delta)
         self.switched: dict[str, Any] = {}  # how the new optimizer is built, once there is one
         self._task: Task | None = None
         self._total, self._seen_step = math.inf, -1
@@ -115,8 +114,9 @@ class SwitchOptimizer(Technique):
             self._switch(trainer, pl_module, f"{self.at:g} of the run has passed")
         elif self.stage is not None and pl_module.stage == self.stage:
             self._switch(trainer, pl_module, f"stage {self.stage} begins", steps=pl_module.schedule_steps)
-        elif self.waited >= self.patience:
-            self._switch(trainer, pl_module, f"{self.monitor} has not improved on {self.best:.4g} {self.waited} times")
+        elif self.plateau.waited >= self.patience:
+            best, waited = self.plateau.best, self.plateau.waited
+            self._switch(trainer, pl_module, f"{self.monitor} has not improved on {best:.4g} {waited} times")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -139,9 +139,7 @@ class SwitchOptimizer(Technique):
                     f"there are {', '.join(sorted(trainer.callback_metrics))}"
                 )
             return  # one that is not logged at every validation
-        value = float(found) if self.mode == "min" else -float(found)
-        better = value < self.best - self.min_delta
-        self.best, self.waited = (value, 0) if better else (self.best, self.waited + 1)
+        self.plateau.improves(float(found))
 
     def _switch(self, trainer: pl.Trainer, task: Task, reason: str, *, steps: int | None = None) -> None:
         former, players = trainer.optimizers[0], task.player_lr
@@ -168,10 +166,11 @@ class SwitchOptimizer(Technique):
         task.use_optimizer(to, player_lr=self.switched["player_lr"], schedule_steps=steps, since=since)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "waited": self.waited, "switched": self.switched}
+        return {**self.plateau.state_dict(), "switched": self.switched}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.waited, self.switched = state_dict["best"], state_dict["waited"], state_dict["switched"]
+        self.plateau.load_state_dict(state_dict)
+        self.switched = state_dict["switched"]
         if self.switched and self._task is not None:  # before the optimizer is built, so that the right one is
             self._build(self._task)
 
