@@ -22,6 +22,7 @@ class ToyGan(Task):
     """CycleGAN on vectors: least squares, cycle loss, noise on the discriminator's inputs so that draws matter."""
 
     logs = ("val/cycle",)
+    example_axis = 0
 
     def __init__(self, *, noise: float = 0.1, **options: Any) -> None:
         options.setdefault("optimizer", partial(torch.optim.Adam, lr=1e-4, betas=(0.5, 0.999)))

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torchjd.aggregation import IMTLG, CAGrad, PCGrad
 from torchjd.autojac import backward, jac_to_grad
 
+from etude.core.batch import Batch
 from etude.core.checkpoints import LastCheckpoint
 from etude.core.task import Task
-from etude.core.technique import Batch, Composition, Power, Technique
+from etude.core.technique import Composition, Power, Technique
 from etude.techniques.balance import Balance
 from etude.techniques.ema import Ema
 from tests.tasks.test_style_transfer import EVERY

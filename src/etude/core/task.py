@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from etude.core.averaging import go_on_without
-from etude.core.technique import Batch, Composition, Technique
+from etude.core.batch import Batch
+from etude.core.technique import Composition, Technique
 
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
 SchedulerFactory = Callable[..., torch.optim.lr_scheduler.LRScheduler]
@@ -47,6 +48,7 @@ class Task(pl.LightningModule):
 
     A task whose terms come and go declares them as `lazy_terms`: a weight of one that is not there is no mistake. What it
     logs in validation stands in `logs`, the main metric first; a task that always has the same terms may name them in `terms`.
+    `example_axis` is the axis that holds the examples in every entry of its batches; see `etude.core.batch`.
 
     For techniques: `trace` holds what `losses` computed on the batch at hand, with its graph, by the names that the task
     documents; `lr_factors` (beginning of a parameter's name -> factor of its learning rate, the longest wins) and
@@ -57,6 +59,7 @@ class Task(pl.LightningModule):
     terms: ClassVar[tuple[str, ...]] = ()
     lazy_terms: ClassVar[frozenset[str]] = frozenset()
     logs: ClassVar[tuple[str, ...]] = ()
+    example_axis: ClassVar[int | None] = None
 
     def __init__(
         self,

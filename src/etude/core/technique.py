@@ -9,10 +9,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from etude.core.batch import Batch
+
 if TYPE_CHECKING:
     from etude.core.task import Task
-
-Batch = dict[str, Any]
 
 
 class BatchSlot(IntEnum):

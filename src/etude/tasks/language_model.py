@@ -14,8 +14,8 @@ from symusic import Score
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from etude.core.batch import Batch
 from etude.core.task import OptimizerFactory, SchedulerFactory, Task
-from etude.core.technique import Batch
 from etude.models.grid_transformer import GridTransformer
 from etude.models.sampling import generate
 from etude.music.grammar import BOS
@@ -36,6 +36,7 @@ class LanguageModel(Task):
 
     terms: ClassVar[tuple[str, ...]] = ("nll",)
     logs: ClassVar[tuple[str, ...]] = ("val/nll",)
+    example_axis: ClassVar[int | None] = 0
 
     def __init__(
         self,

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from etude.audio.chroma import mel_chroma_filterbank
 from etude.audio.mel import MelContract
+from etude.core.batch import Batch
 from etude.core.task import OptimizerFactory, SchedulerFactory, Task, frozen
-from etude.core.technique import Batch
 from etude.losses.adversarial import Kind, discriminator_loss, generator_loss, r1_penalty
 from etude.losses.cycle import cycle_loss, identity_loss
 from etude.losses.feature_matching import feature_matching
@@ -73,6 +73,7 @@ class StyleTransfer(Task):
     takes_visible = True
     lazy_terms: ClassVar[frozenset[str]] = frozenset({D + "r1", G + "identity"})
     logs: ClassVar[tuple[str, ...]] = ("val/frechet", "val/l1")
+    example_axis: ClassVar[int | None] = 1
 
     def __init__(
         self,
@@ -346,9 +347,8 @@ class StyleTransfer(Task):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         mel_sbmf = self.contract.denormalise(batch["mel"])
-        pieces = mel_sbmf.shape[1]
         for s, t in self.pairs:
-            source_b, target_b = (rows_of(i, pieces, self.device) for i in (s, t))
+            source_b, target_b = (rows_of(i, mel_sbmf.shape[1], self.device) for i in (s, t))
             x_bmf = self.bands.white(mel_sbmf[s], source_b)
             white = self._generate(x_bmf, source_b, target_b, self._vectors(source_b, target_b))
             fake_bmf = self.bands.coloured(white.float(), target_b)

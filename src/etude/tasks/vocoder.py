@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from etude.audio.mel import MelContract
+from etude.core.batch import Batch
 from etude.core.task import OptimizerFactory, SchedulerFactory, Task, frozen
-from etude.core.technique import Batch
 from etude.losses.adversarial import discriminator_loss, generator_loss
 from etude.losses.feature_matching import feature_matching
 from etude.losses.stft import multi_resolution_stft
@@ -44,6 +44,7 @@ class Vocoder(Task):
     """
 
     logs: ClassVar[tuple[str, ...]] = ("val/mel_l1",)
+    example_axis: ClassVar[int | None] = 1
 
     def __init__(
         self,

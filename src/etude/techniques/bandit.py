@@ -8,8 +8,9 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from etude.core.batch import Batch
 from etude.core.task import Task
-from etude.core.technique import Batch, Technique
+from etude.core.technique import Technique
 
 
 class Bandit(Technique):

@@ -8,10 +8,11 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from etude.core.batch import Batch
 from etude.core.pacing import PACINGS, check_share, competence, progress_at
 from etude.core.plateau import Plateau, check_mode
 from etude.core.task import Task
-from etude.core.technique import Batch, Technique
+from etude.core.technique import Technique
 
 AXES = ("rhythmic", "harmonic", "melodic", "structural")
 MEMORY = 0.7  # of a piece's loss at its next visit

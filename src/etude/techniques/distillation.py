@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from etude.core.batch import Batch
 from etude.core.task import Task
-from etude.core.technique import Batch, BatchSlot, GradientSlot, Technique
+from etude.core.technique import BatchSlot, GradientSlot, Technique
 from etude.losses.distillation import adaptive_temperature, attention_loss, projected_distance, soft_target_loss
 from etude.losses.feature_matching import feature_matching
 from etude.music.rows import packed_rows

@@ -5,8 +5,9 @@ from typing import Any, ClassVar
 import pytorch_lightning as pl
 import torch
 
+from etude.core.batch import Batch
 from etude.core.task import Task
-from etude.core.technique import Batch, BatchSlot, Technique
+from etude.core.technique import BatchSlot, Technique
 
 
 class FillFrames(Technique):

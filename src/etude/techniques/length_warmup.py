@@ -7,9 +7,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from etude.core.batch import Batch
 from etude.core.pacing import check_share
 from etude.core.task import Task
-from etude.core.technique import Batch, BatchSlot, Technique
+from etude.core.technique import BatchSlot, Technique
 
 MULTIPLE = 8  # tokens to which a shortened row is rounded up: matrix kernels like it
 FRAMES = 4  # to a multiple of which mels are cut

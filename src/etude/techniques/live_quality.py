@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 
+from etude.core.batch import Batch
 from etude.core.budget import TimeBudget
 from etude.core.media import log_pictures, log_sounds
-from etude.core.technique import Batch, Technique
+from etude.core.technique import Technique
 from etude.metrics.alarms import alarms
 from etude.metrics.probes import MelProbe, MusicProbe, Options
 

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from etude.core.batch import Batch
 from etude.core.task import Task
-from etude.core.technique import Batch, Technique
+from etude.core.technique import Technique
 from etude.losses import musical
 from etude.music.satb import SatbGrid
 from etude.music.token_classes import DURATION, TIME, token_classes

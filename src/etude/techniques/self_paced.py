@@ -7,9 +7,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from etude.core.batch import Batch
 from etude.core.pacing import check_share
 from etude.core.task import Task
-from etude.core.technique import Batch, Technique
+from etude.core.technique import Technique
 from etude.losses.self_paced import hard_weights, linear_weights, superloss_weights
 
 METHODS = ("superloss", "linear", "hard")
