@@ -19,7 +19,8 @@ class Plateau:
     """
 
     def __init__(self, *, mode: str = "min", min_delta: float = 0.0) -> None:
-        self._sign, self.min_delta = (1 if mode == "min" else -1), min_delta
+        self.mode, self.min_delta = mode, min_delta
+        self._sign = 1 if mode == "min" else -1
         self.best, self.waited = self._sign * math.inf, 0
 
     def improves(self, value: float) -> bool:
@@ -29,7 +30,10 @@ class Plateau:
         return better
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "waited": self.waited}
+        return {"best": self.best, "waited": self.waited, "mode": self.mode}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.waited = state_dict["best"], state_dict["waited"]
+        best = state_dict["best"]
+        if "mode" not in state_dict:  # of an earlier version, which turned the sign for "max"
+            best = self._sign * best
+        self.best, self.waited = best, state_dict.get("waited", 0)
