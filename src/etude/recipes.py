@@ -47,14 +47,43 @@ def pinned(cfg: DictConfig, options: list[str]) -> list[str]:
     return [*(option for option in options if key(option) != name), f"{name}={json.dumps(str(path))}"]
 
 
-def continued(cfg: DictConfig, checkpoint: dict[str, Any], options: list[str]) -> tuple[DictConfig, list[str]]:
-    """The configuration of the checkpoint's run with the options of this command over it, and the options that give it."""
+def taken_over(earlier: list[str], path: Path) -> list[str]:
+    """Those options of the run that wrote the checkpoint `path` that another run may take over; the others are told.
+
+    Raises:
+        ValueError: one of them is none that a run of Etude can have, or asks for something to be computed.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
+    from etude.core.recipe_check import may_be_taken_over
+
+    kept: list[str] = []
+    left: list[str] = []
+    try:
+        for option in earlier:
+            parsed = OverridesParser.create().parse_override(option)
+            if parsed.is_sweep_override() or parsed.package is not None:
+                raise ValueError(f"has the option {option[:80]!r}, which no run of Etude has")
+            (kept if may_be_taken_over(parsed.key_or_group, parsed.value()) else left).append(option)
+    except (ValueError, OverrideParseException) as error:
+        told = " ".join(str(error).split())[:300]
+        raise ValueError(f"{path}: its run {told}; don't continue checkpoints of someone you don't trust") from error
+    if left:
+        print(f"not taken over from {path}, since it says where to write or send: {' '.join(left)}", file=sys.stderr)
+    return kept
+
+
+def continued(cfg: DictConfig, checkpoint: dict[str, Any], options: list[str], *, path: Path) -> tuple[DictConfig, list[str]]:
+    """The configuration of the run of the checkpoint in `path` with the options of this command over it, and the options that
+    give it."""
     from hydra.errors import ConfigCompositionException
 
     mine = {key(option) for option in options}
     gone = tuple(f"{key(option)}." for option in options if option.startswith("~"))
     earlier = checkpoint["etude"]["recipe"].get("overrides", [])
-    kept = [o for o in earlier if key(o) not in mine and not key(o).startswith(gone or ("\0",))]
+    earlier = [o for o in earlier if key(o) not in mine and not key(o).startswith(gone or ("\0",))]
+    kept = taken_over(earlier, path)
     here = [f"ckpt={json.dumps(cfg.ckpt)}"]
     try:
         return compose([*kept, *options, *here]), [*kept, *options]
@@ -126,7 +155,7 @@ def starting_point(cfg: DictConfig, options: list[str]) -> tuple[DictConfig, lis
         path = find_stage(after, cfg.outputs, wanted=cfg.stage.name, kind=kind)
     mine = {key(option) for option in options}  # data=... takes the place of all that was said about data, data.root=... does not
     earlier = load_checkpoint(path)["etude"]["recipe"].get("overrides", [])
-    kept = [o for o in earlier if (group := key(o).partition(".")[0]) in KEPT and not mine & {group, key(o)}]
+    kept = taken_over([o for o in earlier if (group := key(o).partition(".")[0]) in KEPT and not mine & {group, key(o)}], path)
     merged = [*kept, *(o for o in options if key(o) != "weights")]
     print(f"stage={cfg.stage.name} starts from {path}{', ' + ' '.join(kept) if kept else ''}", file=sys.stderr)
     return compose([*merged, f"weights={json.dumps(str(path))}"]), merged
@@ -146,7 +175,7 @@ def start_from(task: "Task", path: Path) -> None:
     weights = saved["state_dict"]
     tokenizer: Any = getattr(task, "tokenizer", None)
     if tokenizer is not None and saved["etude"].get("tokenizer_fingerprint") != tokenizer.fingerprint:
-        weights = _by_token(weights, saved["etude"]["tokenizer"], task, path)
+        weights = _by_token(weights, saved["etude"].get("tokenizer"), task, path)
     try:
         task.load_state_dict(weights)
     except RuntimeError as error:
@@ -157,12 +186,16 @@ def start_from(task: "Task", path: Path) -> None:
     print(f"starting from the weights of {path}", file=sys.stderr)
 
 
-def _by_token(weights: dict[str, Any], state: dict[str, Any], task: "Task", path: Path) -> dict[str, Any]:
+def _by_token(weights: dict[str, Any], state: Any, task: "Task", path: Path) -> dict[str, Any]:
     """The weights with each row of the vocabulary where the task's tokenizer has that token."""
+    from etude.core.checkpoint_files import unusable
     from etude.music.tokenizer import Tokenizer
 
     mine: Any = task.tokenizer
-    theirs = Tokenizer.from_state(state)
+    try:
+        theirs = Tokenizer.from_state(state)
+    except Exception as error:  # a file may be malformed in any way
+        raise unusable(path, error) from error
     if theirs.vocab[theirs.first_body :] != mine.vocab[mine.first_body :]:
         raise ValueError(
             f"weights={path}: its tokens ({type(theirs).__name__}, {len(theirs)}) are not those of this run "

@@ -71,13 +71,16 @@ def load_task(path: Path) -> tuple["Task", DictConfig]:
     import torch
     from hydra.utils import get_class
 
-    from etude.core.checkpoint_files import load_checkpoint
+    from etude.core.checkpoint_files import load_checkpoint, unusable
 
     checkpoint = load_checkpoint(path)
     recipe = OmegaConf.create(checkpoint["etude"]["recipe"])
     made: Any = get_class(recipe.task._target_)
-    task = build_task(recipe, **made.parts_from(checkpoint["etude"]))
-    task.load_state_dict(checkpoint["state_dict"])
+    try:
+        task = build_task(recipe, **made.parts_from(checkpoint["etude"]))
+        task.load_state_dict(checkpoint["state_dict"])
+    except Exception as error:  # a file may be malformed in any way; it was checked that building it runs no foreign code
+        raise unusable(path, error) from error
     task.eval()
     task.to("cuda" if torch.cuda.is_available() else "cpu")
     assert isinstance(task, made)
@@ -177,7 +180,7 @@ def train(cfg: DictConfig) -> float | None:
         cfg, overrides = recipes.starting_point(cfg, overrides)
     resume = find_checkpoint(cfg.ckpt, cfg.outputs) if cfg.ckpt else None
     if resume is not None:
-        cfg, overrides = recipes.continued(cfg, load_checkpoint(resume), overrides)
+        cfg, overrides = recipes.continued(cfg, load_checkpoint(resume), overrides, path=resume)
         print(f"continuing {resume} with the options of its run: {' '.join(overrides) or 'the defaults'}", file=sys.stderr)
     return _run(cfg, folder, overrides, resume)
 
@@ -189,7 +192,7 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | Non
     from pytorch_lightning import seed_everything
 
     from etude.core.artifacts import write_environment
-    from etude.core.checkpoint_files import find_checkpoint
+    from etude.core.checkpoint_files import find_checkpoint, verify_archive
     from etude.core.technique import Composition
     from etude.music.synthesizers import check_synthesizer
 
@@ -219,6 +222,8 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | Non
         recipes.start_from(task, find_checkpoint(cfg.weights, cfg.outputs, option="weights"))
     task.recipe = {**recipe, "overrides": overrides}
     last = folder / "checkpoints" / "last.ckpt"
+    if resume is not None:
+        verify_archive(resume)  # again: Lightning reads it now, and preparing the data may have taken hours
     try:
         trainer.fit(task, datamodule=datamodule, ckpt_path=resume, weights_only=True)
     except SystemExit:  # Lightning's answer to Ctrl-C, after LastCheckpoint has written

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from etude.core.checkpoint_files import _is_ours, find_checkpoint, find_stage
+from etude.core.checkpoint_files import find_checkpoint, find_stage
 
 
 def run(folder: Path, kind: str, age: int) -> Path:
@@ -44,8 +44,3 @@ def test_the_newest_run_of_a_stage_is_found_and_none_is_told(tmp_path: Path) -> 
         ValueError, match=r"stage=polish starts from a run of stage=finetune, and .* holds none; run `python train.py"
     ):
         find_stage(["finetune"], str(tmp_path), wanted="polish")
-
-
-def test_a_target_reached_through_an_import_is_not_ours() -> None:
-    assert _is_ours("etude.tasks.language_model.LanguageModel") and _is_ours("torch.optim.AdamW")
-    assert not any(_is_ours(name) for name in ("os.system", "etude.run.os.system", "torch.optim.os.system", "etude.nothing.x"))

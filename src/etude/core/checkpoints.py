@@ -21,6 +21,8 @@ class BestCheckpoint(ModelCheckpoint):
         earlier, score = Path(state_dict["best_model_path"] or ""), state_dict["best_model_score"]
         if score is None or not earlier.is_file() or self.dirpath is None:
             return
+        if earlier.name != f"{self.filename}{self.FILE_EXTENSION}":  # a file of other kind, which is nothing to copy
+            return
         mine = Path(self.dirpath) / earlier.name
         if mine.resolve() != earlier.resolve():
             mine.parent.mkdir(parents=True, exist_ok=True)

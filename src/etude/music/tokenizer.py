@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from symusic import Score
 
+from etude.moved import current
 from etude.music.grammar import Decoder, Grammar
 
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<cont>")
@@ -267,11 +268,11 @@ class Tokenizer(ABC):
         Raises:
             ValueError: the state names no tokenizer class.
         """
-        module, _, name = str(state["class"]).rpartition(".")
+        module, _, name = current(str(state["class"])).rpartition(".")
         if not module.startswith("etude."):
             raise ValueError(f"tokenizer class is {state['class']!r}; only classes of etude are built")
-        cls = getattr(importlib.import_module(module), name)
-        if not (isinstance(cls, type) and issubclass(cls, Tokenizer)):
+        cls = getattr(importlib.import_module(module), name, None)
+        if not (isinstance(cls, type) and issubclass(cls, Tokenizer) and cls.__module__ == module):
             raise ValueError(f"tokenizer class is {state['class']!r}, which is not a Tokenizer")
         return cls(genres=state["genres"], **state["params"])
 
