@@ -222,12 +222,19 @@ def admitting(packer: Packer, batches: int) -> list[tuple[int, np.ndarray]]:
     return [(number, np.concatenate(batch)[:, PIECE]) for number, batch in enumerate(sampler)]
 
 
-def test_only_admitted_pieces_are_drawn_and_late_changes_wait_for_the_buffer(documents: Documents) -> None:
+def test_only_admitted_pieces_are_drawn_and_what_waits_leaves_when_it_is_admitted_no_more(documents: Documents) -> None:
     even_until_20 = {"even": lambda rows, draw: (rows % 2 == 0) | (draw >= 20)}
     drawn = admitting(Packer(documents, 200, rules=even_until_20), 240)
     assert all((pieces % 2 == 0).all() for number, pieces in drawn if number < 20)
     late = np.concatenate([pieces for number, pieces in drawn if number >= 40])
     assert 0.35 < (late % 2).mean() < 0.65
+    even_then_odd = {"turn": lambda rows, draw: rows % 2 == int(draw >= 20)}
+    assert all((pieces % 2 == int(n >= 20)).all() for n, pieces in admitting(Packer(documents, 200, rules=even_then_odd), 60))
+    half = {"half": lambda rows, draw: np.full(len(rows), 0.5)}  # one draw of luck a pass, whenever it is looked at
+    packer = Packer(documents, 200, rules=half)
+    for _ in zip(range(50), admitting(packer, 50), strict=True):
+        waiting = packer.waiting
+        assert packer._admitted(waiting[:, PIECE], waiting[:, NUMBER]).all()
 
 
 def test_rules_multiply_and_their_order_is_of_no_account(documents: Documents) -> None:
@@ -245,7 +252,7 @@ def test_a_rule_that_admits_nothing_is_told(documents: Documents) -> None:
 
 @pytest.mark.parametrize("stop", [1, 7, 19])
 def test_admission_resumes_in_the_middle(documents: Documents, stop: int) -> None:
-    rules = {"growing": lambda rows, draw: rows <= 20 + 5 * draw}
+    rules = {"moving": lambda rows, draw: (rows <= 20 + 5 * draw) & (rows >= 3 * draw)}
 
     def sampler() -> RowSampler:
         return RowSampler(Packer(documents, 200, rules=rules), batch_size=2, num_batches=30)

@@ -12,11 +12,12 @@ import torch
 
 from etude.core import optimizers
 from etude.core.checkpoints import LastCheckpoint
+from etude.core.phases import rate_factors
 from etude.core.schedules import constant, cosine, linear
 from etude.models.transformer import Transformer
 from etude.music.satb import SatbGrid
 from etude.tasks.language_model import LanguageModel
-from etude.techniques.stages import Stages, _factors
+from etude.techniques.stages import Stages
 from etude.techniques.switch_optimizer import SwitchOptimizer
 from tests.tasks.test_style_transfer import task as style_transfer
 from tests.toys import PairsData, ToyGan, same, trainer, weights
@@ -98,10 +99,10 @@ def test_killed_about_a_plateau_it_does_the_same(tmp_path: Path, stop: int) -> N
     stages = [{"frozen": ["ab"], "patience": 1, "min_delta": 100.0}, {"lr": 0.1}]
     whole, _, _ = fit(tmp_path / "whole", stages, steps=10, scheduler=partial(constant, warmup=0.0))
     fit(tmp_path / "half", stages, steps=stop, scheduler=partial(constant, warmup=0.0))
-    rest, _, run = fit(
+    rest, _, _ = fit(
         tmp_path / "rest", stages, steps=10, scheduler=partial(constant, warmup=0.0), resume=tmp_path / "half" / "last.ckpt"
     )
-    assert same(weights(whole), weights(rest)) and run.callbacks[0].number == 1
+    assert same(weights(whole), weights(rest)) and rest.phases.number == 1
 
 
 def test_one_stage_that_changes_nothing_is_the_plain_run(tmp_path: Path) -> None:
@@ -137,14 +138,14 @@ def test_killed_in_any_stage_it_goes_on_in_it(tmp_path: Path, stop: int) -> None
     stages = [{"frozen": ["ab"], "max_steps": 3}, {"lr": 0.1, "max_steps": 3}, {"max_steps": 4}]
     whole, _, _ = fit(tmp_path / "whole", stages, steps=10, scheduler=cosine)
     fit(tmp_path / "half", stages, steps=stop, scheduler=cosine)
-    rest, _, run = fit(tmp_path / "rest", stages, steps=10, scheduler=cosine, resume=tmp_path / "half" / "last.ckpt")
-    assert same(weights(whole), weights(rest)) and run.callbacks[0].number == 2
+    rest, _, _ = fit(tmp_path / "rest", stages, steps=10, scheduler=cosine, resume=tmp_path / "half" / "last.ckpt")
+    assert same(weights(whole), weights(rest)) and rest.phases.number == 2
 
 
 def test_layers_learn_the_less_the_nearer_they_are_to_the_input() -> None:
     model = partial(Transformer, dim=8, num_layers=3, num_heads=2)
     task = LanguageModel(model=model, tokenizer=SatbGrid(), optimizer=torch.optim.SGD)  # type: ignore[arg-type]
-    task.lr_factors = _factors(task, 0.5, 0.8)
+    task.lr_factors = rate_factors(task, 0.5, 0.8)
     found = {name: task._lr_factor(name) for name, _ in task.named_parameters()}
     assert found["model.blocks.2.attention.output.weight"] == pytest.approx(0.5)
     assert found["model.blocks.0.attention.output.weight"] == pytest.approx(0.5 * 0.8**2)
@@ -153,7 +154,7 @@ def test_layers_learn_the_less_the_nearer_they_are_to_the_input() -> None:
 
 def test_each_network_of_several_has_its_own_first_block() -> None:
     task = style_transfer()
-    factors = _factors(task, 1.0, 0.5)
+    factors = rate_factors(task, 1.0, 0.5)
     for side in (0, 1):
         found = [value for name, value in factors.items() if name.startswith(f"generators.{side}.")]
         assert max(found) == 1.0 and len(set(found)) == len(found)
@@ -219,7 +220,8 @@ def test_more_may_be_better(tmp_path: Path) -> None:
             def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
                 self.log("val/cycle", torch.tensor(float(self.batches_trained)))
 
-        trainer(tmp_path, max_steps=9, callbacks=[technique], val_check_interval=1).fit(Rising(), PairsData())
-        assert (technique.started == 0) == (mode == "max")
+        task = Rising()
+        trainer(tmp_path, max_steps=9, callbacks=[technique], val_check_interval=1).fit(task, PairsData())
+        assert (task.phases.began == 0) == (mode == "max")
     with pytest.raises(ValueError, match=r"stages.stages.0..mode is 'more', must be min or max"):
         Stages(stages=[{"mode": "more"}])

@@ -1,8 +1,9 @@
 """What optimizers remember: carried over to a new one, and put back after a step that is left out."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 if TYPE_CHECKING:
@@ -11,16 +12,34 @@ if TYPE_CHECKING:
 COUNTERS = ("step", "counter", "k", "weight_sum", "lr_max")  # what optimizers keep in a group rather than with each weight
 
 
-def carry_state(old: Optimizer, new: Optimizer) -> None:
-    """Gives a new optimizer of the same kind what an old one knew of the weights that both train: moments and counters."""
+def carry_state(old: Optimizer, new: Optimizer, *, grown: Mapping[nn.Parameter, nn.Parameter] | None = None) -> None:
+    """Gives a new optimizer of the same kind what an old one knew of the weights that both train: moments and counters.
+
+    grown: a weight that has become larger -> the one in whose place it stands, which is its beginning in every dimension; what
+        was known of that is carried over, the rest begins with zeros.
+    """
+    former = grown or {}
     for before, after in ((old, new), (getattr(old, "optimizer", None), getattr(new, "optimizer", None))):
         if before is None or after is None:  # Lookahead has one within
             continue
         groups = {p: group for group in before.param_groups for p in group["params"]}
         for group in after.param_groups:
-            after.state.update({p: before.state[p] for p in group["params"] if p in before.state})
-            known = next((groups[p] for p in group["params"] if p in groups), {})
+            for p in group["params"]:
+                source = former.get(p, p)
+                if source in before.state:
+                    state = before.state[source]
+                    after.state[p] = state if source is p else {k: _padded(v, source, p) for k, v in state.items()}
+            known = next((groups[former.get(p, p)] for p in group["params"] if former.get(p, p) in groups), {})
             group.update({name: known[name] for name in COUNTERS if name in known})
+
+
+def _padded(value: Any, source: Tensor, weight: Tensor) -> Any:
+    """`value` of a weight `source` for the larger `weight`: with zeros where that is new, as it is where it has no such shape."""
+    if not isinstance(value, Tensor) or value.shape != source.shape:
+        return value
+    larger = value.new_zeros(weight.shape)
+    larger[tuple(slice(size) for size in source.shape)] = value
+    return larger
 
 
 def leave_out(task: "Task") -> Callable[[], None]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from etude.core.averaging import go_on_without
 from etude.core.batch import Batch
+from etude.core.phases import Phase, Phases
 from etude.core.technique import Composition, Technique
 
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
@@ -53,13 +54,16 @@ class Task(pl.LightningModule):
     For techniques: `trace` holds what `losses` computed on the batch at hand, with its graph, by the names that the task
     documents; `lr_factors` (beginning of a parameter's name -> factor of its learning rate, the longest wins) and
     `schedule_steps` and `schedule_options` (length of the schedule, None for all steps; its other arguments) say how the next
-    `configure_optimizers` builds; `final_weights` are what `last.ckpt` holds for sampling once the run is over.
+    `configure_optimizers` builds; `final_weights` are what `last.ckpt` holds for sampling once the run is over; `phase` is the
+    section of training that is under way, `phases` all of them. A task that can train on batches with some of its data's styles
+    says in `least_styles` how many it needs.
     """
 
     terms: ClassVar[tuple[str, ...]] = ()
     lazy_terms: ClassVar[frozenset[str]] = frozenset()
     logs: ClassVar[tuple[str, ...]] = ()
     example_axis: ClassVar[int | None] = None
+    least_styles: ClassVar[int | None] = None  # None: it needs them all
 
     def __init__(
         self,
@@ -84,8 +88,7 @@ class Task(pl.LightningModule):
         self.schedule_steps: int | None = None
         self.schedule_since = 0  # the optimizer step at which `schedule_steps` was set
         self.schedule_options: dict[str, Any] = {}
-        self.stages: list[str] = []  # names of the stages of the run, where it has some
-        self.stage = ""  # the one under way
+        self.phases = Phases()
         self.final_weights: dict[str, Tensor] = {}
         self.gradient_norms: dict[str, Tensor] = {}  # of each player, before clipping, where it is clipped or guarded
         self._terms: dict[str, Tensor] = {}
@@ -114,6 +117,25 @@ class Task(pl.LightningModule):
         """This task's own outputs for the very inputs that another task of its kind recorded in `trace`, by the same names;
         {} where a task offers none."""
         return {}
+
+    @property
+    def phase(self) -> Phase:
+        """The section of training that is under way."""
+        return self.phases.current
+
+    @property
+    def takes_modules(self) -> bool:
+        """Whether a phase may have this task add modules."""
+        return type(self).add_modules is not Task.add_modules
+
+    def add_modules(self, **options: Any) -> None:
+        """Adds what a phase names as `modules`, such as outputs for new classes, to modules that `players` names.
+
+        Weights of a module that is replaced by a larger one must be the beginning of the new ones in every dimension: the
+        optimizer then goes on with what it knew of them. Called when the phase begins, and again for a task that is rebuilt from
+        a checkpoint, before its weights are loaded.
+        """
+        raise ValueError(f"{type(self).__name__} has no modules to add in a phase; leave modules={options} out")
 
     @classmethod
     def parts_from(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -322,10 +344,13 @@ class Task(pl.LightningModule):
                 nn.utils.clip_grads_with_norm_(parameters, value, torch.where(norm.isfinite(), norm, 0.0) if guarded else norm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["etude"] = {"batches_trained": self.batches_trained, "recipe": self.recipe}
+        checkpoint["etude"] = {
+            "batches_trained": self.batches_trained, "recipe": self.recipe, "phases": self.phases.state_dict()
+        }  # fmt: skip
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.batches_trained = checkpoint["etude"]["batches_trained"]
+        self.phases.load(self, checkpoint)
         if "trained_weights" in checkpoint:  # of a run that was over
             checkpoint["state_dict"] = checkpoint["trained_weights"]
         if self._trainer is not None and self.trainer.state.fn == "fit":

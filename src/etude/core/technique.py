@@ -126,6 +126,19 @@ class Technique(pl.Callback):
     def transform_gradients(self, task: "Task") -> None:
         """Changes `.grad` of the task's parameters in place, before the step. Needs `gradient_slot`."""
 
+    def on_phase_end(self, task: "Task") -> None:
+        """Called at a boundary between two phases, not at the end of the run: after the last step of `task.phase`, whose weights
+        and optimizer are still there."""
+
+    def on_phase_start(self, task: "Task") -> None:
+        """Called at a boundary between two phases, not at the beginning of the run: before the first batch of `task.phase`, whose
+        modules and optimizer are there."""
+
+    def carried_state(self, state: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Returns what this technique takes over, as its `load_state_dict` wants it, from its own `state` in the checkpoint whose
+        weights a new run starts from; None: it begins anew. Within one run the state goes on by itself."""
+        return None
+
 
 class Composition:
     """A set of techniques in one canonical order, whatever the order they came in.
@@ -208,6 +221,16 @@ class Composition:
                     )
                 found[name] = found[name] * factor if name in found else factor
         return found
+
+    def on_phase_end(self, task: "Task") -> None:
+        """Tells all techniques that a phase ends."""
+        for technique in self.techniques:
+            technique.on_phase_end(task)
+
+    def on_phase_start(self, task: "Task") -> None:
+        """Tells all techniques that a phase begins."""
+        for technique in self.techniques:
+            technique.on_phase_start(task)
 
     def weigh(self, task: "Task", losses: Mapping[str, Tensor]) -> Tensor:
         """Returns the loss to minimise: the claimant's, or the task's weighted sum."""

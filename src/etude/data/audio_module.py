@@ -262,14 +262,20 @@ class StyleDataModule(pl.LightningDataModule):
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
+    @property
+    def epoch_batches(self) -> int:
+        """Batches of an epoch of training, on each rank."""
+        least = min(sum(piece.frames for piece in self._of("train", style).pieces) for style in self.styles)
+        frames = self.segment_frames * self.batch_size * self._place()[1]
+        return self.batches_per_epoch or max(1, round(least / frames))
+
     def train_dataloader(self) -> StatefulDataLoader:
         """Endless random segments, in epochs of a fixed number of batches; its state resumes in the middle of an epoch."""
         rank, world = self._place()
         clips = [self._of("train", style) for style in self.styles]
-        least = min(sum(piece.frames for piece in clip.pieces) for clip in clips)
         sampler = DrawSampler(
             batch_size=self.batch_size,
-            num_batches=self.batches_per_epoch or max(1, round(least / (self.segment_frames * self.batch_size * world))),
+            num_batches=self.epoch_batches,
             rank=rank,
             world=world,
             admission=self._admission if self._rules else None,

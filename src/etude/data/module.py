@@ -224,8 +224,9 @@ class MusicDataModule(pl.LightningDataModule):
 
         rule: called with rows of `manifest("train")`, int64 [n], and the number of the batch that is being drawn, counted
             from the start of the run; returns the probability, float64 [n] in [0, 1], with which each is admitted in this
-            pass. Those of several rules multiply. A rule must depend on nothing else than its arguments and what a
-            checkpoint restores; what it learns from batch n may count from draw n + `lookahead` on, as workers draw ahead.
+            pass; a document that waits to be packed leaves when it is admitted no more. Chances of several rules multiply. A rule
+            must depend on nothing else than its arguments and what a checkpoint restores; what it learns from batch n may count
+            from draw n + `lookahead` on, as workers draw ahead.
         """
         self._rules[name] = rule
 
@@ -262,6 +263,15 @@ class MusicDataModule(pl.LightningDataModule):
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
+    @property
+    def epoch_batches(self) -> int:
+        """Batches of an epoch of training, on each rank."""
+        return self._epoch_batches(self._documents("train", self.augmentation))
+
+    def _epoch_batches(self, documents: Documents) -> int:
+        tokens = self.max_len * self.batch_size * self._place()[1]
+        return self.batches_per_epoch or max(1, round(documents.num_tokens / tokens))
+
     def train_dataloader(self) -> StatefulDataLoader:
         """Endless packed rows, in epochs of a fixed number of batches; its state resumes in the middle of an epoch."""
         rank, world = self._place()
@@ -269,7 +279,7 @@ class MusicDataModule(pl.LightningDataModule):
         sampler = RowSampler(
             Packer(documents, self.max_len, rules=self._rules),
             batch_size=self.batch_size,
-            num_batches=self.batches_per_epoch or max(1, round(documents.num_tokens / (self.max_len * self.batch_size * world))),
+            num_batches=self._epoch_batches(documents),
             rank=rank,
             world=world,
         )

@@ -46,7 +46,8 @@ class Packer:
     overlap: where a piece is longer than a row, windows after the first begin with so large a share of tokens that
         were counted before, as context; 0 for training.
     rules: who admits pieces to training and how, see `MusicDataModule.admit`; of several, the probabilities multiply. A
-        piece that is not admitted is passed over in this pass. draw: the batch that is drawn, for the rules.
+        piece that is not admitted is passed over in this pass, and one that waits leaves when it is admitted no more. draw: the
+        batch that is drawn, for the rules.
     """
 
     documents: Documents
@@ -58,6 +59,7 @@ class Packer:
     waiting: np.ndarray = field(default_factory=NOTHING.copy)
     rules: dict[str, Rule] = field(default_factory=dict)
     draw: int = 0
+    _checked: int = field(default=-1, init=False)  # the batch for which the waiting documents were looked through
 
     def state_dict(self) -> dict[str, object]:
         """Where the packing stands: pass, position in it, and the documents that wait."""
@@ -71,6 +73,9 @@ class Packer:
     def __iter__(self) -> Iterator[np.ndarray]:
         """Rows, each a plan whose slots add up to at most `max_len`; ends only without shuffling."""
         while True:
+            if self.rules and self.draw != self._checked:
+                self.waiting = self.waiting[self._admitted(self.waiting[:, PIECE], self.waiting[:, NUMBER])]
+                self._checked = self.draw
             while len(self.waiting) < self._buffer and self._refill():
                 pass
             if len(self.waiting) == 0:
@@ -118,7 +123,7 @@ class Packer:
                 return block
             pieces = permute(block, size=size, seed=self.documents.seed, number=self.number)
             if self.rules:
-                pieces = pieces[self._admitted(pieces)]
+                pieces = pieces[self._admitted(pieces, np.full(len(pieces), self.number))]
             if len(pieces):
                 return pieces
             passed_over += len(block)
@@ -129,13 +134,14 @@ class Packer:
             if self.position >= size:
                 self.number, self.position = self.number + 1, 0
 
-    def _admitted(self, pieces: np.ndarray) -> np.ndarray:
+    def _admitted(self, pieces: np.ndarray, passes: np.ndarray) -> np.ndarray:
+        """Which pieces the rules admit to the batch that is drawn, bool [n]; for one chance always the same in one pass."""
         rows = np.asarray(self.documents.view.table["row"][pieces], np.int64)
         chance = np.ones(len(pieces))
         for name in sorted(self.rules):
             chance = chance * self.rules[name](rows, self.draw)
         seed = key(self.documents.seed, ADMISSION)
-        admitted: np.ndarray = uniform(int(seed), np.full(len(pieces), self.number), pieces, 1)[:, 0] < chance
+        admitted: np.ndarray = uniform(int(seed), passes, pieces, 1)[:, 0] < chance
         return admitted
 
     def _windows(self, whole: np.ndarray) -> np.ndarray:

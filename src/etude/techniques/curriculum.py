@@ -36,7 +36,7 @@ class Curriculum(Technique):
     ranks are taken within each genre, so that each has a pace of its own. Whatever the competence, at least the easiest
     `diversity` of every genre's pieces are admitted, so that no level is one genre. With `adaptive` the pace grows by a
     quarter with each validation that improves on the best `monitor`; one that does not takes back a tenth of the way and
-    slows down. What waits to be packed (32 pieces) and what workers have drawn ahead follows a change late.
+    slows down. What workers have drawn ahead follows a change late.
 
     When to use: data of mixed difficulty and few steps. `reverse`, hard pieces first, is the control experiment.
     Source: Bengio et al. 2009; Platanios et al. 2019 (competence).

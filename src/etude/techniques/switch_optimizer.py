@@ -93,8 +93,9 @@ class SwitchOptimizer(Technique):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.monitor is not None and isinstance(pl_module, Task):
             pl_module.check_metric(self.monitor, "switch_optimizer.monitor", self.mode)
-        if self.stage is not None and isinstance(pl_module, Task) and self.stage not in pl_module.stages[1:]:
-            those = f"after its first the stages {', '.join(pl_module.stages[1:])}" if pl_module.stages else "no stages"
+        if self.stage is not None and isinstance(pl_module, Task) and self.stage not in pl_module.phases.names[1:]:
+            later = pl_module.phases.names[1:]
+            those = f"after its first the stages {', '.join(later)}" if pl_module.phases.names else "no stages"
             raise ValueError(
                 f"switch_optimizer.stage is {self.stage!r}, and {type(pl_module).__name__}'s run has {those}; choose one of "
                 "technique=[stages]"
@@ -112,7 +113,7 @@ class SwitchOptimizer(Technique):
             return
         if self.at is not None and trainer.global_step >= self.at * self._total:
             self._switch(trainer, pl_module, f"{self.at:g} of the run has passed")
-        elif self.stage is not None and pl_module.stage == self.stage:
+        elif self.stage is not None and pl_module.phase.name == self.stage:
             self._switch(trainer, pl_module, f"stage {self.stage} begins", steps=pl_module.schedule_steps)
         elif self.plateau.waited >= self.patience:
             best, waited = self.plateau.best, self.plateau.waited

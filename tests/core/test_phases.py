@@ -1,0 +1,188 @@
+"""Phases: their data change with the first batch of a phase, and a boundary is told to every technique."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from etude.core.checkpoints import LastCheckpoint
+from etude.core.phase_draws import batches_of
+from etude.core.phases import Phase, position
+from etude.core.task import Task
+from etude.core.technique import Technique
+from etude.data.corpora import Folder
+from etude.data.module import MusicDataModule
+from etude.models.transformer import Transformer
+from etude.music.satb import SatbGrid
+from etude.tasks.language_model import LanguageModel
+from etude.techniques.stages import Stages
+from tests.songs import write_songs
+from tests.toys import PairsData, ToyGan, same, trainer, weights
+
+FOLK, CLASSICAL = {"genre": "folk"}, {"genre": "classical"}
+VALIDATED: dict[str, Any] = {"val_check_interval": 4, "check_val_every_n_epoch": None, "limit_val_batches": 1}
+
+
+@pytest.fixture(scope="module")
+def songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_songs(tmp_path_factory.mktemp("phases") / "songs", count=40)
+
+
+class Heard(pl.Callback):
+    """Which genres each batch holds."""
+
+    def __init__(self) -> None:
+        self.genres: list[set[str]] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        column = trainer.datamodule.pieces()["genre"]
+        self.genres.append(set(column[batch["piece"][batch["piece"] >= 0].numpy()]))
+
+
+def fit(
+    songs: Path, folder: Path, stages: list[dict[str, Any]], *, steps: int, workers: int = 0, accumulate: int = 1,
+    resume: Path | None = None, **options: Any,
+) -> tuple[LanguageModel, list[set[str]]]:  # fmt: skip
+    torch.manual_seed(0)
+    data = MusicDataModule(
+        corpus=Folder(str(songs)), tokenizer=SatbGrid, cache_dir=str(songs.parent / "cache"), max_len=256, max_eval_len=512,
+        batch_size=2, batches_per_epoch=7, num_workers=workers, prepare_workers=1, seed=1,
+    )  # fmt: skip
+    task = LanguageModel(
+        model=partial(Transformer, dim=16, num_layers=1, num_heads=2, dropout=0.1), tokenizer=data.tokenizer,
+        optimizer=partial(torch.optim.AdamW, lr=1e-2), seed=1,
+    )  # fmt: skip
+    heard, last = Heard(), LastCheckpoint(path=folder / "last.ckpt", every_n_steps=1000)
+    run = trainer(
+        folder, max_steps=steps, callbacks=[Stages(stages=stages), heard, last], accumulate_grad_batches=accumulate,
+        **{"limit_val_batches": 0, **options},
+    )  # fmt: skip
+    run.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
+    return task, heard.genres
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_no_batch_after_a_boundary_holds_the_pieces_of_the_phase_before(
+    songs: Path, tmp_path: Path, workers: int, accumulate: int
+) -> None:
+    stages = [{"name": "a", "data": FOLK, "max_steps": 33}, {"name": "b", "data": CLASSICAL}]
+    _, heard = fit(songs, tmp_path, stages, steps=33 + 60 // accumulate, workers=workers, accumulate=accumulate)
+    first = batches_of(33, at=0, epoch=7, accumulate=accumulate)
+    assert len(heard) >= first + 50 and sum(genres != {"folk"} for genres in heard[:first]) == 0
+    assert sum(genres != {"classical"} for genres in heard[first:]) == 0
+
+
+@pytest.mark.parametrize(("workers", "stop"), [(0, 8), (0, 11), (2, 8), (2, 10), (2, 13)])
+def test_killed_about_a_boundary_it_draws_the_same(songs: Path, tmp_path: Path, workers: int, stop: int) -> None:
+    stages = [{"data": FOLK, "max_steps": 10}, {"data": CLASSICAL, "max_steps": 12}, {"data": FOLK}]
+    whole, heard = fit(songs, tmp_path / "whole", stages, steps=26, accumulate=2)
+    _, early = fit(songs, tmp_path / "half", stages, steps=stop, accumulate=2, workers=workers)
+    rest, late = fit(
+        songs, tmp_path / "rest", stages, steps=26, accumulate=2, workers=workers, resume=tmp_path / "half" / "last.ckpt"
+    )
+    assert early + late == heard and same(weights(whole), weights(rest))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_end_that_nobody_knew_is_followed_within_seventeen_batches(songs: Path, tmp_path: Path, workers: int) -> None:
+    stages = [{"data": FOLK, "patience": 1, "min_delta": 100.0}, {"data": CLASSICAL}]
+    task, heard = fit(songs, tmp_path, stages, steps=40, workers=workers, **VALIDATED)
+    assert task.phases.began == 8
+    assert all(genres == {"folk"} for genres in heard[:25]) and all(genres == {"classical"} for genres in heard[25:])
+
+
+def test_an_end_comes_at_the_latest_with_the_steps_of_its_phase(songs: Path, tmp_path: Path) -> None:
+    stages = [
+        {"data": FOLK, "patience": 1, "min_delta": 100.0, "max_steps": 12},
+        {"data": CLASSICAL, "max_steps": 20},
+        {"data": FOLK},
+    ]
+    task, heard = fit(songs, tmp_path, stages, steps=40, **VALIDATED)
+    assert task.phases.number == 2 and task.phases.began == 28  # 8 + 20
+    assert all(genres == {"folk"} for genres in [*heard[:12], *heard[28:]])
+    assert all(genres == {"classical"} for genres in heard[12:28])
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 3, 8])
+def test_batches_of_steps_are_what_a_count_of_them_finds(accumulate: int) -> None:
+    epoch, ends, step = 7, [0], 0
+    for batch in range(1, 100):
+        place = (batch - 1) % epoch + 1
+        if place % accumulate == 0 or place == epoch:
+            ends, step = [*ends, batch], step + 1
+    for now in range(10):
+        for steps in range(step - 10):
+            found = batches_of(steps, at=ends[now] % epoch, epoch=epoch, accumulate=accumulate)
+            assert found == ends[now + steps] - ends[now]
+
+
+class Told(Technique):
+    """Writes down what it is told of boundaries."""
+
+    def __init__(self, name: str, lines: list[Any]) -> None:
+        super().__init__()
+        self._name, self.lines = name, lines
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def state_key(self) -> str:
+        return self._name
+
+    def on_phase_end(self, task: Task) -> None:
+        group = task.trainer.optimizers[0].param_groups[0]
+        self.lines.append((self._name, "end", task.phase.name, task.trainer.global_step, group["lr"]))
+
+    def on_phase_start(self, task: Task) -> None:
+        group = task.trainer.optimizers[0].param_groups[0]
+        self.lines.append((self._name, "start", task.phase.name, task.trainer.global_step, group["lr"]))
+
+
+def test_techniques_are_told_of_a_boundary_in_their_order_between_two_steps(tmp_path: Path) -> None:
+    lines: list[Any] = []
+    stages = Stages(stages=[{"name": "one", "max_steps": 2}, {"name": "two", "lr": 0.5}])
+    task = ToyGan(player_lr={}, optimizer=partial(torch.optim.SGD, lr=1.0))
+    run = trainer(tmp_path, max_steps=3, callbacks=[Told("z", lines), stages, Told("a", lines)], accumulate_grad_batches=2)
+    run.fit(task, PairsData())
+    ends = [(name, "end", "one", 2, 1.0) for name in ("a", "z")]
+    assert lines == ends + [(name, "start", "two", 2, 0.5) for name in ("a", "z")]
+    assert (task.phases.number, task.phases.began, task.phase.name) == (1, 2, "two")
+
+
+def test_a_checkpoint_says_in_which_phase_it_was_written(songs: Path, tmp_path: Path) -> None:
+    stages = [{"name": "broad", "max_steps": 2}, {"name": "own"}]
+    for steps, name in ((1, "broad"), (3, "own")):
+        fit(songs, tmp_path, stages, steps=steps)
+        assert position(torch.load(tmp_path / "last.ckpt", weights_only=True)["etude"]) == name
+    assert position({"recipe": {}}) == ""
+
+
+@pytest.mark.parametrize("stop", [6, 14])
+def test_a_checkpoint_of_before_goes_on_in_its_phase(songs: Path, tmp_path: Path, stop: int) -> None:
+    """Before, the technique kept the position, and a phase's pieces came lookahead + 1 batches late."""
+    stages = [{"data": FOLK, "max_steps": 10, "lr": 0.1}, {"data": CLASSICAL}]
+    fit(songs, tmp_path, stages, steps=stop)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    del saved["etude"]["phases"]
+    before = {"number": 0, "started": 0, "changes": [[0, 0]]}
+    before = {"number": 1, "started": 10, "changes": [[0, 0], [27, 1]]} if stop > 10 else before
+    saved["callbacks"]["Stages"] |= before
+    torch.save(saved, tmp_path / "old.ckpt")
+    task, heard = fit(songs, tmp_path / "on", stages, steps=50, resume=tmp_path / "old.ckpt")
+    assert (task.phases.number, task.phases.began) == (1, 10)
+    turn = 27 if stop > 10 else 23  # what may be drawn already stays, the rest is known now
+    assert all(genres == {"folk"} for genres in heard[: turn - stop])
+    assert all(genres == {"classical"} for genres in heard[turn - stop :])
+
+
+def test_bad_phases_are_told() -> None:
+    with pytest.raises(ValueError, match="min_steps of x is -1, must be at least 0"):
+        Phase(name="x", min_steps=-1)
+    assert Phase().name == "" and np.isclose(Phase().lr, 1.0)
