@@ -1,0 +1,62 @@
+"""`etude VERB` is the script of that name: one configuration, one results folder; and it starts at once."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from etude import cli
+
+ROOT = Path(__file__).parents[1]
+
+
+def said(*command: str, folder: Path = ROOT, code: int = 0) -> str:
+    """What a program prints when it ends with `code`."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, text=True, env=environment)
+    assert done.returncode == code, done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+@pytest.mark.parametrize("verb", ["train", "generate", "evaluate", "transfer"])
+def test_a_verb_composes_what_its_script_composes(verb: str) -> None:
+    options = ["outputs=elsewhere", "seed=3"] if verb != "transfer" else ["outputs=elsewhere", "style=folk"]
+    show = ["--cfg", "all"]  # with Hydra's own part, which holds the results folder
+    script = said(f"{verb}.py", *options, *show)
+    assert said("-m", "etude.cli", verb, *options, *show) == script
+    assert "dir: ${outputs}/${now:" in script and "outputs: elsewhere" in script
+    assert f"  name: {verb}\n" in script  # Hydra's name of the job
+
+
+def test_help_lists_every_verb_without_importing_what_is_slow() -> None:
+    code = (
+        "import sys; sys.argv = ['etude', '--help']; from etude.cli import main; main();"
+        "print([m for m in ('torch', 'hydra', 'omegaconf') if m in sys.modules])"
+    )
+    shown = said("-c", code)
+    assert shown.endswith("[]\n")
+    assert all(f"  {name}" in shown and verb.effect in shown for name, verb in cli.VERBS.items())
+
+
+def test_help_of_a_verb_needs_no_torch() -> None:
+    code = (
+        "import sys, atexit; sys.argv = ['etude', 'train', '--help']; from etude.cli import main;"
+        "atexit.register(lambda: print('loaded:', [m for m in ('torch', 'pytorch_lightning') if m in sys.modules])); main()"
+    )
+    shown = said("-c", code)
+    assert "data=folder data.root=" in shown and "loaded: []" in shown
+
+
+@pytest.mark.parametrize(("verb", "guess"), [("trian", "did you mean train? "), ("evalute", "did you mean evaluate? "), ("xyz", "")])
+def test_an_unknown_verb_is_one_line_with_the_list(verb: str, guess: str) -> None:
+    line = said("-m", "etude.cli", verb, code=2)
+    assert line == f"error: etude has no verb '{verb}'; {guess}the verbs are {', '.join(cli.VERBS)}\n"
+
+
+@pytest.mark.parametrize("verb", cli.VERBS.values(), ids=list(cli.VERBS))
+def test_every_verb_has_its_configuration_and_function(verb: cli.Verb) -> None:
+    assert (cli.conf_folder() / f"{verb.config}.yaml").is_file()
+    module, _, name = verb.function.partition(":")
+    assert f"\ndef {name}(" in (ROOT / "src" / f"{module.replace('.', '/')}.py").read_text()
