@@ -49,7 +49,9 @@ def test_help_of_a_verb_needs_no_torch() -> None:
     assert "data=folder data.root=" in shown and "loaded: []" in shown
 
 
-@pytest.mark.parametrize(("verb", "guess"), [("trian", "did you mean train? "), ("evalute", "did you mean evaluate? "), ("xyz", "")])
+@pytest.mark.parametrize(
+    ("verb", "guess"), [("trian", "did you mean train? "), ("evalute", "did you mean evaluate? "), ("xyz", "")]
+)
 def test_an_unknown_verb_is_one_line_with_the_list(verb: str, guess: str) -> None:
     line = said("-m", "etude.cli", verb, code=2)
     assert line == f"error: etude has no verb '{verb}'; {guess}the verbs are {', '.join(cli.VERBS)}\n"

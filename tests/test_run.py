@@ -279,6 +279,14 @@ def test_what_renders_is_looked_for_before_training(capsys: pytest.CaptureFixtur
         assert told in fails(capsys, "train", tmp_path / "run", *nothing, f"sampling.{wish}")
 
 
+def test_a_logger_that_is_not_installed_is_told_with_its_remedy(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    line = fails(capsys, "train", tmp_path / "run", "data=folder", f"data.root={tmp_path}", "logger=[csv,tensorboard]")
+    assert line.startswith("error: logger=tensorboard needs") and line.endswith("pip install 'etude[tensorboard]'")
+
+
 @pytest.mark.parametrize(
     "wishes",
     [["stage=polish", "weights=nowhere"], ["technique=[distillation]", "technique.distillation.teacher=nowhere"]],

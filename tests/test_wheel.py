@@ -47,8 +47,8 @@ def test_the_installed_wheel_trains_in_an_empty_folder(tmp_path: Path) -> None:
 
     write_songs(tmp_path / "songs")
     options = ["data=folder", f"data.root={tmp_path / 'songs'}", "trainer=smoke", "model.dim=32", "model.num_layers=1",
-               "data.max_len=256", "data.max_eval_len=512", "data.prepare_workers=1", "sampling.num_samples=1", "sampling.num_bars=1",
-               "sampling.audio=false"]  # fmt: skip
+               "data.max_len=256", "data.max_eval_len=512", "data.prepare_workers=1", "sampling.num_samples=1",
+               "sampling.num_bars=1", "sampling.audio=false"]  # fmt: skip
     done(tmp_path / "venv" / "bin" / "etude", "train", *options, folder=home)
     assert [path.name for path in home.iterdir()] == ["outputs"]
     (run,) = (path.parents[1] for path in home.glob("outputs/*/*/checkpoints/last.ckpt"))

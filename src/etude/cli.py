@@ -42,7 +42,9 @@ def usage() -> str:
     """Returns the verbs with their effects, for `etude --help`."""
     width = max(map(len, VERBS))
     verbs = [f"  {name:{width}}  {verb.effect}" for name, verb in VERBS.items()]
-    return "\n".join(["Usage: etude VERB [group=choice ...] [key=value ...]", "", *verbs, "", "etude VERB --help lists its options."])
+    return "\n".join(
+        ["Usage: etude VERB [group=choice ...] [key=value ...]", "", *verbs, "", "etude VERB --help lists its options."]
+    )
 
 
 def unknown(name: str) -> str:

@@ -1,5 +1,6 @@
 """From a composed configuration to trained, sampled and scored music; only this module and recipes.py know Hydra."""
 
+import importlib.util
 import inspect
 import json
 import os
@@ -254,6 +255,8 @@ def build_trainer(cfg: DictConfig, folder: Path, techniques: list[Any]) -> Any:
         raise ValueError(
             "a multirun with several devices would start the whole sweep on every rank; start one `python train.py` for each run"
         )
+    if "tensorboard" in (cfg.get("logger") or {}) and importlib.util.find_spec("tensorboard") is None:
+        raise ValueError("logger=tensorboard needs a package that is not installed; pip install 'etude[tensorboard]'")
     loggers = [instantiate(node) for node in (cfg.get("logger") or {}).values()]
     checkpoints = folder / "checkpoints"
     callbacks = [
