@@ -34,6 +34,7 @@ STUDENT = ["data=jsb", "model.dim=80", "model.num_layers=3", "model.decoder_dim=
 FREE = ["optimizer.lr=0.006", "model.dropout=0.0"]  # small models want longer steps, and have nothing to learn by heart with
 FIRST = "{name:pretrain,max_steps:250}"
 SECOND = "{name:finetune,lr:0.5,layer_decay:0.8,warmup:0.05,max_steps:150}"
+BASELINE = "experiment=baseline"  # AdamW, a cosine, no technique, whatever train.py's defaults are
 NO, C = "technique=[]", "technique=[curriculum]"
 CASES: dict[str, list[str]] = {
     "bare": [NO],
@@ -159,7 +160,7 @@ def main() -> None:
                     continue
                 with tempfile.TemporaryDirectory() as scratch:
                     kept = args.keep / f"{name}_{seed}" if args.keep and name.startswith("teacher") else None
-                    mine = [*SMALL.get(data, []), f"data.root={root}", *options, f"seed={seed}"]
+                    mine = [BASELINE, *SMALL.get(data, []), f"data.root={root}", *options, f"seed={seed}"]
                     full = [taught(option, args.keep, seed) for option in [*mine, *args.options]]
                     task, datamodule, found = fit(full, kept or Path(scratch), checks=args.checks)
                     found |= music(task, datamodule)

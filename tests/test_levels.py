@@ -3,49 +3,71 @@
 import importlib
 import inspect
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from hydra.errors import MissingConfigException
+from omegaconf import DictConfig, OmegaConf
 
+from etude.recipes import spelled_out
 from etude.run import instantiate
 from tests.songs import write_songs
 from tests.test_run import TINY, call, fails
 
 CONF = Path(__file__).parents[1] / "conf"
 TASKS = sorted(path.stem for path in (CONF / "task").glob("*.yaml"))
-GUARDED = {"ema", "stability", "early_stopping"}
-MUSIC = {"musical_domain"}
-EXPECTED: dict[str, dict[str, tuple[str, set[str]]]] = {  # optimizer's class, techniques; by level, then by kind of task
-    "level=basic": {"language_model": ("AdamW", set()), "vocoder": ("AdamW", set()), "gan": ("Adam", set())},
+GENRES = sorted(path.stem for path in (CONF / "genre").glob("*.yaml"))
+GUARDED = "ema,stability,early_stopping"
+GUARDS = ["technique.ema.decay=0.99", "technique.early_stopping.patience=10"]
+MUSIC = ["technique.musical_domain.smoothing=0.01"]
+SPELLED_OUT: dict[str, dict[str, list[str]]] = {  # by bundle, then by kind of task: the same in single options
+    "level=basic": {
+        "language_model": ["optimizer=adamw", "scheduler=noam", "technique=[]"],
+        "vocoder": ["optimizer=adamw", "scheduler=noam", "technique=[]"],
+        "gan": ["optimizer=adam", "scheduler=noam", "technique=[]"],
+    },
     "level=enhanced": {
-        "language_model": ("muon", GUARDED | MUSIC),
-        "vocoder": ("AdamW", GUARDED | {"balance"}),
-        "gan": ("Adam", GUARDED | {"balance"}),
+        "language_model": ["optimizer=muon", f"technique=[{GUARDED},musical_domain]", *GUARDS, *MUSIC],
+        "vocoder": ["optimizer=adamw", f"technique=[{GUARDED},balance]", *GUARDS],
+        "gan": ["optimizer=adam", f"technique=[{GUARDED},balance]", *GUARDS],
     },
     "level=experimental": {
-        "language_model": ("muon", GUARDED | MUSIC | {"curriculum"}),
-        "vocoder": ("AdamW", GUARDED | {"balance"}),
-        "gan": ("Adam", GUARDED | {"balance", "fill_frames"}),
+        "language_model": ["optimizer=muon", f"technique=[{GUARDED},musical_domain,curriculum]", *GUARDS, *MUSIC,
+                           "technique.musical_domain.equivariance=0.05"],
+        "vocoder": ["optimizer=adamw", f"technique=[{GUARDED},balance]", *GUARDS],
+        "gan": ["optimizer=adam", f"technique=[{GUARDED},balance,fill_frames]", *GUARDS],
     },
     "convergence=fast": {
-        "language_model": ("muon", {"ema"}),
-        "vocoder": ("AdamW", {"ema"}),
-        "gan": ("Adam", {"ema"}),
+        "language_model": ["optimizer=muon", "scheduler=wsd", "technique=[ema]", "technique.ema.decay=0.99"],
+        "vocoder": ["optimizer=adamw", "scheduler=wsd", "technique=[ema]", "technique.ema.decay=0.99"],
+        "gan": ["optimizer=adam", "scheduler=wsd", "technique=[ema]", "technique.ema.decay=0.99"],
     },
-}
-SCHEDULES = {
-    "level=basic": "noam",
-    "level=enhanced": "cosine_restarts",
-    "level=experimental": "cosine_restarts",
-    "convergence=fast": "wsd",
+}  # fmt: skip
+DEFAULTS = {
+    "language_model": ["optimizer=muon", "scheduler=wsd", "technique=[ema]", "technique.ema.decay=0.99"],
+    "vocoder": ["optimizer=adamw", "scheduler=cosine", "technique=[ema]", "technique.ema.decay=0.999"],
+    "gan": ["optimizer=adam", "scheduler=wsd_half", "technique=[ema]", "technique.ema.decay=0.999"],
 }
 
 
 def composed(*options: str) -> DictConfig:
-    importlib.import_module("etude.run")  # its resolver
+    importlib.import_module("etude.run")  # its resolvers
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("train", overrides=list(options))
+
+
+def trained_with(*options: str) -> dict[str, Any]:
+    cfg = composed(*options)
+    OmegaConf.set_struct(cfg, False)
+    for name in ("name", "logger"):  # they want a run's folder
+        del cfg[name]
+    found: Any = OmegaConf.to_container(cfg, resolve=True)
+    return {**found, "technique": found.get("technique") or {}}
+
+
+def kind(task: str) -> str:
+    return task if task in ("language_model", "vocoder") else "gan"
 
 
 def of(target: str) -> str:
@@ -53,20 +75,35 @@ def of(target: str) -> str:
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("bundle", EXPECTED)
-def test_a_bundle_suits_every_task(bundle: str, task: str) -> None:
-    cfg = composed(bundle, f"task={task}")
-    expected = EXPECTED[bundle]
-    optimizer, techniques = expected.get(task, expected["gan"])
-    assert of(cfg.scheduler._target_) == SCHEDULES[bundle]
-    assert (of(cfg.optimizer._target_), set(cfg.technique or {})) == (optimizer, techniques)
-    for node in (cfg.technique or {}).values():
+@pytest.mark.parametrize("bundle", SPELLED_OUT)
+def test_a_bundle_is_what_its_single_options_are(bundle: str, task: str) -> None:
+    single = SPELLED_OUT[bundle][kind(task)]
+    more = bundle in ("level=enhanced", "level=experimental")
+    restarts = ["scheduler=cosine_restarts", "+huber=0.5"] if more else []
+    found, expected = trained_with(bundle, f"task={task}"), trained_with(f"task={task}", *single, *restarts)
+    assert found == expected
+    for node in found["technique"].values():
         assert type(instantiate(node)).__module__.startswith("etude.techniques.")
-    if task not in ("language_model", "vocoder"):
-        assert cfg.task.huber == (0.5 if bundle in ("level=enhanced", "level=experimental") else 0.0)
+    if kind(task) == "gan":
+        assert found["task"]["huber"] == (0.5 if more else 0.0)
 
 
-@pytest.mark.parametrize("bundle", EXPECTED)
+@pytest.mark.parametrize("task", TASKS)
+def test_the_defaults_suit_the_task(task: str) -> None:
+    assert trained_with(f"task={task}") == trained_with(f"task={task}", *DEFAULTS[kind(task)])
+
+
+def test_fast_convergence_is_the_default_of_language_models() -> None:
+    assert spelled_out(["fast_convergence=true", "seed=1"]) == ["convergence=fast", "seed=1"]
+    assert spelled_out(["fast_convergence=true,false"]) == ["convergence=fast,null"]
+    assert trained_with("convergence=fast") == trained_with() and trained_with("data=folder", "convergence=fast") == trained_with(
+        "data=folder"
+    )
+    with pytest.raises(ValueError, match="fast_convergence=yes: must be true or false"):
+        spelled_out(["fast_convergence=yes"])
+
+
+@pytest.mark.parametrize("bundle", SPELLED_OUT)
 def test_the_users_own_choices_win(bundle: str) -> None:
     cfg = composed(bundle, "technique=[finite]", "optimizer=lion", "scheduler=cosine")
     assert list(cfg.technique) == ["finite"] and of(cfg.optimizer._target_) == "lion" and of(cfg.scheduler._target_) == "cosine"
@@ -100,8 +137,93 @@ def test_what_a_level_writes_out_has_the_values_of_its_file_but_for_the_smoothin
     }
 
 
-def test_every_task_has_an_optimizer_of_the_levels() -> None:
-    assert sorted(path.stem for path in (CONF / "optimizer" / "level").glob("*.yaml")) == TASKS
+# --- experiments ---
+
+
+def test_the_benchmark_does_not_depend_on_the_defaults() -> None:
+    cfg = trained_with("experiment=jsb")
+    assert cfg == trained_with("data=jsb", "optimizer=adamw", "scheduler=cosine", "technique=[ema]", "technique.ema.decay=0.995",
+                               "save_every=150", "max_steps=1200")  # fmt: skip
+    assert (cfg["optimizer"]["lr"], cfg["optimizer"]["betas"], cfg["optimizer"]["weight_decay"]) == (0.0015, [0.9, 0.98], 0.1)
+    assert (cfg["scheduler"]["warmup"], cfg["scheduler"]["final"]) == (0.05, 0.0)
+    assert trained_with("experiment=jsb", "optimizer=schedule_free")["scheduler"]["_target_"] == "etude.core.schedules.constant"
+
+
+@pytest.mark.parametrize("bundle", SPELLED_OUT)
+@pytest.mark.parametrize("experiment", ["jsb", "baseline"])
+def test_a_bundle_wins_over_an_experiment(experiment: str, bundle: str) -> None:
+    alone, both = trained_with(bundle), trained_with(bundle, f"experiment={experiment}")
+    assert both["optimizer"] == alone["optimizer"] and both["scheduler"] == alone["scheduler"]
+    assert {name for name, node in both["technique"].items() if "_target_" in node} == set(alone["technique"])
+
+
+def test_the_trainer_and_a_stage_set_the_steps_of_an_experiment() -> None:
+    assert composed("experiment=jsb", "trainer=smoke").trainer.max_steps == 10
+    for stage in ("finetune", "polish"):
+        assert composed("experiment=jsb", f"stage={stage}").trainer.max_steps == composed(f"stage={stage}").max_steps != 1200
+
+
+def test_the_benchmarks_baseline_is_written_out() -> None:
+    for data in ("data=jsb", "data=folder"):
+        bare = trained_with("experiment=baseline", data)
+        assert bare == trained_with(data, "optimizer=adamw", "scheduler=cosine", "technique=[]")
+        assert trained_with("experiment=baseline", data, "technique=[swa]", "optimizer=lion") == trained_with(
+            data, "optimizer=lion", "scheduler=cosine", "technique=[swa]"
+        )
+    free = trained_with("experiment=baseline", "optimizer=schedule_free")
+    assert list(free["technique"]) == ["schedule_free"] and free["scheduler"]["_target_"] == "etude.core.schedules.constant"
+
+
+# --- what is not there ---
+
+
+@pytest.mark.parametrize(
+    ("program", "option", "choice"),
+    [
+        ("train", "genre=polka", "jazz"), ("train", "level=enhnaced", "enhanced"), ("train", "stage=pretran", "pretrain"),
+        ("train", "experiment=jbs", "jsb"), ("train", "convergence=fats", "fast"),
+        ("train", "technique=level/enhanced_musik", "early_stopping"),
+        ("evaluation/evaluate", "task=langauge_model", "language_model"), ("transfer", "vocoder=grifin", "griffin_lim"),
+    ],
+)  # fmt: skip
+def test_a_choice_that_is_not_there_is_refused_with_the_list(program: str, option: str, choice: str) -> None:
+    folder, _, name = program.rpartition("/")
+    wanted = rf"(?s)Could not find '{option.replace('=', '/')}'.*{choice}"
+    with initialize_config_dir(str(CONF / folder), version_base="1.3"), pytest.raises(MissingConfigException, match=wanted):
+        compose(name, overrides=[option])
+
+
+def test_no_default_may_be_missing_silently() -> None:
+    for path in CONF.rglob("*.yaml"):
+        for entry in OmegaConf.load(path).get("defaults", []):
+            assert not any("optional" in str(key) for key in (entry if OmegaConf.is_dict(entry) else [])), path
+
+
+def test_pretraining_has_tokens_and_networks_that_a_folder_can_continue() -> None:
+    assert spelled_out(["stage=pretrain"]) == ["stage=pretrain", "data=corpus"]
+    pretrained, own = trained_with("stage=pretrain", "data=corpus"), trained_with("stage=finetune", "data=folder")
+    assert pretrained["model"] == own["model"] and pretrained["tokenizer"] == own["tokenizer"]
+    for own_choice in ("data=folk", "experiment=jsb", "task=vocoder"):
+        assert spelled_out(["stage=pretrain", own_choice]) == ["stage=pretrain", own_choice]
+
+
+def test_a_task_that_no_bundle_knows_gets_the_guards_alone() -> None:
+    from etude.recipes import pick
+
+    assert pick("probe", "language_model:a", "cut+stargan:b", "c") == "c" and pick("stargan", "cut+stargan:b", "c") == "b"
+    with pytest.raises(ValueError, match=r"probe is none of cut\+stargan"):
+        pick("probe", "cut+stargan:b")
+
+
+def test_a_genre_without_a_preset_says_so() -> None:
+    with pytest.raises(ValueError, match=r"genre=rock has no preset; presets: classical, .*, pop\. .* data\.root=my_songs/rock"):
+        spelled_out(["data=folder", "genre=rock"], GENRES)
+    with pytest.raises(ValueError, match="genre=rock has no preset"):
+        spelled_out(["-m", "genre=pop,rock"], GENRES)
+    assert spelled_out(["-m", "genre=pop,null", "--cfg", "job"], GENRES) == ["-m", "genre=pop,null", "--cfg", "job"]
+
+
+# --- runs ---
 
 
 @pytest.fixture(scope="module")

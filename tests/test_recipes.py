@@ -110,6 +110,22 @@ def test_fast_convergence_continues_a_run(home: Path, capsys: pytest.CaptureFixt
     assert on["global_step"] == 12 and on["etude"]["recipe"]["scheduler"]["_target_"].endswith("wsd")
 
 
+def test_a_run_from_when_adamw_was_the_default_goes_on_with_it(home: Path) -> None:
+    then = ["optimizer=adamw", "scheduler=cosine", "technique=[ema]", "ema_decay=0.999"]
+    call("train", home / "outputs" / "then", *SHAPE, *REST, f"data.root={home / 'songs'}", f"cache_dir={home / 'cache'}",
+         "~sampling", *then)  # fmt: skip
+    saved = checkpoint(home / "outputs" / "then")
+    recipe = saved["etude"]["recipe"]
+    recipe["overrides"] = [option for option in recipe["overrides"] if option not in then]
+    recipe["fast_convergence"] = False  # a key of then
+    del recipe["ema_decay"]
+    torch.save(saved, home / "outputs" / "then" / "checkpoints" / "last.ckpt")
+    call("train", home / "outputs" / "now", f"ckpt={home / 'outputs' / 'then'}", "trainer.max_steps=12")
+    on = checkpoint(home / "outputs" / "now")["etude"]["recipe"]
+    assert on["optimizer"] == recipe["optimizer"] and on["scheduler"] == recipe["scheduler"]
+    assert on["technique"] == recipe["technique"] and set(then) <= set(on["overrides"])
+
+
 def test_going_on_with_another_choice_drops_what_only_the_earlier_one_had(home: Path) -> None:
     options = [*SHAPE, *REST, f"data.root={home / 'songs'}", f"cache_dir={home / 'cache'}", "~sampling", "optimizer.lr=0.002"]
     call("train", home / "outputs" / "first", *options, "technique=[ema]", "technique.ema.decay=0.9")

@@ -17,6 +17,7 @@ from omegaconf import open_dict
 from symusic import Score
 
 from etude import run
+from etude.recipes import spelled_out
 from tests.songs import song, write_songs
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +32,7 @@ TINY = [
 def call(program: str, folder: Path, *overrides: str) -> Any:
     """Runs `program` in this process, in a run folder of its own."""
     folder.mkdir(parents=True, exist_ok=True)
-    options = [f"outputs={folder.parent}", *overrides]
+    options = [f"outputs={folder.parent}", *spelled_out(list(overrides))]
     conf = ROOT / "conf" / {"evaluate": "evaluation", "generate": "generation"}.get(program, "")
     with initialize_config_dir(str(conf), version_base="1.3"):
         cfg = compose(program, overrides=options, return_hydra_config=True)

@@ -12,8 +12,49 @@ from omegaconf import DictConfig
 if TYPE_CHECKING:
     from etude.core.task import Task
 
+FAST = {"true": "fast", "false": "null"}  # fast_convergence= as a choice of convergence=
+PRETRAINING = "data=corpus"  # whose tokens and networks suit data=folder, too, on which stage=finetune then goes on
 # what a stage takes over from the run it starts from
 KEPT = ("experiment", "task", "data", "model", "tokenizer", "discriminator", "styles")
+
+
+def pick(choice: str | None, *cases: str) -> str:
+    """For conf/: of "choice:value" or "choice+another:value", the value of the case that names `choice`; else the one without.
+
+    Raises: ValueError where no case names it and all have names.
+    """
+    for case in cases:
+        names, named, value = case.partition(":")
+        if not named or str(choice) in names.split("+"):
+            return value if named else names
+    raise ValueError(f"{choice} is none of {', '.join(case.partition(':')[0] for case in cases)}")
+
+
+def spelled_out(options: list[str], presets: list[str] | None = None) -> list[str]:
+    """The options of train.py in Hydra's words: `fast_convergence=true` is `convergence=fast`, `stage=pretrain` has its data.
+
+    presets: the files of conf/genre; None leaves genres unchecked.
+
+    Raises: ValueError for a genre without a preset, which Hydra would only call a file that is missing.
+    """
+    found = []
+    for option in options:
+        name, _, value = option.partition("=")
+        if name == "fast_convergence":
+            if unknown := set(value.lower().split(",")) - FAST.keys():
+                raise ValueError(f"fast_convergence={min(unknown)}: must be true or false")
+            option = "convergence=" + ",".join(FAST[each] for each in value.lower().split(","))
+        elif name == "genre" and presets is not None and "(" not in value:
+            for genre in value.split(","):
+                if genre not in (*presets, "null"):
+                    raise ValueError(
+                        f"genre={genre} has no preset; presets: {', '.join(presets)}. Music of any genre trains without one: "
+                        f"leave genre= out; for that genre of your data alone, name its folder: data.root=my_songs/{genre}"
+                    )
+        found.append(option)
+    said = {key(option): option.partition("=")[2] for option in options}
+    elsewhere = said.keys() & {"data", "experiment"} or said.get("task", "language_model") != "language_model"
+    return found if said.get("stage") != "pretrain" or elsewhere else [*found, PRETRAINING]
 
 
 def compose(options: list[str], *, program: str = "train") -> DictConfig:
@@ -81,7 +122,8 @@ def continued(cfg: DictConfig, checkpoint: dict[str, Any], options: list[str], *
 
     mine = {key(option) for option in options}
     gone = tuple(f"{key(option)}." for option in options if option.startswith("~"))
-    earlier = checkpoint["etude"]["recipe"].get("overrides", [])
+    recipe = checkpoint["etude"]["recipe"]
+    earlier = spelled_out([*_former_defaults(recipe, options), *recipe.get("overrides", [])])
     earlier = [o for o in earlier if key(o) not in mine and not key(o).startswith(gone or ("\0",))]
     kept = taken_over(earlier, path)
     here = [f"ckpt={json.dumps(cfg.ckpt)}"]
@@ -90,6 +132,19 @@ def continued(cfg: DictConfig, checkpoint: dict[str, Any], options: list[str], *
     except ConfigCompositionException:  # something is set of a choice that is no longer made
         kept = [o for o in kept if not _outdated(o, options)]
         return compose([*kept, *options, *here]), [*kept, *options]
+
+
+def _former_defaults(recipe: dict[str, Any], options: list[str]) -> list[str]:
+    """What a language model's run had by default when AdamW was the default, and its options did not say."""
+    if "fast_convergence" not in recipe or not recipe["task"]["_target_"].endswith(".LanguageModel"):
+        return []  # only the runs of then have this key
+    said = {key(option): option.partition("=")[2] for option in [*recipe.get("overrides", []), *options]}
+    if said.keys() & {"level", "convergence", "fast_convergence", "experiment"}:
+        return []
+    former = {"optimizer": "adamw", "scheduler": "cosine", "technique": "[ema]", "ema_decay": "0.999"}
+    if said.get("optimizer") == "schedule_free":
+        former = {}
+    return [f"{name}={value}" for name, value in former.items() if name not in said]
 
 
 def _outdated(option: str, options: list[str]) -> bool:

@@ -2,7 +2,6 @@
 
 import importlib.util
 import inspect
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -28,6 +27,7 @@ def _wandb_offline() -> bool:
 
 
 OmegaConf.register_new_resolver("wandb_offline", _wandb_offline, replace=True)
+OmegaConf.register_new_resolver("pick", recipes.pick, replace=True)
 
 
 def one_line_errors(main: Callable[[DictConfig], Result]) -> Callable[[DictConfig], Result]:
@@ -51,6 +51,15 @@ def one_line_errors(main: Callable[[DictConfig], Result]) -> Callable[[DictConfi
             sys.exit(2)
 
     return guarded
+
+
+def understand_command_line(conf: Path) -> None:
+    """Puts `sys.argv` of train.py into Hydra's words; ends the program with one line where that can't be done."""
+    try:
+        sys.argv[1:] = recipes.spelled_out(sys.argv[1:], sorted(path.stem for path in (conf / "genre").glob("*.yaml")))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def instantiate(node: Any, **extra: Any) -> Any:
@@ -171,10 +180,6 @@ def train(cfg: DictConfig) -> float | None:
     from etude.core.checkpoint_files import find_checkpoint, load_checkpoint
 
     folder, overrides = run_folder(), recipes.command_line()
-    if cfg.get("fast_convergence") and "convergence=fast" not in overrides:
-        ckpt = [f"ckpt={json.dumps(cfg.ckpt)}"] if cfg.ckpt else []
-        overrides = [*overrides, "convergence=fast"]
-        cfg = recipes.compose([*overrides, *ckpt])
     if (cfg.get("stage") or {}).get("phases"):
         return recipes.train_phases(cfg, folder, overrides, _run)
     if cfg.get("stage") and not cfg.ckpt:
