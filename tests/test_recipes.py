@@ -30,7 +30,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("recipes")
     write_songs(home / "songs")
     call("train", home / "outputs" / "broad", *SHAPE, *REST, f"data.root={home / 'songs'}", f"cache_dir={home / 'cache'}",
-         "~sampling", "stage=pretrain", "technique=[]")  # fmt: skip
+         "~sampling", "stage=pretrain", "technique=[]", "optimizer=adamw")  # fmt: skip
     return home
 
 
@@ -127,7 +127,15 @@ def test_a_run_from_when_adamw_was_the_default_goes_on_with_it(home: Path) -> No
 
 
 def test_going_on_with_another_choice_drops_what_only_the_earlier_one_had(home: Path) -> None:
-    options = [*SHAPE, *REST, f"data.root={home / 'songs'}", f"cache_dir={home / 'cache'}", "~sampling", "optimizer.lr=0.002"]
+    options = [
+        *SHAPE,
+        *REST,
+        f"data.root={home / 'songs'}",
+        f"cache_dir={home / 'cache'}",
+        "~sampling",
+        "optimizer=adamw",
+        "optimizer.lr=0.002",
+    ]
     call("train", home / "outputs" / "first", *options, "technique=[ema]", "technique.ema.decay=0.9")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")
