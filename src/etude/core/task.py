@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from etude.core.averaging import go_on_without
 from etude.core.batch import Batch
+from etude.core.measuring import Measurable
 from etude.core.phases import Phase, Phases
+from etude.core.protocols import Attached, Observing
 from etude.core.technique import Composition, Technique
 
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
@@ -35,7 +36,7 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-class Task(pl.LightningModule):
+class Task(Measurable):
     """A LightningModule under automatic optimisation whose author writes `losses`.
 
     Args:
@@ -47,8 +48,8 @@ class Task(pl.LightningModule):
         seed: of every random draw in training; the draws of a batch depend on (seed, rank, batches trained) alone, so
             that a resumed run draws what the uninterrupted one would have drawn.
 
-    A task whose terms come and go declares them as `lazy_terms`: a weight of one that is not there is no mistake. What it
-    logs in validation stands in `logs`, the main metric first; a task that always has the same terms may name them in `terms`.
+    A task whose terms come and go declares them as `lazy_terms`: a weight of one that is not there is no mistake. What
+    validation measures stands in `measures`; a task that always has the same terms may name them in `terms`.
     `example_axis` is the axis that holds the examples in every entry of its batches; see `etude.core.batch`.
 
     For techniques: `trace` holds what `losses` computed on the batch at hand, with its graph, by the names that the task
@@ -61,7 +62,6 @@ class Task(pl.LightningModule):
 
     terms: ClassVar[tuple[str, ...]] = ()
     lazy_terms: ClassVar[frozenset[str]] = frozenset()
-    logs: ClassVar[tuple[str, ...]] = ()
     example_axis: ClassVar[int | None] = None
     least_styles: ClassVar[int | None] = None  # None: it needs them all
 
@@ -150,6 +150,7 @@ class Task(pl.LightningModule):
         self.composition = Composition(c for c in callbacks if isinstance(c, Technique))
         rest = [c for c in callbacks if not isinstance(c, Technique)]
         self.trainer.callbacks = [*self.composition.techniques, *rest]  # type: ignore[attr-defined]
+        self.prepare_means()
 
     def configure_model(self) -> None:
         """Under a strategy with a device mesh (trainer=fsdp), splits every block and every player's network."""
@@ -234,7 +235,8 @@ class Task(pl.LightningModule):
         """Raises: ValueError where nothing logs the metric `name` that `who` (such as "stages.monitor") wants to watch, or where
         more of it is better and `mode` is min. techniques: those of the run, where the task has no trainer yet."""
         chosen = list(self.composition.techniques if techniques is None else techniques)
-        if mode == "min" and any(name in technique.more_is_better for technique in chosen):
+        better = {f"val/{measure.name}" for measure in self.measures() if measure.more_is_better}
+        if mode == "min" and name in better.union(*(technique.more_is_better for technique in chosen)):
             raise ValueError(f"{who} is {name!r}, of which more is better, and its mode is min; set that to max")
         known = {"train/loss", *self.logs}.union(*(technique.logs for technique in chosen))
         if name not in known and not name.startswith("train/"):
@@ -303,9 +305,9 @@ class Task(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.build_optimizer()
-        if attach := getattr(optimizer, "attach", None):
-            attach(self)
-        self._observe = getattr(optimizer, "observe", None)
+        if isinstance(optimizer, Attached):
+            optimizer.attach(self)
+        self._observe = optimizer.observe if isinstance(optimizer, Observing) else None
         if self._scheduler is None:
             return optimizer
         total = self.trainer.estimated_stepping_batches if self.schedule_steps is None else self.schedule_steps

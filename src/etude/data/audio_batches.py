@@ -5,7 +5,7 @@ Shapes: s styles, b rows of a batch, m mel bands, f frames of a segment, n sampl
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,8 +67,16 @@ class Clips:
 class _Segments(torch.utils.data.Dataset[dict[str, Tensor]]):
     """What training and evaluation share: clips of each style, and how a segment gets into a batch."""
 
-    def __init__(self, clips: Sequence[Clips], *, segment: int, waveform: bool):
+    def __init__(
+        self,
+        clips: Sequence[Clips],
+        *,
+        segment: int,
+        waveform: bool,
+        labels: Sequence[Mapping[str, np.ndarray]] | None = None,
+    ):
         self.clips, self.segment, self.waveform = list(clips), segment, waveform
+        self.labels = list(labels or [{} for _ in clips])  # of each style's pieces: class int64 [n], by name
         self.contract = self.clips[0].contract
 
     def _empty(self, rows: int) -> dict[str, np.ndarray]:
@@ -76,10 +84,12 @@ class _Segments(torch.utils.data.Dataset[dict[str, Tensor]]):
         arrays = {"mel": np.empty((*shape, self.segment, self.contract.n_mels), np.float32)}
         if self.waveform:
             arrays["samples"] = np.zeros((*shape, self.segment * self.contract.hop_length), np.float32)
-        return arrays
+        return arrays | {f"label_{name}": np.full(shape, -1, np.int64) for name in self.labels[0]}
 
     def _write(self, arrays: dict[str, np.ndarray], style: int, row: int, piece: int, start: int, gain_db: float = 0.0) -> None:
         stop = start + self.segment
+        for name, classes in self.labels[style].items():
+            arrays[f"label_{name}"][style, row] = classes[piece]
         mel_fm = arrays["mel"][style, row]
         mel_fm[:] = self.clips[style].mel_fm(piece)[start:stop]
         if gain_db:
@@ -90,7 +100,10 @@ class _Segments(torch.utils.data.Dataset[dict[str, Tensor]]):
 
     def _tensors(self, arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
         mel_sbmf = self.contract.normalise(torch.from_numpy(arrays["mel"])).transpose(2, 3).contiguous()
-        batch = {"mel": mel_sbmf}
+        batch = {
+            "mel": mel_sbmf,
+            **{name: torch.from_numpy(array) for name, array in arrays.items() if name.startswith("label_")},
+        }
         if self.waveform:
             batch["samples"] = torch.from_numpy(arrays["samples"])
         return batch
@@ -105,7 +118,7 @@ class Chosen(NamedTuple):
 
 class RandomSegments(_Segments):
     """Segments at random places. Indexed with a list of draw numbers it gives {"mel": float32 [s, b, m, f], and with
-    `waveform` "samples": float32 [s, b, n]}.
+    `waveform` "samples": float32 [s, b, n], and for each of `labels` "label_*": int64 [s, b], -1 where a piece has none}.
 
     Row r is draw number draws[r] of each style, a function of (seed, style, draw number) alone: every place in every
     piece is as likely as any other, but that a silent one is drawn again, a few times.
@@ -122,8 +135,9 @@ class RandomSegments(_Segments):
         segment: int,
         gain_db: tuple[float, float] | None,
         waveform: bool,
+        labels: Sequence[Mapping[str, np.ndarray]] | None = None,
     ):
-        super().__init__(clips, segment=segment, waveform=waveform)
+        super().__init__(clips, segment=segment, waveform=waveform, labels=labels)
         self.seed, self.gain_db = seed, gain_db
         self._names = np.array([int(hashlib.sha256(name.encode()).hexdigest()[:15], 16) for name in styles], np.uint64)
         self._ends = [np.cumsum([piece.frames - segment + 1 for piece in clip.pieces]) for clip in clips]

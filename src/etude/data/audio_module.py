@@ -22,13 +22,14 @@ from etude.data.audio_build import UNIT, clips_folder, encode_all
 from etude.data.audio_corpora import AudioCorpus, Failures
 from etude.data.audio_splits import Piece, assign, is_paired, refuse_empty, same_songs, usable, whole_songs
 from etude.data.audio_statistics import band_statistics, complexities
+from etude.data.labels import Labelled
 from etude.data.manifest import SPLITS, check_shares
 from etude.data.packing import Rule
 
 LOUDEST_CHANGE_DB = 40.0
 
 
-class StyleDataModule(pl.LightningDataModule):
+class StyleDataModule(Labelled, pl.LightningDataModule):
     """Real audio of several styles as batches of mel segments.
 
     Training batches hold {"mel": float32 [s, b, m, f]}, normalised to about [-1, 1] by the contract: for each of the s
@@ -55,6 +56,8 @@ class StyleDataModule(pl.LightningDataModule):
         split: Sequence[float] = (0.8, 0.1, 0.1),
         gain_db: Sequence[float] | None = None,
         waveform: bool = False,
+        targets: Sequence[str] = (),
+        labels_file: str | None = None,
     ):
         """Checks the arguments; reads nothing.
 
@@ -69,6 +72,8 @@ class StyleDataModule(pl.LightningDataModule):
         split: shares of train, val and test, by file; corpora that prescribe the splits keep theirs.
         gain_db: [lowest, highest] random change of loudness in training, in decibels within [-40, 40]; None for none.
         waveform: give the samples, too. A vocoder's data may be of one style only.
+        targets: columns of the manifest, or of `labels_file`, that batches hold as classes `label_COLUMN` for a task to learn.
+        labels_file: a CSV with a column `file`, named as in the manifest, and any others; one line for each file.
 
         Raises: ValueError for an argument out of range.
         """
@@ -82,6 +87,7 @@ class StyleDataModule(pl.LightningDataModule):
         self.gain_db = _range_db(gain_db)
         self._wanted = styles
         self._check(split)
+        self.use_labels(targets, labels_file)
         self._styles: tuple[str, ...] = ()
         self._pieces: list[Piece] | None = None
         self._rules: dict[str, Rule] = {}
@@ -185,8 +191,8 @@ class StyleDataModule(pl.LightningDataModule):
 
     @property
     def parts(self) -> dict[str, Any]:
-        """What a task is built with: contract, styles and statistics."""
-        return {"contract": self.contract, "styles": self.styles, "statistics": self.statistics}
+        """What a task is built with: contract, styles, statistics, and the classes of each of `targets`."""
+        return {"contract": self.contract, "styles": self.styles, "statistics": self.statistics, **self.label_parts}
 
     @property
     def quarantine(self) -> Failures:
@@ -199,6 +205,17 @@ class StyleDataModule(pl.LightningDataModule):
         self.prepare()
         assert self._pieces is not None
         return pa.Table.from_pylist([dataclasses.asdict(piece) for piece in self._pieces if split in (None, piece.split)])
+
+    file_column = "name"
+
+    def _rows(self, split: str) -> list[dict[str, Any]]:
+        """Style after style, as batches know them."""
+        return [dataclasses.asdict(piece) for style in self.styles for piece in self._of(split, style).pieces]
+
+    def _style_classes(self, split: str) -> list[dict[str, np.ndarray]]:
+        ends = np.cumsum([self.num_pieces(split, style) for style in self.styles])[:-1]
+        parts = {name: np.split(classes, ends) for name, classes in self.classes(split).items()}
+        return [{name: part[number] for name, part in parts.items()} for number in range(len(self.styles))]
 
     def _of(self, split: str, style: str) -> Clips:
         self.prepare()
@@ -287,6 +304,7 @@ class StyleDataModule(pl.LightningDataModule):
             segment=self.segment_frames,
             gain_db=self.gain_db,
             waveform=self.waveform,
+            labels=self._style_classes("train"),
         )
         return self._loader(segments, sampler)
 
@@ -303,7 +321,8 @@ class StyleDataModule(pl.LightningDataModule):
         clips = [self._of(split, style) for style in self.styles]
         rows = evaluation_rows(clips, segment=self.segment_frames, paired=self.paired)
         batches = evaluation_batches(rows, batch_size=self.batch_size, rank=rank, world=world)
-        return self._loader(FixedSegments(clips, segment=self.segment_frames, waveform=self.waveform), batches)
+        segments = FixedSegments(clips, segment=self.segment_frames, waveform=self.waveform, labels=self._style_classes(split))
+        return self._loader(segments, batches)
 
     def _loader(self, segments: Any, batches: Any) -> StatefulDataLoader:
         return StatefulDataLoader(segments, batch_sampler=batches, num_workers=self.num_workers, collate_fn=_as_it_is)

@@ -1,6 +1,6 @@
 """Plans to batches: the tensors of packed rows, and the sampler that hands the plans out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,15 @@ class PackedRows(torch.utils.data.Dataset[dict[str, Tensor]]):
     """Batches from plans. Indexed with lists of plans, one for each row, it gives a dict of tensors [B, T]:
 
     tokens, targets (int64; -100 where not counted: padding, controls and, in evaluation, EOS and context), documents
-    (int32, number in the row, -1 padding), positions (int32, in the document), feature_* (int64) and piece (int64, row of
-    the piece in the split's manifest, -1 padding).
+    (int32, number in the row, -1 padding), positions (int32, in the document), feature_* (int64), piece (int64, row of
+    the piece in the split's manifest, -1 padding) and label_* (int64, class of the piece, -1 padding and where it has none).
+
+    labels: class of each row of the split's manifest, int64 [n], by name.
     """
 
-    def __init__(self, documents: Documents, *, max_len: int, evaluation: bool):
+    def __init__(self, documents: Documents, *, max_len: int, evaluation: bool, labels: Mapping[str, np.ndarray] | None = None):
         self.documents, self.max_len, self.evaluation = documents, max_len, evaluation
+        self.labels = dict(labels or {})
 
     def __getitems__(self, plans: Sequence[np.ndarray]) -> dict[str, Tensor]:
         shape = (len(plans), self.max_len)
@@ -35,7 +38,7 @@ class PackedRows(torch.utils.data.Dataset[dict[str, Tensor]]):
             "positions": np.zeros(shape, np.int32),
         }
         arrays |= {f"feature_{name}": np.zeros(shape, np.int64) for name in self.documents.tokenizer.feature_sizes}
-        arrays["piece"] = np.full(shape, -1, np.int64)
+        arrays |= {name: np.full(shape, -1, np.int64) for name in ("piece", *(f"label_{name}" for name in self.labels))}
         longest = max(self._write(plan, {name: array[b] for name, array in arrays.items()}) for b, plan in enumerate(plans))
         if self.evaluation:
             longest = min(self.max_len, -(-max(longest, 1) // MULTIPLE) * MULTIPLE)
@@ -62,6 +65,8 @@ class PackedRows(torch.utils.data.Dataset[dict[str, Tensor]]):
             for name, values in documents.features(piece, variation).items():
                 row[f"feature_{name}"][first:end] = values[start : start + end - first]
             row["piece"][at:end] = documents.view.table["row"][piece]
+            for name, classes in self.labels.items():
+                row[f"label_{name}"][at:end] = classes[documents.view.table["row"][piece]]
             at = end
         return at
 

@@ -20,6 +20,7 @@ from etude.data import build
 from etude.data.batches import PackedRows, RowSampler, evaluation_batches
 from etude.data.corpora import Corpus
 from etude.data.documents import Augmentation, Documents
+from etude.data.labels import Labelled, refuse_augmented
 from etude.data.lock import held
 from etude.data.manifest import SPLITS, ManifestPlan, check_shares, piece_keys, read_quarantine, with_complexity
 from etude.data.packing import Packer, Rule
@@ -33,7 +34,7 @@ Number = TypeVar("Number", int, float)
 IDENTITY = frozenset({"path", "file", "sha256", "id", "split"})
 
 
-class MusicDataModule(pl.LightningDataModule):
+class MusicDataModule(Labelled, pl.LightningDataModule):
     """Real scores as batches of packed token rows.
 
     Training rows hold whole documents (or windows cut at bars) of `max_len` tokens; an epoch is a fixed number of
@@ -65,6 +66,8 @@ class MusicDataModule(pl.LightningDataModule):
         controls: Sequence[str] | None = None,
         control_dropout: float = 0.2,
         complexity: bool = False,
+        targets: Sequence[str] = (),
+        labels_file: str | None = None,
     ):
         """Checks the arguments; reads nothing.
 
@@ -84,6 +87,8 @@ class MusicDataModule(pl.LightningDataModule):
             programs; None for all, [] for none, as benchmarks of unconditional likelihood want it.
         control_dropout: probability with which each control is hidden in training.
         complexity: add complexity_* columns to the manifest (costs a pass over the scores).
+        targets: columns of the manifest, or of `labels_file`, that batches hold as classes `label_COLUMN` for a task to learn.
+        labels_file: a CSV with a column `file`, named as in the manifest, and any others; one line for each file.
 
         Raises: ValueError for an argument out of range.
         """
@@ -105,6 +110,8 @@ class MusicDataModule(pl.LightningDataModule):
             control_dropout=control_dropout,
         )
         self._check(split)
+        self.use_labels(targets, labels_file)
+        refuse_augmented(self.targets, transpose=self.augmentation.transpose, tempo_scale=self.augmentation.tempo_scale)
         self.folder: Path | None = None
         self._manifest: tuple[Path, pa.Table] | None = None
         self._score_rows: dict[str, np.ndarray] = {}
@@ -173,8 +180,8 @@ class MusicDataModule(pl.LightningDataModule):
 
     @property
     def parts(self) -> dict[str, Any]:
-        """What a task is built with: the tokenizer."""
-        return {"tokenizer": self.tokenizer}
+        """What a task is built with: the tokenizer, and the classes of each of `targets`."""
+        return {"tokenizer": self.tokenizer, **(self.label_parts)}
 
     @property
     def quarantine(self) -> list[tuple[str, str, str]]:
@@ -192,6 +199,9 @@ class MusicDataModule(pl.LightningDataModule):
             self._manifest = self.folder, pq.read_table(self.folder / "manifest.parquet")
         table = self._manifest[1]
         return table if split is None else table.filter(pc.equal(table["split"], split))
+
+    def _rows(self, split: str) -> list[dict[str, Any]]:
+        return self.manifest(split).drop_columns(["id"]).to_pylist()
 
     def score(self, split: str, index: int) -> Score:
         """The cached score of row `index` of `manifest(split)`."""
@@ -283,7 +293,8 @@ class MusicDataModule(pl.LightningDataModule):
             rank=rank,
             world=world,
         )
-        return self._loader(PackedRows(documents, max_len=self.max_len, evaluation=False), sampler)
+        refuse_augmented(self.targets, transpose=self.augmentation.transpose, tempo_scale=self.augmentation.tempo_scale)
+        return self._loader(PackedRows(documents, max_len=self.max_len, evaluation=False, labels=self.classes("train")), sampler)
 
     def val_dataloader(self) -> StatefulDataLoader:
         """Every validation piece once, unchanged."""
@@ -299,7 +310,9 @@ class MusicDataModule(pl.LightningDataModule):
         packer = Packer(documents, self.max_eval_len, shuffle=False, overlap=self.eval_overlap)
         size = max(1, self.batch_size * self.max_len // self.max_eval_len)
         batches = evaluation_batches(packer, batch_size=size, rank=rank, world=world)
-        return self._loader(PackedRows(documents, max_len=self.max_eval_len, evaluation=True), batches)
+        return self._loader(
+            PackedRows(documents, max_len=self.max_eval_len, evaluation=True, labels=self.classes(split)), batches
+        )
 
     def _loader(self, rows: PackedRows, batches: Any) -> StatefulDataLoader:
         return StatefulDataLoader(rows, batch_sampler=batches, num_workers=self.num_workers, collate_fn=_as_it_is)

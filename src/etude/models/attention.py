@@ -1,4 +1,4 @@
-"""Causal self-attention over packed pieces, with rotary positions, grouped heads and a key-value cache.
+"""Self-attention over packed pieces, causal or in both directions, with rotary positions, grouped heads and a key-value cache.
 
 Shape legend: b batch, t time, n = b * t tokens, d model width, h query heads, g key-value heads, k head width.
 """
@@ -19,7 +19,7 @@ from etude.models import kernels
 
 @dataclass(frozen=True, kw_only=True)
 class Packing:
-    """Which tokens may see each other in a batch: those of the same piece, up to the present.
+    """Which tokens may see each other in a batch: those of the same piece, up to the present where attention is causal.
 
     Exactly one field is set, by the constructor method that suits the device; all give the same attention.
     """
@@ -31,34 +31,34 @@ class Packing:
     @classmethod
     def split(cls, documents_bt: Tensor) -> Self:
         """Runs attended one by one: no work between pieces, and no mask. The fast way on CPU."""
-        starts = _run_starts(documents_bt)
+        starts = starts_of_pieces(documents_bt)
         ends = torch.cat((starts[1:], starts.new_tensor([documents_bt.numel()])))
         return cls(lengths=tuple((ends - starts).tolist()))
 
     @classmethod
-    def mask(cls, documents_bt: Tensor) -> Self:
-        """A block-diagonal causal mask for any device and precision; memory grows with t^2."""
-        time = documents_bt.shape[1]
-        causal = torch.ones(time, time, dtype=torch.bool, device=documents_bt.device).tril()
-        return cls(mask_b1tt=((documents_bt[:, :, None] == documents_bt[:, None, :]) & causal)[:, None])
+    def mask(cls, documents_bt: Tensor, *, causal: bool = True) -> Self:
+        """A block-diagonal mask, causal or in both directions, for any device and precision; memory grows with t^2."""
+        same_btt = documents_bt[:, :, None] == documents_bt[:, None, :]
+        return cls(mask_b1tt=(same_btt.tril() if causal else same_btt)[:, None])
 
     @classmethod
     def variable(cls, documents_bt: Tensor) -> Self:
         """Offsets for `torch.nn.attention.varlen` (CUDA, half precision)."""
-        starts = _run_starts(documents_bt)
+        starts = starts_of_pieces(documents_bt)
         return cls(offsets=torch.cat((starts, starts.new_tensor([documents_bt.numel()]))).int())
 
     @classmethod
-    def choose(cls, documents_bt: Tensor, *, dtype: torch.dtype, fused: bool = True) -> Self:
+    def choose(cls, documents_bt: Tensor, *, dtype: torch.dtype, fused: bool = True, causal: bool = True) -> Self:
         """The fastest of the three for the device and precision of the computation."""
         if fused and documents_bt.device.type == "cpu":
             return cls.split(documents_bt)
         if fused and documents_bt.is_cuda and dtype in (torch.float16, torch.bfloat16):
             return cls.variable(documents_bt)
-        return cls.mask(documents_bt)
+        return cls.mask(documents_bt, causal=causal)
 
 
-def _run_starts(documents_bt: Tensor) -> Tensor:
+def starts_of_pieces(documents_bt: Tensor) -> Tensor:
+    """Where each run of one number begins among the flattened tokens, int64 [runs]; padding makes runs of its own."""
     starts = torch.ones_like(documents_bt, dtype=torch.bool)
     starts[:, 1:] = documents_bt[:, 1:] != documents_bt[:, :-1]
     return starts.flatten().nonzero().flatten()
@@ -68,7 +68,7 @@ def positions_in(documents_bt: Tensor) -> Tensor:
     """Each token's position inside its piece, [b, t] int64."""
     index = torch.arange(documents_bt.numel(), device=documents_bt.device)
     starts = torch.zeros_like(index)
-    runs = _run_starts(documents_bt)
+    runs = starts_of_pieces(documents_bt)
     starts[runs] = runs
     return (index - starts.cummax(0).values).view_as(documents_bt)
 
@@ -118,7 +118,7 @@ class KVCache:
 
 
 class Attention(nn.Module):
-    """Multi-head causal attention, softmax(q k' / sqrt(k)) v, without bias and without dropout on the weights.
+    """Multi-head attention, softmax(q k' / sqrt(k)) v, without bias and without dropout on the weights.
 
     With qk_norm the queries and keys are normalised per head and the queries scaled by one learnt temperature a head,
     which bounds the scores (a gain per channel would not commute with the rotation).
@@ -129,20 +129,23 @@ class Attention(nn.Module):
         qk_norm: normalise queries and keys.
         fused: use the functions of `kernels`.
         rotate_values: turn the values too, and the result back (Miyato et al. 2024, eq. 7).
+        causal: let a token attend up to the present alone; False for both directions, which takes no cache.
 
     Source: Vaswani et al. 2017; Henry et al. 2020 (query-key normalisation, temperature learnt per head here);
     Ainslie et al. 2023 (grouped heads).
     """
 
     def __init__(
-        self, *, dim: int, num_heads: int, num_kv_heads: int, qk_norm: bool, fused: bool, rotate_values: bool = False
-    ) -> None:
+        self, *, dim: int, num_heads: int, num_kv_heads: int, qk_norm: bool, fused: bool, rotate_values: bool = False,
+        causal: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, dim // num_heads
         self.fused, self.rotate_values = fused, rotate_values
         self.query_key = nn.Linear(dim, (num_heads + num_kv_heads) * self.head_dim, bias=False)
         self.value = nn.Linear(dim, num_kv_heads * self.head_dim, bias=False)
         self.output = nn.Linear(dim, dim, bias=False)
+        self.causal = causal
         self.temperature = nn.Parameter(torch.ones(num_heads)) if qk_norm else None
 
     def forward(
@@ -161,10 +164,10 @@ class Attention(nn.Module):
         v_gnk = kernels.rotary(v_ngk, *rotary, fused=self.fused) if self.rotate_values else v_ngk.transpose(0, 1)
         if cache is not None:
             mixed = _cached(q_hnk, k_gnk, v_gnk, batch, cache, layer)
-        elif self.fused and x_btd.device.type == "cpu" and torch.is_grad_enabled() and _runs(packing, batch, time):
+        elif self.fused and self.causal and q_hnk.is_cpu and torch.is_grad_enabled() and _runs(packing, batch, time):
             mixed = kernels.causal_attention(q_hnk, k_gnk, v_gnk, lengths=_runs(packing, batch, time))
         else:
-            mixed = _scaled_dot_product(q_hnk, k_gnk, v_gnk, batch, packing)
+            mixed = _scaled_dot_product(q_hnk, k_gnk, v_gnk, batch, packing, causal=self.causal)
         if self.rotate_values:  # what is read arrives turned by the difference of the two tokens' angles
             cos, sin = rotary
             mixed_hnk = kernels.rotary(mixed.reshape(batch * time, self.num_heads, -1), cos, -sin, fused=self.fused)
@@ -197,8 +200,10 @@ class Attention(nn.Module):
         found = []
         for q, k in zip(q_hnk.split(runs, dim=1), k_hnk.split(runs, dim=1), strict=True):
             scores = (q @ k.transpose(1, 2)).float()
-            hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
-            found.append(scores.masked_fill(hidden, float("-inf")).softmax(-1))
+            if self.causal:
+                hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+                scores = scores.masked_fill(hidden, float("-inf"))
+            found.append(scores.softmax(-1))
         return found
 
 
@@ -231,27 +236,29 @@ def _cached(q_hnk: Tensor, k_gnk: Tensor, v_gnk: Tensor, batch: int, cache: KVCa
     return mixed.transpose(1, 2).to(q_hnk.dtype)
 
 
-def _scaled_dot_product(q_hnk: Tensor, k_gnk: Tensor, v_gnk: Tensor, batch: int, packing: Packing | None) -> Tensor:
+def _scaled_dot_product(
+    q_hnk: Tensor, k_gnk: Tensor, v_gnk: Tensor, batch: int, packing: Packing | None, *, causal: bool
+) -> Tensor:
     """PyTorch's kernels for every kind of packing; the result is [b, t, h, k] or [n, h, k]."""
     if packing is not None and packing.offsets is not None:
-        return _variable_length(q_hnk, k_gnk, v_gnk, packing.offsets)
+        return _variable_length(q_hnk, k_gnk, v_gnk, packing.offsets, causal=causal)
     if packing is not None and packing.lengths is not None:
         runs = zip(*(x.split(packing.lengths, dim=1) for x in (q_hnk, k_gnk, v_gnk)), strict=True)
-        attend = partial(F.scaled_dot_product_attention, is_causal=True, enable_gqa=True, scale=1.0)
+        attend = partial(F.scaled_dot_product_attention, is_causal=causal, enable_gqa=True, scale=1.0)
         return torch.cat([attend(q[None], k[None], v[None])[0] for q, k, v in runs], dim=1).transpose(0, 1)
     q, k, v = (_batched(x, batch) for x in (q_hnk, k_gnk, v_gnk))
     mask = None if packing is None else packing.mask_b1tt
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True, scale=1.0)
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and mask is None, enable_gqa=True, scale=1.0)
     return mixed.transpose(1, 2)
 
 
-def _variable_length(q_hnk: Tensor, k_gnk: Tensor, v_gnk: Tensor, offsets: Tensor) -> Tensor:
+def _variable_length(q_hnk: Tensor, k_gnk: Tensor, v_gnk: Tensor, offsets: Tensor, *, causal: bool) -> Tensor:
     from torch.nn.attention import varlen  # CUDA only
 
     longest = int((offsets[1:] - offsets[:-1]).max())
     groups = q_hnk.shape[0] // k_gnk.shape[0]
     q, k, v = (x.transpose(0, 1).contiguous() for x in (q_hnk, k_gnk, v_gnk))
     k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
-    mixed = varlen.varlen_attn(q, k, v, offsets, offsets, longest, longest, scale=1.0, window_size=(-1, 0))
+    mixed = varlen.varlen_attn(q, k, v, offsets, offsets, longest, longest, scale=1.0, window_size=(-1, 0 if causal else -1))
     assert isinstance(mixed, Tensor)  # a tuple only when auxiliary outputs are asked for
     return mixed

@@ -207,7 +207,23 @@ class GridTransformer(nn.Module):
             raise ValueError("features must hold 'voice', as SatbGrid.features gives it")
         if cache is not None:
             return self._extend(tokens_bt, features["voice"], cache)
-        frames = self._frames(tokens_bt, documents_bt, features["voice"])
+        frames, trunk_m4e, *context = self._read(tokens_bt, documents_bt, features["voice"])
+        logits_m4v = self._decode(trunk_m4e, *context)
+        return self._at_tokens(logits_m4v, frames, tokens_bt, empty=IMPOSSIBLE)
+
+    def hidden(
+        self, tokens_bt: Tensor, *, documents_bt: Tensor | None = None, positions_bt: Tensor | None = None,
+        features: Mapping[str, Tensor],
+    ) -> Tensor:  # fmt: skip
+        """What the trunk tells the decoder at every place that predicts a voice, [b, t, e]; 0 at the other places."""
+        frames, trunk_m4e, *_ = self._read(tokens_bt, documents_bt, features["voice"])
+        return self._at_tokens(trunk_m4e, frames, tokens_bt, empty=0.0)
+
+    def _read(
+        self, tokens_bt: Tensor, documents_bt: Tensor | None, voice_bt: Tensor
+    ) -> tuple[Frames, Tensor, Tensor, Tensor, Tensor]:
+        """The frames, what the decoder starts from in each [m, 4, e], and the decoder's ids, chroma and references."""
+        frames = self._frames(tokens_bt, documents_bt, voice_bt)
         context = contexts(frames.pitches, frames.lengths)
         at = frames.piece, frames.number
         ids, chroma, references = context.ids[at], context.chroma[at], context.references[at]
@@ -218,11 +234,14 @@ class GridTransformer(nn.Module):
             ids[:, 0][None], chroma[:, 0][None], condition[frames.piece][None],
             self._angles(frames.number, references[:, 0, 0]), packing=Packing.split(frames.piece[None]),
         )  # fmt: skip
-        logits_m4v = self._decode(trunk[0], ids, chroma, references)
-        flat = logits_m4v.new_full((tokens_bt.numel(), self.vocab_size), IMPOSSIBLE)
-        voice = torch.arange(4, device=tokens_bt.device)
-        target = (frames.start[:, None] + voice)[frames.places]
-        return flat.index_copy(0, target, logits_m4v[frames.places]).view(*tokens_bt.shape, -1)
+        return frames, trunk[0], ids, chroma, references
+
+    @staticmethod
+    def _at_tokens(values_m4: Tensor, frames: Frames, tokens_bt: Tensor, *, empty: float) -> Tensor:
+        """[m, 4, ...] of the frames to [b, t, ...] of the tokens, `empty` where no frame has a place."""
+        flat = values_m4.new_full((tokens_bt.numel(), values_m4.shape[-1]), empty)
+        target = (frames.start[:, None] + torch.arange(4, device=tokens_bt.device))[frames.places]
+        return flat.index_copy(0, target, values_m4[frames.places]).view(*tokens_bt.shape, -1)
 
     def _frames(self, tokens_bt: Tensor, documents_bt: Tensor | None, voice_bt: Tensor) -> Frames:
         device, size = tokens_bt.device, tokens_bt.numel()

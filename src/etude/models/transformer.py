@@ -1,4 +1,4 @@
-"""Decoder-only Transformer for sequences of music tokens.
+"""Transformer for sequences of music tokens: a decoder, or with causal=False an encoder.
 
 Shape legend: b batch, t time, n = b * t tokens, d model width, f hidden width, k head width, v vocabulary.
 """
@@ -15,10 +15,11 @@ from etude.models.blocks import Block, FeedForward
 from etude.models.decoding import SingleStep
 
 INIT_STD = 0.02
+NO_CACHE = "a network with causal=false can't generate: each new token would change all earlier ones; set model.causal=true"
 
 
 class Transformer(nn.Module):
-    """Predict each next token of a piece from those before it.
+    """Predict each next token of a piece from those before it, or describe each token from its whole piece.
 
     Pre-norm residual blocks with RMSNorm (no gain but at the end: the next linear layer contains it), rotary
     positions, SwiGLU, and optional embeddings of features known for the input token (metrical position, voice), which
@@ -41,6 +42,8 @@ class Transformer(nn.Module):
         checkpoint_activations: recompute each block in the backward pass (less memory, a third more time).
         fused: hand-written backward passes on CPU and the variable-length kernel on CUDA; False is plain PyTorch
             (for double backward and `torch.func`).
+        causal: predict each token from those before it alone; False lets a token see its whole piece, for encoders. Such a
+            network has no cache, and can't generate token by token.
 
     Source: Radford et al. 2019 (pre-norm decoder, scaled init); Touvron et al. 2023 (RMSNorm, SwiGLU, rotary).
     """
@@ -62,6 +65,7 @@ class Transformer(nn.Module):
         feature_sizes: Mapping[str, int] | None = None,
         checkpoint_activations: bool = False,
         fused: bool = True,
+        causal: bool = True,
     ) -> None:
         super().__init__()
         num_kv_heads = num_kv_heads or num_heads
@@ -72,6 +76,7 @@ class Transformer(nn.Module):
         self.vocab_size, self.dim, self.max_len, self.dropout = vocab_size, dim, max_len, dropout
         self.head_dim, self.num_kv_heads = dim // num_heads, num_kv_heads
         self.rope_base, self.fused, self.checkpoint_activations = rope_base, fused, checkpoint_activations
+        self.causal = causal
         self.features = frozenset(feature_sizes or ())
         self.embedding = nn.Embedding(vocab_size, dim)
         self.feature_embeddings = nn.ModuleDict(
@@ -79,7 +84,9 @@ class Transformer(nn.Module):
         )  # prefixed, since a module's name must not be that of one of nn.Module's methods
         self.blocks = nn.ModuleList(
             Block(
-                attention=Attention(dim=dim, num_heads=num_heads, num_kv_heads=num_kv_heads, qk_norm=qk_norm, fused=fused),
+                attention=Attention(
+                    dim=dim, num_heads=num_heads, num_kv_heads=num_kv_heads, qk_norm=qk_norm, fused=fused, causal=causal
+                ),
                 feed_forward=FeedForward(dim=dim, hidden_dim=hidden_dim),
                 dropout=dropout,
                 fused=fused,
@@ -112,6 +119,7 @@ class Transformer(nn.Module):
         positions_bt: Tensor | None = None,
         features: Mapping[str, Tensor] | None = None,
         cache: KVCache | None = None,
+        embeddings_btd: Tensor | None = None,
     ) -> Tensor:
         """Logits of the next token at every position.
 
@@ -122,11 +130,15 @@ class Transformer(nn.Module):
             positions_bt: [b, t] position inside the piece; None to count from 0 (or from the cache's length).
             features: [b, t] int for each name in feature_sizes.
             cache: keys and values of the earlier tokens of the rows; the new ones are added to it.
+            embeddings_btd: take the place of the tokens' own embeddings (`embed`), features still added to them.
 
         Returns:
             [b, t, v].
         """
-        h_btd = self.hidden(tokens_bt, documents_bt=documents_bt, positions_bt=positions_bt, features=features, cache=cache)
+        h_btd = self.hidden(
+            tokens_bt, documents_bt=documents_bt, positions_bt=positions_bt, features=features, cache=cache,
+            embeddings_btd=embeddings_btd,
+        )  # fmt: skip
         return self.unembedding(h_btd)
 
     def hidden(
@@ -137,19 +149,22 @@ class Transformer(nn.Module):
         positions_bt: Tensor | None = None,
         features: Mapping[str, Tensor] | None = None,
         cache: KVCache | None = None,
+        embeddings_btd: Tensor | None = None,
     ) -> Tensor:
         """The normalised last hidden states [b, t, d], of which the logits are a linear map; arguments as forward's."""
         if cache is not None:
+            if not self.causal:
+                raise ValueError(NO_CACHE)
             if documents_bt is not None:
                 raise ValueError("documents_bt must be None with a cache: give one piece to a row")
             cache.reserve(tokens_bt.shape[1])
-        x_btd = self._embed(tokens_bt, features or {})
+        x_btd = self._embed(self.embed(tokens_bt) if embeddings_btd is None else embeddings_btd, features or {})
         if positions_bt is None and isinstance(documents_bt, Tensor):
             positions_bt = positions_in(documents_bt)
         rotary = self._rotary(tokens_bt, positions_bt, cache, x_btd.dtype)
         packing = documents_bt
         if isinstance(packing, Tensor):
-            packing = Packing.choose(packing, dtype=x_btd.dtype, fused=self.fused)
+            packing = Packing.choose(packing, dtype=x_btd.dtype, fused=self.fused, causal=self.causal)
         single = self._single_step(x_btd, rotary, positions_bt, cache)
         if single is not None:
             x_btd = single
@@ -175,13 +190,16 @@ class Transformer(nn.Module):
         x_bd = cache.step(x_btd[:, 0], *rotary, cache)
         return None if x_bd is None else x_bd[:, None]
 
-    def _embed(self, tokens_bt: Tensor, features: Mapping[str, Tensor]) -> Tensor:
+    def embed(self, tokens_bt: Tensor) -> Tensor:
+        """The tokens' own embeddings [b, t, d], which `forward` takes back, changed or not, as `embeddings_btd`."""
+        return self.embedding(tokens_bt)
+
+    def _embed(self, x_btd: Tensor, features: Mapping[str, Tensor]) -> Tensor:
         if set(features) != self.features:
             raise ValueError(
                 f"features has {sorted(features)}, the model was built with feature_sizes of "
                 f"{sorted(self.features)}; pass exactly those"
             )
-        x_btd = self.embedding(tokens_bt)
         for name, embedding in self.feature_embeddings.items():
             x_btd = x_btd + embedding(features[name.removeprefix("feature_")])
         if torch.is_autocast_enabled(x_btd.device.type):
@@ -210,7 +228,12 @@ class Transformer(nn.Module):
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
     def new_cache(self, batch: int, max_len: int | None = None, dtype: torch.dtype | None = None) -> KVCache:
-        """An empty cache for `batch` rows of at most max_len tokens (default: the model's), of the weights' dtype."""
+        """An empty cache for `batch` rows of at most max_len tokens (default: the model's), of the weights' dtype.
+
+        Raises: ValueError where the model is not causal.
+        """
+        if not self.causal:
+            raise ValueError(NO_CACHE)
         weight = self.embedding.weight
         return KVCache(
             num_layers=len(self.blocks),
@@ -230,13 +253,13 @@ class Transformer(nn.Module):
         """Floating-point operations of forward and backward per token, in pieces of `length` tokens.
 
         6 for each weight of a matrix product (2 forward, 4 backward), and 6 length d a layer for the causal half of
-        the two products of attention. Recomputation is not counted.
+        the two products of attention, twice that where the model is not causal. Recomputation is not counted.
 
         Source: Kaplan et al. 2020, section 2.1; Chowdhery et al. 2022, appendix B, halved for causality.
         """
         weights = self.vocab_size * self.dim
         weights += sum(p.numel() for p in self.blocks.parameters() if p.dim() == 2)
-        return 6 * weights + 6 * len(self.blocks) * length * self.dim
+        return 6 * weights + (6 if self.causal else 12) * len(self.blocks) * length * self.dim
 
 
 def _check(*, vocab_size: int, dim: int, num_layers: int, num_heads: int, num_kv_heads: int, dropout: float) -> None:

@@ -128,12 +128,16 @@ class Vocos(nn.Module):
         padding = (self.mel_frames.n_fft - self.mel_frames.hop_length) // 2
         return self.reach - (-padding // self.mel_frames.hop_length)
 
-    def polar(self, mel_bmf: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns natural-log magnitudes and phases in radians, both float32 [b, k, f], of normalised mels."""
+    def hidden(self, mel_bmf: Tensor) -> Tensor:
+        """Returns the normalised last hidden states [b, f, d] of normalised mels."""
         x_bdf = self.norm(self.embed(mel_bmf).transpose(1, 2)).transpose(1, 2)
         for block in self.blocks:
             x_bdf = block(x_bdf)
-        added, phase = self.head(self.final_norm(x_bdf.transpose(1, 2))).float().transpose(1, 2).chunk(2, dim=1)
+        return self.final_norm(x_bdf.transpose(1, 2))
+
+    def polar(self, mel_bmf: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns natural-log magnitudes and phases in radians, both float32 [b, k, f], of normalised mels."""
+        added, phase = self.head(self.hidden(mel_bmf)).float().transpose(1, 2).chunk(2, dim=1)
         with torch.autocast(mel_bmf.device.type, enabled=False):
             linear = self.mel_frames.denormalise(mel_bmf.float()).clamp(max=LOUDEST).exp()
             start = (self.least_squares_km @ linear).clamp(min=QUIETEST).log()

@@ -12,6 +12,7 @@ import torch
 from symusic import Score
 
 from etude.core.artifacts import Report, write_atomically
+from etude.core.measuring import Condition, measured_batches
 from etude.metrics.controls import shuffled_control
 from etude.metrics.copying import NgramIndex, copying_rows
 from etude.metrics.likelihood import likelihood, sixteenths
@@ -81,19 +82,16 @@ def score_model(
     return results
 
 
-@torch.inference_mode()
-def _likelihood(task: LanguageModel, datamodule: Any, split: str) -> Row:
-    task.eval()
+def _likelihood(task: LanguageModel, datamodule: Any, split: str, *, condition: Condition | None = None) -> Row:
     rows = datamodule.manifest(split).to_pylist()
     pieces = len(rows)
     if pieces == 0:
         raise ValueError(f"there is no {split} piece; add files, give data.split another share, or leave it out of splits")
     nats, tokens = torch.zeros(pieces, dtype=torch.float64), torch.zeros(pieces, dtype=torch.float64)
     loader = datamodule.val_dataloader() if split == "val" else datamodule.test_dataloader()
-    for batch in _progress(loader, f"likelihood, {split}"):
-        batch = {name: value.to(task.device) for name, value in batch.items()}
-        counted = batch["targets"] != -100
-        nll = task.token_nll(batch)
+    for batch, found in measured_batches(task, _progress(loader, f"likelihood, {split}"), condition=condition):
+        nll, counted = found["nll"].values, found["nll"].counted
+        assert nll is not None and counted is not None
         nats.index_add_(0, batch["piece"][counted].cpu(), nll[counted].double().cpu())
         tokens.index_add_(0, batch["piece"][counted].cpu(), torch.ones(int(counted.sum()), dtype=torch.float64))
     seen = tokens > 0

@@ -12,12 +12,14 @@ import torch
 import torch.nn.functional as F
 from symusic import Score
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from etude.core.batch import Batch
+from etude.core.measuring import Measure, Measured
 from etude.core.task import OptimizerFactory, SchedulerFactory, Task
+from etude.models.attention import starts_of_pieces
 from etude.models.grid_transformer import GridTransformer
 from etude.models.sampling import generate
+from etude.models.transformer import Transformer
 from etude.music.grammar import BOS
 from etude.music.tokenizer import Tokenizer
 
@@ -26,7 +28,8 @@ class LanguageModel(Task):
     """Trains a decoder-only model on the negative log-likelihood of the next token.
 
     A batch holds `tokens`, `targets` (-100 where nothing is counted), `documents`, `positions` and `feature_*`, all
-    [b, t]; see `etude.data.module`. `trace` holds `logits` [b, t, v] and `token_nll` [b, t], 0 where nothing is counted.
+    [b, t]; see `etude.data.module`. It may hold `embeddings` [b, t, d], which the network then reads instead of its own of the
+    tokens. `trace` holds `logits` [b, t, v] and `token_nll` [b, t], 0 where nothing is counted.
 
     Args:
         model: called with vocab_size and feature_sizes, gives the network.
@@ -35,7 +38,6 @@ class LanguageModel(Task):
     """
 
     terms: ClassVar[tuple[str, ...]] = ("nll",)
-    logs: ClassVar[tuple[str, ...]] = ("val/nll",)
     example_axis: ClassVar[int | None] = 0
 
     def __init__(
@@ -53,7 +55,8 @@ class LanguageModel(Task):
         self.model = model(vocab_size=len(tokenizer), feature_sizes=dict(tokenizer.feature_sizes))
         if isinstance(self.model, GridTransformer):
             self.model.check_vocabulary(tokenizer.vocab)
-        self.val_nll, self.test_nll = MeanMetric(), MeanMetric()
+        if isinstance(self.model, Transformer) and not self.model.causal:
+            raise ValueError("task=language_model predicts the next token, which model.causal=false shows it; set it to true")
 
     def logits(self, batch: Batch) -> Tensor:
         """Returns the logits [b, t, v] of each next token."""
@@ -61,7 +64,8 @@ class LanguageModel(Task):
             batch["tokens"],
             documents_bt=batch["documents"],
             positions_bt=batch["positions"],
-            features={name.removeprefix("feature_"): batch[name] for name in batch if name.startswith("feature_")},
+            features=_features(batch),
+            **({"embeddings_btd": batch["embeddings"]} if "embeddings" in batch else {}),
         )
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -73,8 +77,7 @@ class LanguageModel(Task):
 
     @property
     def residual_blocks(self) -> Sequence[nn.Module]:
-        blocks = getattr(self.model, "blocks", ())
-        return tuple(blocks)
+        return tuple(self.model.blocks) if isinstance(self.model, Transformer | GridTransformer) else ()
 
     def retrace(self, batch: Batch, trace: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {"logits": self.logits(batch)}
@@ -84,16 +87,58 @@ class LanguageModel(Task):
         logits, targets = self.logits(batch).float(), batch["targets"]
         return F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=-100, reduction="none")
 
-    def _evaluation_step(self, batch: Batch, name: str, mean: MeanMetric) -> None:
-        nll, counted = self.token_nll(batch), (batch["targets"] != -100).sum()
-        mean.update(nll.sum() / counted.clamp(min=1), counted)
-        self.log(name, mean, prog_bar=True, batch_size=1)
+    def measures(self) -> tuple[Measure, ...]:
+        return (Measure("nll", "nats per token"),)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluation_step(batch, "val/nll", self.val_nll)
+    def measure(self, batch: Batch) -> dict[str, Measured]:
+        """Returns {"nll": negative log-likelihood of the counted tokens}, with each token's [b, t] beside the mean."""
+        nll, counted = self.token_nll(batch), batch["targets"] != -100
+        count = counted.sum()
+        return {"nll": Measured(nll.sum() / count.clamp(min=1), count, nll, counted)}
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluation_step(batch, "test/nll", self.test_nll)
+    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns {"embeddings": the tokens' embeddings [b, t, d]}, from which `with_inputs` makes a batch.
+
+        Raises: ValueError where the network takes none.
+        """
+        if not isinstance(self.model, Transformer):
+            raise ValueError(f"{type(self.model).__name__} reads notes, not embeddings; for continuous inputs: model=tiny")
+        return {"embeddings": batch["embeddings"] if "embeddings" in batch else self.model.embed(batch["tokens"])}
+
+    def with_inputs(self, batch: Batch, inputs: Mapping[str, Tensor]) -> Batch:
+        """Returns the batch with these embeddings in place of those of its tokens, which stay as targets."""
+        return {**batch, "embeddings": inputs["embeddings"]}
+
+    def features(self, batch: Batch) -> Tensor:
+        """Returns one row for each document of the batch, [n, d]: the mean of the last hidden states over its counted tokens.
+
+        Documents come in the order of the rows and within a row; `documents` says of which piece each is.
+        """
+        hidden = self._network().hidden(
+            batch["tokens"], documents_bt=batch["documents"], positions_bt=batch["positions"], features=_features(batch),
+            **({"embeddings_btd": batch["embeddings"]} if "embeddings" in batch else {}),
+        ).flatten(0, 1)  # fmt: skip
+        counted = (batch["targets"] != -100).flatten()
+        starts, owner = self._documents(batch)
+        sums = hidden.new_zeros(len(starts), hidden.shape[-1]).index_add(0, owner[counted], hidden[counted])
+        count = torch.bincount(owner[counted], minlength=len(starts)).clamp(min=1)
+        return sums / count[:, None].to(sums.dtype)
+
+    def documents(self, batch: Batch, name: str = "piece") -> Tensor:
+        """Returns the batch's entry `name` [b, t], such as `piece` or `label_genre`, once for each document: [n]."""
+        return batch[name].flatten()[self._documents(batch)[0]]
+
+    def _documents(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Where each document starts among the flattened tokens [n], and which of them each token belongs to [b * t]."""
+        real, starts = batch["documents"].flatten() >= 0, starts_of_pieces(batch["documents"])
+        starts = starts[real[starts]]
+        opens = torch.zeros_like(real, dtype=torch.int64).index_fill(0, starts, 1)
+        return starts, opens.cumsum(0) - 1
+
+    def _network(self) -> Transformer | GridTransformer:
+        if isinstance(self.model, Transformer | GridTransformer):
+            return self.model
+        raise ValueError(f"{type(self.model).__name__} has no hidden states to describe music by; take one of Etude's networks")
 
     @torch.inference_mode()
     def sample(
@@ -170,3 +215,8 @@ class LanguageModel(Task):
                 f"(fingerprint {str(found)[:12]}, here {self.tokenizer.fingerprint[:12]}); "
                 "give the data= and tokenizer= options of that run, which stand in its config.yaml"
             )
+
+
+def _features(batch: Batch) -> dict[str, Tensor]:
+    """What is known for each input token besides itself, [b, t] each."""
+    return {name.removeprefix("feature_"): values for name, values in batch.items() if name.startswith("feature_")}

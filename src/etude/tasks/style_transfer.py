@@ -16,24 +16,24 @@ from torch import Tensor, nn
 from etude.audio.chroma import mel_chroma_filterbank
 from etude.audio.mel import MelContract
 from etude.core.batch import Batch
-from etude.core.task import OptimizerFactory, SchedulerFactory, Task, frozen
+from etude.core.task import OptimizerFactory, SchedulerFactory, frozen
 from etude.losses.adversarial import Kind, discriminator_loss, generator_loss, r1_penalty
 from etude.losses.cycle import cycle_loss, identity_loss
 from etude.losses.feature_matching import feature_matching
 from etude.losses.harmony import chroma_loss
 from etude.losses.patch_nce import patch_nce
 from etude.losses.rhythm import onset_loss
-from etude.metrics.mel_distances import frechet_distance
 from etude.models.image_pool import ImagePool
 from etude.models.mel_generator import StyleEncoder
 from etude.models.style_bands import StyleBands, rows_of
+from etude.tasks.style_measures import ComparedStyles
 from etude.tasks.style_options import D, G, check_options, full_weights
 
 LOUDEST = 2.0  # nats above the contract's ceiling, which full scale hardly reaches, that a made mel may stand
 PLACES = 64  # frames of a piece that patch_nce compares
 
 
-class StyleTransfer(Task):
+class StyleTransfer(ComparedStyles):
     """Learns to restyle between every two styles; which terms have a weight makes it a CycleGAN, a StarGAN, a CUT, ...
 
     Terms (weight 0 leaves a term out, and its cost), each the mean over source styles; x is white in its style s, y(x)
@@ -72,7 +72,6 @@ class StyleTransfer(Task):
 
     takes_visible = True
     lazy_terms: ClassVar[frozenset[str]] = frozenset({D + "r1", G + "identity"})
-    logs: ClassVar[tuple[str, ...]] = ("val/frechet", "val/l1")
     example_axis: ClassVar[int | None] = 1
 
     def __init__(
@@ -128,7 +127,6 @@ class StyleTransfer(Task):
         self.pool = ImagePool(pool_size)
         self.bands = StyleBands(statistics)
         self.register_buffer("chroma_bands", mel_chroma_filterbank(contract).clone(), persistent=False)
-        self._seen: dict[tuple[int, int], tuple[list[Tensor], list[Tensor]]] = {}
 
     @property
     def players(self) -> dict[str, Sequence[nn.Module]]:
@@ -345,31 +343,32 @@ class StyleTransfer(Task):
         distances = self.bands.distances(log_mel_mf)
         return min(among, key=lambda style: float(distances[self._index(style)]))
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    # --- measuring ---
+
+    def restyled(self, batch: Batch) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
         mel_sbmf = self.contract.denormalise(batch["mel"])
+        found = {}
         for s, t in self.pairs:
             source_b, target_b = (rows_of(i, mel_sbmf.shape[1], self.device) for i in (s, t))
             x_bmf = self.bands.white(mel_sbmf[s], source_b)
             white = self._generate(x_bmf, source_b, target_b, self._vectors(source_b, target_b))
-            fake_bmf = self.bands.coloured(white.float(), target_b)
-            fakes, reals = self._seen.setdefault((s, t), ([], []))
-            fakes.append(fake_bmf.cpu())
-            reals.append(mel_sbmf[t].cpu())
+            found[s, t] = self.bands.coloured(white.float(), target_b), mel_sbmf[t]
+        return found
 
-    def on_validation_epoch_end(self) -> None:
-        """Logs val/frechet (bel^2), and where the held-out songs are the same in every style val/l1 (nats)."""
-        distances, errors = [], []
-        for fakes, reals in self._seen.values():
-            fake_bmf, real_bmf = torch.cat(fakes), torch.cat(reals)
-            frames = [mel.transpose(0, 1).flatten(1).numpy() for mel in (fake_bmf, real_bmf)]
-            distances.append(frechet_distance(*frames))
-            errors.append(float((fake_bmf - real_bmf).abs().mean()))
-        self._seen.clear()
-        if not distances:
-            return
-        self.log("val/frechet", sum(distances) / len(distances), prog_bar=True, sync_dist=True)
-        if getattr(getattr(self.trainer, "datamodule", None), "paired", False):
-            self.log("val/l1", sum(errors) / len(errors), prog_bar=True, sync_dist=True)
+    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns {"mel": normalised mels [s, b, m, f]}, at once what is restyled and the examples of each style."""
+        return {"mel": batch["mel"]}
+
+    def with_inputs(self, batch: Batch, inputs: Mapping[str, Tensor]) -> Batch:
+        """Returns the batch with other mels, in both of their parts."""
+        return {**batch, "mel": inputs["mel"]}
+
+    def features(self, batch: Batch) -> Tensor:
+        """Returns one row for each piece of each style, [s * b, d]: the discriminator's last hidden layer, as its own style."""
+        style_n = torch.arange(len(self.styles), device=self.device).repeat_interleave(batch["mel"].shape[1])
+        log_nmf = self.contract.denormalise(batch["mel"].flatten(0, 1))
+        scales = self.judge(self.bands.white(log_nmf, style_n), style_n)[1]
+        return torch.cat([layers[-1].flatten(2).mean(-1) for layers in scales], dim=-1)
 
     # --- checkpoints ---
 

@@ -11,15 +11,15 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from etude.audio.mel import MelContract
 from etude.core.batch import Batch
+from etude.core.measuring import Measure, Measured
 from etude.core.task import OptimizerFactory, SchedulerFactory, Task, frozen
 from etude.losses.adversarial import discriminator_loss, generator_loss
 from etude.losses.feature_matching import feature_matching
 from etude.losses.stft import multi_resolution_stft
-from etude.models.vocos import inverse_stft
+from etude.models.vocos import Vocos, inverse_stft
 from etude.models.wave_discriminators import SpectraDiscriminator
 
 ADVERSARIAL = "generator/adversarial"
@@ -43,7 +43,6 @@ class Vocoder(Task):
     Source: Siuzdak 2023 (Vocos), sec. 3.3, for the terms; the multi-resolution STFT loss of Yamamoto et al. 2020 beside them.
     """
 
-    logs: ClassVar[tuple[str, ...]] = ("val/mel_l1",)
     example_axis: ClassVar[int | None] = 1
 
     def __init__(
@@ -66,7 +65,6 @@ class Vocoder(Task):
         self.contract = contract
         self.model = model(contract=contract)
         self.discriminator = None if self_taught else SpectraDiscriminator(channels=discriminator_channels)
-        self.val_l1, self.test_l1 = MeanMetric(), MeanMetric()
 
     @property
     def players(self) -> dict[str, Sequence[nn.Module]]:
@@ -75,7 +73,7 @@ class Vocoder(Task):
 
     @property
     def residual_blocks(self) -> Sequence[nn.Module]:
-        return tuple(getattr(self.model, "blocks", ()))
+        return tuple(self.model.blocks) if isinstance(self.model, Vocos) else ()
 
     @property
     def context_frames(self) -> int:
@@ -91,7 +89,7 @@ class Vocoder(Task):
         if "samples" not in batch:
             raise ValueError("the batch holds no samples, and a vocoder learns from them; set data.waveform=true")
         mel_bmf, real_bn = batch["mel"].flatten(0, 1), batch["samples"].flatten(0, 1)
-        fake_bn = self.model(mel_bmf)
+        fake_bn = self.model(self._heard(batch))
         with torch.autocast(self.device.type, enabled=False):  # logarithms of small magnitudes need all their digits
             terms = {"generator/mel": self.mel_l1(fake_bn, mel_bmf), "generator/stft": multi_resolution_stft(fake_bn, real_bn)}
         return terms if self.discriminator is None else {**terms, **self._game(self.discriminator, fake_bn, real_bn)}
@@ -118,18 +116,37 @@ class Vocoder(Task):
             "discriminator/all": discriminator_loss(told_real, told_fake, "hinge"),
         }
 
-    def _evaluation_step(self, batch: Batch, name: str, mean: MeanMetric) -> None:
+    def measures(self) -> tuple[Measure, ...]:
+        return (Measure("mel_l1", "nats"),)
+
+    def measure(self, batch: Batch) -> dict[str, Measured]:
+        """Returns {"mel_l1": see the method of that name, over the rows of the batch}."""
         mel_bmf = batch["mel"].flatten(0, 1)
-        fake_bn = self.model(mel_bmf)
+        fake_bn = self.model(self._heard(batch))
         with torch.autocast(self.device.type, enabled=False):
-            mean.update(self.mel_l1(fake_bn, mel_bmf), len(mel_bmf))
-        self.log(name, mean, prog_bar=True, batch_size=1)
+            return {"mel_l1": Measured(self.mel_l1(fake_bn, mel_bmf), torch.tensor(len(mel_bmf), device=self.device))}
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluation_step(batch, "val/mel_l1", self.val_l1)
+    @staticmethod
+    def _heard(batch: Batch) -> Tensor:
+        """The mels [b, m, f] that the network is given: the batch's own, or those of `with_inputs`."""
+        return (batch["mel_input"] if "mel_input" in batch else batch["mel"]).flatten(0, 1)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluation_step(batch, "test/mel_l1", self.test_l1)
+    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns {"mel": the normalised mels [s, b, m, f] that the network is given}."""
+        return {"mel": batch["mel_input"] if "mel_input" in batch else batch["mel"]}
+
+    def with_inputs(self, batch: Batch, inputs: Mapping[str, Tensor]) -> Batch:
+        """Returns the batch with these mels as the network's input; what its output is compared with stays."""
+        return {**batch, "mel_input": inputs["mel"]}
+
+    def features(self, batch: Batch) -> Tensor:
+        """Returns one row for each piece, [s * b, d]: the mean over frames of the network's last hidden states.
+
+        Raises: ValueError where the network shows none.
+        """
+        if not isinstance(self.model, Vocos):
+            raise ValueError(f"{type(self.model).__name__} has no hidden states to describe sound by; for features: model=vocos")
+        return self.model.hidden(self._heard(batch)).mean(1)
 
     @torch.no_grad()
     def synthesise(self, log_mel_cmf: Tensor, source_ckf: Tensor | None = None) -> Tensor:

@@ -83,7 +83,7 @@ def shortened(batch: Batch, tokenizer: Any, bars: int) -> Batch:
         if not isinstance(values, Tensor) or values.shape[:2] != tokens.shape:
             found[name] = values
             continue
-        made = values.new_full((len(rows), length), empty.get(name, 0))
+        made = values.new_full((len(rows), length, *values.shape[2:]), -1 if name.startswith("label_") else empty.get(name, 0))
         for number, kept in enumerate(rows):
             made[number, : len(kept)] = values[number, torch.from_numpy(kept).to(values.device)]
         found[name] = made

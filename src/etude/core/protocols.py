@@ -1,0 +1,152 @@
+"""What tasks, data and optimizers may offer one another: asked for with `isinstance`, never by looking for a name.
+
+A protocol here is checked at run time by the names of its members, so each is a promise of what they mean, too.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from torch import Tensor
+
+from etude.core.batch import Batch
+
+Rule = Callable[[np.ndarray, int], np.ndarray]
+
+
+# --- tasks ---
+
+
+@runtime_checkable
+class TakesInputs(Protocol):
+    """A task whose network reads continuous inputs, which an attack, a mixture or a saliency map may change."""
+
+    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """What the network reads of a batch, differentiable."""
+        ...
+
+    def with_inputs(self, batch: Batch, inputs: Mapping[str, Tensor]) -> Batch:
+        """The batch with other inputs; what the output is compared with stays where the task can tell the two apart."""
+        ...
+
+
+@runtime_checkable
+class HasFeatures(Protocol):
+    """A task that describes music by vectors, for probes and distances."""
+
+    def features(self, batch: Batch) -> Tensor:
+        """[rows, d]; the task says what a row stands for."""
+        ...
+
+
+@runtime_checkable
+class Tokenized(Protocol):
+    """A task on tokens of scores."""
+
+    tokenizer: Any
+
+
+@runtime_checkable
+class PredictsTokens(Tokenized, Protocol):
+    """A task that predicts the next token, and traces `logits` and `token_nll`."""
+
+    def logits(self, batch: Batch) -> Tensor:
+        """[b, t, v]"""
+        ...
+
+
+@runtime_checkable
+class Samples(PredictsTokens, Protocol):
+    """A task that composes scores."""
+
+    def sample(self, *, num_samples: int = 1, **options: Any) -> Sequence[Any]:
+        """Scores; the options are those of `etude.tasks.language_model.LanguageModel.sample`."""
+        ...
+
+
+@runtime_checkable
+class OnMels(Protocol):
+    """A task on mels of one contract."""
+
+    contract: Any
+
+
+@runtime_checkable
+class Translates(OnMels, Protocol):
+    """A task that restyles mels."""
+
+    styles: tuple[str, ...]
+
+    def translate(self, log_mel_bmf: Tensor, *, source: str, target: str, reference: Tensor | None = None) -> Tensor:
+        """Natural-log mels [b, m, f] in another style."""
+        ...
+
+
+# --- data ---
+
+
+@runtime_checkable
+class Selective(Protocol):
+    """Data from which a technique may choose what training draws."""
+
+    def admit(self, name: str, rule: Rule) -> None:
+        """Lets `name` choose pieces by a rule, from the next `train_dataloader` on."""
+        ...
+
+
+@runtime_checkable
+class PieceTable(Selective, Protocol):
+    """Data that tells about every training piece, and lets a technique choose among them."""
+
+    def pieces(self) -> dict[str, np.ndarray]:
+        """Columns of what is known of each training piece, row by row."""
+        ...
+
+
+@runtime_checkable
+class Varies(Protocol):
+    """Data whose augmentation a technique may change."""
+
+    def vary(self, **ranges: Any) -> None:
+        """Takes other ranges from the next `train_dataloader` on."""
+        ...
+
+
+@runtime_checkable
+class Paired(Protocol):
+    """Data that knows whether the same songs are there in every style."""
+
+    @property
+    def paired(self) -> bool:
+        """Whether they are."""
+        ...
+
+
+@runtime_checkable
+class TokenViews(Protocol):
+    """Data that shows its tokenised pieces."""
+
+    def view(self, split: str) -> Any:
+        """The pieces of a split."""
+        ...
+
+
+# --- optimizers ---
+
+
+@runtime_checkable
+class Attached(Protocol):
+    """An optimizer that must know the task it serves."""
+
+    def attach(self, task: Any) -> None:
+        """Called once, before the first step."""
+        ...
+
+
+@runtime_checkable
+class Observing(Protocol):
+    """An optimizer that wants more of a batch than gradients."""
+
+    def observe(self, task: Any, batch: Batch) -> None:
+        """Called for every batch, between the losses and the backward pass."""
+        ...
