@@ -84,7 +84,7 @@ class Troubled(Folder):
     """A folder some of whose files crash, hang or exhaust their reader, by what their names say."""
 
     def read(self, path: Path) -> Iterator[tuple[str, str, Score]]:
-        if "crash" in path.name:
+        if "crash" in path.name and "ETUDE_TEST_SPARED" not in os.environ:
             os.kill(os.getpid(), signal.SIGSEGV)
         if "exit" in path.name:
             os._exit(3)

@@ -193,6 +193,55 @@ def test_bad_files_are_quarantined_and_good_ones_go_on(tmp_path: Path, capfd: py
     assert "5 pieces or files are left out" in capfd.readouterr().err
 
 
+def test_a_crash_is_no_verdict_the_next_run_reads_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_folder(tmp_path / "scores", pieces=9)
+    quartet(50).dump_midi(root / "crash.mid")
+    bad = module(root, tmp_path / "cache", corpus=Troubled(root=str(root)))
+    bad.prepare()
+    again = module(root, tmp_path / "cache", corpus=Troubled(root=str(root)))
+    again.prepare()
+    assert again.folder == bad.folder and len(again.manifest()) == 9  # the same run, or another rank of it
+    monkeypatch.setattr("etude.data.manifest.STARTED", time.time() + 60)  # a later run
+    monkeypatch.setenv("ETUDE_TEST_SPARED", "1")  # in which the parser is not killed
+    later = module(root, tmp_path / "cache", corpus=Troubled(root=str(root)))
+    later.prepare()
+    assert len(later.manifest()) == 10 and later.quarantine == [] and later.folder != bad.folder
+    assert bad.state_dict() != later.state_dict()  # a run can't be resumed on the other data unnoticed
+
+
+def test_a_renamed_file_is_read_by_its_new_name(tmp_path: Path) -> None:
+    root = tmp_path / "scores"
+    root.mkdir()
+    quartet(1).dump_midi(root / "good.mid")
+    quartet(2).dump_midi(root / "two.mid")
+    (root / "one.mid").write_text("X:1\nT:A\nM:4/4\nL:1/4\nK:G\nG A B c|\n")
+    options: dict[str, Any] = {"tokenizer": MidiTokTokenizer}
+    first = module(root, tmp_path / "cache", **options)
+    first.prepare()
+    [(file, piece, reason)] = first.quarantine
+    assert (file, piece) == ("one.mid", "") and "MThd" in reason and str(tmp_path) not in reason
+    (root / "one.mid").rename(root / "one.abc")  # as the message asks
+    (root / "good.mid").rename(root / "better.midi")
+    second = module(root, tmp_path / "cache", **options)
+    second.prepare()
+    assert second.quarantine == [] and set(second.manifest()["name"].to_pylist()) == {"better", "two", "one"}
+    (root / "two.mid").rename(root / "two.abc")  # and not from the cache as it was before
+    third = module(root, tmp_path / "cache", **options)
+    third.prepare()
+    assert [file for file, *_ in third.quarantine] == ["two.abc"]
+
+
+def test_equal_damaged_files_are_told_each_by_its_own_name(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "scores", pieces=5)
+    for name in ("a.mid", "b.mid", "c.abc"):
+        (root / name).write_bytes(b" ")
+    data = module(root, tmp_path / "cache")
+    data.prepare()
+    assert sorted(data.quarantine) == [
+        (name, "", "the file is empty; copy or export it again") for name in ("a.mid", "b.mid", "c.abc")
+    ]
+
+
 def test_pieces_that_the_tokenizer_cannot_hold_are_quarantined(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "scores", pieces=5)
     trio = quartet(77)

@@ -82,6 +82,7 @@ def _encode_absent(
 
         def keep(index: int, result: Any) -> None:
             if isinstance(result, pool.Failure):
+                pool.check_final(result, f"encoding {recordings[todo[index]].name}")
                 result = {"reason": result.reason}
             if "full_disk" in result:
                 raise named(OSError(result["full_disk"], "the disk is full"), folder)

@@ -16,7 +16,7 @@ import numpy as np
 from symusic import Score
 
 from etude.audio.io import AUDIO_SUFFIXES
-from etude.data import build, dedup
+from etude.data import build, dedup, pool
 from etude.data.audio_recordings import ArrangedRecording, FileRecording, Recording
 from etude.data.corpora import Folk, Source, Wheel
 from etude.data.lock import held
@@ -137,10 +137,13 @@ class Arranged(AudioCorpus):
         while True:
             taken = min(len(sources), max(int(wanted * SPARE) + 2, int(taken * 1.5)))
             hashes = build.hash_files(sources[:taken], cache_dir)
-            if not _parsed(corpus, hashes, cache_dir):
+            some = list(zip(sources[:taken], build.file_identities(corpus, sources[:taken], hashes), strict=True))
+            if not _parsed([identity for _, identity in some], cache_dir):
                 with held(cache_dir):
-                    build.parse(corpus, sources[:taken], hashes, cache_dir=cache_dir, num_workers=num_workers)
-            tunes = _distinct(corpus, sources[:taken], hashes, cache_dir)
+                    unread = build.parse(corpus, sources[:taken], hashes, cache_dir=cache_dir, num_workers=num_workers)
+                for row, reason in unread.items():  # of tunes that are sound: the machine is at fault
+                    pool.check_final(pool.Failure(reason, final=False), f"reading {sources[row].name}")
+            tunes = _distinct(some, cache_dir)
             if len(tunes) >= wanted:
                 return tunes[:wanted]
             if taken == len(sources):
@@ -151,23 +154,23 @@ class Arranged(AudioCorpus):
                 )
 
 
-def _parsed(corpus: Tunes, hashes: Sequence[str], cache_dir: Path) -> bool:
+def _parsed(identities: Sequence[str], cache_dir: Path) -> bool:
     facts = build.scores_folder(cache_dir) / "facts"
-    keys = np.array([build.file_key(corpus, digest) for digest in hashes])
+    keys = np.array([build.file_key(identity) for identity in identities])
     return (facts / "head.json").exists() and bool((Store(facts).rows(keys) >= 0).all())
 
 
-def _distinct(corpus: Tunes, sources: Sequence[Source], hashes: Sequence[str], cache_dir: Path) -> list[tuple[Source, str, int]]:
-    """Of each group of near-duplicates the first tune, where it is long enough."""
+def _distinct(files: Sequence[tuple[Source, str]], cache_dir: Path) -> list[tuple[Source, str, int]]:
+    """Of each group of near-duplicates the first tune, where it is long enough; files: (source, `build.file_identity`)."""
     folder = build.scores_folder(cache_dir)
     facts = Store(folder / "facts")
-    rows = facts.rows(np.array([build.file_key(corpus, digest) for digest in hashes]))
+    rows = facts.rows(np.array([build.file_key(identity) for _, identity in files]))
     usable = []
-    for source, digest, row in zip(sources, hashes, rows.tolist(), strict=True):
+    for (source, identity), row in zip(files, rows.tolist(), strict=True):
         for fact in json.loads(facts[row].tobytes())["pieces"]:
             if fact["notes"] >= MIN_NOTES:
-                usable.append((source, digest, fact))
-    keys = np.array([build.piece_key(digest + corpus.reader, 0) for _, digest, _ in usable])
+                usable.append((source, identity, fact))
+    keys = np.array([build.piece_key(identity, 0) for _, identity, _ in usable])
     places = Store(folder / "scores").rows(keys).tolist()
     long = [
         (source, fact, place)

@@ -24,13 +24,15 @@ from etude.data.corpora import Corpus, Source
 from etude.data.fill import absent, fill
 from etude.data.store import Store, Writer, key_of, write_aside
 from etude.data.version import code_version
+from etude.music.bounds import reading_limits
+from etude.music.score import ScoreError, kind
 
 READERS = ("etude.music.score", "etude.data.jsb", "etude.data.facts", "etude.data.dedup")
 
 
-def piece_key(file_key: str, number: int) -> np.ndarray:
-    """The key of piece `number` of a file, uint64 [2]."""
-    return key_of(hashlib.sha256(f"{file_key}/{number}".encode()).digest())
+def piece_key(identity: str, number: int) -> np.ndarray:
+    """The key of piece `number` of a file, uint64 [2], from its identity in `file_identities`."""
+    return key_of(hashlib.sha256(f"{identity}/{number}".encode()).digest())
 
 
 def hash_files(sources: Sequence[Source], cache_dir: Path) -> list[str]:
@@ -62,13 +64,19 @@ def scores_folder(cache_dir: Path) -> Path:
     return cache_dir / f"scores-{versions}-{code_version(*READERS)}"
 
 
-def parse(corpus: Corpus, sources: Sequence[Source], hashes: Sequence[str], *, cache_dir: Path, num_workers: int) -> None:
+def parse(
+    corpus: Corpus, sources: Sequence[Source], hashes: Sequence[str], *, cache_dir: Path, num_workers: int
+) -> dict[int, str]:
     """Reads every file that the score cache lacks and adds its pieces, facts and failures to the cache.
 
+    Returns: for each source whose reader crashed, or ran out of time or memory, its position and the reason. The cache
+        keeps nothing of it, so that it is tried again.
     Raises: OSError for a full disk; KeyboardInterrupt, after everything already read is committed.
     """
     folder = scores_folder(cache_dir)
-    keys = np.array([file_key(corpus, digest) for digest in hashes])
+    identities = file_identities(corpus, sources, hashes)
+    keys = np.array([file_key(identity) for identity in identities])
+    unread: dict[bytes, str] = {}
     with Writer(folder / "scores", dtype=np.uint8) as scores, Writer(folder / "facts", dtype=np.uint8) as known:
         have = Store(folder / "facts").rows(keys) >= 0 if known.head["records"] else np.zeros(len(keys), bool)
         _, first = np.unique(keys, axis=0, return_index=True)  # copies of one file are read once
@@ -77,11 +85,15 @@ def parse(corpus: Corpus, sources: Sequence[Source], hashes: Sequence[str], *, c
         def keep(index: int, result: Any) -> None:
             row = todo[index]
             if isinstance(result, pool.Failure):
+                if not result.final:
+                    unread[keys[row].tobytes()] = result.reason
+                    return
                 result = ([], [["", result.reason]])
             pieces, failures = result
             for number, (blob, _) in enumerate(pieces):
-                scores.add(piece_key(hashes[row] + corpus.reader, number), blob)
-            record = {"pieces": [fact for _, fact in pieces], "failures": failures}
+                scores.add(piece_key(identities[row], number), blob)
+            stem = sources[row].path.stem  # names begin with it; a copy of the file may be called otherwise
+            record = {"pieces": [fact for _, fact in pieces], "failures": failures, "stem": stem}
             known.add(keys[row], json.dumps(record).encode())
 
         def commit() -> None:
@@ -99,12 +111,23 @@ def parse(corpus: Corpus, sources: Sequence[Source], hashes: Sequence[str], *, c
             unit="files",
             cache_dir=cache_dir,
             num_workers=num_workers,
+            limits=_limits,
         )
+    return {row: unread[key.tobytes()] for row, key in enumerate(keys) if key.tobytes() in unread}
 
 
-def file_key(corpus: Corpus, digest: str) -> np.ndarray:
-    """The key of a file in the score cache, uint64 [2]: its content and the way it is read."""
-    return key_of(hashlib.sha256(f"{corpus.reader}:{digest}".encode()).digest())
+def _limits(path: Path) -> pool.Limits:
+    return pool.Limits(*reading_limits(path))
+
+
+def file_identities(corpus: Corpus, sources: Sequence[Source], hashes: Sequence[str]) -> list[str]:
+    """What decides how each file reads: the corpus's way of reading, its kind (by the suffix) and its content."""
+    return [f"{corpus.reader}:{kind(source.path)}:{digest}" for source, digest in zip(sources, hashes, strict=True)]
+
+
+def file_key(identity: str) -> np.ndarray:
+    """The key of a file in the score cache, uint64 [2], from its identity in `file_identities`."""
+    return key_of(hashlib.sha256(identity.encode()).digest())
 
 
 def read_file(corpus: Corpus, path: Path) -> tuple[list[tuple[bytes, dict[str, Any]]], list[list[str]]]:
@@ -117,6 +140,10 @@ def read_file(corpus: Corpus, path: Path) -> tuple[list[tuple[bytes, dict[str, A
             name, split, score = next(found)
         except StopIteration:
             return pieces, failures
+        except MemoryError:  # of this process, not of the file
+            raise
+        except ScoreError as error:  # without the path, since a copy may have another
+            return pieces, [*failures, ["", f"{error.problem}; {error.remedy}"]]
         except Exception as error:  # a parser may raise anything on a damaged file: it goes to the quarantine list
             return pieces, [*failures, ["", pool.one_line(error)]]
         try:
@@ -157,7 +184,10 @@ def measure_complexity(keys: np.ndarray, *, cache_dir: Path, num_workers: int) -
         todo = absent(target, keys)
 
         def keep(index: int, result: Any) -> None:
-            writer.add(keys[todo[index]], json.dumps({} if isinstance(result, pool.Failure) else result).encode())
+            if isinstance(result, pool.Failure):
+                pool.check_final(result, "measuring the complexity of a piece")
+                result = {}
+            writer.add(keys[todo[index]], json.dumps(result).encode())
 
         work = functools.partial(describe_complexity, folder)
         items = rows[todo].tolist()

@@ -33,19 +33,21 @@ def fill(
     cache_dir: Path,
     num_workers: int,
     inline_seconds: float = 0.0,
+    limits: Callable[[Any], pool.Limits] = lambda item: pool.Limits(),
 ) -> None:
     """Computes `work(item)` for all items and hands each result (or `pool.Failure`) to `keep(index, result)` as it is
     done.
 
     commit: makes what was kept durable; called every few seconds and at the end, also on Ctrl-C.
     inline_seconds: compute here for this long before starting processes; 0 where an item may crash its process.
+    limits: what an item may take, see `pool.run`.
     """
     if not items:
         return
     done, last = 0, time.monotonic()
     try:
         with progress(title, len(items), unit) as advance:
-            for index, result in _results(work, items, inline_seconds, num_workers, cache_dir / "workers.log"):
+            for index, result in _results(work, items, inline_seconds, num_workers, cache_dir / "workers.log", limits):
                 keep(index, result)
                 done += 1
                 advance()
@@ -69,7 +71,12 @@ def fill(
 
 
 def _results(
-    work: Callable[[Any], Any], items: Sequence[Any], inline_seconds: float, num_workers: int, log: Path
+    work: Callable[[Any], Any],
+    items: Sequence[Any],
+    inline_seconds: float,
+    num_workers: int,
+    log: Path,
+    limits: Callable[[Any], pool.Limits],
 ) -> Iterator[tuple[int, Any]]:
     start, index = time.monotonic(), 0
     while index < len(items) and time.monotonic() - start < inline_seconds:
@@ -79,7 +86,7 @@ def _results(
             result = pool.Failure(pool.one_line(error))
         yield index, result
         index += 1
-    for later, result in pool.run(work, items[index:], num_workers=num_workers, log=log):
+    for later, result in pool.run(work, items[index:], num_workers=num_workers, log=log, limits=limits):
         yield index + later, result
 
 

@@ -8,6 +8,8 @@ import hashlib
 import json
 import os
 import shutil
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from lightning_utilities.core.rank_zero import rank_zero_only
 
 from etude.data import build, dedup
 from etude.data.corpora import Corpus, Source
-from etude.data.store import Store, named, sync_folder
+from etude.data.store import Store, named, sync_folder, write_aside
 from etude.data.version import code_version
 from etude.music.score import printable
 
+STARTED = time.time()
 SPLITS = ("train", "val", "test")
 FACTS = ("key", "tempo_bpm", "metre", "bars", "notes", "tracks", "programs", "duration_beats")
 
@@ -54,11 +58,19 @@ class ManifestPlan:
             [code_version("etude.data.manifest"), code_version("etude.music.complexity") if complexity else ""],
         ]
         digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-        self.folder = cache_dir / "datasets" / f"{type(corpus).__name__.lower()}-{digest}"
+        self.folder = self._complete = cache_dir / "datasets" / f"{type(corpus).__name__.lower()}-{digest}"
 
     @property
     def done(self) -> bool:
-        """Whether the folder is there: it appears whole or not at all."""
+        """Whether the folder is there: it appears whole or not at all.
+
+        A folder that lacks files whose reader crashed counts for the run that made it alone: the next run tries again.
+        """
+        pointer = self._complete.with_name(f"{self._complete.name}.partial")
+        partial = not self._complete.exists() and pointer.exists()
+        # Lightning sets the rank; its own package would take every process that imports this one many seconds
+        if partial and (vars(rank_zero_only).get("rank", 0) or pointer.stat().st_mtime >= STARTED):
+            self.folder = self._complete.with_name(pointer.read_text())
         return self.folder.exists()
 
     def build(self, *, num_workers: int) -> None:
@@ -69,28 +81,47 @@ class ManifestPlan:
         """
         if self.done:
             return
-        build.parse(self.corpus, self.sources, self.hashes, cache_dir=self.cache_dir, num_workers=num_workers)
-        pieces, quarantine = _collect(self.corpus, self.sources, self.hashes, self.cache_dir)
+        unread = build.parse(self.corpus, self.sources, self.hashes, cache_dir=self.cache_dir, num_workers=num_workers)
+        pieces, quarantine = _collect(self.corpus, self.sources, self.hashes, self.cache_dir, unread)
         if not pieces:
             reasons = f"{printable(self.sources[0].path)}: {quarantine[0][2]}" if quarantine else "they hold no pieces"
             raise ValueError(f"none of {len(self.sources)} files could be read; give scores that can ({reasons})")
         table = _table(pieces, self.ratios)
         if self.complexity:
             table = with_complexity(table, self.cache_dir, num_workers)
-        _publish(self.folder, table, quarantine)
+        if unread:
+            self._publish_partial(table, quarantine, unread)
+        else:
+            _publish(self.folder, table, quarantine)
+
+    def _publish_partial(self, table: pa.Table, quarantine: list[tuple[str, str, str]], unread: dict[int, str]) -> None:
+        """Writes a folder of its own, named by what it lacks, and the pointer by which other ranks find it."""
+        names = [self.sources[row].name for row in sorted(unread)]
+        digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:8]
+        self.folder = self._complete.with_name(f"{self._complete.name}-without-{digest}")
+        if not self.folder.exists():
+            _publish(self.folder, table, quarantine)
+        write_aside(self._complete.with_name(f"{self._complete.name}.partial"), self.folder.name.encode())
+        row = min(unread)
+        why = f"{self.sources[row].name}: {unread[row]}"
+        print(f"{len(unread)} files are left out of this run, the next one tries them again; {why}", file=sys.stderr)
 
 
 def _collect(
-    corpus: Corpus, sources: Sequence[Source], hashes: Sequence[str], cache_dir: Path
+    corpus: Corpus, sources: Sequence[Source], hashes: Sequence[str], cache_dir: Path, unread: dict[int, str]
 ) -> tuple[list[dict[str, Any]], list[tuple[str, str, str]]]:
     """All readable pieces as rows, and (file, piece, reason) of the others, in the order of the files."""
     store = Store(build.scores_folder(cache_dir) / "facts")
-    rows = store.rows(np.array([build.file_key(corpus, digest) for digest in hashes]))
+    identities = build.file_identities(corpus, sources, hashes)
+    rows = store.rows(np.array([build.file_key(identity) for identity in identities])).tolist()
     pieces: list[dict[str, Any]] = []
     quarantine: list[tuple[str, str, str]] = []
-    for source, digest, row in zip(sources, hashes, rows.tolist(), strict=True):
+    for at, (source, digest, row) in enumerate(zip(sources, hashes, rows, strict=True)):
+        if at in unread:
+            quarantine.append((source.name, "", unread[at]))
+            continue
         record = json.loads(store[row].tobytes())
-        quarantine += [(source.name, piece, reason) for piece, reason in record["failures"]]
+        quarantine += [(source.name, _renamed(piece, record["stem"], source), reason) for piece, reason in record["failures"]]
         for number, fact in enumerate(record["pieces"]):
             origin = {
                 "path": printable(source.path),
@@ -98,9 +129,15 @@ def _collect(
                 "source": source.source,
                 "licence": source.licence,
             }
-            key = build.piece_key(digest + corpus.reader, number).tobytes()
+            key = build.piece_key(identities[at], number).tobytes()
+            origin["name"] = _renamed(fact["name"], record["stem"], source)
             pieces.append({**fact, **origin, "file": source.name, "sha256": digest, "piece": number, "id": key})
     return pieces, quarantine
+
+
+def _renamed(piece: str, stem: str, source: Source) -> str:
+    """The name of a piece, by the name that its file has here; `stem` is of the copy that was read."""
+    return printable(source.path.stem + piece.removeprefix(stem)) if piece.startswith(stem) else piece
 
 
 def _table(pieces: list[dict[str, Any]], ratios: dict[str, float]) -> pa.Table:

@@ -61,6 +61,7 @@ def tokenise(tokenizer: Tokenizer, keys: np.ndarray, *, cache_dir: Path, num_wor
         def keep(index: int, result: Any) -> None:
             key = keys[todo[index]]
             if isinstance(result, pool.Failure):
+                pool.check_final(result, "tokenising a piece")
                 refused.add(key, result.reason.encode())
                 tokens.add(key, np.empty(0, dtype))
             else:

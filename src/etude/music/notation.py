@@ -17,6 +17,8 @@ import numpy as np
 from symusic import KeySignature, Score, Tempo, TimeSignature, Track
 from symusic.core import NoteTickList
 
+from etude.music.bounds import check_abc, check_humdrum, check_musicxml
+
 if TYPE_CHECKING:
     from music21.stream import Stream
 
@@ -61,7 +63,9 @@ def read_musicxml(data: bytes) -> Score:
     from music21.musicxml.xmlToM21 import MusicXMLImporter
 
     importer: Any = MusicXMLImporter()  # music21 leaves it untyped
-    importer.xmlText = musicxml_text(data)
+    document = musicxml_text(data)
+    check_musicxml(document)
+    importer.xmlText = document
     with warnings.catch_warnings():
         # music21 says so when it leaves out a wedge, a pedal or a bracket; none of them is in a score of notes
         warnings.simplefilter("ignore", MusicXMLWarning)
@@ -73,6 +77,7 @@ def read_humdrum(text: str) -> Score:
     """The score in a Humdrum **kern document."""
     from music21.humdrum.spineParser import HumdrumDataCollection
 
+    check_humdrum(text)
     document = HumdrumDataCollection(text)
     document.parse()
     return from_music21(document.stream)
@@ -92,6 +97,7 @@ def read_abc(text: str) -> Score:
     """The score in one ABC tune."""
     from music21 import converter
 
+    check_abc(text)
     return from_music21(converter.parseData(text, format="abc"))
 
 

@@ -23,6 +23,8 @@ ABC_SUFFIXES = frozenset({".abc"})
 HUMDRUM_SUFFIXES = frozenset({".krn"})
 SUFFIXES = MIDI_SUFFIXES | MUSICXML_SUFFIXES | ABC_SUFFIXES | HUMDRUM_SUFFIXES
 
+KINDS = {"midi": MIDI_SUFFIXES, "musicxml": MUSICXML_SUFFIXES, "abc": ABC_SUFFIXES, "humdrum": HUMDRUM_SUFFIXES}
+
 MAX_DURATION_SECONDS = 3 * 60 * 60
 MAX_DURATION_BEATS = 100_000  # nine hours at 180 quarters a minute: bounds arrays where a tempo mark hides the length
 MAX_FILE_BYTES = 64 * 2**20
@@ -47,6 +49,23 @@ def printable(text: str | Path) -> str:
     line = os.fsencode(text).decode("utf-8", "backslashreplace") if isinstance(text, Path) else text
     line = line.encode("utf-8", "backslashreplace").decode("utf-8")
     return " ".join("".join(character if character.isprintable() else " " for character in line).split())
+
+
+def kind(path: Path) -> str:
+    """How the file at `path` is read, by its suffix: midi, musicxml, abc or humdrum; the suffix itself for others."""
+    suffix = path.suffix.lower()
+    return next((name for name, suffixes in KINDS.items() if suffix in suffixes), suffix)
+
+
+def read_all(path: str | Path) -> tuple[list[tuple[str, Score]], str]:
+    """(piece name, score) of every sound piece of a file, and what is wrong with the others in one line ('' if nothing)."""
+    pieces: list[tuple[str, Score]] = []
+    try:
+        for piece in read_pieces(path):
+            pieces.append(piece)
+    except ScoreError as error:
+        return pieces, str(error)
+    return pieces, ""
 
 
 def read_pieces(path: str | Path) -> Iterator[tuple[str, Score]]:
@@ -97,7 +116,7 @@ def _read_one(path: Path, suffix: str, data: bytes) -> Score:
             score = notation.read_musicxml(data)
         else:
             score = notation.read_humdrum(_text(data))
-    except ScoreError:
+    except (ScoreError, MemoryError):  # want of memory is of this process: it says nothing about the file
         raise
     except Exception as error:  # the parsers raise whatever their internals meet on a damaged file
         raise ScoreError(path, f"damaged {suffix} file ({_reason(error)})", "export it again, or remove it") from error
@@ -125,6 +144,8 @@ def _read_tunes(path: Path, data: bytes) -> Iterator[tuple[str, Score]]:
             score = normalise(_checked(notation.read_abc(text), path))
         except ScoreError as error:
             bad.append(f"tune {number}: {error.problem}")
+        except MemoryError:
+            raise
         except Exception as error:  # see _read_one
             bad.append(f"tune {number}: {_reason(error)}")
         else:

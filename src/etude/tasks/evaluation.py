@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,8 +19,9 @@ from etude.metrics.copying import NgramIndex, copying_rows
 from etude.metrics.likelihood import likelihood, sixteenths
 from etude.metrics.plots import histogram_panels, metric_bars
 from etude.metrics.tables import HISTOGRAMS, compare_histograms, compare_scores
-from etude.music.score import SUFFIXES, ScoreError, printable, read_pieces
+from etude.music.score import SUFFIXES, printable
 from etude.tasks.language_model import LanguageModel
+from etude.tasks.reading import read_guarded
 
 Row = Mapping[str, object]
 
@@ -140,16 +142,15 @@ def score_files(*, files: str, folder: Path, seed: int = 0) -> dict[str, Any]:
     if not root.exists():
         raise ValueError(f"files={files}: no such folder; give one with {', '.join(sorted(SUFFIXES))} files")
     paths = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES)
-    scores: list[Score] = []
-    quarantine = []
-    for path in _progress(paths, "reading"):
-        try:
-            scores += [score for _, score in read_pieces(path)]
-        except ScoreError as error:
-            quarantine.append(f"{printable(path)}\t{error}")
+    guarded = read_guarded(paths, num_workers=os.cpu_count() or 1)
+    read = sorted(_progress(guarded, "reading", total=len(paths)), key=lambda row: row[0])
+    scores = [score for _, pieces, _ in read for _, score in pieces]
+    quarantine = [f"{printable(path)}\t{problem}" for path, _, problem in read if problem]
     if quarantine:
         write_atomically(folder / "quarantine.tsv", "\n".join(["file\treason", *quarantine, ""]))
-        print(f"{len(quarantine)} files left out, reasons in {folder / 'quarantine.tsv'}", file=sys.stderr)
+        print(
+            f"{len(quarantine)} files can't be read, wholly or in part; reasons in {folder / 'quarantine.tsv'}", file=sys.stderr
+        )
     if not scores:
         raise ValueError(f"files={files}: none of its {len(paths)} score files could be read; see quarantine.tsv")
     report = Report(f"{len(scores)} pieces of {printable(root)}")

@@ -14,10 +14,11 @@ from symusic import Score
 from etude.core.artifacts import Report
 from etude.music.rendering import piano_roll, render, write_audio
 from etude.music.score import num_bars as count_bars
-from etude.music.score import num_notes, read_score
+from etude.music.score import num_notes
 from etude.music.synthesizers import Synthesizer, check_synthesizer
 from etude.music.theory import estimate_key
 from etude.tasks.language_model import LanguageModel
+from etude.tasks.reading import read_prompt
 
 BATCH = 16  # samples drawn at once; what is drawn is written before the next batch begins
 
@@ -72,7 +73,7 @@ def write_samples(
     for name, value in (("num_samples", num_samples), ("num_bars", num_bars)):
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}, must be at least 1")
-    opening = read_score(Path(prompt).expanduser()) if prompt is not None else None
+    opening = read_prompt(Path(prompt).expanduser()) if prompt is not None else None
     labels = {"genre": genre, "key": key, "tempo_bpm": tempo_bpm, "metre": metre, "programs": programs}
     asked = {name: value for name, value in labels.items() if value is not None}
     wishes = ", ".join(f"{name} {value}" for name, value in {**asked, "bars": num_bars, "prompt": prompt}.items() if value)
