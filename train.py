@@ -1,11 +1,12 @@
 """Runs `etude.run.train` on the configuration in conf/; `python train.py --help` shows the options."""
 
-from pathlib import Path
+import sys
 
 import hydra
 from omegaconf import DictConfig
 
-from etude.run import train, understand_command_line
+from etude.cli import understood
+from etude.run import train
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -15,5 +16,5 @@ def main(cfg: DictConfig) -> object:
 
 
 if __name__ == "__main__":
-    understand_command_line(Path(__file__).with_name("conf"))
+    sys.argv[1:] = understood(sys.argv[1:])
     main()

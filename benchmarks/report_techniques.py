@@ -129,8 +129,8 @@ def overhead() -> str:
         "## What a step costs more\n\nTwo runs in one process take turns step by step, one bare; CPU time of the thread, "
         "everything between two batches counted, validation not. Own methods: what the techniques' methods take, a mean over "
         "steps. Paired: the median ratio over pairs of steps, of runs built anew; two bare runs differ as much as the first "
-        "line says. live_quality keeps its budget by the clock, on which the other run's steps pass, too: half of the default "
-        "3 % stands for it here.",
+        "line says. live_quality keeps its budget by the clock, on which the other run's steps pass, too: 1.5 % stand "
+        "for a budget of 3 % here.",
         table(["options", "own methods", "paired, median", "paired, range of builds"], lines), where(found),
     ))  # fmt: skip
 

@@ -33,7 +33,9 @@ ROWS = ROOT / "docs" / "results" / "rows" / "technique_overhead.jsonl"
 SMALL = ["experiment=baseline", "data=jsb", "trainer.limit_val_batches=0", "logger=[]"]
 TWO = "technique.stages.stages=[{name:one,max_steps:1000},{name:two}]"
 ADAMW = "technique.switch_optimizer.to={_target_:torch.optim.AdamW,_partial_:true,lr:0.0015,betas:[0.9,0.98],fused:true}"
-HALF = "technique.live_quality.budget=0.015"  # of its clock, on which the other run's steps pass, too
+HALF = (
+    "technique.live_quality.every=1+technique.live_quality.budget=0.015"  # of its clock, on which the other run's steps pass, too
+)
 NINE = "curriculum,stages,musical_domain,switch_optimizer,balance,stability,ema,loss_schedule,early_stopping"
 CASES = [
     "technique=[]", "technique=[curriculum]+technique.curriculum.start=1.0", "technique=[bandit]", "technique=[early_stopping]",

@@ -62,3 +62,12 @@ def test_every_verb_has_its_configuration_and_function(verb: cli.Verb) -> None:
     assert (cli.conf_folder() / f"{verb.config}.yaml").is_file()
     module, _, name = verb.function.partition(":")
     assert f"\ndef {name}(" in (ROOT / "src" / f"{module.replace('.', '/')}.py").read_text()
+
+
+@pytest.mark.parametrize("program", [["train.py"], ["-m", "etude.cli", "train"]], ids=" ".join)
+def test_training_understands_what_hydra_alone_would_not(program: list[str]) -> None:
+    shown = said(*program, "fast_convergence=true", "task=vocoder", "--cfg", "job")
+    assert "_target_: etude.core.schedules.wsd" in shown
+    line = said(*program, "genre=rock", "data=folder", code=2)
+    assert line.startswith("error: genre=rock has no preset; presets: classical, ") and line.count("\n") == 1
+    assert "Available options in 'level':" in said(*program, "level=enhnaced", code=1)

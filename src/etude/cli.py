@@ -63,6 +63,16 @@ def conf_folder() -> Path:
     return inside if inside.is_dir() else package.parents[1] / "conf"
 
 
+def understood(options: list[str]) -> list[str]:
+    """Returns the options of training in Hydra's words; ends the program with one line where that can't be done."""
+    presets = sorted(path.stem for path in (conf_folder() / "genre").glob("*.yaml"))
+    try:
+        return list(importlib.import_module("etude.recipes").spelled_out(options, presets))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
 def run(name: str, options: list[str]) -> None:
     """Composes the verb's configuration from `options`, as its script at the top of the repository does, and runs it."""
     import hydra
@@ -72,6 +82,8 @@ def run(name: str, options: list[str]) -> None:
     config = conf_folder() / verb.config
     module, _, function = verb.function.partition(":")
     call = getattr(importlib.import_module(module), function)
+    if name == "train":
+        options = understood(options)
     command = sys.argv
 
     def task(cfg: DictConfig) -> Any:

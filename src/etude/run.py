@@ -53,15 +53,6 @@ def one_line_errors(main: Callable[[DictConfig], Result]) -> Callable[[DictConfi
     return guarded
 
 
-def understand_command_line(conf: Path) -> None:
-    """Puts `sys.argv` of train.py into Hydra's words; ends the program with one line where that can't be done."""
-    try:
-        sys.argv[1:] = recipes.spelled_out(sys.argv[1:], sorted(path.stem for path in (conf / "genre").glob("*.yaml")))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
 def instantiate(node: Any, **extra: Any) -> Any:
     """Builds what a `_target_` names; plain containers go to the constructors."""
     import hydra.utils

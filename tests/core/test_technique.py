@@ -1,5 +1,6 @@
 """Composition: order from slots, powers claimed once, losses only added."""
 
+import re
 from pathlib import Path
 from typing import ClassVar
 
@@ -8,6 +9,8 @@ import torch
 
 from etude.core.technique import BatchSlot, Composition, GradientSlot, Power, Technique
 from tests.toys import PairsData, ToyGan, same, trainer, weights
+
+SOURCE = Path(__file__).parents[2] / "src" / "etude"
 
 
 class Named(Technique):
@@ -137,3 +140,9 @@ def test_draws_depend_on_seed_name_and_clock() -> None:
 
     assert draw(Halve(seed=1), 5) == draw(Halve(seed=1), 5)
     assert len({draw(Halve(seed=1), 5), draw(Halve(seed=2), 5), draw(Halve(seed=1), 6), draw(Flip(seed=1), 5)}) == 4
+
+
+@pytest.mark.parametrize("path", sorted((SOURCE / "techniques").glob("[a-z]*.py")), ids=lambda path: path.stem)
+def test_only_techniques_that_draw_take_a_seed(path: Path) -> None:
+    text = path.read_text()
+    assert ("seed: int" in text) == bool(re.search(r"self\.(generator\(|seed\b)", text)), path.stem

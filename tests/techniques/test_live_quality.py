@@ -227,7 +227,7 @@ def test_grammar_error_is_the_forbidden_probability(tmp_path: Path, songs: Path,
 
 def test_the_budget_is_kept(tmp_path: Path, songs: Path) -> None:
     task, data = build(songs)
-    technique, clock = LiveQuality(budget=0.1, num_shown=0), Clock()
+    technique, clock = LiveQuality(every=1, budget=0.1, num_shown=0), Clock()
     technique.budget.clock = clock
     costly(task, clock, 0.01)
     ticks = Ticks(clock, technique)
@@ -244,7 +244,7 @@ def test_the_budget_is_kept(tmp_path: Path, songs: Path) -> None:
 @pytest.mark.parametrize(("cost", "bars"), [(0.0001, [4, 4]), (0.02, [1, 1]), (0.008, [1, 2])])
 def test_measurements_are_as_large_as_the_run_can_pay(tmp_path: Path, songs: Path, cost: float, bars: list[int]) -> None:
     task, data = build(songs)
-    technique, clock = LiveQuality(budget=0.1, num_shown=0), Clock()
+    technique, clock = LiveQuality(every=1, budget=0.1, num_shown=0), Clock()
     technique.budget.clock = clock
     costly(task, clock, cost)
     ticks = Ticks(clock, technique)
@@ -258,6 +258,20 @@ def test_every_measures_by_count_alone(tmp_path: Path, songs: Path) -> None:
     ticks = Ticks(Clock(), technique)
     fit(tmp_path, task, data, [technique, ticks], steps=10, every=2)
     assert [count for _, count, _ in ticks.seen] == [1, 1, 2, 2, 3]
+
+
+def test_without_a_budget_no_clock_decides_what_is_measured(tmp_path: Path, songs: Path) -> None:
+    def run_with(seconds_a_token: float) -> tuple[list[int], list[int], dict[str, float]]:
+        task, data = build(songs)
+        technique, clock = LiveQuality(num_shown=0), Clock()
+        technique.budget.clock = clock
+        costly(task, clock, seconds_a_token)
+        ticks = Ticks(clock, technique)
+        fit(tmp_path / str(seconds_a_token), task, data, [technique, ticks], steps=8, every=2)
+        return [count for _, count, _ in ticks.seen], ticks.bars, technique.values
+
+    slow, fast = run_with(5.0), run_with(0.0)
+    assert slow == fast and slow[:2] == ([1, 1, 1, 2], [4, 4, 4, 4])
 
 
 def test_values_stay_between_measurements(tmp_path: Path, songs: Path) -> None:
@@ -320,10 +334,10 @@ def test_it_samples_under_the_evaluation_weights(tmp_path: Path, songs: Path) ->
 
 def test_a_resumed_run_knows_its_values_and_its_spending(tmp_path: Path, songs: Path) -> None:
     task, data = build(songs)
-    first = LiveQuality(num_shown=0)
+    first = LiveQuality(every=1, budget=0.03, num_shown=0)
     fit(tmp_path, task, data, [first, LastCheckpoint(path=tmp_path / "last.ckpt", every_n_steps=1000)], every=1, steps=2)
     task, data = build(songs)
-    second = LiveQuality(num_shown=0)
+    second = LiveQuality(every=1, budget=0.03, num_shown=0)
     second.budget.clock = Clock()  # which stands: nothing more fits
     rest = fit(tmp_path, task, data, [second], steps=6, ckpt_path=tmp_path / "last.ckpt")
     assert second.values == first.values and second.measurements == first.measurements == 1

@@ -55,7 +55,7 @@ class Technique(pl.Callback):
     `observes`.
 
     Args:
-        seed: of the technique's own randomness, see `generator`.
+        seed: of the technique's own randomness, see `generator`; only techniques that draw have it as an option.
     """
 
     claims: ClassVar[frozenset[Power]] = frozenset()

@@ -33,7 +33,6 @@ class Bandit(Technique):
         arms: difficulty (mean rank of the complexity features) or genre. num_arms: bins of difficulty, at least 2.
         every: batches of a window, at least 1. rate: of the weights, above 0.
         explore: share of every draw that is even, in (0, 1]. share: of the weights that flows between arms, in [0, 1).
-        seed: unused, every technique has one.
 
     Raises:
         ValueError: an option out of its range; in setup, data without a table of pieces, a task without losses of tokens, or
@@ -49,9 +48,8 @@ class Bandit(Technique):
         rate: float = 0.3,
         explore: float = 0.2,
         share: float = 0.01,
-        seed: int = 0,
     ) -> None:
-        super().__init__(seed=seed)
+        super().__init__()
         if arms not in ("difficulty", "genre"):
             raise ValueError(f"technique.bandit.arms is {arms!r}; choose difficulty or genre")
         if num_arms < 2 or every < 1 or rate <= 0:

@@ -50,7 +50,6 @@ class Curriculum(Technique):
         adaptive: let validation set the pace. monitor: the metric; None for the task's own. mode: min or max of it is better.
         by_genre: rank within genres. diversity: share of each genre that is always open, in [0, 1].
         reverse: hard pieces first.
-        seed: unused, every technique has one.
     """
 
     def __init__(
@@ -68,9 +67,8 @@ class Curriculum(Technique):
         by_genre: bool = False,
         diversity: float = 0.1,
         reverse: bool = False,
-        seed: int = 0,
     ) -> None:
-        super().__init__(seed=seed)
+        super().__init__()
         check_share("curriculum.start", start)
         check_share("curriculum.end", end)
         check_mode("curriculum.mode", mode)

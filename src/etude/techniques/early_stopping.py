@@ -28,7 +28,6 @@ class EarlyStopping(Technique):
         monitor: a metric of validation; None for the task's own. mode: whether less ("min") or more ("max") of it is better.
         patience: validations without improvement, at least 1. min_delta: what counts as one, 0 or more.
         restore: put the best weights back.
-        seed: unused, every technique has one.
     """
 
     def __init__(
@@ -39,9 +38,8 @@ class EarlyStopping(Technique):
         patience: int = 5,
         min_delta: float = 0.0,
         restore: bool = True,
-        seed: int = 0,
     ) -> None:
-        super().__init__(seed=seed)
+        super().__init__()
         check_mode("early_stopping.mode", mode)
         if patience < 1 or min_delta < 0:
             raise ValueError(

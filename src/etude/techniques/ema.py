@@ -24,13 +24,12 @@ class Ema(Technique):
 
     Args:
         decay: d at the end, in (0, 1).
-        seed: unused, every technique has one.
     """
 
     claims: ClassVar[frozenset[Power]] = frozenset({Power.EVALUATION_WEIGHTS})
 
-    def __init__(self, *, decay: float = 0.999, seed: int = 0) -> None:
-        super().__init__(seed=seed)
+    def __init__(self, *, decay: float = 0.999) -> None:
+        super().__init__()
         if not 0 < decay < 1:
             raise ValueError(f"ema.decay is {decay}, must be in (0, 1); 0.999 suits 1,000 to 10,000 steps")
         self.decay = decay

@@ -29,7 +29,6 @@ class Finite(Technique):
 
     Args:
         max_skipped: steps left out in a row that end the run, at least 1.
-        seed: unused, every technique has one.
 
     Raises:
         ValueError: max_skipped below 1; in training, more bad steps in a row than that.
@@ -38,8 +37,8 @@ class Finite(Technique):
     gradient_slot: ClassVar[GradientSlot] = GradientSlot.SKIP
     guards: ClassVar[bool] = True
 
-    def __init__(self, *, max_skipped: int = 10, seed: int = 0) -> None:
-        super().__init__(seed=seed)
+    def __init__(self, *, max_skipped: int = 10) -> None:
+        super().__init__()
         if max_skipped < 1:
             raise ValueError(f"finite.max_skipped is {max_skipped}, must be at least 1; 10 is a good start")
         self.max_skipped = max_skipped

@@ -26,14 +26,13 @@ class GrowLayers(Technique):
     Args:
         start: share of the blocks that trains from the beginning, at least one block, in (0, 1].
         end: share of the run after which all have joined, in (0, 1].
-        seed: unused, every technique has one.
 
     Raises:
         ValueError: a share out of range; in setup, a task without residual blocks, or with one alone.
     """
 
-    def __init__(self, *, start: float = 0.5, end: float = 0.5, seed: int = 0) -> None:
-        super().__init__(seed=seed)
+    def __init__(self, *, start: float = 0.5, end: float = 0.5) -> None:
+        super().__init__()
         check_share("grow_layers.start", start)
         check_share("grow_layers.end", end)
         self.start, self.end = start, end

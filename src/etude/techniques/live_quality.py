@@ -1,4 +1,4 @@
-"""Live quality: during training, samples are measured beside held-out music, within a budget of time."""
+"""Live quality: during training, samples are measured beside held-out music, every few validations."""
 
 import logging
 import math
@@ -38,21 +38,23 @@ class LiveQuality(Technique):
       key drift, copying), each told in a warning when it begins; `live/seconds` spent here and their `live/share` of the
       rest of training.
 
-    A measurement runs at a validation when what was spent and what it is predicted to cost stay within `budget` of the rest
-    of training. The first validation is always measured, since whoever watches a metric wants it: with as few bars as a
-    quarter of the whole run's expected budget pays for, at least one, and nothing shown where that is spent; it is earned
-    back before the next, so that only a run too short for its first measurement exceeds the budget. Later ones take more
-    bars where at least two of them can still be paid for. Between measurements the last values are logged again. Nothing
-    here touches training, but the clock decides when and on how many bars it measures: what watches a live metric (early
-    stopping, stages) repeats exactly only with `every`, which measures on all bars, by count.
+    A measurement runs at the first validation and at each `every`-th after it, on all bars; between measurements the last
+    values are logged again. No clock decides, and nothing here touches training: what watches a live metric (early stopping,
+    stages) repeats exactly. How long it takes is logged in `live/seconds` and `live/share`.
+
+    With `budget`, a measurement that is due also waits until what was spent and what it is predicted to cost stay within that
+    share of the rest of training. The first is always made: with as few bars as a quarter of the whole run's expected budget
+    pays for, at least one, and nothing shown where that is spent; it is earned back before the next, so that only a run too
+    short for its first measurement exceeds the budget. Later ones take more bars where at least two of them can still be paid
+    for. Then the clock decides when and on how many bars it measures, and what watches a live metric does not repeat exactly.
 
     Some samples go, as MIDI, piano rolls or mels and audio, to <run>/live/<step>/ and to loggers that show pictures and sounds.
 
     When to use: whenever samples matter more than likelihood; val/nll goes on falling where music has stopped improving.
 
     Args:
-        budget: most seconds spent a second of the rest of training, in (0, 1].
-        every: validations between two measurements in place of the budget, at least 1; None keeps the budget.
+        every: validations from one measurement to the next, at least 1.
+        budget: most seconds spent a second of the rest of training, in (0, 1]; None sets no limit.
         num_samples: pieces drawn, or mels of each style restyled, at least 4.
         num_bars: bars of a piece, at least 1; fewer where the budget is short.
         num_real: most excerpts of held-out music beside them, at least 4.
@@ -69,27 +71,28 @@ class LiveQuality(Technique):
     observes: ClassVar[bool] = True
 
     def __init__(
-        self, *, budget: float = 0.03, every: int | None = None, num_samples: int = 16, num_bars: int = 4, num_real: int = 64,
+        self, *, every: int = 3, budget: float | None = None, num_samples: int = 16, num_bars: int = 4, num_real: int = 64,
         temperature: float = 1.0, tolerance: float = 1.0, num_shown: int = 1, audio: bool = False, seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__(seed=seed)
-        if not 0 < budget <= 1:
+        if budget is not None and not 0 < budget <= 1:
             raise ValueError(
                 f"live_quality.budget is {budget}, must be in (0, 1]: a budget of {budget:g} leaves no time to measure; "
-                "0.03 is 3 % of training, or take live_quality out of technique=[...]"
+                "0.03 is 3 % of training, null sets no limit, or take live_quality out of technique=[...]"
             )
         for name, value, least in (
             ("every", every, 1), ("num_samples", num_samples, 4), ("num_bars", num_bars, 1), ("num_real", num_real, 4),
             ("num_shown", num_shown, 0),
         ):  # fmt: skip
-            if value is not None and value < least:
+            if value < least:
                 raise ValueError(f"live_quality.{name} is {value}, must be at least {least}")
         for name, number in (("temperature", temperature), ("tolerance", tolerance)):
             if not 0 < number < math.inf:
                 raise ValueError(f"live_quality.{name} is {number}, must be above 0; 1 is a good start")
         self.every, self.num_samples, self.num_bars, self.num_real = every, num_samples, num_bars, num_real
         self.temperature, self.tolerance, self.num_shown, self.audio = temperature, tolerance, num_shown, audio
-        self.budget = TimeBudget(budget)
+        self.limited = budget is not None
+        self.budget = TimeBudget(math.inf if budget is None else budget)
         self.values: dict[str, float] = {}
         self.validations = self.measurements = 0
         self.bars = 0  # of the last measurement
@@ -148,7 +151,9 @@ class LiveQuality(Technique):
         if not self.budget.running:  # a check before training, or validation alone
             self._due = False
             return
-        turn = self.validations % self.every == 0 if self.every else self.budget.fits(self._seconds(self._next_bars(trainer)))
+        turn = self.validations % self.every == 0
+        if self.limited:
+            turn = turn and self.budget.fits(self._seconds(self._next_bars(trainer)))
         self._due = bool(trainer.strategy.broadcast(turn or not self.values))  # all ranks do as the first
         self.validations += 1
 
@@ -176,8 +181,8 @@ class LiveQuality(Technique):
     def _measure(self, trainer: pl.Trainer) -> None:
         assert self._probe is not None
         began = self.budget.clock()
-        first, allowance = not self.values, math.inf if self.every else FIRST * self._expected(trainer)
-        bars = self._next_bars(trainer) if self.every or not first else self._probe.affordable(allowance)
+        first, allowance = not self.values, FIRST * self._expected(trainer) if self.limited else math.inf
+        bars = self._next_bars(trainer) if not (first and self.limited) else self._probe.affordable(allowance)
         measuring = self.budget.clock()
         measured = self._probe.measure(bars, self._batches)
         ringing = alarms(measured.found, measured.levels, running_diversity=self.running_diversity, tolerance=self.tolerance)
@@ -205,8 +210,8 @@ class LiveQuality(Technique):
         return MARGIN * (self.fixed_seconds + self.bar_seconds * bars)
 
     def _next_bars(self, trainer: pl.Trainer) -> int:
-        """As many bars as before, or the most of which the rest of the run pays for two measurements."""
-        left = math.inf if self.every else self._expected(trainer) - self.budget.spent
+        """All bars; within a budget as many as before, or the most of which the rest of the run pays for two measurements."""
+        left = self._expected(trainer) - self.budget.spent if self.limited else math.inf
         more = (bars for bars in range(self.num_bars, self.bars, -1) if 2 * self._seconds(bars) <= left)
         return next(more, max(self.bars, 1))
 

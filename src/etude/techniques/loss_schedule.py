@@ -24,15 +24,14 @@ class LossSchedule(Technique):
 
     Args:
         schedule: term -> [[share of the run in [0, 1], factor of at least 0], ...], shares increasing; None as above.
-        seed: unused, every technique has one.
 
     Raises:
         ValueError: a schedule out of order; in setup, none for a task with a single term; in training, a term that
             does not exist, with those that do.
     """
 
-    def __init__(self, *, schedule: Mapping[str, Sequence[Sequence[float]]] | None = None, seed: int = 0) -> None:
-        super().__init__(seed=seed)
+    def __init__(self, *, schedule: Mapping[str, Sequence[Sequence[float]]] | None = None) -> None:
+        super().__init__()
         for term, points in (schedule or {}).items():
             shares = [share for share, _ in points]
             if not points or shares != sorted(set(shares)) or not all(0 <= s <= 1 and factor >= 0 for s, factor in points):

@@ -20,17 +20,14 @@ class ScheduleFree(Technique):
 
     Source: Defazio et al. 2024, algorithm 1.
 
-    Args:
-        seed: unused, every technique has one.
-
     Raises:
         ValueError: the task trains with another optimizer, or its weights are split over devices.
     """
 
     claims: ClassVar[frozenset[Power]] = frozenset({Power.EVALUATION_WEIGHTS})
 
-    def __init__(self, *, seed: int = 0) -> None:
-        super().__init__(seed=seed)
+    def __init__(self) -> None:
+        super().__init__()
         self._held = EvaluationWeights()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

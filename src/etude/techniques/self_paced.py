@@ -36,7 +36,6 @@ class SelfPaced(Technique):
         start: share of pieces that counts at the beginning, in (0, 1]. end: share of the run after which all do, in (0, 1].
         strength: lambda of superloss, above 0. momentum: of its running mean, in [0, 1).
         history: losses of pieces that are remembered to set a threshold, at least 2.
-        seed: unused, every technique has one.
 
     Raises:
         ValueError: an option out of its range; in setup, a task without the losses of tokens.
@@ -51,9 +50,8 @@ class SelfPaced(Technique):
         strength: float = 1.0,
         momentum: float = 0.9,
         history: int = 256,
-        seed: int = 0,
     ) -> None:
-        super().__init__(seed=seed)
+        super().__init__()
         if method not in METHODS:
             raise ValueError(f"technique.self_paced.method is {method!r}; choose from {', '.join(METHODS)}")
         check_share("self_paced.start", start)

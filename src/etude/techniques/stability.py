@@ -49,7 +49,6 @@ class Stability(Technique):
         smoothing: decay of the logged loss, in [0, 1).
         snapshot_every: good steps between two copies for rollback, at least 1.
         patience: spikes in a row that are borne, at least 1.
-        seed: unused, every technique has one.
 
     Raises:
         ValueError: a value out of range; in training, `patience` steps in a row that are not finite.
@@ -68,9 +67,8 @@ class Stability(Technique):
         smoothing: float = 0.98,
         snapshot_every: int = 50,
         patience: int = 5,
-        seed: int = 0,
     ) -> None:
-        super().__init__(seed=seed)
+        super().__init__()
         for name, value, good, allowed in (
             ("action", action, action in ("skip", "rollback"), "skip or rollback"),
             ("threshold", threshold, threshold is None or threshold > 0, "above 0, in deviations, or null; 6 is a good start"),

@@ -42,14 +42,13 @@ class Stages(Technique):
 
     Args:
         stages: at least one such mapping.
-        seed: unused, every technique has one.
 
     Raises:
         ValueError: an unknown key, nothing to tell where a phase ends; in setup, an unknown parameter, column or metric.
     """
 
-    def __init__(self, *, stages: Sequence[Mapping[str, Any]] | None = None, seed: int = 0) -> None:
-        super().__init__(seed=seed)
+    def __init__(self, *, stages: Sequence[Mapping[str, Any]] | None = None) -> None:
+        super().__init__()
         self.phases = [self._phase(stage, number, len(stages or ())) for number, stage in enumerate(stages or (), start=1)]
         self.plateau = Plateau()
         self.reason = ""  # why the phase ends before the next batch

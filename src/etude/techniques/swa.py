@@ -26,7 +26,6 @@ class Swa(Technique):
     Args:
         start: share of the run after which the first weights are taken, in [0, 1).
         every: updates from one taking to the next, at least 1.
-        seed: unused, every technique has one.
 
     Raises:
         ValueError: start outside [0, 1) or every below 1; in training, a start with no end of the run in sight.
@@ -34,8 +33,8 @@ class Swa(Technique):
 
     claims: ClassVar[frozenset[Power]] = frozenset({Power.EVALUATION_WEIGHTS})
 
-    def __init__(self, *, start: float = 0.75, every: int = 10, seed: int = 0) -> None:
-        super().__init__(seed=seed)
+    def __init__(self, *, start: float = 0.75, every: int = 10) -> None:
+        super().__init__()
         if not 0 <= start < 1:
             raise ValueError(f"swa.start is {start}, must be in [0, 1), a share of the run; 0.75 is common")
         if every < 1:

@@ -39,7 +39,6 @@ class SwitchOptimizer(Technique):
         mode: whether less ("min") or more ("max") of it is better.
         patience: observations in a row without progress that make a plateau, at least 1.
         min_delta: progress smaller than this is none, at least 0.
-        seed: unused, every technique has one.
 
     Raises:
         ValueError: a value out of range, neither `at` nor `monitor`, a metric that nothing logs, or no `to` for an optimizer
@@ -58,9 +57,8 @@ class SwitchOptimizer(Technique):
         mode: Literal["min", "max"] = "min",
         patience: int = 5,
         min_delta: float = 0.0,
-        seed: int = 0,
     ) -> None:
-        super().__init__(seed=seed)
+        super().__init__()
         if at is not None and not 0 < at < 1:
             raise ValueError(f"switch_optimizer.at is {at}, must be in (0, 1), a share of the run, or null")
         if at is None and monitor is None and stage is None:
