@@ -10,7 +10,11 @@ import torch
 from omegaconf import OmegaConf
 
 from etude.core.checkpoint_files import find_stage
-from etude.recipes import pinned
+from etude.core.task import Task
+from etude.core.technique import Technique
+from etude.recipes import pinned, start_from
+from etude.run import load_task
+from etude.techniques.ema import Ema
 from tests.songs import write_songs
 from tests.test_levels import composed
 from tests.test_run import TINY, call, fails, program
@@ -76,8 +80,7 @@ def test_a_newer_run_of_an_earlier_stage_gives_way(tmp_path: Path) -> None:
     def run(name: str, stage: str, age: int) -> Path:
         path = tmp_path / name / "checkpoints" / "last.ckpt"
         path.parent.mkdir(parents=True)
-        path.write_bytes(b"")
-        (tmp_path / name / "config.yaml").write_text(f"seed: 0\nstage:\n  name: {stage}\n  after: null\nckpt: null\n")
+        torch.save({"etude": {"recipe": {"stage": {"name": stage, "after": None}}}}, path)
         os.utime(path, (1_000_000 - age, 1_000_000 - age))
         return path
 
@@ -220,3 +223,36 @@ def test_all_ranks_choose_and_project_alike(home: Path, tmp_path: Path) -> None:
     for name in ("bandit", "curriculum", "distillation"):
         first, second = ((tmp_path / f"{name}_{rank}").read_text() for rank in range(2))
         assert first == second, name
+
+
+class Remembers(Technique):
+    """Counts batches over runs."""
+
+    def __init__(self, *, keeps: bool) -> None:
+        super().__init__()
+        self.keeps, self.seen = keeps, 0
+
+    def extra_losses(self, task: Task, batch: Any, losses: Any) -> dict[str, torch.Tensor]:
+        self.seen += 1
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seen = state_dict["seen"]
+
+    def carried_state(self, state: Any) -> dict[str, Any] | None:
+        return dict(state) if self.keeps else None
+
+
+def test_a_run_from_weights_carries_over_what_a_technique_says(home: Path) -> None:
+    path = home / "outputs" / "broad" / "checkpoints" / "last.ckpt"
+    saved = torch.load(path, weights_only=True)
+    saved["callbacks"]["Remembers"] = {"seen": 7}
+    torch.save(saved, home / "with_state.ckpt")
+    task, _ = load_task(path)
+    for keeps, seen in ((True, 7), (False, 0)):
+        technique = Remembers(keeps=keeps)
+        start_from(task, home / "with_state.ckpt", [technique, Ema()])
+        assert technique.seen == seen

@@ -15,6 +15,7 @@ import torch
 from etude import recipes
 from etude.audio.mel import MelContract
 from etude.core.task import Task
+from etude.core.technique import Technique
 from tests.data.audio_files import sound, write
 from tests.songs import write_songs
 from tests.test_run import TINY as TINY_LANGUAGE_MODEL
@@ -146,8 +147,8 @@ def test_phases_of_one_command_each_start_from_the_weights_before(home: Path, mo
     started: list[tuple[Path, dict[str, torch.Tensor]]] = []
     start_from = recipes.start_from
 
-    def watched(task: Task, path: Path) -> None:
-        start_from(task, path)
+    def watched(task: Task, path: Path, techniques: list[Technique]) -> None:
+        start_from(task, path, techniques)
         started.append((path, {name: value.clone() for name, value in task.state_dict().items()}))
 
     monkeypatch.setattr(recipes, "start_from", watched)

@@ -3,7 +3,7 @@
 import json
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 if TYPE_CHECKING:
     from etude.core.task import Task
+    from etude.core.technique import Technique
 
 FAST = {"true": "fast", "false": "null"}  # fast_convergence= as a choice of convergence=
 PRETRAINING = "data=corpus"  # whose tokens and networks suit data=folder, too, on which stage=finetune then goes on
@@ -157,7 +158,8 @@ def _outdated(option: str, options: list[str]) -> bool:
 
 
 def train_phases(cfg: DictConfig, folder: Path, overrides: list[str], run: Callable[..., float | None]) -> float | None:
-    """Trains phase after phase, each in a folder of its own and from the weights of the one before."""
+    """Trains phase after phase, each in a folder of its own and from the weights of the one before; what techniques carry over
+    from it they say in `carried_state`."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import open_dict, read_write
 
@@ -216,8 +218,9 @@ def starting_point(cfg: DictConfig, options: list[str]) -> tuple[DictConfig, lis
     return compose([*merged, f"weights={json.dumps(str(path))}"]), merged
 
 
-def start_from(task: "Task", path: Path) -> None:
-    """Gives a new task the weights of a checkpoint, with a fresh optimizer; the data may differ.
+def start_from(task: "Task", path: Path, techniques: Iterable["Technique"] = ()) -> None:
+    """Gives a new task the weights of a checkpoint, with a fresh optimizer, and its techniques what they carry over from that
+    run's; the data may differ.
 
     Where a language model's tokenizer differs in its labels alone (other genres), rows of the same token are taken over and
     new labels begin as they are.
@@ -228,6 +231,7 @@ def start_from(task: "Task", path: Path) -> None:
 
     saved = load_checkpoint(path)
     weights = saved["state_dict"]
+    task.phases.restore(task, saved["etude"])
     tokenizer: Any = getattr(task, "tokenizer", None)
     if tokenizer is not None and saved["etude"].get("tokenizer_fingerprint") != tokenizer.fingerprint:
         weights = _by_token(weights, saved["etude"].get("tokenizer"), task, path)
@@ -238,6 +242,11 @@ def start_from(task: "Task", path: Path) -> None:
         raise ValueError(
             f"weights={path}: its networks have other sizes; give the model= and task= options of its run{styles}"
         ) from error
+    for technique in techniques:
+        state = saved.get("callbacks", {}).get(technique.state_key)
+        carried = None if state is None else technique.carried_state(state)
+        if carried is not None:
+            technique.load_state_dict(carried)
     print(f"starting from the weights of {path}", file=sys.stderr)
 
 

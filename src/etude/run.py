@@ -79,6 +79,7 @@ def load_task(path: Path) -> tuple["Task", DictConfig]:
     made: Any = get_class(recipe.task._target_)
     try:
         task = build_task(recipe, **made.parts_from(checkpoint["etude"]))
+        task.phases.restore(task, checkpoint["etude"])
         task.load_state_dict(checkpoint["state_dict"])
     except Exception as error:  # a file may be malformed in any way; it was checked that building it runs no foreign code
         raise unusable(path, error) from error
@@ -216,7 +217,7 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | Non
     task = build_task(cfg, **datamodule.parts)
     task.check_metric(cfg.monitor, "monitor", cfg.monitor_mode, techniques)
     if cfg.weights is not None:
-        recipes.start_from(task, find_checkpoint(cfg.weights, cfg.outputs, option="weights"))
+        recipes.start_from(task, find_checkpoint(cfg.weights, cfg.outputs, option="weights"), techniques)
     task.recipe = {**recipe, "overrides": overrides}
     last = folder / "checkpoints" / "last.ckpt"
     if resume is not None:

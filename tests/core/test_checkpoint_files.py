@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from etude.core.checkpoint_files import find_checkpoint, find_stage
 
@@ -33,14 +34,34 @@ def test_a_folder_of_phases_means_its_last_phase(tmp_path: Path) -> None:
     assert find_checkpoint(str(tmp_path / "1_first"), "outputs") == tmp_path / "1_first" / "checkpoints" / "last.ckpt"
 
 
-def test_the_newest_run_of_a_stage_is_found_and_none_is_told(tmp_path: Path) -> None:
+def written(path: Path, stage: str | None, phases: tuple[str, ...] = (), number: int = 0) -> None:
+    """Puts a checkpoint that says where its run stands in the place of an empty one, of the same age."""
+    age = path.stat().st_mtime
+    recipe = {"seed": 0, **({} if stage is None else {"stage": {"name": stage, "after": None}})}
+    torch.save({"etude": {"recipe": recipe, "phases": {"names": list(phases), "number": number}}}, path)
+    os.utime(path, (age, age))
+
+
+def test_the_newest_run_of_a_stage_is_found_and_none_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name, age in (("old", 3), ("new", 1)):
         path = run(tmp_path / name, "language_model", age=age)
-        (tmp_path / name / "config.yaml").write_text("seed: 0\nstage:\n  name: pretrain\n  after: null\n")
+        written(path, "pretrain")
         path.with_name("best.ckpt").write_bytes(b"")
-    run(tmp_path / "other", "language_model", age=0)
+    run(tmp_path / "broken", "language_model", age=0)
+    written(run(tmp_path / "other", "language_model", age=0), None)
     assert find_stage(["finetune", "pretrain"], str(tmp_path), wanted="polish") == tmp_path / "new" / "checkpoints" / "best.ckpt"
     with pytest.raises(
         ValueError, match=r"stage=polish starts from a run of stage=finetune, and .* holds none; run `python train.py"
     ):
         find_stage(["finetune"], str(tmp_path), wanted="polish")
+    assert "broken/checkpoints/last.ckpt is passed over in the search for a stage: not a readable checkpoint" in caplog.text
+
+
+def test_a_run_of_several_phases_is_of_the_one_in_which_it_stands(tmp_path: Path) -> None:
+    names = ("pretrain", "finetune", "polish")
+    written(run(tmp_path / "a", "language_model", age=2), "progression", names, 1)
+    written(run(tmp_path / "b", "language_model", age=1), "progression", names, 2)
+    assert find_stage(["finetune"], str(tmp_path), wanted="polish") == tmp_path / "a" / "checkpoints" / "last.ckpt"
+    assert find_stage(["progression"], str(tmp_path), wanted="x").parents[1].name == "b"
+    with pytest.raises(ValueError, match="holds none"):
+        find_stage(["pretrain"], str(tmp_path), wanted="finetune")

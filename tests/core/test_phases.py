@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from torch import nn
+from torch.nn import functional
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from etude.core.checkpoints import LastCheckpoint
 from etude.core.phase_draws import batches_of
@@ -19,7 +22,9 @@ from etude.data.module import MusicDataModule
 from etude.models.transformer import Transformer
 from etude.music.satb import SatbGrid
 from etude.tasks.language_model import LanguageModel
+from etude.techniques.ema import Ema
 from etude.techniques.stages import Stages
+from etude.techniques.swa import Swa
 from tests.songs import write_songs
 from tests.toys import PairsData, ToyGan, same, trainer, weights
 
@@ -180,6 +185,99 @@ def test_a_checkpoint_of_before_goes_on_in_its_phase(songs: Path, tmp_path: Path
     turn = 27 if stop > 10 else 23  # what may be drawn already stays, the rest is known now
     assert all(genres == {"folk"} for genres in heard[: turn - stop])
     assert all(genres == {"classical"} for genres in heard[turn - stop :])
+
+
+class Labelled(pl.LightningDataModule):
+    """Vectors of two classes in a fixed order."""
+
+    def train_dataloader(self) -> Any:
+        x = torch.randn(64, 4, generator=torch.Generator().manual_seed(1))
+        rows = [{"x": x[i], "y": (x[i].sum() > 0).long()} for i in range(64)]
+        return StatefulDataLoader(rows, batch_size=4)
+
+
+class Classifier(Task):
+    """A head for one class, to which phases add classes."""
+
+    def __init__(self) -> None:
+        super().__init__(optimizer=partial(torch.optim.Adam, lr=1e-2), seed=3)
+        self.trunk, self.head = nn.Linear(4, 8), nn.Linear(8, 1)
+
+    def add_modules(self, *, classes: int) -> None:
+        larger = nn.Linear(8, self.head.out_features + classes)
+        with torch.no_grad():
+            larger.weight[: self.head.out_features] = self.head.weight
+            larger.bias[: self.head.out_features] = self.head.bias
+        self.head = larger
+
+    def losses(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        known = batch["y"].clamp(max=self.head.out_features - 1)
+        return {"nll": functional.cross_entropy(self.head(self.trunk(batch["x"])), known)}
+
+
+def grown(
+    folder: Path, steps: int, resume: Path | None = None, *, more: list[Technique] | None = None
+) -> tuple[Classifier, pl.Trainer, list[Any]]:
+    torch.manual_seed(0)
+    task, moments = Classifier(), []
+
+    class Moments(Technique):
+        def on_phase_end(self, task: Task) -> None:
+            moments.append({n: v.clone() for n, v in task.trainer.optimizers[0].state[task.head.weight].items()})
+
+        def on_phase_start(self, task: Task) -> None:
+            self.on_phase_end(task)
+
+    stages = Stages(stages=[{"max_steps": 3}, {"modules": {"classes": 1}, "max_steps": 3}, {"modules": {"classes": 2}}])
+    last = LastCheckpoint(path=folder / "last.ckpt", every_n_steps=100)
+    run = trainer(folder, max_steps=steps, callbacks=[stages, Moments(), *(more or []), last])
+    run.fit(task, datamodule=Labelled(), ckpt_path=resume, weights_only=True)
+    return task, run, moments
+
+
+def test_a_head_grows_at_boundaries_and_the_optimizer_keeps_what_it_knew(tmp_path: Path) -> None:
+    task, run, moments = grown(tmp_path, 9)
+    assert task.head.weight.shape == (4, 8) and task.phases.added == [{"classes": 1}, {"classes": 2}]
+    before, after = moments[2:4]
+    assert after["step"] == before["step"] == 6 and after["exp_avg"].shape == (4, 8)
+    assert torch.equal(after["exp_avg"][:2], before["exp_avg"]) and before["exp_avg"].abs().sum() > 0
+    assert after["exp_avg"][2:].abs().sum() == 0
+    assert run.optimizers[0].state[task.trunk.weight]["step"] == 9
+
+
+@pytest.mark.parametrize("stop", [2, 3, 4, 6, 8])
+def test_killed_about_the_growth_of_a_head_it_does_the_same(tmp_path: Path, stop: int) -> None:
+    whole, _, _ = grown(tmp_path / "whole", 9)
+    grown(tmp_path / "half", stop)
+    rest, _, _ = grown(tmp_path / "rest", 9, tmp_path / "half" / "last.ckpt")
+    assert same(weights(whole), weights(rest))
+
+
+@pytest.mark.parametrize("build", [partial(Ema, decay=0.5), partial(Swa, start=0.0, every=1)])
+def test_an_average_grows_with_its_weights(tmp_path: Path, build: Any) -> None:
+    whole, _, _ = grown(tmp_path / "whole", 9, more=[build()])
+    grown(tmp_path / "half", 5, more=[build()])
+    rest, _, _ = grown(tmp_path / "rest", 9, tmp_path / "half" / "last.ckpt", more=[build()])
+    files = [torch.load(tmp_path / name / "last.ckpt", weights_only=True)["state_dict"] for name in ("whole", "rest")]
+    assert same(*files) and same(weights(whole), weights(rest)) and files[0]["head.weight"].shape == (4, 8)
+    assert not torch.equal(files[0]["head.weight"], whole.head.weight)
+
+
+def test_a_grown_task_is_rebuilt_from_its_checkpoint(tmp_path: Path) -> None:
+    task, _, _ = grown(tmp_path, 5)
+    saved, again = torch.load(tmp_path / "last.ckpt", weights_only=True), Classifier()
+    again.phases.restore(again, saved["etude"])
+    again.load_state_dict(saved["state_dict"])
+    assert same(weights(task), weights(again)) and again.phases.added == [{"classes": 1}]
+
+
+def test_modules_that_a_task_does_not_add_are_told(tmp_path: Path) -> None:
+    for stages, message in (
+        ([{"max_steps": 1}, {"modules": {"classes": 1}}], "modules of stage 2: ToyGan has no modules to add in a phase"),
+        ([{"modules": {"classes": 1}}], "modules of stage 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            trainer(tmp_path, max_steps=2, callbacks=[Stages(stages=stages)]).fit(ToyGan(player_lr={}), PairsData())
 
 
 def test_bad_phases_are_told() -> None:

@@ -227,6 +227,22 @@ def test_admission_resumes_in_the_middle(ready: tuple[Path, Path]) -> None:
     assert all(same(*pair) for pair in zip([*second, *second], expected[4:], strict=False))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_rule_may_leave_a_style_out_and_the_others_are_drawn_as_before(ready: tuple[Path, Path], workers: int) -> None:
+    plain, some = (module(*ready, num_workers=workers) for _ in range(2))
+    folk = some.num_pieces("train", "folk")
+    some.admit("phases", lambda rows, draw: np.where(draw < 2, 1.0, rows >= folk))
+    some.may_leave_styles_out("phases")
+    for draw, (whole, part) in enumerate(zip(plain.train_dataloader(), some.train_dataloader(), strict=True)):
+        if draw < 2:
+            assert same(whole, part)
+        else:
+            assert part["style"].tolist() == [[1] * part["mel"].shape[1]] and torch.equal(part["mel"], whole["mel"][1:])
+    some.admit("few", lambda rows, draw: np.zeros(len(rows)))
+    with pytest.raises(ValueError, match="few and phases admit no training piece of folk to batch 0"):
+        next(iter(some.train_dataloader()))
+
+
 def test_a_rule_that_leaves_a_style_without_pieces_is_told(ready: tuple[Path, Path]) -> None:
     data = module(*ready)
     data.admit("few", lambda rows, draw: np.zeros(len(rows)))

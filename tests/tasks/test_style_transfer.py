@@ -302,3 +302,15 @@ def test_the_pool_hands_out_past_outputs_with_their_styles() -> None:
     torch.manual_seed(7)
     other = copy.swap(torch.zeros(2, 1, 1), torch.tensor([0, 1]))
     assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+
+
+def test_a_batch_of_some_styles_trains_the_ways_between_these() -> None:
+    whole = batch()
+    for left in ([0, 2], [1, 2]):
+        made = trained(task(loss_weights={"generator/cycle": 1.0, "discriminator/game": 1.0}))
+        style = torch.tensor(left)[:, None].repeat(1, 2)
+        sum(made.losses({"mel": whole["mel"][left], "style": style}).values()).backward()  # type: ignore[union-attr]
+        assert made.trace["source"].tolist() == style.flatten().tolist()
+        assert made.trace["target"].tolist() == style.flip(0).flatten().tolist()
+        moved = {pair for pair, net in zip(made.pairs, made.generators, strict=True) if net.outlet.weight.grad is not None}
+        assert moved == {(left[0], left[1]), (left[1], left[0])}

@@ -44,6 +44,18 @@ class EvaluationWeights:
         self._restored = {}
 
     @torch.no_grad()
+    def grow(self, task: pl.LightningModule) -> None:
+        """Takes in, as they are, the weights that a phase has added to the task, and those parts by which others have grown."""
+        if not self.values:
+            return
+        for name, weight in self.trained(task).items():
+            known = self.values.get(name)
+            if known is None or known.shape != weight.shape:
+                self.values[name] = weight.clone()
+                if known is not None:
+                    self.values[name][tuple(slice(size) for size in known.shape)] = known
+
+    @torch.no_grad()
     def swap(self, task: pl.LightningModule) -> None:
         """Exchanges the task's weights and `values`; twice is nothing, bit for bit."""
         if not self.values:

@@ -1,8 +1,11 @@
 """Checkpoints as files: which one is meant, and what it holds, without running any code that it might hold."""
 
+import logging
 import zipfile
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 
 def find_checkpoint(ckpt: str, outputs: str, *, kind: str | None = None, option: str = "ckpt") -> Path:
@@ -33,21 +36,41 @@ def find_checkpoint(ckpt: str, outputs: str, *, kind: str | None = None, option:
 def find_stage(names: list[str], outputs: str, *, wanted: str, kind: str | None = None) -> Path:
     """Returns the best checkpoint of the newest run of the first of these stages that has one; of runs of task `kind` alone.
 
+    A run is of a stage where its recipe says so, or where it stands in a phase of that name. A checkpoint that can't be read is
+    passed over, with a warning.
+
     Raises:
         ValueError: there is none.
     """
+    found = sorted(Path(outputs).rglob("checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True)
+    found = [path for path in found if kind is None or _trained(path.parents[1], kind)]
+    stages: dict[Path, set[str]] = {}
     for name in names:
-        found = sorted(Path(outputs).rglob("checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
-        found = [path for path in found if f"\nstage:\n  name: {name}\n" in "\n" + _config(path.parents[1])]
-        found = [path for path in found if kind is None or _trained(path.parents[1], kind)]
-        if found:
-            best = found[-1].with_name("best.ckpt")
-            return best if best.is_file() else found[-1]
+        for path in found:
+            if path not in stages:
+                stages[path] = _stages(path)
+            if name in stages[path]:
+                best = path.with_name("best.ckpt")
+                return best if best.is_file() else path
     first = names[-1] + (f" task={kind}" if kind else "")  # which needs no other
     raise ValueError(
         f"stage={wanted} starts from a run of stage={' or '.join(names)}, and {outputs}/ holds none; run `python train.py "
         f"stage={first}` first, or give weights=CHECKPOINT"
     )
+
+
+def _stages(path: Path) -> set[str]:
+    """The names of the stage and of the phase in which a checkpoint was written; its weights are not read."""
+    import torch
+
+    from etude.core.phases import position
+
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["etude"]
+        return {str((saved["recipe"].get("stage") or {}).get("name", "")), position(saved)} - {""}
+    except Exception as error:  # a file may be malformed in any way; another run may do
+        log.warning("%s is passed over in the search for a stage: not a readable checkpoint (%s)", path, type(error).__name__)
+        return set()
 
 
 def _config(folder: Path) -> str:

@@ -37,6 +37,8 @@ class HasStyles(Protocol):
     @property
     def styles(self) -> tuple[str, ...]: ...
 
+    def may_leave_styles_out(self, name: str) -> None: ...
+
 
 class Draws:
     """From which batch on training draws the pieces of which phase.
@@ -74,6 +76,7 @@ class Draws:
         if isinstance(data, HasStyles):
             for phase, mask in zip(sequence, self._masks, strict=True):
                 _check_styles(phase, columns["genre"][mask], data.styles, task)
+            data.may_leave_styles_out("phases")
         self._lengths = [phase.max_steps for phase in sequence]
         self._data = data
         data.admit("phases", partial(self.rule, task))

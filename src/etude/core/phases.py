@@ -186,6 +186,12 @@ class Phases:
         task.to(task.device)
         self.added.append(dict(options))
 
+    def restore(self, task: "Task", saved: Mapping[str, Any]) -> None:
+        """Adds to a task that was built anew what phases had added before a checkpoint, from what stands in it under "etude"; its
+        weights can then be loaded."""
+        for options in (saved.get("phases") or {"added": []})["added"][len(self.added) :]:
+            self.add(task, options)
+
     # --- state ---
 
     def state_dict(self) -> dict[str, Any]:
@@ -202,8 +208,7 @@ class Phases:
         state = checkpoint["etude"].get("phases") or _of_stages(checkpoint)
         if state is None:
             return
-        for options in state["added"][len(self.added) :]:
-            self.add(task, options)
+        self.restore(task, checkpoint["etude"])
         if not self.sequence:
             return
         if state["number"] >= len(self.sequence):

@@ -118,7 +118,8 @@ class Chosen(NamedTuple):
 
 class RandomSegments(_Segments):
     """Segments at random places. Indexed with a list of draw numbers it gives {"mel": float32 [s, b, m, f], and with
-    `waveform` "samples": float32 [s, b, n], and for each of `labels` "label_*": int64 [s, b], -1 where a piece has none}.
+    `waveform` "samples": float32 [s, b, n], and for each of `labels` "label_*": int64 [s, b], -1 where a piece has none};
+    of styles of which no piece is admitted nothing, and then the number of each row's style as "style": int64 [s, b].
 
     Row r is draw number draws[r] of each style, a function of (seed, style, draw number) alone: every place in every
     piece is as likely as any other, but that a silent one is drawn again, a few times.
@@ -146,7 +147,9 @@ class RandomSegments(_Segments):
         draws, chances = (draws.draws, draws.chances) if isinstance(draws, Chosen) else (draws, [None] * len(self.clips))
         arrays = self._empty(len(draws))
         numbers = np.asarray(draws, np.uint64)
-        for style, ends in enumerate(self._ends):
+        present = [style for style, chance in enumerate(chances) if chance is None or chance.any()]
+        for style in present:
+            ends = self._ends[style]
             chance = uniform(self.seed, np.full(len(numbers), self._names[style]), numbers, TRIES + 1)
             pieces, starts = _places(chance[:, :TRIES], ends, chances[style])
             for row in range(len(numbers)):
@@ -155,7 +158,10 @@ class RandomSegments(_Segments):
                     self._write(arrays, style, row, piece, start, gain)
                     if arrays["mel"][style, row].max() > QUIET:
                         break
-        return self._tensors(arrays)
+        if len(present) == len(self.clips):
+            return self._tensors(arrays)
+        style_sb = torch.tensor(present)[:, None].repeat(1, len(draws))
+        return {**self._tensors({name: array[present] for name, array in arrays.items()}), "style": style_sb}
 
 
 def _places(chance: np.ndarray, ends: np.ndarray, admitted: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

@@ -91,6 +91,7 @@ class StyleDataModule(Labelled, pl.LightningDataModule):
         self._styles: tuple[str, ...] = ()
         self._pieces: list[Piece] | None = None
         self._rules: dict[str, Rule] = {}
+        self._selective: set[str] = set()  # rules that may leave a style out
 
     def _check(self, split: Sequence[float]) -> None:
         check_shares(split, self.batches_per_epoch)
@@ -254,9 +255,14 @@ class StyleDataModule(Labelled, pl.LightningDataModule):
         """Lets `name` choose which pieces training draws, from the next `train_dataloader` on; see `MusicDataModule.admit`.
 
         rule: called with rows of `pieces()`, int64 [n], and the number of the batch; of each style at least one piece must
-            be admitted.
+            be admitted, unless `may_leave_styles_out`.
         """
         self._rules[name] = rule
+
+    def may_leave_styles_out(self, name: str) -> None:
+        """Lets the rule `name` admit no piece of a style, which batches then lack: they hold {"style": int64 [s, b]}, too, the
+        number of each row's style."""
+        self._selective.add(name)
 
     @property
     def lookahead(self) -> int:
@@ -268,8 +274,9 @@ class StyleDataModule(Labelled, pl.LightningDataModule):
         for style in self.styles:
             rows = np.arange(first, first + self.num_pieces("train", style))
             first += len(rows)
-            chances.append(np.prod([rule(rows, number) for rule in self._rules.values()], axis=0))
-            if not chances[-1].any():
+            each = {name: rule(rows, number) for name, rule in self._rules.items()}
+            chances.append(np.prod(list(each.values()), axis=0))
+            if not chances[-1].any() and all(each[name].any() for name in self._selective & each.keys()):
                 names = " and ".join(sorted(self._rules))
                 raise ValueError(f"{names} admit no training piece of {style} to batch {number}; widen what they take")
         return chances

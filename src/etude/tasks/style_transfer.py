@@ -57,8 +57,7 @@ class StyleTransfer(ComparedStyles):
         optimizer, scheduler, loss_weights, player_lr, seed: see `Task`.
         shared: one generator for all directions, told by style vectors; else one for each ordered pair (all of which a batch
             uses with two or three styles, not with more).
-        style_dim: e of a shared generator.
-        reference_share: how often, in [0, 1], a shared generator is told the style by a clip of it instead of its name.
+        style_dim: e of a shared generator. reference_share: how often, in [0, 1], it is told the style by a clip, not by name.
         adversarial: lsgan, hinge or non_saturating.
         cycle_gradient: share of the cycle's gradient that reaches the first generator, in [0, 1].
         input_noise: standard deviation of e, in deviations of a band.
@@ -73,6 +72,7 @@ class StyleTransfer(ComparedStyles):
     takes_visible = True
     lazy_terms: ClassVar[frozenset[str]] = frozenset({D + "r1", G + "identity"})
     example_axis: ClassVar[int | None] = 1
+    least_styles: ClassVar[int | None] = 2  # a batch of some styles trains the ways between these
 
     def __init__(
         self,
@@ -182,9 +182,9 @@ class StyleTransfer(ComparedStyles):
         mel_sbmf = batch["mel"]
         styles, pieces = mel_sbmf.shape[:2]
         on = {name for name, weight in self.loss_weights.items() if weight}
-        source_n = torch.arange(styles, device=self.device).repeat_interleave(pieces)
+        source_n = batch.get("style", torch.arange(styles, device=self.device)[:, None].expand(-1, pieces)).flatten()
         shift = int(torch.randint(1, styles, ())) if styles > 2 else 1  # every style goes to another, all to different ones
-        target_n = (source_n + shift) % styles
+        target_n = source_n.roll(-shift * pieces)
         log_nmf = self.contract.denormalise(mel_sbmf.flatten(0, 1))
         x_nmf = self.bands.white(log_nmf, source_n)
         of_target_nmf = x_nmf.unflatten(0, (styles, pieces)).roll(-shift, 0).flatten(0, 1)  # real, row by row of style t

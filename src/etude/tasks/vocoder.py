@@ -44,6 +44,7 @@ class Vocoder(Task):
     """
 
     example_axis: ClassVar[int | None] = 1
+    least_styles: ClassVar[int | None] = 1
 
     def __init__(
         self,

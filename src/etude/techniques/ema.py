@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from etude.core.averaging import EvaluationWeights, refuse_split_weights
+from etude.core.task import Task
 from etude.core.technique import Power, Technique
 
 
@@ -65,6 +66,11 @@ class Ema(Technique):
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(list(self._average.values()), self._weights, 1 - decay)
+
+    def on_phase_start(self, task: Task) -> None:
+        self._held.grow(task)
+        weights = self._held.trained(task)
+        self._weights = [weights[name] for name in self._average]
 
     def _swap(self, task: pl.LightningModule) -> None:
         self._held.swap(task)

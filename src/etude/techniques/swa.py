@@ -6,6 +6,7 @@ import pytorch_lightning as pl
 import torch
 
 from etude.core.averaging import EvaluationWeights, refuse_split_weights
+from etude.core.task import Task
 from etude.core.technique import Power, Technique
 
 
@@ -74,6 +75,9 @@ class Swa(Technique):
             averages = list(self._held.values.values())
             torch._foreach_lerp_(averages, [weights[name] for name in self._held.values], 1 / (self.taken + 1))
         self.taken += 1
+
+    def on_phase_start(self, task: Task) -> None:
+        self._held.grow(task)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._held.swap(pl_module)
