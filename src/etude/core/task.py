@@ -52,6 +52,9 @@ class Task(Measurable):
     validation measures stands in `measures`; a task that always has the same terms may name them in `terms`.
     `example_axis` is the axis that holds the examples in every entry of its batches; see `etude.core.batch`.
 
+    `batches_trained` and `steps_trained` count batches and optimizer steps of the whole run, also over a resume; `accumulating`
+    says whether gradients of batches seen wait for their optimizer step.
+
     For techniques: `trace` holds what `losses` computed on the batch at hand, with its graph, by the names that the task
     documents; `lr_factors` (beginning of a parameter's name -> factor of its learning rate, the longest wins) and
     `schedule_steps` and `schedule_options` (length of the schedule, None for all steps; its other arguments) say how the next
@@ -81,6 +84,8 @@ class Task(Measurable):
         self.player_lr = dict(player_lr or {})
         self.seed = seed
         self.batches_trained = 0
+        self.steps_trained = 0
+        self.accumulating = False
         self.composition = Composition()
         self.recipe: dict[str, Any] = {}
         self.trace: dict[str, Tensor] = {}
@@ -105,6 +110,15 @@ class Task(Measurable):
     def players(self) -> dict[str, Sequence[nn.Module]]:
         """Name of each player and its modules; players share no parameters."""
         return {"model": [self]}
+
+    def after_step(self) -> None:
+        """Acts once after each optimizer step: a teacher follows the weights, a queue takes what the step's batches left.
+
+        Called under `torch.no_grad()` on every rank, after techniques that change weights and before those that average them,
+        before the schedule's step, a validation or a checkpoint. With accumulated gradients once for all batches of the step.
+        Also after a step that changed nothing, since Lightning and the schedule count it: one that a guard (`finite`,
+        `stability`) or the scaler of half precision left out.
+        """
 
     # What techniques may ask for, where a task offers it.
 
@@ -151,6 +165,7 @@ class Task(Measurable):
         rest = [c for c in callbacks if not isinstance(c, Technique)]
         self.trainer.callbacks = [*self.composition.techniques, *rest]  # type: ignore[attr-defined]
         self.prepare_means()
+        self.steps_trained, self.accumulating = self.trainer.global_step, False  # a resumed run's count is loaded after this
 
     def configure_model(self) -> None:
         """Under a strategy with a device mesh (trainer=fsdp), splits every block and every player's network."""
@@ -172,7 +187,7 @@ class Task(Measurable):
         torch.manual_seed(((self.seed * 1_000_003 + self.batches_trained) * 65_536 + self.global_rank) % 2**63)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        self.trace = {}
+        self.trace, self.accumulating = {}, True
         batch = self.composition.transform_batch(self, batch)
         losses = self.composition.extend_losses(self, batch, self.losses(batch))
         if self._observe is not None:
@@ -345,13 +360,21 @@ class Task(Measurable):
                 # likewise: clipping would spread it
                 nn.utils.clip_grads_with_norm_(parameters, value, torch.where(norm.isfinite(), norm, 0.0) if guarded else norm)
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Makes the step and calls what follows it; Lightning asks for it once per optimizer step."""
+        super().optimizer_step(*args, **kwargs)
+        self.steps_trained, self.accumulating = self.steps_trained + 1, False
+        with torch.no_grad():
+            self.composition.after_step(self)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["etude"] = {
-            "batches_trained": self.batches_trained, "recipe": self.recipe, "phases": self.phases.state_dict()
-        }  # fmt: skip
+        counts = {"batches_trained": self.batches_trained, "steps_trained": self.steps_trained}
+        checkpoint["etude"] = {**counts, "recipe": self.recipe, "phases": self.phases.state_dict()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.batches_trained = checkpoint["etude"]["batches_trained"]
+        saved = checkpoint["etude"]
+        self.batches_trained = saved["batches_trained"]
+        self.steps_trained = saved.get("steps_trained", checkpoint["global_step"])  # older checkpoints lack the count
         self.phases.load(self, checkpoint)
         if "trained_weights" in checkpoint:  # of a run that was over
             checkpoint["state_dict"] = checkpoint["trained_weights"]

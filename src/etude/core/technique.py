@@ -35,6 +35,15 @@ class GradientSlot(IntEnum):
     SKIP = 3
 
 
+class StepSlot(IntEnum):
+    """When a technique acts after an optimizer step, first to last; the task's own `after_step` comes after WEIGHTS."""
+
+    REPAIR = 0  # puts right what a step that was left out has disturbed
+    WEIGHTS = 1  # changes weights: keeps, projects or prunes them
+    AVERAGE = 2  # copies or averages the weights that the step ends with
+    PLAN = 3  # counts steps and decides what comes next
+
+
 class Power(StrEnum):
     """What only one technique of a run may own."""
 
@@ -49,10 +58,10 @@ class Technique(pl.Callback):
     """A Lightning callback that may also change batches, add losses, weigh them and change gradients.
 
     A subclass overrides what it needs; whoever overrides `transform_batch` declares `batch_slot`, whoever overrides
-    `transform_gradients` declares `gradient_slot`, whoever overrides `weigh` claims `Power.WEIGHING`. All state goes
-    through Lightning's `state_dict`/`load_state_dict`. What a technique needs and the task does not offer is a ValueError
-    of its `setup` that names both; a technique that acts on faults alone declares `guards`, one that only looks declares
-    `observes`.
+    `transform_gradients` declares `gradient_slot`, whoever overrides `after_step` declares `step_slot`, whoever overrides
+    `weigh` claims `Power.WEIGHING`. All state goes through Lightning's `state_dict`/`load_state_dict`. What a technique needs
+    and the task does not offer is a ValueError of its `setup` that names both; a technique that acts on faults alone declares
+    `guards`, one that only looks declares `observes`.
 
     Args:
         seed: of the technique's own randomness, see `generator`; only techniques that draw have it as an option.
@@ -61,6 +70,7 @@ class Technique(pl.Callback):
     claims: ClassVar[frozenset[Power]] = frozenset()
     batch_slot: ClassVar[BatchSlot | None] = None
     gradient_slot: ClassVar[GradientSlot | None] = None
+    step_slot: ClassVar[StepSlot | None] = None
     guards: ClassVar[bool] = False
     observes: ClassVar[bool] = False
 
@@ -126,6 +136,12 @@ class Technique(pl.Callback):
     def transform_gradients(self, task: "Task") -> None:
         """Changes `.grad` of the task's parameters in place, before the step. Needs `gradient_slot`."""
 
+    def after_step(self, task: "Task") -> None:
+        """Acts once after each optimizer step, before any checkpoint is written. Needs `step_slot`.
+
+        `task.steps_trained` counts this step already. Runs without gradients. See `Task.after_step` for steps that are left out.
+        """
+
     def on_phase_end(self, task: "Task") -> None:
         """Called at a boundary between two phases, not at the end of the run: after the last step of `task.phase`, whose weights
         and optimizer are still there."""
@@ -155,6 +171,7 @@ class Composition:
         self.corrections = {name: base for technique in self.techniques for name, base in technique.corrections.items()}
         self._before_clip = [t for slot, _, t in sorted(slots) if slot < GradientSlot.CLIP]
         self._after_clip = [t for slot, _, t in sorted(slots) if slot >= GradientSlot.CLIP]
+        self._after_step = sorted((t for t in self.techniques if t.step_slot is not None), key=lambda t: (t.step_slot, t.name))
         self._weigher = self._owner(Power.WEIGHING, "weigh")
         self.backward_owner = self._owner(Power.BACKWARD, "backward")
         self.terms: dict[str, Tensor] = {}  # of the last batch, for reports
@@ -176,6 +193,7 @@ class Composition:
             for hook, declared in (
                 ("transform_batch", technique.batch_slot is not None),
                 ("transform_gradients", technique.gradient_slot is not None),
+                ("after_step", technique.step_slot is not None),
             ):
                 if _overrides(technique, hook) != declared:
                     raise ValueError(
@@ -252,6 +270,17 @@ class Composition:
         clip()
         for technique in self._after_clip:
             technique.transform_gradients(task)
+
+    def after_step(self, task: "Task") -> None:
+        """Calls every technique's `after_step` in slot order, and the task's own once weights are no longer changed."""
+        waiting = True
+        for technique in self._after_step:
+            if waiting and technique.step_slot is not None and technique.step_slot > StepSlot.WEIGHTS:
+                task.after_step()
+                waiting = False
+            technique.after_step(task)
+        if waiting:
+            task.after_step()
 
 
 def _overrides(technique: Technique, hook: str) -> bool:

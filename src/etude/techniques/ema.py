@@ -8,7 +8,7 @@ from torch import Tensor
 
 from etude.core.averaging import EvaluationWeights, refuse_split_weights
 from etude.core.task import Task
-from etude.core.technique import Power, Technique
+from etude.core.technique import Power, StepSlot, Technique
 
 
 class Ema(Technique):
@@ -28,6 +28,7 @@ class Ema(Technique):
     """
 
     claims: ClassVar[frozenset[Power]] = frozenset({Power.EVALUATION_WEIGHTS})
+    step_slot: ClassVar[StepSlot] = StepSlot.AVERAGE
 
     def __init__(self, *, decay: float = 0.999) -> None:
         super().__init__()
@@ -36,7 +37,6 @@ class Ema(Technique):
         self.decay = decay
         self.updates = 0
         self._held = EvaluationWeights()
-        self._seen_step = -1
         self._weights: list[Tensor] = []  # the task's own, in the order of the average's
 
     @property
@@ -52,17 +52,10 @@ class Ema(Technique):
             self._held.values = {name: value.clone() for name, value in self._held.trained(pl_module).items()}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._seen_step = trainer.global_step  # known only now: a resumed run's step is restored after on_fit_start
         weights = self._held.trained(pl_module)
         self._weights = [weights[name] for name in self._average]
 
-    @torch.no_grad()
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.global_step == self._seen_step:  # gradients are still being accumulated
-            return
-        self._seen_step = trainer.global_step
+    def after_step(self, task: Task) -> None:
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(list(self._average.values()), self._weights, 1 - decay)

@@ -10,7 +10,7 @@ from torch import Tensor
 from etude.core.faults import bad_module, bad_terms, is_finite
 from etude.core.optimizer_state import leave_out
 from etude.core.task import Task
-from etude.core.technique import GradientSlot, Technique
+from etude.core.technique import GradientSlot, StepSlot, Technique
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ class Finite(Technique):
     """
 
     gradient_slot: ClassVar[GradientSlot] = GradientSlot.SKIP
+    step_slot: ClassVar[StepSlot] = StepSlot.REPAIR
     guards: ClassVar[bool] = True
 
     def __init__(self, *, max_skipped: int = 10) -> None:
@@ -76,12 +77,14 @@ class Finite(Technique):
                 "clip gradients (trainer.gradient_clip_val) or look into the terms named"
             )
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def after_step(self, task: Task) -> None:
         if self._put_back is not None:
             self._put_back()
             self._put_back = None
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if self.is_logged(trainer):
             pl_module.log("train/skipped_steps", float(self.skipped))
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from etude.core.faults import bad_module, bad_terms
 from etude.core.optimizer_state import leave_out
 from etude.core.task import Task
-from etude.core.technique import GradientSlot, Technique
+from etude.core.technique import GradientSlot, StepSlot, Technique
 
 log = logging.getLogger(__name__)
 FLOOR = 0.01  # of the median's size: the smallest deviation that counts as one
@@ -55,6 +55,7 @@ class Stability(Technique):
     """
 
     gradient_slot: ClassVar[GradientSlot] = GradientSlot.CLIP
+    step_slot: ClassVar[StepSlot] = StepSlot.REPAIR
 
     def __init__(
         self,
@@ -205,12 +206,14 @@ class Stability(Technique):
             group["lr"] = rate
         return True
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def after_step(self, task: Task) -> None:
         if self._put_back is not None:
             self._put_back()
             self._put_back = None
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if not self.is_logged(trainer):
             return
         pl_module.log("train/spikes", float(self.spikes))

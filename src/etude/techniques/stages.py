@@ -3,14 +3,14 @@
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 
 from etude.core.phases import Phase
 from etude.core.plateau import Plateau, check_mode
 from etude.core.task import Task
-from etude.core.technique import Technique
+from etude.core.technique import StepSlot, Technique
 
 log = logging.getLogger(__name__)
 
@@ -47,12 +47,13 @@ class Stages(Technique):
         ValueError: an unknown key, nothing to tell where a phase ends; in setup, an unknown parameter, column or metric.
     """
 
+    step_slot: ClassVar[StepSlot] = StepSlot.PLAN
+
     def __init__(self, *, stages: Sequence[Mapping[str, Any]] | None = None) -> None:
         super().__init__()
         self.phases = [self._phase(stage, number, len(stages or ())) for number, stage in enumerate(stages or (), start=1)]
         self.plateau = Plateau()
         self.reason = ""  # why the phase ends before the next batch
-        self._step, self._between = 0, True  # no gradients are being accumulated
 
     @staticmethod
     def _phase(stage: Mapping[str, Any], number: int, count: int) -> Phase:
@@ -100,27 +101,27 @@ class Stages(Technique):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Task)
-        self._step = trainer.global_step
         self._finish(trainer, pl_module)  # a run that was over is over again
 
     # --- transitions: decided after a step or a validation, done before the next batch ---
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         assert isinstance(pl_module, Task)
-        if self.reason and self._between and not pl_module.phases.is_last:
+        if self.reason and not pl_module.accumulating and not pl_module.phases.is_last:
             self._next(trainer, pl_module)
+
+    def after_step(self, task: Task) -> None:
+        length = task.phase.max_steps
+        if length is not None and task.steps_trained - task.phases.began >= length:
+            self.reason = self.reason or f"its {length} steps are over"
+        self._finish(task.trainer, task)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, Task)
-        self._between, self._step = trainer.global_step != self._step, trainer.global_step
-        length = pl_module.phase.max_steps
-        if length is not None and trainer.global_step - pl_module.phases.began >= length:
-            self.reason = self.reason or f"its {length} steps are over"
         if self.is_logged(trainer):
             pl_module.log("stages/number", float(pl_module.phases.number + 1))
-        self._finish(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Task)
@@ -134,16 +135,16 @@ class Stages(Technique):
             raise ValueError(f"technique.stages: monitor of {phase.name} is {monitor!r}, not logged; there are {found}")
         self.plateau.improves(float(value))
         best, waited = self.plateau.best, self.plateau.waited
-        if waited >= phase.patience and trainer.global_step - pl_module.phases.began >= phase.min_steps:
+        if waited >= phase.patience and pl_module.steps_trained - pl_module.phases.began >= phase.min_steps:
             self.reason = self.reason or f"{monitor} has not improved on {best:.4f} for {waited} validations"
         self._finish(trainer, pl_module)
 
     def _finish(self, trainer: pl.Trainer, task: Task) -> None:
         """Ends the run where its last phase is over."""
-        if not self.reason or not self._between or not task.phases.is_last or trainer.should_stop:
+        if not self.reason or task.accumulating or not task.phases.is_last or trainer.should_stop:
             return
-        if trainer.global_step < trainer.max_steps:
-            log.warning(f"stages: {task.phase.name}, the last one, ends at step {trainer.global_step}: {self.reason}")
+        if task.steps_trained < trainer.max_steps:
+            log.warning(f"stages: {task.phase.name}, the last one, ends at step {task.steps_trained}: {self.reason}")
         trainer.should_stop = True
 
     def _next(self, trainer: pl.Trainer, task: Task) -> None:

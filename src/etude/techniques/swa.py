@@ -7,7 +7,7 @@ import torch
 
 from etude.core.averaging import EvaluationWeights, refuse_split_weights
 from etude.core.task import Task
-from etude.core.technique import Power, Technique
+from etude.core.technique import Power, StepSlot, Technique
 
 
 class Swa(Technique):
@@ -33,6 +33,7 @@ class Swa(Technique):
     """
 
     claims: ClassVar[frozenset[Power]] = frozenset({Power.EVALUATION_WEIGHTS})
+    step_slot: ClassVar[StepSlot] = StepSlot.AVERAGE
 
     def __init__(self, *, start: float = 0.75, every: int = 10) -> None:
         super().__init__()
@@ -43,7 +44,7 @@ class Swa(Technique):
         self.start, self.every = start, every
         self.taken = 0
         self._held = EvaluationWeights()
-        self._first, self._seen_step = 0, -1
+        self._first = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         refuse_split_weights(trainer, self.name)
@@ -52,23 +53,16 @@ class Swa(Technique):
         self._held.begin(pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._seen_step = trainer.global_step
         total = trainer.estimated_stepping_batches
         if total == float("inf"):
             raise ValueError("swa.start is a share of the run: set trainer.max_steps or trainer.max_epochs")
         self._first = max(1, round(self.start * total))
 
-    @torch.no_grad()
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        step = trainer.global_step
-        if step == self._seen_step:  # gradients are still being accumulated
-            return
-        self._seen_step = step
+    def after_step(self, task: Task) -> None:
+        step = task.steps_trained
         if step < self._first or (step - self._first) % self.every:
             return
-        weights = self._held.trained(pl_module)
+        weights = self._held.trained(task)
         if not self._held.values:
             self._held.values = {name: value.clone() for name, value in weights.items()}
         else:

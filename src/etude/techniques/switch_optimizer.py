@@ -74,7 +74,7 @@ class SwitchOptimizer(Technique):
         self.patience, self.plateau = patience, Plateau(mode=mode, min_delta=min_delta)
         self.switched: dict[str, Any] = {}  # how the new optimizer is built, once there is one
         self._task: Task | None = None
-        self._total, self._seen_step = math.inf, -1
+        self._total = math.inf
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if not isinstance(pl_module, Task) or stage != "fit":
@@ -100,7 +100,7 @@ class SwitchOptimizer(Technique):
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._seen_step, self._total = trainer.global_step, trainer.estimated_stepping_batches
+        self._total = trainer.estimated_stepping_batches
         if self.at is not None and self._total == math.inf:
             raise ValueError("switch_optimizer.at is a share of the run: set trainer.max_steps or trainer.max_epochs")
 
@@ -109,7 +109,7 @@ class SwitchOptimizer(Technique):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Task, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
         if self.switched:
             return
-        if self.at is not None and trainer.global_step >= self.at * self._total:
+        if self.at is not None and pl_module.steps_trained >= self.at * self._total:
             self._switch(trainer, pl_module, f"{self.at:g} of the run has passed")
         elif self.stage is not None and pl_module.phase.name == self.stage:
             self._switch(trainer, pl_module, f"stage {self.stage} begins", steps=pl_module.schedule_steps)
@@ -120,10 +120,10 @@ class SwitchOptimizer(Technique):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        assert isinstance(pl_module, Task)
         watched = self.monitor is not None and self.monitor.startswith("train/")
-        if watched and trainer.global_step != self._seen_step and self.is_logged(trainer):
+        if watched and not pl_module.accumulating and self.is_logged(trainer):
             self._look(trainer)
-        self._seen_step = trainer.global_step
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.monitor is not None and not self.monitor.startswith("train/") and not trainer.sanity_checking:
@@ -144,8 +144,8 @@ class SwitchOptimizer(Technique):
         former, players = trainer.optimizers[0], task.player_lr
         rates = _rates(task)
         self.switched = {
-            "step": trainer.global_step,
-            "schedule_steps": steps or (None if self._total == math.inf else int(self._total) - trainer.global_step),
+            "step": task.steps_trained,
+            "schedule_steps": steps or (None if self._total == math.inf else int(self._total) - task.steps_trained),
             "former": {name: former.defaults.get(name) for name in ("lr", "weight_decay")},
             "player_lr": {},
         }
@@ -155,7 +155,7 @@ class SwitchOptimizer(Technique):
         self._build(task)
         trainer.strategy.setup_optimizers(trainer)
         names = f"{type(former).__name__} gives way to {type(trainer.optimizers[0]).__name__}"
-        log.warning(f"step {trainer.global_step}: {names}, for {reason}")
+        log.warning(f"step {task.steps_trained}: {names}, for {reason}")
 
     def _build(self, task: Task) -> None:
         """Gives the task the new optimizer, as `switched` says."""
