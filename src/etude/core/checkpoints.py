@@ -11,6 +11,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 
+from etude.core import lightning
+
 log = logging.getLogger(__name__)
 
 
@@ -102,8 +104,7 @@ class LastCheckpoint(Checkpoint):
             return
         due = step % self.every_n_steps == 0 or step == trainer.max_steps or trainer.should_stop
         stop = self._stop_asked(trainer)
-        epoch: Any = trainer.fit_loop.epoch_loop
-        if epoch._should_check_val_fx(trainer.fit_loop._data_fetcher) and not epoch.val_loop.skip:
+        if lightning.validation_follows(trainer):
             self._pending = due or stop
             self._between = True
             return

@@ -1,13 +1,12 @@
 """What optimizers remember: carried over to a new one, and put back after a step that is left out."""
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-if TYPE_CHECKING:
-    from etude.core.task import Task
+from etude.core.any_task import AnyTask
 
 COUNTERS = ("step", "counter", "k", "weight_sum", "lr_max")  # what optimizers keep in a group rather than with each weight
 
@@ -42,7 +41,7 @@ def _padded(value: Any, source: Tensor, weight: Tensor) -> Any:
     return larger
 
 
-def leave_out(task: "Task") -> Callable[[], None]:
+def leave_out(task: AnyTask) -> Callable[[], None]:
     """Takes all gradients away, so that the step about to be made changes no weight and no moment.
 
     Returns what, called after that step, puts back the counters that optimizers keep for a group and count on regardless.

@@ -6,13 +6,11 @@ number will be: known in advance where a phase ends with its `max_steps`.
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from etude.core.phases import Phase
-    from etude.core.task import Task
+from etude.core.any_task import AnyTask
 
 
 @runtime_checkable
@@ -40,6 +38,19 @@ class HasStyles(Protocol):
     def may_leave_styles_out(self, name: str) -> None: ...
 
 
+class HasData(Protocol):
+    """A phase, of which only this matters here; see `etude.core.phases.Phase`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def data(self) -> Mapping[str, Any]: ...
+
+    @property
+    def max_steps(self) -> int | None: ...
+
+
 class Draws:
     """From which batch on training draws the pieces of which phase.
 
@@ -57,7 +68,7 @@ class Draws:
         self._data: ChoosesPieces | None = None
         self._known = False  # whether `changes` are of this run yet
 
-    def choose(self, task: "Task", sequence: Sequence["Phase"]) -> None:
+    def choose(self, task: AnyTask, sequence: Sequence[HasData]) -> None:
         """Tells the data which pieces each phase trains on, where one leaves any out.
 
         Raises:
@@ -81,7 +92,7 @@ class Draws:
         self._data = data
         data.admit("phases", partial(self.rule, task))
 
-    def rule(self, task: "Task", rows: np.ndarray, draw: int) -> np.ndarray:
+    def rule(self, task: AnyTask, rows: np.ndarray, draw: int) -> np.ndarray:
         """1 for each piece (row of the table) that the phase of this batch trains on."""
         if not self._known:  # only now has every technique had its say in the length of an epoch
             self.changes, self._known = self._expected(task, step=0), True
@@ -89,11 +100,11 @@ class Draws:
         admitted: np.ndarray = self._masks[number][rows].astype(np.float64)
         return admitted
 
-    def boundary(self, task: "Task") -> None:
+    def boundary(self, task: AnyTask) -> None:
         """Takes notice that the next phase begins with the batch at hand; what is drawn already can't change any more."""
-        self._replan(task, step=task.trainer.global_step)
+        self._replan(task, step=task.steps_trained)
 
-    def _replan(self, task: "Task", *, step: int) -> None:
+    def _replan(self, task: AnyTask, *, step: int) -> None:
         """Lets batches that nobody has drawn yet follow what is known now; where nothing has surprised, nothing changes."""
         if self._data is None:
             return
@@ -104,7 +115,7 @@ class Draws:
         turn = [[first, number]] if number != kept[-1][1] else []
         self.changes = [*kept, *turn, *(change for change in expected if change[0] > first)]
 
-    def _expected(self, task: "Task", *, step: int) -> list[list[int]]:
+    def _expected(self, task: AnyTask, *, step: int) -> list[list[int]]:
         """The changes from the phase under way on, where each ends with its `max_steps`."""
         assert self._data is not None
         phases, now, epoch = task.phases, task.batches_trained, self._data.epoch_batches
@@ -122,7 +133,7 @@ class Draws:
     def state_dict(self) -> list[list[int]]:
         return [list(change) for change in self.changes]
 
-    def load(self, task: "Task", changes: Sequence[Sequence[int]], *, step: int) -> None:
+    def load(self, task: AnyTask, changes: Sequence[Sequence[int]], *, step: int) -> None:
         """Goes on from the changes of a checkpoint written at optimizer step `step`."""
         self.changes, self._known = [list(change) for change in changes], True
         self._replan(task, step=step)
@@ -137,7 +148,7 @@ def batches_of(steps: int, *, at: int, epoch: int, accumulate: int) -> int:
     return epochs * epoch + rest * accumulate - at
 
 
-def _mask(phase: "Phase", columns: Mapping[str, np.ndarray]) -> np.ndarray:
+def _mask(phase: HasData, columns: Mapping[str, np.ndarray]) -> np.ndarray:
     mask = np.ones(len(next(iter(columns.values()))), bool)
     for name, wanted in phase.data.items():
         if name not in columns:
@@ -152,7 +163,7 @@ def _mask(phase: "Phase", columns: Mapping[str, np.ndarray]) -> np.ndarray:
     return mask
 
 
-def _check_styles(phase: "Phase", genres: np.ndarray, styles: Sequence[str], task: "Task") -> None:
+def _check_styles(phase: HasData, genres: np.ndarray, styles: Sequence[str], task: AnyTask) -> None:
     """Raises: ValueError where the task can't train on so few styles."""
     left = [style for style in styles if style in genres]
     least = task.least_styles or len(styles)

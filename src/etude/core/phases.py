@@ -7,16 +7,15 @@ the option group `stage=` describe such sequences, or runs that follow one anoth
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
+from etude.core import lightning
+from etude.core.any_task import AnyTask
 from etude.core.optimizer_state import carry_state
 from etude.core.phase_draws import Draws
-
-if TYPE_CHECKING:
-    from etude.core.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +100,7 @@ class Phases:
 
     # --- a new sequence ---
 
-    def give(self, task: "Task", sequence: Sequence[Phase]) -> None:
+    def give(self, task: AnyTask, sequence: Sequence[Phase]) -> None:
         """Gives a run its phases and begins with the first; called in the setup of a technique, before a checkpoint is loaded.
 
         Raises:
@@ -123,7 +122,7 @@ class Phases:
         self.draws.choose(task, self.sequence)
         self._apply(task)
 
-    def _check(self, phase: Phase, task: "Task") -> None:
+    def _check(self, phase: Phase, task: AnyTask) -> None:
         who = type(task).__name__
         for prefix in phase.frozen if not self.added and not phase.modules else ():
             if prefix != "embeddings" and not any(name.startswith(prefix) for name in self._trainable):
@@ -136,7 +135,7 @@ class Phases:
         if phase.modules and not task.takes_modules:
             raise ValueError(f"modules of {phase.name}: {who} has no modules to add in a phase; leave modules out")
 
-    def _apply(self, task: "Task") -> None:
+    def _apply(self, task: AnyTask) -> None:
         """Makes the task what the phase under way wants; the next `configure_optimizers` builds accordingly."""
         phase = self.current
         frozen = tuple(name for name in phase.frozen if name != "embeddings")
@@ -152,7 +151,7 @@ class Phases:
 
     # --- a boundary ---
 
-    def advance(self, task: "Task") -> None:
+    def advance(self, task: AnyTask) -> None:
         """Ends the phase under way and begins the next; only between two optimizer steps, before the next batch is trained.
 
         The optimizer is built anew and keeps what it knew of the parameters that stay; of one that has grown in
@@ -161,7 +160,7 @@ class Phases:
         """
         task.composition.on_phase_end(task)
         run = task.trainer
-        self.number, self.began = self.number + 1, run.global_step
+        self.number, self.began = self.number + 1, task.steps_trained
         before = dict(task.named_parameters())
         if self.current.modules:
             self.add(task, self.current.modules)
@@ -172,12 +171,12 @@ class Phases:
         for parameter in task.parameters():
             if not parameter.requires_grad:
                 parameter.grad = None
-        run.strategy.setup_optimizers(run)
+        lightning.rebuild_optimizers(run)
         for old, new in zip(former, run.optimizers, strict=True):
             carry_state(old, new, grown=grown)
         task.composition.on_phase_start(task)
 
-    def add(self, task: "Task", options: Mapping[str, Any]) -> None:
+    def add(self, task: AnyTask, options: Mapping[str, Any]) -> None:
         """Has the task add modules, and remembers it for its checkpoints; their first weights are a function of the task's seed
         and of how many were added before."""
         with torch.random.fork_rng(devices=[]):
@@ -199,7 +198,7 @@ class Phases:
             "names": self.names, "number": self.number, "began": self.began, "added": self.added, "draws": self.draws.state_dict()
         }  # fmt: skip
 
-    def load(self, task: "Task", checkpoint: Mapping[str, Any]) -> None:
+    def load(self, task: AnyTask, checkpoint: Mapping[str, Any]) -> None:
         """Goes on where a checkpoint stands, before its weights are loaded and the optimizer is built.
 
         Raises:
@@ -235,11 +234,11 @@ def _of_stages(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"names": [], "number": old["number"], "began": old["started"], "added": [], "draws": old["changes"]}
 
 
-def _embeddings(task: "Task") -> list[str]:
+def _embeddings(task: AnyTask) -> list[str]:
     return [name for name, module in task.named_modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag)]
 
 
-def rate_factors(task: "Task", lr: float, decay: float) -> dict[str, float]:
+def rate_factors(task: AnyTask, lr: float, decay: float) -> dict[str, float]:
     """Beginnings of parameter names and the factors of their learning rates."""
     factors = {"": lr} if lr != 1 or decay != 1 else {}
     if decay == 1:

@@ -8,9 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from etude.core import gradients, lightning
 from etude.core.averaging import go_on_without
 from etude.core.batch import Batch
+from etude.core.clipping import clip_players
 from etude.core.measuring import Measurable
+from etude.core.parameter_groups import parameter_groups
 from etude.core.phases import Phase, Phases
 from etude.core.protocols import Attached, Observing
 from etude.core.technique import Composition, Technique
@@ -51,9 +54,12 @@ class Task(Measurable):
     A task whose terms come and go declares them as `lazy_terms`: a weight of one that is not there is no mistake. What
     validation measures stands in `measures`; a task that always has the same terms may name them in `terms`.
     `example_axis` is the axis that holds the examples in every entry of its batches; see `etude.core.batch`.
+    `kept_for_step` names what of the `trace` is kept until `after_step`, detached, in `step_trace`: for each name the tensors of
+    the step's batches. Keys of a queue come this way.
 
     `batches_trained` and `steps_trained` count batches and optimizer steps of the whole run, also over a resume; `accumulating`
-    says whether gradients of batches seen wait for their optimizer step.
+    says whether gradients of batches seen wait for their optimizer step; `aside`, whether `losses_at` asks for losses that are
+    not this batch's, so that who listens to forward passes should not.
 
     For techniques: `trace` holds what `losses` computed on the batch at hand, with its graph, by the names that the task
     documents; `lr_factors` (beginning of a parameter's name -> factor of its learning rate, the longest wins) and
@@ -67,6 +73,7 @@ class Task(Measurable):
     lazy_terms: ClassVar[frozenset[str]] = frozenset()
     example_axis: ClassVar[int | None] = None
     least_styles: ClassVar[int | None] = None  # None: it needs them all
+    kept_for_step: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -86,6 +93,8 @@ class Task(Measurable):
         self.batches_trained = 0
         self.steps_trained = 0
         self.accumulating = False
+        self.aside = False
+        self.step_trace: dict[str, list[Tensor]] = {}
         self.composition = Composition()
         self.recipe: dict[str, Any] = {}
         self.trace: dict[str, Tensor] = {}
@@ -103,7 +112,12 @@ class Task(Measurable):
     # What a task's author writes.
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Returns the named, unweighted, differentiable scalar terms; `player/term` where there are several players."""
+        """Returns the named, unweighted, differentiable scalar terms; `player/term` where there are several players.
+
+        Also called in validation and by `losses_at`, so it fills no queue and counts nothing: `after_step` does, from
+        `step_trace`. Buffers that a forward pass writes (BatchNorm) may change, and attributes that are a `gradients.Memory`,
+        such as an image pool.
+        """
         raise TypeError(f"{type(self).__name__} must define losses(batch)")
 
     @property
@@ -160,10 +174,10 @@ class Task(Measurable):
 
     def setup(self, stage: str) -> None:
         """Collects the trainer's techniques; their order in its callback list is of no account."""
-        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        callbacks = lightning.callbacks_of(self.trainer)
         self.composition = Composition(c for c in callbacks if isinstance(c, Technique))
         rest = [c for c in callbacks if not isinstance(c, Technique)]
-        self.trainer.callbacks = [*self.composition.techniques, *rest]  # type: ignore[attr-defined]
+        lightning.set_callbacks(self.trainer, [*self.composition.techniques, *rest])
         self.prepare_means()
         self.steps_trained, self.accumulating = self.trainer.global_step, False  # a resumed run's count is loaded after this
 
@@ -189,7 +203,7 @@ class Task(Measurable):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.trace, self.accumulating = {}, True
         batch = self.composition.transform_batch(self, batch)
-        losses = self.composition.extend_losses(self, batch, self.losses(batch))
+        losses = self.composition.extend_losses(self, batch, self.composition.make_losses(self, batch))
         if self._observe is not None:
             self._observe(self, batch)
         unknown = self.loss_weights.keys() - losses.keys() - self.lazy_terms
@@ -200,10 +214,49 @@ class Task(Measurable):
         if self.composition.backward_owner is not None:
             self._terms = self.weighted(losses)
         self.batches_trained += 1
+        for name in self.kept_for_step:
+            self.step_trace.setdefault(name, []).append(self.trace[name].detach())
         self.trace = {}
         self.log("train/loss", loss.detach(), prog_bar=True)
         self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()})
         return loss
+
+    def losses_at(
+        self, batch: Batch, *, parameters: Mapping[str, Tensor] | None = None, undisturbed: bool = True, reduce: bool = False
+    ) -> dict[str, Tensor]:
+        """Returns the losses on any batch, with `parameters` in place of the weights of these names, and disturbs nothing.
+
+        The trace, buffers, image pools, random states, logs, gradients and counters stay as they were; draws are those that would
+        come next. The precision is the run's, also where autocast is off. A graph is built where gradients are enabled, to the
+        own weights or to `parameters`; in inference mode, in which `trainer.validate` runs, enable them with
+        `etude.core.gradients.gradients_enabled`.
+
+        undisturbed: False for the pass of a training step itself (`Power.LOSSES`), which leaves its trace and all else behind.
+        reduce: means over all ranks; their gradients are those of the own rank.
+
+        Raises:
+            ValueError: a name in `parameters` that the task does not have, or `parameters` under trainer=fsdp.
+        """
+        return gradients.losses_at(self, batch, parameters=parameters, undisturbed=undisturbed, reduce=reduce)
+
+    def gradient_of(
+        self, batch: Batch, *, parameters: Mapping[str, Tensor] | None = None, create_graph: bool = False, reduce: bool = False
+    ) -> dict[str, Tensor]:
+        """Returns the gradient, by parameter name, of the losses on any batch, summed with `loss_weights`; see `losses_at`.
+
+        Of `parameters` alone where given, else of all weights that are trained; those that the losses do not reach are left out.
+        Without the terms and factors of techniques. Works anywhere, also under `torch.no_grad()` and in inference mode; `.grad`
+        stays as it is. create_graph: for inner loops that are differentiated. reduce: means over all ranks.
+
+        Raises:
+            ValueError: as `losses_at`; always under trainer=fsdp.
+        """
+        return gradients.gradient_of(self, batch, parameters=parameters, create_graph=create_graph, reduce=reduce)
+
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        """Logs a value, but for what `losses_at` computes."""
+        if not self.aside:
+            super().log(*args, **kwargs)
 
     def nowhere(self, names: Iterable[str], losses: Iterable[str]) -> list[str]:
         """Those of `names`, none of them in `losses`, that can't be terms: of a player that plays on this batch, or of none.
@@ -222,7 +275,7 @@ class Task(Measurable):
         if owner is None:
             super().backward(loss, *args, **kwargs)
             return
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        scaler = lightning.scaler_of(self.trainer)
         scale = (scaler.get_scale() if scaler is not None else 1.0) / self.trainer.accumulate_grad_batches
         owner.backward(self, {name: term * scale for name, term in self._terms.items()} if scale != 1 else self._terms)
         self._terms = {}
@@ -257,40 +310,11 @@ class Task(Measurable):
         if name not in known and not name.startswith("train/"):
             raise ValueError(f"{who} is {name!r}, which nothing logs; there are {', '.join(sorted(known))}")
 
-    def _lr_factor(self, name: str) -> float:
-        matching = [prefix for prefix in self.lr_factors if name.startswith(prefix)]
-        return self.lr_factors[max(matching, key=len)] if matching else 1.0
-
     def parameter_groups(self) -> list[dict[str, Any]]:
         """One or two groups a player and factor of the learning rate: matrices that decay; norms, biases and embeddings that
         do not."""
-        unknown = self.player_lr.keys() - self.players.keys()
-        if unknown:
-            raise ValueError(f"player_lr names {sorted(unknown)}, but the players are {sorted(self.players)}")
         names = {id(p): name for name, p in self.named_parameters()}
-        groups: list[dict[str, Any]] = []
-        for player, modules in self.players.items():
-            spared = {
-                id(p)
-                for module in modules
-                for child in module.modules()
-                if isinstance(child, nn.Embedding)
-                for p in child.parameters()
-            }
-            unique = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}
-            factors = {key: self._lr_factor(names[key]) for key in unique} if self.lr_factors else {}
-            for factor in sorted(set(factors.values()) or {1.0}):
-                mine = {key: p for key, p in unique.items() if factors.get(key, 1.0) == factor}
-                decay = [p for key, p in mine.items() if p.ndim >= 2 and key not in spared]
-                rest = [p for key, p in mine.items() if p.ndim < 2 or key in spared]
-                extra: dict[str, Any] = {"lr": self.player_lr[player]} if player in self.player_lr else {}
-                if factor != 1:
-                    extra["lr_factor"] = factor
-                if decay:
-                    groups.append({"params": decay, "player": player, **extra})
-                if rest:
-                    groups.append({"params": rest, "player": player, "weight_decay": 0.0, **extra})
-        return groups
+        return parameter_groups(self.players, names, player_lr=self.player_lr, lr_factors=self.lr_factors)
 
     def use_optimizer(
         self,
@@ -338,34 +362,17 @@ class Task(Measurable):
         self.composition.transform_gradients(self, lambda: self._clip(gradient_clip_val, gradient_clip_algorithm))
 
     def _clip(self, value: float | None, algorithm: str | None) -> None:
-        """Measures each player's gradient where it is clipped or guarded, and clips it."""
-        self.gradient_norms = {}
-        guarded = self.composition.guarded
-        if not value and not guarded:
-            return
-        for player, modules in self.players.items():
-            parameters = [p for module in modules for p in module.parameters() if p.grad is not None]
-            if not parameters:
-                continue
-            norm: Any = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-            split = hasattr(norm, "full_tensor")  # trainer=fsdp
-            self.gradient_norms[player] = norm.full_tensor() if split else norm
-            if value and algorithm == "value":
-                if guarded and not norm.isfinite():
-                    continue  # a guard leaves the step out, and wants to know where the fault is
-                nn.utils.clip_grad_value_(parameters, value)
-            elif value and split:
-                nn.utils.clip_grad_norm_(parameters, value)
-            elif value:
-                # likewise: clipping would spread it
-                nn.utils.clip_grads_with_norm_(parameters, value, torch.where(norm.isfinite(), norm, 0.0) if guarded else norm)
+        self.gradient_norms = clip_players(self.players, value, algorithm, guarded=self.composition.guarded)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Makes the step and calls what follows it; Lightning asks for it once per optimizer step."""
         super().optimizer_step(*args, **kwargs)
+        if lightning.is_accumulating(self.trainer):
+            return
         self.steps_trained, self.accumulating = self.steps_trained + 1, False
         with torch.no_grad():
             self.composition.after_step(self)
+        self.step_trace = {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         counts = {"batches_trained": self.batches_trained, "steps_trained": self.steps_trained}
@@ -378,5 +385,5 @@ class Task(Measurable):
         self.phases.load(self, checkpoint)
         if "trained_weights" in checkpoint:  # of a run that was over
             checkpoint["state_dict"] = checkpoint["trained_weights"]
-        if self._trainer is not None and self.trainer.state.fn == "fit":
+        if lightning.trainer_of(self) is not None and self.trainer.state.fn == "fit":
             go_on_without(self, checkpoint, {technique.state_key for technique in self.composition.techniques})

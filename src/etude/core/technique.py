@@ -3,16 +3,15 @@
 import hashlib
 from collections.abc import Iterable, Mapping
 from enum import IntEnum, StrEnum
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from etude.core import lightning
+from etude.core.any_task import AnyTask
 from etude.core.batch import Batch
-
-if TYPE_CHECKING:
-    from etude.core.task import Task
 
 
 class BatchSlot(IntEnum):
@@ -48,7 +47,7 @@ class Power(StrEnum):
     """What only one technique of a run may own."""
 
     BACKWARD = "the backward pass"
-    SAMPLER = "the sampler"
+    LOSSES = "how the task's losses are made"
     EVALUATION_WEIGHTS = "the evaluation weights"
     STEP = "the optimizer step"
     WEIGHING = "the weighting of losses"
@@ -59,9 +58,9 @@ class Technique(pl.Callback):
 
     A subclass overrides what it needs; whoever overrides `transform_batch` declares `batch_slot`, whoever overrides
     `transform_gradients` declares `gradient_slot`, whoever overrides `after_step` declares `step_slot`, whoever overrides
-    `weigh` claims `Power.WEIGHING`. All state goes through Lightning's `state_dict`/`load_state_dict`. What a technique needs
-    and the task does not offer is a ValueError of its `setup` that names both; a technique that acts on faults alone declares
-    `guards`, one that only looks declares `observes`.
+    `make_losses`, `weigh` or `backward` claims the `Power`. All state goes through Lightning's
+    `state_dict`/`load_state_dict`. What a technique needs and the task does not offer is a ValueError of its `setup` that names
+    both; a technique that acts on faults alone declares `guards`, one that only looks declares `observes`.
 
     Args:
         seed: of the technique's own randomness, see `generator`; only techniques that draw have it as an option.
@@ -101,52 +100,59 @@ class Technique(pl.Callback):
     def is_logged(self, trainer: pl.Trainer) -> bool:
         """Whether the loggers will be told of the step that is just done, or a validation follows on which somebody may look
         at what it logs; a `log` costs up to a millisecond."""
-        run: Any = trainer
-        often = run.val_check_batch not in (0, float("inf")) and (run.fit_loop.total_batch_idx + 1) % run.val_check_batch == 0
-        return bool(run.global_step % max(1, run.log_every_n_steps) == 0 or often or run.is_last_batch)
+        return lightning.is_logged(trainer)
 
     def generator(self, clock: int, device: torch.device | str = "cpu") -> torch.Generator:
         """Returns a generator seeded by (seed, name, clock), so that no technique shifts another's draws."""
         digest = hashlib.blake2b(f"{self.seed}/{self.name}/{clock}".encode(), digest_size=7).digest()
         return torch.Generator(device).manual_seed(int.from_bytes(digest, "big"))
 
-    def transform_batch(self, task: "Task", batch: Batch) -> Batch:
+    def transform_batch(self, task: AnyTask, batch: Batch) -> Batch:
         """Returns the batch to train on. Needs `batch_slot`."""
         return batch
 
-    def extra_losses(self, task: "Task", batch: Batch, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def make_losses(self, task: AnyTask, batch: Batch) -> dict[str, Tensor]:
+        """Returns the task's terms on the batch, made in another way than by `task.losses`, such as after an inner loop.
+
+        `task.losses_at` gives losses with other weights. Exclusive: needs a claim of `Power.LOSSES`.
+        """
+        found: dict[str, Tensor] = task.losses(batch)
+        return found
+
+    def extra_losses(self, task: AnyTask, batch: Batch, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns new named, unweighted terms (`scale_losses` weighs them); a name that exists is an error, other techniques'
         terms are never edited."""
         return {}
 
-    def scale_losses(self, task: "Task", losses: Mapping[str, Tensor]) -> dict[str, float | Tensor]:
+    def scale_losses(self, task: AnyTask, losses: Mapping[str, Tensor]) -> dict[str, float | Tensor]:
         """Returns factors of named terms, by which their weights are multiplied; 1 where a term is not named."""
         return {}
 
-    def weigh(self, task: "Task", losses: Mapping[str, Tensor]) -> Tensor:
+    def weigh(self, task: AnyTask, losses: Mapping[str, Tensor]) -> Tensor:
         """Turns the dictionary into one loss. Exclusive: needs a claim of `Power.WEIGHING`."""
-        return task.weighted_sum(losses)
+        found: Tensor = task.weighted_sum(losses)
+        return found
 
-    def backward(self, task: "Task", terms: Mapping[str, Tensor]) -> None:
+    def backward(self, task: AnyTask, terms: Mapping[str, Tensor]) -> None:
         """Adds the gradients of the terms, weighted and scaled as the step wants them, to `.grad` of all parameters.
 
         Exclusive: needs a claim of `Power.BACKWARD`.
         """
 
-    def transform_gradients(self, task: "Task") -> None:
+    def transform_gradients(self, task: AnyTask) -> None:
         """Changes `.grad` of the task's parameters in place, before the step. Needs `gradient_slot`."""
 
-    def after_step(self, task: "Task") -> None:
+    def after_step(self, task: AnyTask) -> None:
         """Acts once after each optimizer step, before any checkpoint is written. Needs `step_slot`.
 
         `task.steps_trained` counts this step already. Runs without gradients. See `Task.after_step` for steps that are left out.
         """
 
-    def on_phase_end(self, task: "Task") -> None:
+    def on_phase_end(self, task: AnyTask) -> None:
         """Called at a boundary between two phases, not at the end of the run: after the last step of `task.phase`, whose weights
         and optimizer are still there."""
 
-    def on_phase_start(self, task: "Task") -> None:
+    def on_phase_start(self, task: AnyTask) -> None:
         """Called at a boundary between two phases, not at the beginning of the run: before the first batch of `task.phase`, whose
         modules and optimizer are there."""
 
@@ -172,6 +178,7 @@ class Composition:
         self._before_clip = [t for slot, _, t in sorted(slots) if slot < GradientSlot.CLIP]
         self._after_clip = [t for slot, _, t in sorted(slots) if slot >= GradientSlot.CLIP]
         self._after_step = sorted((t for t in self.techniques if t.step_slot is not None), key=lambda t: (t.step_slot, t.name))
+        self._maker = self._owner(Power.LOSSES, "make_losses")
         self._weigher = self._owner(Power.WEIGHING, "weigh")
         self.backward_owner = self._owner(Power.BACKWARD, "backward")
         self.terms: dict[str, Tensor] = {}  # of the last batch, for reports
@@ -200,7 +207,11 @@ class Composition:
                         f"technique {technique.name!r}: overriding {hook} and declaring its slot or claim "
                         f"go together; only one of the two was done"
                     )
-            for hook, power in (("weigh", Power.WEIGHING), ("backward", Power.BACKWARD)):
+            for hook, power in (
+                ("make_losses", Power.LOSSES),
+                ("weigh", Power.WEIGHING),
+                ("backward", Power.BACKWARD),
+            ):
                 chosen = "claims" in vars(technique)  # by its options: then a hook may rest
                 overridden, claimed = _overrides(technique, hook), power in technique.claims
                 if claimed > overridden or (overridden > claimed and not chosen):
@@ -208,13 +219,18 @@ class Composition:
                         f"technique {technique.name!r}: overriding {hook} and claiming {power} go together; only one was done"
                     )
 
-    def transform_batch(self, task: "Task", batch: Batch) -> Batch:
+    def transform_batch(self, task: AnyTask, batch: Batch) -> Batch:
         """Applies every technique's batch transform in slot order."""
         for technique in self._batch_order:
             batch = technique.transform_batch(task, batch)
         return batch
 
-    def extend_losses(self, task: "Task", batch: Batch, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def make_losses(self, task: AnyTask, batch: Batch) -> dict[str, Tensor]:
+        """Returns the claimant's losses on the batch, or the task's own."""
+        found: dict[str, Tensor] = self._maker.make_losses(task, batch) if self._maker else task.losses(batch)
+        return found
+
+    def extend_losses(self, task: AnyTask, batch: Batch, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns the task's terms and every technique's new ones; each technique sees only the task's terms."""
         terms = dict(losses)
         for technique in self.techniques:
@@ -225,7 +241,7 @@ class Composition:
         self.terms = {name: value.detach() for name, value in terms.items()}
         return terms
 
-    def factors(self, task: "Task", losses: Mapping[str, Tensor]) -> dict[str, float | Tensor]:
+    def factors(self, task: AnyTask, losses: Mapping[str, Tensor]) -> dict[str, float | Tensor]:
         """Returns the product of all techniques' factors of each term that has any.
 
         Raises: ValueError for a factor of a term that is not there.
@@ -240,19 +256,20 @@ class Composition:
                 found[name] = found[name] * factor if name in found else factor
         return found
 
-    def on_phase_end(self, task: "Task") -> None:
+    def on_phase_end(self, task: AnyTask) -> None:
         """Tells all techniques that a phase ends."""
         for technique in self.techniques:
             technique.on_phase_end(task)
 
-    def on_phase_start(self, task: "Task") -> None:
+    def on_phase_start(self, task: AnyTask) -> None:
         """Tells all techniques that a phase begins."""
         for technique in self.techniques:
             technique.on_phase_start(task)
 
-    def weigh(self, task: "Task", losses: Mapping[str, Tensor]) -> Tensor:
+    def weigh(self, task: AnyTask, losses: Mapping[str, Tensor]) -> Tensor:
         """Returns the loss to minimise: the claimant's, or the task's weighted sum."""
-        return self._weigher.weigh(task, losses) if self._weigher else task.weighted_sum(losses)
+        found: Tensor = self._weigher.weigh(task, losses) if self._weigher else task.weighted_sum(losses)
+        return found
 
     @property
     def guarded(self) -> bool:
@@ -263,7 +280,7 @@ class Composition:
         """Whether techniques other than `besides` change gradients after the trainer's clipping, but for those that guard."""
         return any(t is not besides and not t.guards for t in self._after_clip)
 
-    def transform_gradients(self, task: "Task", clip: Any) -> None:
+    def transform_gradients(self, task: AnyTask, clip: Any) -> None:
         """Applies the gradient transforms in slot order, the trainer's own `clip()` at the start of CLIP."""
         for technique in self._before_clip:
             technique.transform_gradients(task)
@@ -271,7 +288,7 @@ class Composition:
         for technique in self._after_clip:
             technique.transform_gradients(task)
 
-    def after_step(self, task: "Task") -> None:
+    def after_step(self, task: AnyTask) -> None:
         """Calls every technique's `after_step` in slot order, and the task's own once weights are no longer changed."""
         waiting = True
         for technique in self._after_step:

@@ -6,6 +6,7 @@ Shape legend: b batch, t time, n = b * t tokens, d model width, h query heads, g
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Self
@@ -13,6 +14,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from etude.models import kernels
 
@@ -127,7 +129,7 @@ class Attention(nn.Module):
         dim: model width d, a multiple of num_heads.
         num_heads, num_kv_heads: h and g; g divides h.
         qk_norm: normalise queries and keys.
-        fused: use the functions of `kernels`.
+        fused: use the functions of `kernels`, which refuse second derivatives; False for plain PyTorch, which has them.
         rotate_values: turn the values too, and the result back (Miyato et al. 2024, eq. 7).
         causal: let a token attend up to the present alone; False for both directions, which takes no cache.
 
@@ -167,7 +169,9 @@ class Attention(nn.Module):
         elif self.fused and self.causal and q_hnk.is_cpu and torch.is_grad_enabled() and _runs(packing, batch, time):
             mixed = kernels.causal_attention(q_hnk, k_gnk, v_gnk, lengths=_runs(packing, batch, time))
         else:
-            mixed = _scaled_dot_product(q_hnk, k_gnk, v_gnk, batch, packing, causal=self.causal)
+            exact = not self.fused and torch.is_grad_enabled()  # of PyTorch's kernels, one can be differentiated twice
+            with sdpa_kernel(SDPBackend.MATH) if exact else nullcontext():
+                mixed = _scaled_dot_product(q_hnk, k_gnk, v_gnk, batch, packing, causal=self.causal)
         if self.rotate_values:  # what is read arrives turned by the difference of the two tokens' angles
             cos, sin = rotary
             mixed_hnk = kernels.rotary(mixed.reshape(batch * time, self.num_heads, -1), cos, -sin, fused=self.fused)

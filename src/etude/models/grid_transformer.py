@@ -34,14 +34,15 @@ class ContextEmbedding(nn.Module):
     Args:
         dim: width of the result.
         dropout: probability of leaving out a column; half of it, of leaving out a column for a whole batch row.
+        fused: sum in one kernel, which has no second derivative.
     """
 
     starts: Tensor
     sizes: Tensor
 
-    def __init__(self, *, dim: int, dropout: float) -> None:
+    def __init__(self, *, dim: int, dropout: float, fused: bool = True) -> None:
         super().__init__()
-        self.dropout = dropout
+        self.dropout, self.fused = dropout, fused
         self.table = nn.EmbeddingBag(4 * sum(SIZES), dim, mode="sum")
         self.voice = nn.Embedding(4, dim)
         self.chroma = nn.Linear(CHROMA, dim)
@@ -61,7 +62,12 @@ class ContextEmbedding(nn.Module):
             keep = torch.rand(flat.shape, device=flat.device) >= self.dropout
             keep &= torch.rand(len(flat), 1, device=flat.device) >= self.dropout / 2
             weights = keep.float()
-        summed = self.table(flat, per_sample_weights=weights).view(*voices.shape, -1)
+        if self.fused:
+            summed = self.table(flat, per_sample_weights=weights)
+        else:
+            columns = F.embedding(flat, self.table.weight)
+            summed = (columns if weights is None else columns * weights[..., None]).sum(-2)
+        summed = summed.view(*voices.shape, -1)
         return summed + self.voice(voices) + self.chroma(chroma)
 
 
@@ -141,8 +147,8 @@ class GridTransformer(nn.Module):
         self.low, self.high, self.rest_id, self.vocab_size = low, high, first_body, vocab_size
         self.dim, self.decoder_dim, self.max_len, self.dropout, self.fused = dim, decoder_dim, max_len, dropout, fused
         hidden_dim = hidden_dim or -(-8 * dim // (3 * 64)) * 64
-        self.frame_context = ContextEmbedding(dim=dim, dropout=context_dropout)
-        self.token_context = ContextEmbedding(dim=decoder_dim, dropout=context_dropout)
+        self.frame_context = ContextEmbedding(dim=dim, dropout=context_dropout, fused=fused)
+        self.token_context = ContextEmbedding(dim=decoder_dim, dropout=context_dropout, fused=fused)
         self.controls = nn.Embedding(vocab_size, dim)
         blocks = [
             Block(

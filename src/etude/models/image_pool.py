@@ -1,5 +1,7 @@
 """Past outputs of a generator, so that a discriminator does not forget what it has learned to see."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -40,6 +42,15 @@ class ImagePool:
             else:
                 given.append((output, style))
         return torch.stack([output for output, _ in given]), torch.tensor([style for _, style in given], device=style_n.device)
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Puts back what it holds now when it is left."""
+        kept = list(self._kept)
+        try:
+            yield
+        finally:
+            self._kept = kept
 
     def state(self) -> dict[str, Any]:
         """What `restore` goes on from."""

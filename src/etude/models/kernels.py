@@ -3,20 +3,62 @@
 A profile of a plain implementation under bf16 autocast on two CPU cores shows where a step goes: the backward
 pass of scaled dot-product attention (six times its forward), RMSNorm written as five elementwise passes, dropout
 masks from a serial generator. Each function here computes the same thing in fewer passes over memory, and is
-tested against autograd. None supports double backward or `torch.func`: build the model with `fused=False` for that.
+tested against autograd. None supports double backward or `torch.func`: a second derivative raises, build the model with
+`fused=False` for that.
 
 Shape legend: n tokens (all rows flattened), h heads, g query heads per key-value head, k head width, r norm groups.
 """
 
+import functools
 import itertools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 
 EPSILON = 1e-12  # in units of the mean square: only to keep a row of zeros finite
 QUERY_BLOCK = 256  # rows of the score matrix computed at once; skips about half of the masked upper triangle
+
+
+class _Refusal(torch.autograd.Function):
+    """Passes the first `count` tensors on, as if they depended on all; who differentiates them is refused."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensor.view_as(tensor) for tensor in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> Any:
+        raise RuntimeError(
+            "a second derivative through the Transformer's fused functions, which have first derivatives only; build the model "
+            "with fused=False (model.fused=false)"
+        )
+
+
+def first_derivative_only(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes the gradients of a hand-written backward pass refuse to be differentiated again.
+
+    PyTorch's `once_differentiable` refuses only where the incoming gradient has a graph: `autograd.grad(create_graph=True)` of a
+    plain sum then takes the gradients for constants and is silently wrong. Here they stay connected to the inputs too, provided
+    that `forward` saves those that a gradient depends on.
+    """
+
+    @functools.wraps(backward)
+    def refusing(ctx: Any, *grads: Tensor) -> Any:
+        with torch.no_grad():
+            found = backward(ctx, *grads)
+        if not torch.is_grad_enabled():
+            return found
+        outputs = found if isinstance(found, tuple) else (found,)
+        made = [output for output in outputs if output is not None]
+        inputs = [value for value in (*ctx.saved_tensors, *grads) if value is not None and value.requires_grad]
+        refused = iter(_Refusal.apply(len(made), *made, *inputs))
+        return tuple(None if output is None else next(refused) for output in outputs)
+
+    return refusing
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -33,14 +75,15 @@ class _RMSNorm(torch.autograd.Function):
         if not norm.all():  # that kernel divides 0 by 0 where a row is zero
             norm.clamp_(min=math.sqrt(width * EPSILON))
             y = rows * (length / norm).to(x.dtype)
-        ctx.save_for_backward(rows, length, norm)  # type: ignore[attr-defined]
+        ctx.save_for_backward(x, gain, length, norm)  # type: ignore[attr-defined]
         ctx.groups = None if gain is None else len(gain)  # type: ignore[attr-defined]
         return y.view(x.shape)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor | None]:
-        rows, length, norm = ctx.saved_tensors  # type: ignore[attr-defined]
+        x, _, length, norm = ctx.saved_tensors  # type: ignore[attr-defined]
+        rows = x.reshape(-1, x.shape[-1])
         grad_rows = grad.reshape(rows.shape).contiguous()
         grad_x, grad_length = torch.ops.aten._weight_norm_interface_backward(grad_rows, rows, length, norm, 0)
         grad_gain = None
@@ -82,7 +125,7 @@ class _Rotary(torch.autograd.Function):
         return _rotate(x, cos, sin).transpose(0, 1).contiguous()
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors  # type: ignore[attr-defined]
         return _rotate(grad.transpose(0, 1).contiguous(), cos, -sin), None, None
@@ -116,7 +159,6 @@ class _CausalAttention(torch.autograd.Function):
         out = torch.empty(tokens, heads, width, dtype=q.dtype, device=q.device)
         block = min(QUERY_BLOCK, max(lengths))
         future = torch.full((block, block), -math.inf, dtype=q.dtype, device=q.device).triu_(1)
-        v = v.contiguous()
         probabilities = []
         for start, first, last in _blocks(lengths):
             scores = torch.bmm(_grouped(q[:, first:last], groups), k[:, start:last].transpose(1, 2))
@@ -131,7 +173,7 @@ class _CausalAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, *probabilities = ctx.saved_tensors  # type: ignore[attr-defined]
         groups = q.shape[0] // k.shape[0]
@@ -183,7 +225,7 @@ def causal_attention(q_hnk: Tensor, k_hnk: Tensor, v_hnk: Tensor, *, lengths: tu
 
     Source: Vaswani et al. 2017, eq. 1; grouped heads: Ainslie et al. 2023.
     """
-    return _CausalAttention.apply(q_hnk, k_hnk, v_hnk, lengths)
+    return _CausalAttention.apply(q_hnk, k_hnk, v_hnk.contiguous(), lengths)
 
 
 def dropout(x: Tensor, p: float) -> Tensor:

@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from etude.core import lightning
 from etude.core.task import Task
 from etude.core.technique import Power, Technique
 from etude.losses.balancing import dynamic_average, gradient_norms, running_scale, uncertainty
@@ -119,7 +120,7 @@ class Balance(Technique):
                 "devices; choose adaptive, uncertainty or dwa, or trainer.devices=1"
             )
         terms: Sequence[str] = getattr(pl_module, "terms", ())
-        callbacks: Iterable[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks: Iterable[Any] = lightning.callbacks_of(trainer)
         adding = [c for c in callbacks if isinstance(c, Technique) and type(c).extra_losses is not Technique.extra_losses]
         if len(terms) == 1 and not adding:
             raise ValueError(

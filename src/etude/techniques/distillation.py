@@ -214,7 +214,7 @@ class Distillation(Technique):
         self._pairs = [(i, round((i + 1) * len(theirs) / len(mine)) - 1) for i in range(len(mine))]
         for side, blocks, numbers in (("student", mine, 0), ("teacher", theirs, 1)):
             for pair in self._pairs:
-                self._hook(side, pair[0], blocks[pair[numbers]])
+                self._hook(task, side, pair[0], blocks[pair[numbers]])
         if self.weights["features"]:
             widths = [next(p.shape[-1] for p in blocks[0].parameters() if p.ndim == 2) for blocks in (mine, theirs)]
             generator = self.generator(0)
@@ -228,13 +228,13 @@ class Distillation(Technique):
                         projection.copy_(saved)
                 self._optimizer.load_state_dict(self._restored["optimizer"])
 
-    def _hook(self, side: str, number: int, block: nn.Module) -> None:
+    def _hook(self, task: Task, side: str, number: int, block: nn.Module) -> None:
         def keep(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            if side == "teacher" or module.training:
+            if side == "teacher" or (module.training and not task.aside):
                 self._outputs[side][number] = output
 
         def keep_attention(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if side == "teacher" or module.training:
+            if side == "teacher" or (module.training and not task.aside):
                 self._outputs[side][-1] = module.maps(*args, **kwargs)  # type: ignore[operator]
 
         block.register_forward_hook(keep, with_kwargs=True)

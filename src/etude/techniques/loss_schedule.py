@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import pytorch_lightning as pl
 from torch import Tensor
 
+from etude.core import lightning
 from etude.core.task import Task
 from etude.core.technique import Technique
 
@@ -48,7 +49,11 @@ class LossSchedule(Technique):
         if trainer.max_steps < 1:
             raise ValueError("technique loss_schedule counts shares of the run; set max_steps")
         assert isinstance(pl_module, Task)
-        others = [t for t in trainer.callbacks if isinstance(t, Technique) and type(t).extra_losses is not Technique.extra_losses]  # type: ignore[attr-defined]
+        others = [
+            t
+            for t in lightning.callbacks_of(trainer)
+            if isinstance(t, Technique) and type(t).extra_losses is not Technique.extra_losses
+        ]
         if not self._given and pl_module.players.keys() == {"model"} and not others:
             raise ValueError(
                 f"technique loss_schedule raises auxiliary terms, {type(pl_module).__name__} has one term alone; add a technique "

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from etude.core import lightning
 from etude.core.faults import bad_module, bad_terms
 from etude.core.optimizer_state import leave_out
 from etude.core.task import Task
@@ -106,7 +107,7 @@ class Stability(Technique):
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         assert isinstance(pl_module, Task)
         self._terms.append(pl_module.composition.terms)
-        scaler = getattr(trainer.precision_plugin, "scaler", None)  # half precision scales the loss by what changes in training
+        scaler = lightning.scaler_of(trainer)  # half precision scales the loss by what changes in training
         self._losses.append(loss.detach() / (scaler.get_scale() if scaler is not None else 1.0))
 
     def transform_gradients(self, task: Task) -> None:

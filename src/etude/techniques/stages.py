@@ -151,7 +151,7 @@ class Stages(Technique):
         over, reason, self.reason = task.phase.name, self.reason, ""
         task.phases.advance(task)
         self.plateau = _plateau(task.phase)
-        log.warning(f"stages: {over} ends at step {trainer.global_step}: {reason}; {task.phase.name} begins")
+        log.warning(f"stages: {over} ends at step {task.steps_trained}: {reason}; {task.phase.name} begins")
 
     # --- state; where the run stands is the task's ---
 

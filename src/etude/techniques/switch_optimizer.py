@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 import pytorch_lightning as pl
 import torch
 
+from etude.core import lightning
 from etude.core.optimizers import lion
 from etude.core.plateau import Plateau, check_mode
 from etude.core.task import OptimizerFactory, Task
@@ -153,7 +154,7 @@ class SwitchOptimizer(Technique):
         now = _rates(task)
         self.switched["player_lr"] = {name: rate * now[name] / rates[name] for name, rate in players.items()}
         self._build(task)
-        trainer.strategy.setup_optimizers(trainer)
+        lightning.rebuild_optimizers(trainer)
         names = f"{type(former).__name__} gives way to {type(trainer.optimizers[0]).__name__}"
         log.warning(f"step {task.steps_trained}: {names}, for {reason}")
 

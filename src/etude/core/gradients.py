@@ -1,0 +1,142 @@
+"""A task's losses and gradients on any batch, with any weights, while nothing that training goes on from is disturbed."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any, Protocol, runtime_checkable
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from etude.core import lightning
+from etude.core.any_task import AnyTask
+from etude.core.batch import Batch
+
+
+@runtime_checkable
+class Memory(Protocol):
+    """What `losses` changes although it is no buffer, such as an image pool; an attribute of the task."""
+
+    def unchanged(self) -> AbstractContextManager[None]:
+        """Gives it back as it was when the context is left."""
+        ...
+
+
+@contextmanager
+def gradients_enabled() -> Iterator[None]:
+    """Builds graphs also under `torch.no_grad()` and in inference mode, in which `trainer.validate` runs."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def losses_at(
+    task: AnyTask, batch: Batch, *, parameters: Mapping[str, Tensor] | None, undisturbed: bool, reduce: bool
+) -> dict[str, Tensor]:
+    """See `Task.losses_at`."""
+    if parameters is not None:
+        _refuse_split_weights(task, "losses_at with other parameters")
+    trace, aside = task.trace, task.aside
+    task.aside = aside or undisturbed
+    try:
+        with (
+            _unchanged(task.device, _memories(task)) if undisturbed else nullcontext(),
+            lightning.forward_context(lightning.trainer_of(task)),
+        ):
+            found = _losses_with(task, _usable(batch), parameters or {}, copy_buffers=undisturbed)
+    finally:
+        task.aside = aside
+        if undisturbed:
+            task.trace = trace
+    return {name: _mean(task, value) for name, value in found.items()} if reduce else found
+
+
+def gradient_of(
+    task: AnyTask, batch: Batch, *, parameters: Mapping[str, Tensor] | None, create_graph: bool, reduce: bool
+) -> dict[str, Tensor]:
+    """See `Task.gradient_of`."""
+    _refuse_split_weights(task, "gradient_of")
+    trainer = lightning.trainer_of(task)
+    scaler = None if trainer is None else lightning.scaler_of(trainer)
+    scale = 1.0 if scaler is None else scaler.get_scale()  # half precision loses small gradients without it
+    with gradients_enabled():
+        given = None if parameters is None else _leaves(parameters)
+        of = given if given is not None else {name: p for name, p in task.named_parameters() if p.requires_grad}
+        losses = task.losses_at(batch, parameters=given)
+        loss = torch.stack([task.loss_weights.get(name, 1.0) * losses[name] for name in sorted(losses)]).sum()
+        made = torch.autograd.grad(loss * scale, list(of.values()), create_graph=create_graph, allow_unused=True)
+        found = {name: value / scale for name, value in zip(of, made, strict=True) if value is not None}
+        return {name: _mean(task, value) for name, value in found.items()} if reduce else found
+
+
+class _Losses(nn.Module):
+    """Lets `functional_call`, which wants a forward pass, reach a task's `losses`."""
+
+    def __init__(self, task: nn.Module) -> None:
+        super().__init__()
+        self.task = task
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = self.task.losses(batch)  # type: ignore[operator]
+        return found
+
+
+def _losses_with(task: nn.Module, batch: Batch, parameters: Mapping[str, Tensor], *, copy_buffers: bool) -> dict[str, Tensor]:
+    names = {name for name, _ in task.named_parameters()}
+    if unknown := parameters.keys() - names:
+        tops = sorted({name.partition(".")[0] for name in names})
+        raise ValueError(
+            f"parameters names {sorted(unknown)[0]!r}, which {type(task).__name__} does not have; its names begin with "
+            f"{', '.join(tops)}"
+        )
+    given = dict(parameters)
+    if copy_buffers:  # copies take their places: writing the old values back would break the graphs of passes that read them
+        given |= {name: value.clone() for name, value in task.named_buffers()}
+    renamed = {f"task.{name}": value for name, value in given.items()}
+    found: dict[str, Tensor] = functional_call(_Losses(task), renamed, (batch,))
+    return found
+
+
+def _memories(task: AnyTask) -> list[Memory]:
+    return [value for value in vars(task).values() if isinstance(value, Memory)]
+
+
+@contextmanager
+def _unchanged(device: torch.device, memories: Iterable[Memory]) -> Iterator[None]:
+    """Puts back what is in the memories, and the random states of the CPU and of the task's device, when it is left."""
+    on_device: Any = None if device.type == "cpu" else torch.get_device_module(device)
+    which = (device,) if device.type == "cuda" else ()
+    state, device_state = torch.get_rng_state(), on_device.get_rng_state(*which) if on_device else None
+    with ExitStack() as stack:
+        for memory in memories:
+            stack.enter_context(memory.unchanged())
+        try:
+            yield
+        finally:
+            torch.set_rng_state(state)
+            if on_device:
+                on_device.set_rng_state(device_state, *which)
+
+
+def _usable(batch: Batch) -> dict[str, Any]:
+    """The batch with copies of tensors that were made in inference mode, through which no gradient can pass."""
+    inside = torch.is_inference_mode_enabled()  # copies made in it would be no better
+    return {
+        name: value.clone() if isinstance(value, Tensor) and value.is_inference() and not inside else value
+        for name, value in batch.items()
+    }
+
+
+def _leaves(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors; those without a gradient as new leaves that have one."""
+    return {name: value if value.requires_grad else value.detach().requires_grad_() for name, value in parameters.items()}
+
+
+def _mean(task: pl.LightningModule, value: Tensor) -> Tensor:
+    mean = lightning.mean_over_ranks(task.trainer, value)
+    return mean + (value - value.detach()) if value.requires_grad else mean  # exactly the mean, with the own gradient
+
+
+def _refuse_split_weights(task: pl.LightningModule, what: str) -> None:
+    if task.device_mesh is not None:
+        raise ValueError(f"{what} wants whole weights of {type(task).__name__}, trainer=fsdp splits them; use trainer=ddp")
