@@ -12,6 +12,7 @@ import torch
 
 from etude.core import optimizers
 from etude.core.checkpoints import LastCheckpoint
+from etude.core.parameter_groups import rate_factor
 from etude.core.phases import rate_factors
 from etude.core.schedules import constant, cosine, linear
 from etude.models.transformer import Transformer
@@ -146,7 +147,7 @@ def test_layers_learn_the_less_the_nearer_they_are_to_the_input() -> None:
     model = partial(Transformer, dim=8, num_layers=3, num_heads=2)
     task = LanguageModel(model=model, tokenizer=SatbGrid(), optimizer=torch.optim.SGD)  # type: ignore[arg-type]
     task.lr_factors = rate_factors(task, 0.5, 0.8)
-    found = {name: task._lr_factor(name) for name, _ in task.named_parameters()}
+    found = {name: rate_factor(name, task.lr_factors) for name, _ in task.named_parameters()}
     assert found["model.blocks.2.attention.output.weight"] == pytest.approx(0.5)
     assert found["model.blocks.0.attention.output.weight"] == pytest.approx(0.5 * 0.8**2)
     assert found["model.embedding.weight"] == pytest.approx(0.5 * 0.8**3) and found["model.gain"] == 0.5

@@ -33,7 +33,7 @@ def parameter_groups(
             for p in child.parameters()
         }
         unique = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}
-        factors = {key: _factor(names[key], lr_factors) for key in unique} if lr_factors else {}
+        factors = {key: rate_factor(names[key], lr_factors) for key in unique} if lr_factors else {}
         for factor in sorted(set(factors.values()) or {1.0}):
             mine = {key: p for key, p in unique.items() if factors.get(key, 1.0) == factor}
             decay = [p for key, p in mine.items() if p.ndim >= 2 and key not in spared]
@@ -48,6 +48,7 @@ def parameter_groups(
     return groups
 
 
-def _factor(name: str, lr_factors: Mapping[str, float]) -> float:
+def rate_factor(name: str, lr_factors: Mapping[str, float]) -> float:
+    """Factor of the learning rate of the parameter `name`: that of the longest beginning of it, 1 without one."""
     matching = [prefix for prefix in lr_factors if name.startswith(prefix)]
     return lr_factors[max(matching, key=len)] if matching else 1.0

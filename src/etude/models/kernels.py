@@ -75,7 +75,7 @@ class _RMSNorm(torch.autograd.Function):
         if not norm.all():  # that kernel divides 0 by 0 where a row is zero
             norm.clamp_(min=math.sqrt(width * EPSILON))
             y = rows * (length / norm).to(x.dtype)
-        ctx.save_for_backward(x, gain, length, norm)  # type: ignore[attr-defined]
+        ctx.save_for_backward(x, gain, length, norm)  # type: ignore[attr-defined, arg-type]
         ctx.groups = None if gain is None else len(gain)  # type: ignore[attr-defined]
         return y.view(x.shape)
 
