@@ -185,7 +185,7 @@ class Phases:
         task.to(task.device)
         self.added.append(dict(options))
 
-    def restore(self, task: "Task", saved: Mapping[str, Any]) -> None:
+    def restore(self, task: AnyTask, saved: Mapping[str, Any]) -> None:
         """Adds to a task that was built anew what phases had added before a checkpoint, from what stands in it under "etude"; its
         weights can then be loaded."""
         for options in (saved.get("phases") or {"added": []})["added"][len(self.added) :]:
