@@ -195,6 +195,9 @@ class Labelled(pl.LightningDataModule):
         rows = [{"x": x[i], "y": (x[i].sum() > 0).long()} for i in range(64)]
         return StatefulDataLoader(rows, batch_size=4)
 
+    def val_dataloader(self) -> Any:
+        return self.train_dataloader()
+
 
 class Classifier(Task):
     """A head for one class, to which phases add classes."""
@@ -230,7 +233,7 @@ def grown(
 
     stages = Stages(stages=[{"max_steps": 3}, {"modules": {"classes": 1}, "max_steps": 3}, {"modules": {"classes": 2}}])
     last = LastCheckpoint(path=folder / "last.ckpt", every_n_steps=100)
-    run = trainer(folder, max_steps=steps, callbacks=[stages, Moments(), *(more or []), last])
+    run = trainer(folder, max_steps=steps, callbacks=[stages, Moments(), *(more or []), last], limit_val_batches=0)
     run.fit(task, datamodule=Labelled(), ckpt_path=resume, weights_only=True)
     return task, run, moments
 
