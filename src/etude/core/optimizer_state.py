@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from etude.core.any_task import AnyTask
+from etude.core.protocols import Wraps
 
 COUNTERS = ("step", "counter", "k", "weight_sum", "lr_max")  # what optimizers keep in a group rather than with each weight
 
@@ -18,9 +19,10 @@ def carry_state(old: Optimizer, new: Optimizer, *, grown: Mapping[nn.Parameter, 
         was known of that is carried over, the rest begins with zeros.
     """
     former = grown or {}
-    for before, after in ((old, new), (getattr(old, "optimizer", None), getattr(new, "optimizer", None))):
-        if before is None or after is None:  # Lookahead has one within
-            continue
+    pairs = [(old, new)]
+    if isinstance(old, Wraps) and isinstance(new, Wraps):
+        pairs.append((old.optimizer, new.optimizer))
+    for before, after in pairs:
         groups = {p: group for group in before.param_groups for p in group["params"]}
         for group in after.param_groups:
             for p in group["params"]:

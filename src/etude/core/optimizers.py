@@ -25,6 +25,8 @@ from pytorch_optimizer.optimizer.sophia import SophiaH
 from torch import Tensor
 from torch.optim import Optimizer
 
+from etude.core.protocols import PredictsTokens
+
 if TYPE_CHECKING:
     from etude.core.task import Task
 
@@ -178,7 +180,7 @@ class SophiaG(SophiaH):
 
     def attach(self, task: Task) -> None:
         """Raises: ValueError for a task without logits."""
-        if not hasattr(task, "logits"):
+        if not isinstance(task, PredictsTokens):
             raise ValueError(
                 f"optimizer=sophia draws labels from a model's logits, which {type(task).__name__} does not offer; "
                 "choose another optimizer, such as optimizer=adamw"

@@ -17,6 +17,7 @@ class RunProgress(ProgressBar):
 
     def __init__(self) -> None:
         super().__init__()
+        self._enabled = True
         self._bar: Any = None
         self._task: Any = None
         self._started = 0.0
@@ -30,7 +31,7 @@ class RunProgress(ProgressBar):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._started, self._first_step = time.monotonic(), trainer.global_step
-        if not sys.stderr.isatty() or not getattr(self, "_enabled", True):
+        if not sys.stderr.isatty() or not self._enabled:
             return
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -63,7 +64,7 @@ class RunProgress(ProgressBar):
             self._bar.update(self._task, completed=trainer.global_step, **({"figures": figures} if figures else {}))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._bar is not None or trainer.sanity_checking or not getattr(self, "_enabled", True):
+        if self._bar is not None or trainer.sanity_checking or not self._enabled:
             return
         if not trainer.is_global_zero or (not trainer.training and trainer.state.fn != "fit"):
             return

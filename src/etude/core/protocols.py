@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from etude.core.batch import Batch
@@ -72,13 +73,48 @@ class OnMels(Protocol):
 
 
 @runtime_checkable
-class Translates(OnMels, Protocol):
-    """A task that restyles mels."""
+class Styled(OnMels, Protocol):
+    """A task on mels of several styles."""
 
     styles: tuple[str, ...]
 
+
+@runtime_checkable
+class Translates(Styled, Protocol):
+    """A task that restyles mels."""
+
     def translate(self, log_mel_bmf: Tensor, *, source: str, target: str, reference: Tensor | None = None) -> Tensor:
         """Natural-log mels [b, m, f] in another style."""
+        ...
+
+
+@runtime_checkable
+class FollowsClips(Translates, Protocol):
+    """A task that may be told a style by a clip of it."""
+
+    encoder: Any  # None where it knows styles by name alone
+
+
+@runtime_checkable
+class OnDevice(Protocol):
+    """What computes on a device of its own choice."""
+
+    device: torch.device
+
+
+@runtime_checkable
+class FillsFrames(Protocol):
+    """A task that completes mels of which frames are hidden, told by `visible` in its batches."""
+
+    takes_visible: bool
+
+
+@runtime_checkable
+class ChecksAhead(Protocol):
+    """What writes samples at the end of a run, and can tell before training whether it will be able to."""
+
+    def check(self, **options: Any) -> None:
+        """Raises ValueError where the options can't be met on this machine."""
         ...
 
 
@@ -97,6 +133,8 @@ class Selective(Protocol):
 @runtime_checkable
 class PieceTable(Selective, Protocol):
     """Data that tells about every training piece, and lets a technique choose among them."""
+
+    lookahead: int  # batches that may have been drawn and not trained yet, at most
 
     def pieces(self) -> dict[str, np.ndarray]:
         """Columns of what is known of each training piece, row by row."""
@@ -131,7 +169,26 @@ class TokenViews(Protocol):
         ...
 
 
+# --- networks ---
+
+
+@runtime_checkable
+class ShowsAttention(Protocol):
+    """An attention layer that can compute what attends to what."""
+
+    def maps(self, x_btd: Tensor, rotary: tuple[Tensor, Tensor], **options: Any) -> list[Tensor]:
+        """Of each run of tokens [h, l, l]."""
+        ...
+
+
 # --- optimizers ---
+
+
+@runtime_checkable
+class Wraps(Protocol):
+    """An optimizer around another one, such as Lookahead."""
+
+    optimizer: Any
 
 
 @runtime_checkable

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -148,6 +148,13 @@ class MusicProbe:
         return pictures, sounds
 
 
+@runtime_checkable
+class Paired(Protocol):
+    """Data that knows whether what is held out is the same songs in every style."""
+
+    paired: bool
+
+
 class MelProbe:
     """Validation mels of a task that restyles, in every direction."""
 
@@ -167,7 +174,7 @@ class MelProbe:
     def measure(self, bars: int, batches: list[Batch]) -> Measured:
         contract, styles = self.task.contract, self.task.styles
         mel_sbmf = contract.denormalise(torch.cat([batch["mel"] for batch in batches], dim=1)[:, : self.options.num_samples])
-        paired = bool(getattr(self.data, "paired", False))
+        paired = isinstance(self.data, Paired) and self.data.paired
         real = mel_sbmf.double().cpu().numpy()
         ways = []
         for s, source in enumerate(styles):

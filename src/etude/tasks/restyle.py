@@ -19,6 +19,7 @@ from etude.audio.io import AUDIO_SUFFIXES, AudioError, AudioInfo, AudioWriter, L
 from etude.audio.loudness import LoudnessMeter
 from etude.audio.resampling import Resampler
 from etude.core.artifacts import write_atomically
+from etude.core.protocols import FollowsClips
 from etude.tasks.restyle_stream import Change, MelVocoder, StyleTask, Wish, device_of, restyled
 
 BLOCK_SAMPLES = 65_536  # read at once
@@ -76,7 +77,7 @@ def restyle(
         raise ValueError(f"block_frames is {block_frames}, must be a whole number of at least 1; 1024 are 16 s at 16 kHz")
     if not isinstance(intensity, int | float):
         raise ValueError(f"intensity is {intensity}, must be a number within [0, 1]")
-    if not hasattr(task, "translate"):
+    if not isinstance(task, StyleTask):
         raise ValueError(f"ckpt holds a {type(task).__name__}, which changes no styles; give one of task=style_transfer")
     if difference := task.contract.difference(vocoder.contract):
         raise ValueError(f"the vocoder was made for another mel contract ({difference}); choose vocoder=griffin_lim")
@@ -222,7 +223,7 @@ def _gain(path: Path, difference_lu: float, peak: float, ceiling: float) -> floa
 
 def _clip(path: Path, task: Any) -> Tensor:
     """The mels of a reference clip's opening."""
-    if getattr(task, "encoder", None) is None:
+    if not isinstance(task, FollowsClips) or task.encoder is None:
         raise ValueError(f"reference={path}: this model knows styles by name alone; train one with task=stargan to follow a clip")
     samples, _ = read_audio(path, sample_rate=task.contract.sample_rate, mono=True)
     opening = samples[:, : OPENING_SECONDS * task.contract.sample_rate]

@@ -5,15 +5,17 @@ Shapes: c channels, n samples, m mel bands, k linear frequency bins, f frames.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from etude.audio.mel import MelContract
 from etude.audio.resampling import Resampler
+from etude.core.protocols import OnDevice
 
 
+@runtime_checkable
 class StyleTask(Protocol):
     """What a trained style task offers: mels of one style in, of another out."""
 
@@ -54,7 +56,7 @@ class Wish:
 
 def device_of(task: Any) -> torch.device:
     """Returns where a task computes; the CPU where it does not say."""
-    return getattr(task, "device", torch.device("cpu"))
+    return task.device if isinstance(task, OnDevice) else torch.device("cpu")
 
 
 class Change:

@@ -119,7 +119,7 @@ class Balance(Technique):
                 f"technique balance with method={self.method} needs each term's gradient, which {task} has not on several "
                 "devices; choose adaptive, uncertainty or dwa, or trainer.devices=1"
             )
-        terms: Sequence[str] = getattr(pl_module, "terms", ())
+        terms: Sequence[str] = pl_module.terms if isinstance(pl_module, Task) else ()
         callbacks: Iterable[Any] = lightning.callbacks_of(trainer)
         adding = [c for c in callbacks if isinstance(c, Technique) and type(c).extra_losses is not Technique.extra_losses]
         if len(terms) == 1 and not adding:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from etude.core.batch import Batch
+from etude.core.protocols import PieceTable, Tokenized
 from etude.core.task import Task
 from etude.core.technique import Technique
 
@@ -60,6 +61,7 @@ class Bandit(Technique):
             raise ValueError(f"technique.bandit.explore is {explore}, must be in (0, 1], and share {share}, in [0, 1)")
         self.arms, self.num_arms, self.every = arms, num_arms, every
         self.rate, self.explore, self.share = rate, explore, share
+        self.names: Any = ()  # of the arms, once the data is known
         self.weights: list[float] = []
         self.before: list[float] = []  # mean loss of each arm when it was last seen, NaN before
         self.rewards: list[float] = []
@@ -69,8 +71,8 @@ class Bandit(Technique):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        data: Any = getattr(trainer, "datamodule", None)
-        if not hasattr(data, "admit") or not hasattr(pl_module, "tokenizer"):
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, PieceTable) or not isinstance(pl_module, Tokenized):
             raise ValueError(
                 f"technique bandit chooses pieces by the losses of their tokens, {type(pl_module).__name__} with "
                 f"{type(data).__name__} has no such table; take it out of technique=[...]"
@@ -99,7 +101,7 @@ class Bandit(Technique):
 
     @property
     def logs(self) -> frozenset[str]:
-        return frozenset(f"bandit/{name}" for name in getattr(self, "names", ()))
+        return frozenset(f"bandit/{name}" for name in self.names)
 
     def rule(self, rows: np.ndarray, draw: int) -> np.ndarray:
         """The probability with which each piece (row of the manifest) is admitted to batch `draw`."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from etude.core.batch import Batch
 from etude.core.pacing import PACINGS, check_share, competence, progress_at
 from etude.core.plateau import Plateau, check_mode
+from etude.core.protocols import PieceTable, PredictsTokens
 from etude.core.task import Task
 from etude.core.technique import Technique
 
@@ -102,13 +103,13 @@ class Curriculum(Technique):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        data: Any = getattr(trainer, "datamodule", None)
-        if not hasattr(data, "admit") or not hasattr(data, "pieces"):
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, PieceTable):
             raise ValueError(
                 f"technique curriculum chooses pieces by their difficulty, {type(pl_module).__name__}'s data "
                 f"({type(data).__name__}) has no such table; take it out of technique=[...]"
             )
-        if self.difficulty == "loss" and not hasattr(pl_module, "logits"):
+        if self.difficulty == "loss" and not isinstance(pl_module, PredictsTokens):
             raise ValueError(
                 f"technique curriculum with difficulty=loss needs losses of pieces, {type(pl_module).__name__} has none"
             )

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from etude.core.batch import Batch
+from etude.core.protocols import OnMels, PredictsTokens, ShowsAttention, Styled, Tokenized
 from etude.core.task import Task
 from etude.core.technique import BatchSlot, GradientSlot, Technique
 from etude.losses.distillation import adaptive_temperature, attention_loss, projected_distance, soft_target_loss
@@ -155,7 +156,7 @@ class Distillation(Technique):
         if trainer.max_steps < 1 and self.schedule == "annealed":
             raise ValueError("technique distillation anneals the temperature over the number of steps; set max_steps")
         self._total = max(1, trainer.max_steps * trainer.accumulate_grad_batches)
-        self._is_language_model = hasattr(pl_module, "logits")
+        self._is_language_model = isinstance(pl_module, PredictsTokens)
         useful = ("soft", "features", "attention") if self._is_language_model else ("output", "features")
         if not any(self.weights[name] for name in useful) and not self.sequence_share:
             raise ValueError(
@@ -178,15 +179,17 @@ class Distillation(Technique):
                 f"technique distillation: the teacher {path} is a {type(teacher).__name__}, the student a {type(task).__name__}; "
                 "give a teacher of the same task"
             )
-        mine, theirs = getattr(task, "tokenizer", None), getattr(teacher, "tokenizer", None)
+        mine, theirs = (cast(Any, each).tokenizer if isinstance(each, Tokenized) else None for each in (task, teacher))
         if mine is not None and theirs is not None and mine.fingerprint != theirs.fingerprint:
             raise ValueError(
                 f"technique distillation: the teacher {path} has another vocabulary ({len(theirs)} tokens, fingerprint "
                 f"{theirs.fingerprint[:12]}) than this LanguageModel ({len(mine)}, {mine.fingerprint[:12]}); give both the same "
                 "data= and tokenizer="
             )
-        for name in ("contract", "styles"):
-            one, other = getattr(task, name, None), getattr(teacher, name, None)
+        for name, kind in (("contract", OnMels), ("styles", Styled)):
+            if not isinstance(task, kind):
+                continue
+            one, other = getattr(task, name), getattr(teacher, name)  # of one class with the task
             if one != other:
                 raise ValueError(
                     f"technique distillation: the teacher {path} has {name} {other}, this {type(task).__name__} has {one}; "
@@ -238,8 +241,8 @@ class Distillation(Technique):
                 self._outputs[side][-1] = module.maps(*args, **kwargs)  # type: ignore[operator]
 
         block.register_forward_hook(keep, with_kwargs=True)
-        attention = getattr(block, "attention", None)
-        if self.weights["attention"] and number == len(self._pairs) - 1 and hasattr(attention, "maps"):
+        attention = dict(block.named_children()).get("attention")
+        if self.weights["attention"] and number == len(self._pairs) - 1 and isinstance(attention, ShowsAttention):
             attention.register_forward_pre_hook(keep_attention, with_kwargs=True)  # type: ignore[union-attr]
 
     # --- training ---

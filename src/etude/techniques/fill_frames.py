@@ -6,6 +6,7 @@ import pytorch_lightning as pl
 import torch
 
 from etude.core.batch import Batch
+from etude.core.protocols import FillsFrames
 from etude.core.task import Task
 from etude.core.technique import BatchSlot, Technique
 
@@ -43,7 +44,7 @@ class FillFrames(Technique):
         self.batches = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if not getattr(pl_module, "takes_visible", False):
+        if not (isinstance(pl_module, FillsFrames) and pl_module.takes_visible):
             raise ValueError(
                 f"technique fill_frames hides frames of mels from a generator, {type(pl_module).__name__} has no generator that "
                 "takes `visible`; take it out of technique=[...] or choose task=style_transfer"

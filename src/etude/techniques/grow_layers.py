@@ -105,10 +105,14 @@ def _waiting(forward: Any, technique: GrowLayers, number: int) -> Any:
 @torch.no_grad()
 def _silence(block: nn.Module) -> None:
     """Zeroes the last layer of each branch of a residual block: it then gives its input back."""
-    last = [m for name, m in block.named_modules() if name.rpartition(".")[2] in ("output", "project") and hasattr(m, "weight")]
+    last = [
+        m
+        for name, m in block.named_modules()
+        if name.rpartition(".")[2] in ("output", "project") and "weight" in dict(m.named_parameters())
+    ]
     if not last:
         raise ValueError(f"technique grow_layers: {type(block).__name__} has no layer called output or project to begin from 0")
     for layer in last:
         layer.weight.zero_()
-        if getattr(layer, "bias", None) is not None:
+        if layer.bias is not None:
             layer.bias.zero_()

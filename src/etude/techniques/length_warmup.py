@@ -9,6 +9,7 @@ from torch import Tensor
 
 from etude.core.batch import Batch
 from etude.core.pacing import check_share
+from etude.core.protocols import OnMels, Styled, Tokenized
 from etude.core.task import Task
 from etude.core.technique import BatchSlot, Technique
 
@@ -49,9 +50,9 @@ class LengthWarmup(Technique):
         self._span = 1.0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if not hasattr(pl_module, "tokenizer") and not hasattr(pl_module, "contract"):
+        if not isinstance(pl_module, Tokenized | OnMels):
             raise ValueError(f"technique length_warmup cuts scores or mels, {type(pl_module).__name__} has neither; take it out")
-        if hasattr(pl_module, "contract") and not hasattr(pl_module, "styles"):
+        if isinstance(pl_module, OnMels) and not isinstance(pl_module, Styled):
             raise ValueError(
                 f"technique length_warmup cuts mels that come without samples, {type(pl_module).__name__} wants both; take it out"
             )

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 from etude.core.batch import Batch
 from etude.core.budget import TimeBudget
 from etude.core.media import log_pictures, log_sounds
+from etude.core.protocols import Samples, TokenViews, Translates
 from etude.core.technique import Technique
 from etude.metrics.alarms import alarms
 from etude.metrics.probes import MelProbe, MusicProbe, Options
@@ -119,17 +120,17 @@ class LiveQuality(Technique):
             num_samples=self.num_samples, num_bars=self.num_bars, num_real=self.num_real, temperature=self.temperature,
             num_shown=self.num_shown, audio=self.audio, seed=self.seed, clock=lambda: self.budget.clock(),
         )  # fmt: skip
-        kind, data = type(pl_module).__name__, getattr(trainer, "datamodule", None)
+        kind, data = type(pl_module).__name__, trainer.datamodule  # type: ignore[attr-defined]
         if type(trainer.strategy).__name__ in ("ModelParallelStrategy", "FSDPStrategy"):
             raise ValueError(f"technique live_quality samples from {kind} on one rank, trainer=fsdp splits it; use trainer=ddp")
-        if all(hasattr(pl_module, name) for name in ("sample", "tokenizer", "logits")):
-            if not hasattr(data, "view"):
+        if isinstance(pl_module, Samples):
+            if not isinstance(data, TokenViews):
                 raise ValueError(
                     f"technique live_quality measures {kind} beside held-out pieces, {type(data).__name__} gives none; "
                     "train on a datamodule of scores such as data=folder"
                 )
             self._probe = MusicProbe(options, pl_module, data)
-        elif all(hasattr(pl_module, name) for name in ("translate", "styles", "contract")):
+        elif isinstance(pl_module, Translates):
             self._probe = MelProbe(options, pl_module, data)
         else:
             raise ValueError(

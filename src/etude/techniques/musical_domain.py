@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from etude.core.batch import Batch
+from etude.core.protocols import PredictsTokens, Varies
 from etude.core.task import Task
 from etude.core.technique import Technique
 from etude.losses import musical
@@ -84,9 +85,9 @@ class MusicalDomain(Technique):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        tokenizer: Any = getattr(pl_module, "tokenizer", None)
         kind = type(pl_module).__name__
-        if not isinstance(tokenizer, Tokenizer) or not hasattr(pl_module, "logits"):
+        tokenizer = pl_module.tokenizer if isinstance(pl_module, PredictsTokens) else None
+        if not isinstance(tokenizer, Tokenizer):
             raise ValueError(f"technique musical_domain wants tokens of scores, {kind} has none; take it out of technique=[...]")
         if (self.voices or self.parallels) and not isinstance(tokenizer, SatbGrid):
             raise ValueError(
@@ -99,8 +100,8 @@ class MusicalDomain(Technique):
                 "technique.musical_domain.equivariance=0"
             )
         if any(value is not None for value in self.ranges.values()):
-            data: Any = getattr(trainer, "datamodule", None)
-            if not hasattr(data, "vary"):
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            if not isinstance(data, Varies):
                 raise ValueError(
                     f"technique musical_domain: {type(data).__name__} of this {kind} has no augmentation of scores; leave out "
                     "transpose, tempo_scale and velocity_shift"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from etude.core.batch import Batch
 from etude.core.pacing import check_share
+from etude.core.protocols import PredictsTokens
 from etude.core.task import Task
 from etude.core.technique import Technique
 from etude.losses.self_paced import hard_weights, linear_weights, superloss_weights
@@ -78,7 +79,7 @@ class SelfPaced(Technique):
         return {"self_paced": "nll"}  # the weighted loss less the loss
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if not hasattr(pl_module, "logits") or not hasattr(pl_module, "tokenizer"):
+        if not isinstance(pl_module, PredictsTokens):
             raise ValueError(
                 f"technique self_paced wants tokens, {type(pl_module).__name__} has none; take it out of technique=[...]"
             )
