@@ -13,7 +13,7 @@ from etude.core.checkpoint_files import find_stage
 from etude.core.task import Task
 from etude.core.technique import Technique
 from etude.recipes import pinned, start_from
-from etude.run import load_task
+from etude.run import build_technique, load_task
 from etude.techniques.ema import Ema
 from tests.songs import write_songs
 from tests.test_levels import composed
@@ -170,8 +170,10 @@ def test_a_stage_keeps_what_it_is_not_told_otherwise(home: Path, capsys: pytest.
 def test_a_teacher_stays_the_same_when_its_run_goes_on(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     last = home / "outputs" / "broad" / "checkpoints" / "last.ckpt"
     teacher = "technique.distillation.teacher"
-    cfg = OmegaConf.create({"technique": {"distillation": {"teacher": "last"}}, "outputs": str(home / "outputs" / "broad")})
-    assert pinned(cfg, ["seed=1", f"{teacher}=last"]) == ["seed=1", f'{teacher}="{last}"']
+    node = OmegaConf.create({"_target_": "etude.techniques.distillation.Distillation", "teacher": "last"})
+    distillation = build_technique(node, str(home / "outputs" / "broad"))
+    assert pinned(["seed=1"], []) == ["seed=1"]
+    assert pinned(["seed=1", f"{teacher}=last"], [distillation]) == ["seed=1", f'{teacher}="{last}"']
     options = [*SHAPE, *REST, f"data.root={home / 'songs'}", f"cache_dir={home / 'cache'}", "~sampling"]
     call("train", home / "outputs" / "student", *options, "technique=[distillation]",
          f"{teacher}={last.parents[1]}")  # fmt: skip

@@ -3,7 +3,7 @@
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,16 +77,11 @@ def key(option: str) -> str:
     return option.partition("=")[0].lstrip("+~")
 
 
-def pinned(cfg: DictConfig, options: list[str]) -> list[str]:
-    """The options, with the path that a teacher given as `last` or as a folder is now: a resumed run then has the same one."""
-    from etude.core.checkpoint_files import find_checkpoint
-
-    teacher = ((cfg.get("technique") or {}).get("distillation") or {}).get("teacher")
-    if teacher is None:
-        return options
-    name = "technique.distillation.teacher"
-    path = find_checkpoint(teacher, cfg.outputs, option=name)
-    return [*(option for option in options if key(option) != name), f"{name}={json.dumps(str(path))}"]
+def pinned(options: list[str], techniques: Iterable["Technique"]) -> list[str]:
+    """The options, with the files that techniques found for `last` or for a folder: a resumed run then has the same ones."""
+    found = {f"technique.{technique.name}.{name}": path for technique in techniques for name, path in technique.paths().items()}
+    kept = [option for option in options if key(option) not in found]
+    return [*kept, *(f"{name}={json.dumps(str(path))}" for name, path in found.items())]
 
 
 def taken_over(earlier: list[str], path: Path) -> list[str]:
@@ -220,28 +215,20 @@ def starting_point(cfg: DictConfig, options: list[str]) -> tuple[DictConfig, lis
 
 def start_from(task: "Task", path: Path, techniques: Iterable["Technique"] = ()) -> None:
     """Gives a new task the weights of a checkpoint, with a fresh optimizer, and its techniques what they carry over from that
-    run's; the data may differ.
+    run's; the data may differ, as far as the task allows it.
 
-    Where a language model's tokenizer differs in its labels alone (other genres), rows of the same token are taken over and
-    new labels begin as they are.
-
-    Raises: ValueError where the networks or the tokens of the music differ.
+    Raises: ValueError where the networks or what the task learns from differ.
     """
     from etude.core.checkpoint_files import load_checkpoint
 
     saved = load_checkpoint(path)
-    weights = saved["state_dict"]
     task.phases.restore(task, saved["etude"])
-    tokenizer: Any = getattr(task, "tokenizer", None)
-    if tokenizer is not None and saved["etude"].get("tokenizer_fingerprint") != tokenizer.fingerprint:
-        weights = _by_token(weights, saved["etude"].get("tokenizer"), task, path)
+    weights = task.weights_from(saved, path)
     try:
         task.load_state_dict(weights)
     except RuntimeError as error:
-        styles = f", and as many styles as {saved['etude']['styles']}" if "styles" in saved["etude"] else ""
-        raise ValueError(
-            f"weights={path}: its networks have other sizes; give the model= and task= options of its run{styles}"
-        ) from error
+        told = "its networks have other sizes; give the model= and task= options of its run"
+        raise ValueError(f"weights={path}: {told}") from error
     for technique in techniques:
         state = saved.get("callbacks", {}).get(technique.state_key)
         carried = None if state is None else technique.carried_state(state)
@@ -250,42 +237,19 @@ def start_from(task: "Task", path: Path, techniques: Iterable["Technique"] = ())
     print(f"starting from the weights of {path}", file=sys.stderr)
 
 
-def _by_token(weights: dict[str, Any], state: Any, task: "Task", path: Path) -> dict[str, Any]:
-    """The weights with each row of the vocabulary where the task's tokenizer has that token."""
-    from etude.core.checkpoint_files import unusable
-    from etude.music.tokenizer import Tokenizer
+def scoring(cfg: DictConfig, kind: str, path: Path, *, logs: Sequence[str]) -> DictConfig:
+    """The scoring that suits a checkpoint of `kind`, with the options of this command; logs: what its run measured.
 
-    mine: Any = task.tokenizer
-    try:
-        theirs = Tokenizer.from_state(state)
-    except Exception as error:  # a file may be malformed in any way
-        raise unusable(path, error) from error
-    if theirs.vocab[theirs.first_body :] != mine.vocab[mine.first_body :]:
-        raise ValueError(
-            f"weights={path}: its tokens ({type(theirs).__name__}, {len(theirs)}) are not those of this run "
-            f"({type(mine).__name__}, {len(mine)}); give the data= and tokenizer= options of its run"
-        )
-    known = {token: place for place, token in enumerate(theirs.vocab)}
-    pairs = [(place, known[token]) for place, token in enumerate(mine.vocab) if token in known]
-    here, there = (list(places) for places in zip(*pairs, strict=True))
-    found = {}
-    for name, value in task.state_dict().items():
-        found[name] = weights.get(name, value)
-        if value.ndim and name in weights and value.shape[0] == len(mine) and weights[name].shape[0] == len(theirs):
-            found[name] = value.clone()
-            found[name][here] = weights[name].to(value)[there]
-    return found
-
-
-def scoring(cfg: DictConfig, kind: str, path: Path) -> DictConfig:
-    """The scoring that suits a checkpoint of `kind`, with the options of this command."""
+    Raises: ValueError where another kind is asked for, or there is no table for this one.
+    """
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
 
     chosen = HydraConfig.get().runtime.choices.get("task")
     if chosen not in (None, kind):
         raise ValueError(f"task={chosen}: {path} was trained for {kind}; leave task= out, or give another ckpt=")
-    if chosen is None:
-        if kind == "vocoder":
-            raise ValueError(f"{path} holds a vocoder, which has no table; its val/mel_l1 stands in its run's metrics.csv")
-        cfg = compose([*HydraConfig.get().overrides.task, f"task={kind}"], program="evaluate")
-    return cfg.task
+    if chosen is not None:
+        return cfg.task
+    if kind not in GlobalHydra.instance().config_loader().get_group_options("task"):
+        raise ValueError(f"{path} holds a {kind}, which has no table; its {' and '.join(logs)} stands in its run's metrics.csv")
+    return compose([*HydraConfig.get().overrides.task, f"task={kind}"], program="evaluate").task

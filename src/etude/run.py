@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from etude.core.task import Task
 
 Result = TypeVar("Result")
-PARTS = ("model", "discriminator", "optimizer", "tokenizer", "contract", "styles", "statistics")  # what others give
 
 
 def _wandb_offline() -> bool:
@@ -105,7 +104,8 @@ def _hand_over(node: DictConfig, **parts: Any) -> Any:
 
     parameters = inspect.signature(get_object(node._target_)).parameters
     given = {name: part for name, part in parts.items() if name in parameters}
-    missing = [n for n, p in parameters.items() if n in PARTS and p.default is p.empty and n not in given and n not in node]
+    named = {p.name: p for p in parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    missing = [n for n, p in named.items() if p.default is p.empty and n not in given and n not in node]
     if missing:
         raise ValueError(
             f"{node._target_.rpartition('.')[2]} needs a {missing[0]}, which the chosen data or groups don't give; "
@@ -116,10 +116,11 @@ def _hand_over(node: DictConfig, **parts: Any) -> Any:
 
 
 def build_technique(node: DictConfig, outputs: str = "outputs") -> Any:
-    """Builds a technique; one that wants another run's model gets `find` (checkpoint, folder or `last` to path) and `load`."""
+    """Builds a technique; one that wants another run's model gets `find`, from (checkpoint, folder or `last`; the key that names
+    it) to a path, and `load`."""
     from etude.core.checkpoint_files import find_checkpoint
 
-    return _hand_over(node, find=lambda ckpt: find_checkpoint(ckpt, outputs), load=load_task)
+    return _hand_over(node, find=lambda ckpt, option: find_checkpoint(ckpt, outputs, option=option), load=load_task)
 
 
 def prepare_data(node: DictConfig, tokenizer: Callable[..., Any] | None, folder: Path) -> Any:
@@ -191,19 +192,19 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | Non
 
     from etude.core.artifacts import write_environment
     from etude.core.checkpoint_files import find_checkpoint, verify_archive
+    from etude.core.protocols import ChecksAhead
     from etude.core.technique import Composition
-    from etude.music.synthesizers import check_synthesizer
 
-    if (cfg.get("sampling") or {}).get("audio"):  # rather than after hours of training
-        soundfont = cfg.sampling.get("soundfont")
-        check_synthesizer(cfg.sampling.get("synthesizer", "tinysoundfont"), Path(soundfont) if soundfont else None)
+    sampling = instantiate(cfg.sampling) if cfg.get("sampling") else None  # `~sampling` on the command line leaves it out
+    if sampling is not None and isinstance(sampling.func, ChecksAhead):
+        sampling.func.check(sampling.keywords)  # rather than after hours of training
     for name in [name for name, node in (cfg.get("technique") or {}).items() if "_target_" not in node]:
         if any(recipes.key(option).startswith(f"technique.{name}") for option in overrides):
             raise ValueError(f"technique.{name} is set, but the technique is not chosen; add it: technique=[{name},...]")
         with open_dict(cfg):  # an experiment sets what another choice has left out
             del cfg.technique[name]
     techniques = Composition(build_technique(node, cfg.outputs) for node in (cfg.get("technique") or {}).values()).techniques
-    overrides = recipes.pinned(cfg, overrides)
+    overrides = recipes.pinned(overrides, techniques)
     recipe: Any = OmegaConf.to_container(cfg, resolve=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
     write_environment(folder)
@@ -232,9 +233,9 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | Non
     value = trainer.callback_metrics.get(cfg.monitor)
     if trainer.is_global_zero:
         best = Path(trainer.checkpoint_callback.best_model_path or last)
-        if cfg.get("sampling"):  # `~sampling` on the command line leaves it out
+        if sampling is not None:
             trained, _ = load_task(best)
-            instantiate(cfg.sampling)(task=trained, folder=folder, datamodule=datamodule)
+            sampling(task=trained, folder=folder, datamodule=datamodule)
         print(f"checkpoint: {best}\nresults:    {folder}", file=sys.stderr)
     return float(value) if value is not None else None
 
@@ -271,10 +272,11 @@ def build_trainer(cfg: DictConfig, folder: Path, techniques: list[Any]) -> Any:
 def generate(cfg: DictConfig) -> None:
     """Samples from a checkpoint into MIDI, audio, piano rolls and a report."""
     from etude.core.checkpoint_files import find_checkpoint
+    from etude.core.protocols import Samples
 
     path = find_checkpoint(cfg.ckpt or "last", cfg.outputs, kind="language_model")
     task, _ = load_task(path)
-    if not hasattr(task, "sample"):
+    if not isinstance(task, Samples):
         raise ValueError(f"{path} holds a {type(task).__name__}, which generates no scores; restyle audio with transfer.py")
     folder = run_folder()
     instantiate(cfg.sampling)(task=task, folder=folder)
@@ -285,10 +287,11 @@ def generate(cfg: DictConfig) -> None:
 def transfer(cfg: DictConfig) -> None:
     """Restyles audio files with a checkpoint."""
     from etude.core.checkpoint_files import find_checkpoint
+    from etude.core.protocols import Translates
 
     quiet_lightning()
     task, _ = load_task(find_checkpoint(cfg.ckpt or "last", cfg.outputs, kind="style_transfer"))
-    if not hasattr(task, "translate"):
+    if not isinstance(task, Translates):
         raise ValueError(f"ckpt holds a {type(task).__name__}, which changes no styles; give one of task=style_transfer")
     if OmegaConf.is_missing(cfg.vocoder, "ckpt"):
         raise ValueError("vocoder.ckpt is missing: give a checkpoint or run of `train.py task=vocoder`, or vocoder.ckpt=last")
@@ -304,6 +307,7 @@ def evaluate(cfg: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     from etude.core.checkpoint_files import find_checkpoint
+    from etude.core.protocols import Tokenized
 
     folder = run_folder()
     if cfg.files is not None:
@@ -312,9 +316,8 @@ def evaluate(cfg: DictConfig) -> None:
         path = find_checkpoint(cfg.ckpt or "last", cfg.outputs, kind=HydraConfig.get().runtime.choices.get("task"))
         task, recipe = load_task(path)
         kind = type(task).__module__.rpartition(".")[2]
-        score = recipes.scoring(cfg, kind, path)
+        score = recipes.scoring(cfg, kind, path, logs=task.logs)
         data: Any = recipe.data if cfg.data is None else OmegaConf.merge(recipe.data, cfg.data)
-        tokenizer = getattr(task, "tokenizer", None)
-        datamodule = prepare_data(data, None if tokenizer is None else _the_one(tokenizer), folder)
+        datamodule = prepare_data(data, _the_one(task.tokenizer) if isinstance(task, Tokenized) else None, folder)
         instantiate(score)(task=task, datamodule=datamodule, folder=folder)
     print(f"results: {folder / 'report.html'}", file=sys.stderr)

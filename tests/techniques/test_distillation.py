@@ -39,7 +39,7 @@ def teach(folder: Path, make: Callable[[], Task]) -> dict[str, Any]:
         teacher.load_state_dict(torch.load(path, weights_only=True))
         return teacher, None
 
-    return {"teacher": str(path), "find": Path, "load": load}
+    return {"teacher": str(path), "find": lambda ckpt, option: Path(ckpt), "load": load}
 
 
 def matrix_options(kind: str, folder: Path, build: Callable[[], tuple[Task, Any]]) -> dict[str, Any]:

@@ -113,8 +113,9 @@ class FillsFrames(Protocol):
 class ChecksAhead(Protocol):
     """What writes samples at the end of a run, and can tell before training whether it will be able to."""
 
-    def check(self, **options: Any) -> None:
-        """Raises ValueError where the options can't be met on this machine."""
+    @staticmethod
+    def check(options: Mapping[str, Any]) -> None:
+        """Raises ValueError where its options, as far as they are given, can't be met on this machine."""
         ...
 
 

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -164,6 +165,13 @@ class Task(Measurable):
         a checkpoint, before its weights are loaded.
         """
         raise ValueError(f"{type(self).__name__} has no modules to add in a phase; leave modules={options} out")
+
+    def weights_from(self, saved: Mapping[str, Any], path: Path) -> Mapping[str, Tensor]:
+        """Returns the weights of another run's checkpoint `saved`, read from `path`, as a new run of this task begins with them.
+
+        Raises: ValueError where they don't suit this run.
+        """
+        return dict(saved["state_dict"])
 
     @classmethod
     def parts_from(cls, saved: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Mapping
 from enum import IntEnum, StrEnum
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytorch_lightning as pl
@@ -95,6 +96,10 @@ class Technique(pl.Callback):
     def corrections(self) -> dict[str, str]:
         """Those of its loss terms that correct another term and mean nothing alone, each with the term that it belongs to, whose
         weight they share."""
+        return {}
+
+    def paths(self) -> dict[str, Path]:
+        """Files of other runs that it reads, by the option that names each, where they are now."""
         return {}
 
     def is_logged(self, trainer: pl.Trainer) -> bool:

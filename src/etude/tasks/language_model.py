@@ -6,6 +6,7 @@ Shapes: b rows, t tokens of a row, v tokens of the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -22,6 +23,7 @@ from etude.models.sampling import generate
 from etude.models.transformer import Transformer
 from etude.music.grammar import BOS
 from etude.music.tokenizer import Tokenizer
+from etude.tasks.vocabulary import rows_by_token
 
 
 class LanguageModel(Task):
@@ -195,6 +197,12 @@ class LanguageModel(Task):
         finally:
             self.train(was_training)
         return [self.tokenizer.decode(sequence) for sequence in sequences]
+
+    def weights_from(self, saved: Mapping[str, Any], path: Path) -> Mapping[str, Tensor]:
+        weights, mine = super().weights_from(saved, path), self.tokenizer
+        if saved["etude"].get("tokenizer_fingerprint") == mine.fingerprint:
+            return weights
+        return rows_by_token(weights, saved["etude"].get("tokenizer"), own=self.state_dict(), tokenizer=mine, path=path)
 
     @classmethod
     def parts_from(cls, saved: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from symusic import Score
@@ -20,9 +20,28 @@ from etude.music.theory import estimate_key
 from etude.tasks.language_model import LanguageModel
 from etude.tasks.reading import read_prompt
 
+Writer = TypeVar("Writer", bound=Callable[..., Any])
 BATCH = 16  # samples drawn at once; what is drawn is written before the next batch begins
 
 
+def checked_ahead(check: Callable[[Mapping[str, Any]], None]) -> Callable[[Writer], Writer]:
+    """Marks a function that writes samples as one whose options `check` can test before training; see `ChecksAhead`."""
+
+    def mark(function: Writer) -> Writer:
+        function.__dict__["check"] = check
+        return function
+
+    return mark
+
+
+def check_rendering(options: Mapping[str, Any]) -> None:
+    """Raises ValueError where audio is asked for and can't be rendered here: no such soundfont, or no synthesizer."""
+    if options.get("audio", True):
+        soundfont = options.get("soundfont")
+        check_synthesizer(options.get("synthesizer", "tinysoundfont"), Path(soundfont) if soundfont else None)
+
+
+@checked_ahead(check_rendering)
 def write_samples(
     *,
     task: LanguageModel,
@@ -68,8 +87,8 @@ def write_samples(
         ValueError: an unknown genre or key, a prompt that can't be read or represented, or a number out of its range,
             or fluidsynth where it is not installed.
     """
-    if audio:
-        check_synthesizer(synthesizer, Path(soundfont) if soundfont else None)  # before samples are drawn, which takes longer
+    # before samples are drawn, which takes longer
+    check_rendering({"audio": audio, "soundfont": soundfont, "synthesizer": synthesizer})
     for name, value in (("num_samples", num_samples), ("num_bars", num_bars)):
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}, must be at least 1")

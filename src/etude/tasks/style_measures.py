@@ -1,9 +1,10 @@
-"""How restyled mels are measured against real ones of the style, in validation and anywhere else.
+"""What tasks of several styles share: restyled mels measured against real ones, and weights of a run of as many styles.
 
 Shapes: s styles, b pieces of each, m mel bands, f frames.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,11 +20,20 @@ Way = tuple[int, int]  # source and target style
 
 
 class ComparedStyles(Task):
-    """A task whose held-out mels are compared with real ones. A subclass defines `restyled`."""
+    """A task whose held-out mels are compared with real ones. A subclass defines `restyled` and its `styles`."""
+
+    styles: tuple[str, ...]
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._seen: dict[Way, tuple[list[Tensor], list[Tensor]]] = {}
+
+    def weights_from(self, saved: Mapping[str, Any], path: Path) -> Mapping[str, Tensor]:
+        if len(theirs := saved["etude"].get("styles", ())) != len(self.styles):
+            raise ValueError(
+                f"weights={path}: its networks have other sizes; give as many styles as {theirs}, here are {list(self.styles)}"
+            )
+        return super().weights_from(saved, path)
 
     def restyled(self, batch: Batch) -> dict[Way, tuple[Tensor, Tensor]]:
         """Returns for each way what it makes of its source and the batch's real mels of its target, natural-log [b, m, f]."""

@@ -20,6 +20,7 @@ from etude.losses.feature_matching import feature_matching
 from etude.music.rows import packed_rows
 from etude.music.token_classes import CLASSES, token_classes
 
+TEACHER = "technique.distillation.teacher"
 SCHEDULES = ("constant", "annealed", "adaptive")
 
 
@@ -76,7 +77,7 @@ class Distillation(Technique):
         num_sequences: int = 32,
         sequence_tokens: int = 1024,
         projection_lr: float = 0.001,
-        find: Callable[[str], Path] | None = None,
+        find: Callable[[str, str], Path] | None = None,
         load: Callable[[Path], tuple[Any, Any]] | None = None,
         seed: int = 0,
     ) -> None:
@@ -127,6 +128,9 @@ class Distillation(Technique):
         """The teacher."""
         return self._teacher[0]
 
+    def paths(self) -> dict[str, Path]:
+        return {} if self.teacher_name is None or self._find is None else {"teacher": self._find(self.teacher_name, TEACHER)}
+
     # --- setup ---
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -141,7 +145,7 @@ class Distillation(Technique):
             )
         if type(pl_module).retrace is Task.retrace:
             raise ValueError(f"technique distillation compares outputs, {kind} offers none; take it out of technique=[...]")
-        path = self._find(self.teacher_name) if self._find is not None else Path(self.teacher_name)
+        path = self._find(self.teacher_name, TEACHER) if self._find is not None else Path(self.teacher_name)
         digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         if self._identity and self._identity["sha256"] != digest:
             raise ValueError(

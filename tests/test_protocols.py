@@ -1,0 +1,57 @@
+"""What a task, data or an optimizer offers is asked for by protocol; looking for names is refused but for listed reasons."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "etude"
+FILES = sorted(SOURCE.rglob("*.py"))
+EXCEPTIONS = {  # (file, name that is looked for): why no protocol of ours can stand there
+    ("artifacts.py", "sched_getaffinity"): "os has it on Linux alone",
+    ("notation.py", "tie"): "an element of music21",
+    ("notation.py", "partName"): "an element of music21",
+    ("notation.py", "atSoundingPitch"): "an element of music21",
+    ("notation.py", "percMapPitch"): "an element of music21",
+    ("io.py", "error_string"): "an error of libsndfile",
+    ("clipping.py", "full_tensor"): "a tensor that trainer=fsdp splits; importing its class would cost every program a second",
+    ("faults.py", "to_local"): "likewise",
+    ("lightning.py", "scaler"): "a precision plugin of Lightning",
+    ("media.py", "log_image"): "a logger of another package, which need not be installed",
+    ("media.py", "add_image"): "likewise",
+    ("media.py", "log_audio"): "likewise",
+    ("media.py", "add_audio"): "likewise",
+    ("balance.py", "variable"): "a node of PyTorch's graph",
+    ("balance.py", "next_functions"): "a node of PyTorch's graph",
+    ("phase_draws.py", "datamodule"): "a trainer of Lightning, before it has data",
+    ("checkpoints.py", "final_weights"): "the callback also saves modules that are no tasks",
+    ("token_classes.py", "table"): "of tokenizers, which other issues give a base",
+    ("audio_module.py", "root"): "of corpora: a folder has one, made-up data has none",
+    ("audio_module.py", "paired"): "of corpora",
+}
+
+
+def probes(path: Path) -> list[str]:
+    """Names that the file looks for with `hasattr` or with a default of `getattr`."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            name = node.args[1] if len(node.args) > 1 else None
+            if node.func.id == "hasattr":
+                found.append(name.value if isinstance(name, ast.Constant) else ast.unparse(node))
+            elif node.func.id == "getattr" and len(node.args) == 3 and isinstance(name, ast.Constant):
+                found.append(name.value)
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_nothing_looks_for_names_where_a_protocol_could_stand(path: Path) -> None:
+    refused = [name for name in probes(path) if (path.name, name) not in EXCEPTIONS]
+    assert not refused, f"{path.name} looks for {refused}; ask with isinstance for a protocol of core/protocols.py"
+
+
+def test_the_check_sees_what_it_should(tmp_path: Path) -> None:
+    (tmp_path / "x.py").write_text("hasattr(task, 'sample'); getattr(data, 'paired', None); getattr(task, 'fine')\n")
+    assert probes(tmp_path / "x.py") == ["sample", "paired"]
+    (tmp_path / "x.py").write_text("all(hasattr(task, name) for name in names)\n")
+    assert probes(tmp_path / "x.py") == ["hasattr(task, name)"]
