@@ -4,10 +4,10 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.installed
 .DEFAULT_GOAL := help
-.PHONY: help setup train techniques test check lint lock report bench styles effects clean
+.PHONY: help setup train techniques test test-all check lint docs lock report bench styles effects clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(STAMP)  ## create .venv and install everything
 
@@ -28,8 +28,15 @@ techniques:  ## list every technique, optimizer, schedule, stage and level with 
 test: setup  ## install, then all checks and tests
 	@$(MAKE) --no-print-directory check
 
-check: lint  ## what CI runs, without the install: ruff, types, tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+check: lint  ## what CI runs, without the install: ruff, types, tests; of the techniques' matrix what changed and a draw
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --matrix touched $(ARGS)
+
+test-all: setup lint  ## every test of every technique (hours with many techniques)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --matrix all $(ARGS)
+
+docs: setup  ## build the documentation into outputs/site
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true \
+	  $(BIN)/python -m mkdocs build --quiet --strict --config-file docs/site/mkdocs.yml --site-dir ../../outputs/site
 
 lint:
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

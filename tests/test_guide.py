@@ -1,4 +1,4 @@
-"""docs/adding_a_technique.md, followed to the letter in a copy of the repository."""
+"""docs/guides/adding_a_technique.md, followed to the letter in a copy of the repository."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-GUIDE = (ROOT / "docs" / "adding_a_technique.md").read_text()
+GUIDE = (ROOT / "docs" / "guides" / "adding_a_technique.md").read_text()
 
 
 @pytest.mark.slow
