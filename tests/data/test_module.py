@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from etude.data.corpora import Folder
+from etude.data.manifest import lopsided_splits
 from etude.data.module import MusicDataModule
 from etude.music.miditok_tokenizer import MidiTokTokenizer
 from etude.music.satb import SatbGrid
@@ -191,6 +193,17 @@ def test_bad_files_are_quarantined_and_good_ones_go_on(tmp_path: Path, capfd: py
     assert set(reasons) == {"crash.mid", "exit.mid", "memory.mid", "broken.mid", "empty.mid"}
     assert "crashed" in reasons["crash.mid"]
     assert "5 pieces or files are left out" in capfd.readouterr().err
+
+
+def test_a_split_that_is_one_large_piece_is_told(tmp_path: Path) -> None:
+    def table(split: list[str], notes: list[int]) -> pa.Table:
+        return pa.table({"split": split, "notes": notes, "file": [f"{n}.mid" for n in range(len(split))]})
+
+    ratios = {"train": 0.8, "val": 0.1, "test": 0.1}
+    [line] = lopsided_splits(table(["train"] * 8 + ["val", "test"], [100] * 9 + [300_000]), ratios)
+    assert line.startswith("the test split holds 100% of all notes where data.split asks for 10%: 9.mid alone has 300000")
+    assert "cut this file into pieces" in line
+    assert lopsided_splits(table(["train"] * 8 + ["val", "test"], [100] * 10), ratios) == []
 
 
 def test_a_crash_is_no_verdict_the_next_run_reads_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from symusic import Note, Score, Track
 
 from etude.music.grammar import BOS, CONT, EOS, PAD
 from etude.music.miditok_tokenizer import SCHEMES, MidiTokTokenizer
@@ -75,6 +76,16 @@ def test_every_walk_decodes_to_a_piece(name: str, seed: int, num_bars: int | Non
     for feature, values in tokenizer.features(ids).items():
         assert values.tolist() == trace[feature], feature
         assert 0 <= values.min() <= values.max() < tokenizer.feature_sizes[feature]
+
+
+def test_a_note_that_rings_beyond_the_last_bar_of_octuple_is_held() -> None:
+    score = Score(480)
+    score.tracks.append(Track(notes=[Note(0, 480, 60, 80), Note(1920 * 63 + 960, 3840, 62, 80)]))
+    tokenizer = TOKENIZERS["Octuple"]  # of 64 bars
+    assert notes_of(tokenizer.decode(tokenizer.encode(score))) == notes_of(score)
+    score.tracks[0].notes.append(Note(1920 * 64, 480, 64, 80))
+    with pytest.raises(ValueError, match="the piece has 65 bars, Octuple holds 64"):
+        tokenizer.encode(score)
 
 
 @pytest.mark.parametrize("name", ["REMI", "TSD", "MIDILike", "REMI merged", "TSD merged"])

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from urllib.parse import quote
 
 import torch
 
@@ -171,10 +172,14 @@ class Report:
         content = f"{title}<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>"
         return self._add(f"<div class=scroll><table>{content}</table></div>")
 
-    def image(self, source: Path | bytes, *, caption: str = "") -> "Report":
-        """Add a PNG picture, given as a path or as the bytes of the file."""
+    def link(self, target: str, text: str) -> "Report":
+        """Add a link to a file beside the report; `target` is its path from there."""
+        return self._add(f'<p><a href="{_escape(quote(target))}">{_escape(text)}</a></p>')
+
+    def image(self, source: Path | bytes, *, caption: str = "", alt: str = "") -> "Report":
+        """Add a PNG picture, given as a path or as the bytes of the file; `alt` says what it shows (default: the caption)."""
         data = _data_uri(source, allowed=IMAGE_SUFFIXES)
-        return self._figure(f'<img src="{data}" alt="{_escape(caption)}">', caption)
+        return self._figure(f'<img src="{data}" alt="{_escape(alt or caption)}">', caption)
 
     def audio(self, source: Path | bytes, *, caption: str = "") -> "Report":
         """Add a player for a WAV, MP3 or FLAC file, given as a path or as the bytes of the file."""

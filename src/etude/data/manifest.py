@@ -157,6 +157,23 @@ def _table(pieces: list[dict[str, Any]], ratios: dict[str, float]) -> pa.Table:
     return pa.table(columns)
 
 
+def lopsided_splits(table: pa.Table, ratios: dict[str, float]) -> list[str]:
+    """One line for each split that holds another share of the notes than was asked, because of one large piece."""
+    splits = np.array(table["split"].to_pylist())
+    notes, files = table["notes"].to_numpy(), table["file"].to_pylist()
+    lines = []
+    for split, asked in ratios.items():
+        rows = np.flatnonzero(splits == split)
+        share = notes[rows].sum() / max(1, notes.sum())
+        if len(rows) and len(table) > 1 and share > 2 * asked + 0.1:
+            largest = int(rows[notes[rows].argmax()])
+            lines.append(
+                f"the {split} split holds {share:.0%} of all notes where data.split asks for {asked:.0%}: {files[largest]} "
+                f"alone has {notes[largest]}; cut this file into pieces, or set data.split"
+            )
+    return lines
+
+
 def with_complexity(table: pa.Table, cache_dir: Path, num_workers: int) -> pa.Table:
     """The table with a complexity_* column for each feature; what the cache lacks is measured."""
     measured = build.measure_complexity(piece_keys(table), cache_dir=cache_dir, num_workers=num_workers)

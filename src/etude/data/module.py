@@ -22,7 +22,15 @@ from etude.data.corpora import Corpus
 from etude.data.documents import Augmentation, Documents
 from etude.data.labels import Labelled, refuse_augmented
 from etude.data.lock import held
-from etude.data.manifest import SPLITS, ManifestPlan, check_shares, piece_keys, read_quarantine, with_complexity
+from etude.data.manifest import (
+    SPLITS,
+    ManifestPlan,
+    check_shares,
+    lopsided_splits,
+    piece_keys,
+    read_quarantine,
+    with_complexity,
+)
 from etude.data.packing import Packer, Rule
 from etude.data.store import Store
 from etude.data.tokens import MAX_SHIFT
@@ -166,6 +174,8 @@ class MusicDataModule(Labelled, pl.LightningDataModule):
         self._tokenizer = with_byte_pairs(tokenizer, self._views["train"], pairs)
         if len(self._views["train"]) == 0:
             raise ValueError("there is no training piece; add files, or give data.split another first share")
+        for line in lopsided_splits(self.manifest(), self.ratios):
+            print(line, file=sys.stderr)
         bad = len(self.quarantine)
         if bad:
             path = self._view_folder / "quarantine.tsv"

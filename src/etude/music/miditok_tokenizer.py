@@ -165,29 +165,36 @@ class MidiTokTokenizer(Tokenizer):
         prepared = prepare(score, tempos=self._miditok.tempos)
         if self.scheme == "Octuple":
             return self._encode_octuple(prepared)
-        ids = np.array(self._miditok_ids(prepared), dtype=np.int32)
+        ids = np.array(self._miditok_ids(self._quantised(prepared)), dtype=np.int32)
         if not self.table.mask(VELOCITY)[ids + self.first_body - 1].any():
             raise ValueError(NO_NOTES)
         return ids + np.int32(self.first_body - 1)  # MidiTok's own PAD is dropped
 
-    def _miditok_ids(self, prepared: Score) -> list[int]:
-        """MidiTok's ids, notes that start together from low to high; MidiTok keeps their order before rounding."""
-        quantised = self._miditok.preprocess_score(prepared)
+    def _quantised(self, prepared: Score) -> Score:
+        """The score on MidiTok's grid, notes that start together from low to high; MidiTok keeps their order before rounding."""
+        quantised: Score = self._miditok.preprocess_score(prepared)
         for track in quantised.tracks:
             notes = track.notes.numpy()
             if self.scheme == "MIDILike":
                 notes["duration"] = cut_at_next_onset(notes["time"], notes["duration"], notes["pitch"])
             order = np.lexsort((notes["velocity"], notes["duration"], notes["pitch"], notes["time"]))
             track.notes = Note.from_numpy(**{name: values[order] for name, values in notes.items()})
-        return self._miditok.encode(quantised, encode_ids=False, no_preprocess_score=True).ids
+        return quantised
+
+    def _miditok_ids(self, quantised: Score) -> list[int]:
+        ids: list[int] = self._miditok.encode(quantised, encode_ids=False, no_preprocess_score=True).ids
+        return ids
 
     def _encode_octuple(self, prepared: Score) -> np.ndarray:
-        from etude.music.score import num_bars
+        from etude.music.score import bar_ticks
 
-        bars = num_bars(prepared)
+        quantised = self._quantised(prepared)
+        onsets = [int(track.notes.numpy()["time"].max()) for track in quantised.tracks if len(track.notes)]
+        # bars in which notes begin: the last notes may ring on beyond the bars that Octuple numbers
+        bars = int(np.searchsorted(bar_ticks(quantised), max(onsets, default=0), side="right"))
         if bars > self.max_bars:
             raise ValueError(f"the piece has {bars} bars, Octuple holds {self.max_bars}; raise max_bars or cut the piece")
-        notes = np.array(self._miditok_ids(prepared), dtype=np.int32).reshape(-1, len(NAMES))
+        notes = np.array(self._miditok_ids(quantised), dtype=np.int32).reshape(-1, len(NAMES))
         if len(notes) == 0:
             raise ValueError(NO_NOTES)
         offsets = (self._field_starts + self.first_body - 1).astype(np.int32)

@@ -1,13 +1,13 @@
 """Four voices on a grid: one token per voice and step, as in the JSB chorale benchmark."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from symusic import Note, Score, Tempo, TimeSignature, Track
 
 from etude.music.grammar import Grammar
 from etude.music.satb_grammar import SatbGrammar
-from etude.music.tokenizer import Tokenizer
+from etude.music.tokenizer import Tokenizer, program_family
 from etude.music.voices import REST, metre, reduce_to_frames, runs, voices_to_frames
 
 TICKS_PER_QUARTER = 480
@@ -110,6 +110,25 @@ class SatbGrid(Tokenizer):
         except ValueError:
             frames = reduce_to_frames(score, steps_per_beat=self.steps_per_beat, low=self.low, high=self.high)
         return self.encode_frames(frames, bar_starts=self._score_bars(score, len(frames)))
+
+    def check_request(self, labels: Mapping[str, object]) -> None:
+        super().check_request(labels)
+        programs, metre_asked = labels.get("programs"), labels.get("metre")
+        if isinstance(programs, Sequence) and any(program_family(int(p)) != CHOIR_AAHS // 8 for p in programs):
+            raise ValueError(
+                f"programs={list(programs)}: the SATB grid writes four voices of program {CHOIR_AAHS} (choir) alone; leave "
+                "programs out, or take a model with tokenizer=remi"
+            )
+        if metre_asked is None:
+            return
+        beats, unit = (int(part) for part in str(metre_asked).split("/"))
+        steps, rest = divmod(4 * beats * self.steps_per_beat, unit)
+        longest = f"bars of up to {self.max_bar_steps} steps" if self.bar_tokens else f"bars of {self.bar_steps} steps"
+        if rest or steps > self.max_bar_steps or (not self.bar_tokens and steps != self.bar_steps):
+            raise ValueError(
+                f"metre={metre_asked}: this SATB grid writes {longest}, {self.steps_per_beat} to a quarter note, and can't hold "
+                "it; leave metre out, or take a model with tokenizer=remi or tokenizer.bar_tokens=true"
+            )
 
     def _score_bars(self, score: Score, num_frames: int) -> np.ndarray | None:
         if not self.bar_tokens:

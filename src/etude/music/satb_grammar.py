@@ -6,11 +6,13 @@ import numpy as np
 
 from etude.music.grammar import EOS, UNLIMITED, Grammar, State, frozen
 
+ALL_VOICES = 0b1111
+
 
 class SatbGrammar(Grammar):
-    """Whole frames of four tokens, with at least one note; bars as the tokenizer writes them.
+    """Whole frames of four tokens, with at least one note in each voice; bars as the tokenizer writes them.
 
-    State: (voice next, frames so far in the bar, bars left, a note has been heard, a token has been read, features).
+    State: (voice next, frames so far in the bar, bars left, which voices have sounded (bits), a token has been read, features).
 
     Args:
         rest_id: id of Rest; the pitches follow it.
@@ -26,13 +28,13 @@ class SatbGrammar(Grammar):
         self._masks: dict[tuple[bool, bool, bool, bool], np.ndarray] = {}
 
     def start(self, num_bars: int) -> State:
-        return (0, 0, num_bars, False, False, (0, 0))
+        return (0, 0, num_bars, 0, False, (0, 0))
 
     def step(self, state: State, token: int) -> State:
         voice, frame, left, heard, _, _ = state
         if token == self._bar:
             return (0, 0, left if left == UNLIMITED else left - 1, heard, True, (1, 0))
-        heard = heard or token != self._rest
+        heard |= (token != self._rest) << voice
         features = (frame + 1, voice + 1)
         if voice < 3:
             return (voice + 1, frame, left, heard, True, features)
@@ -52,9 +54,10 @@ class SatbGrammar(Grammar):
         else:
             notes, bar = left != 0, False
             end = boundary and started and left in (0, UNLIMITED)
-        # a piece needs a note: where a rest would be the last token before the end is forced, it is forbidden
-        last = voice == 3 and frame == self._bar_steps - 1 and left == (0 if bars else 1)
-        return self._build(notes, notes and (heard or not last), bar, end and heard)
+        # each voice needs a note, or the piece could not be encoded again: in the last frame before a forced end, a voice
+        # that has had none may not rest
+        last = frame == self._bar_steps - 1 and left == (0 if bars else 1)
+        return self._build(notes, notes and (bool(heard >> voice & 1) or not last), bar, end and heard == ALL_VOICES)
 
     def _build(self, notes: bool, rest: bool, bar: bool, end: bool) -> np.ndarray:
         key = (notes, rest, bar, end)

@@ -92,6 +92,14 @@ class Tokenizer(ABC):
         """As `encode`, but may simplify a piece that the scheme can't hold; for pieces to be continued."""
         return self.encode(score)
 
+    def check_request(self, labels: Mapping[str, object]) -> None:
+        """Refuses labels that have no token, or that no piece of this scheme can have, such as a metre that it does not write.
+
+        Raises:
+            ValueError: naming the label, the value and the remedy.
+        """
+        self.controls(labels)
+
     @abstractmethod
     def decode(self, ids: Sequence[int] | np.ndarray) -> Score:
         """The score of a sequence of ids (480 ticks per quarter); specials and controls are skipped, but a tempo

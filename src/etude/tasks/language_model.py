@@ -21,7 +21,9 @@ from etude.models.attention import starts_of_pieces
 from etude.models.grid_transformer import GridTransformer
 from etude.models.sampling import generate
 from etude.models.transformer import Transformer
+from etude.music.changes import bar_lengths, changes, first_metre
 from etude.music.grammar import BOS
+from etude.music.score import bar_ticks
 from etude.music.tokenizer import Tokenizer
 from etude.tasks.vocabulary import rows_by_token
 
@@ -173,9 +175,13 @@ class LanguageModel(Task):
                 it can't represent.
         """
         asked = dict(labels or {})
+        self.tokenizer.check_request(asked)
+        ids = self.tokenizer.controls(asked)
+        if prompt is not None:
+            self.prompt_changes(prompt)
         if num_bars is not None:
-            asked["num_bars"] = num_bars
-        opening = [BOS, *self.tokenizer.controls(asked)]
+            ids = self.tokenizer.controls({**asked, "num_bars": num_bars})
+        opening = [BOS, *ids]
         if prompt is not None:
             opening += self.tokenizer.encode_prompt(prompt).tolist()
         prompt_bt = torch.tensor([opening] * num_samples, device=self.device)
@@ -203,6 +209,21 @@ class LanguageModel(Task):
         if saved["etude"].get("tokenizer_fingerprint") == mine.fingerprint:
             return weights
         return rows_by_token(weights, saved["etude"].get("tokenizer"), own=self.state_dict(), tokenizer=mine, path=path)
+
+    def prompt_changes(self, prompt: Score) -> list[str]:
+        """What the tokenizer changes or leaves out of a prompt, one phrase each; empty where it holds all.
+
+        Raises:
+            ValueError: it can't write the prompt's metre, so that bar lines would fall elsewhere; the message has the remedy.
+        """
+        written = self.tokenizer.decode(self.tokenizer.encode_prompt(prompt))
+        if len(bar_ticks(prompt)) > 1 and not bar_lengths(prompt) & bar_lengths(written):  # one bar may be a part of one
+            asked, got = ("{}/{}".format(*first_metre(score)) for score in (prompt, written))
+            raise ValueError(
+                f"prompt: its metre is {asked}, and this model's {type(self.tokenizer).__name__} writes {got}; give a prompt in "
+                f"{got}, or take a model with tokenizer=remi"
+            )
+        return changes(prompt, written)
 
     @classmethod
     def parts_from(cls, saved: Mapping[str, Any]) -> dict[str, Any]:

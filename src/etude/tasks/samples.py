@@ -19,6 +19,7 @@ from etude.music.synthesizers import Synthesizer, check_synthesizer
 from etude.music.theory import estimate_key
 from etude.tasks.language_model import LanguageModel
 from etude.tasks.reading import read_prompt
+from etude.tasks.requests import asked_and_got
 
 Writer = TypeVar("Writer", bound=Callable[..., Any])
 BATCH = 16  # samples drawn at once; what is drawn is written before the next batch begins
@@ -96,12 +97,17 @@ def write_samples(
     labels = {"genre": genre, "key": key, "tempo_bpm": tempo_bpm, "metre": metre, "programs": programs}
     asked = {name: value for name, value in labels.items() if value is not None}
     wishes = ", ".join(f"{name} {value}" for name, value in {**asked, "bars": num_bars, "prompt": prompt}.items() if value)
-    report = Report(f"Samples: {wishes or 'free'}")
+    report = Report(f"{num_samples} samples, {wishes or 'nothing asked'} ({folder.resolve().name})")
+    if opening is not None and (changed := task.prompt_changes(opening)):
+        line = f"of the prompt, this model can't hold all: {'; '.join(changed)}"
+        print(line, file=sys.stderr)
+        report.text(line)
     report.text(f"temperature {temperature}, top-k {top_k}, top-p {top_p}, min-p {min_p}, seed {seed}")
     play = functools.partial(render, soundfont=Path(soundfont) if soundfont else None, synthesizer=synthesizer)
     out = folder / "samples"
     out.mkdir(parents=True, exist_ok=True)
     files: list[Path] = []
+    drawn: list[Score] = []
     try:
         for start in range(0, num_samples, BATCH):
             size = min(BATCH, num_samples - start)
@@ -110,8 +116,13 @@ def write_samples(
                 temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed + start,
             )  # fmt: skip
             for score in scores:
+                drawn.append(score)
                 files.append(_write(score, out / f"{len(files):03d}.mid", report, play if audio else None))
     finally:  # Ctrl-C keeps what is done
+        if rows := asked_and_got({**asked, "num_bars": num_bars} if num_bars else asked, drawn):
+            report.heading("Asked and got").table(("label", "asked", "got most often", "samples that have it"), rows)
+            for label, wanted, often, share in rows:
+                print(f"asked {label} {wanted}: {share} have it, most often {often}", file=sys.stderr)
         report.write(folder / "report.html")
     return files
 
@@ -135,7 +146,7 @@ def _write(score: Score, path: Path, report: Report, play: Callable[[Score], np.
         return path
     title = f"{path.stem}: {count_bars(score)} bars, {num_notes(score)} notes, {estimate_key(score)}"
     piano_roll(score, path.with_suffix(".png"), title=title)
-    report.heading(title)
+    report.heading(title).link(f"samples/{path.name}", f"{path.name} (MIDI)")
     if play is not None:
         samples = play(score)
         write_audio(path.with_suffix(".wav"), samples, 44_100)
@@ -143,6 +154,6 @@ def _write(score: Score, path: Path, report: Report, play: Callable[[Score], np.
         write_audio(listen, samples, 44_100)
         report.audio(listen)
         listen.unlink()  # it lives in the report
-    report.image(path.with_suffix(".png"))
+    report.image(path.with_suffix(".png"), alt=f"Piano roll of sample {title}")
     print(path, file=sys.stderr)
     return path
