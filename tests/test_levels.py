@@ -93,6 +93,10 @@ def test_the_defaults_suit_the_task(task: str) -> None:
     assert trained_with(f"task={task}") == trained_with(f"task={task}", *DEFAULTS[kind(task)])
 
 
+def test_the_vocoder_keeps_its_steps() -> None:
+    assert composed("task=vocoder").max_steps == 1200 and composed("task=style_transfer").max_steps == 2000
+
+
 def test_fast_convergence_is_the_default_of_language_models() -> None:
     assert spelled_out(["fast_convergence=true", "seed=1"]) == ["convergence=fast", "seed=1"]
     assert spelled_out(["fast_convergence=true,false"]) == ["convergence=fast,null"]

@@ -114,7 +114,7 @@ def test_fast_convergence_continues_a_run(home: Path, capsys: pytest.CaptureFixt
 
 
 def test_a_run_from_when_adamw_was_the_default_goes_on_with_it(home: Path) -> None:
-    then = ["optimizer=adamw", "scheduler=cosine", "technique=[ema]", "ema_decay=0.999"]
+    then = ["optimizer=adamw", "scheduler=cosine", "technique=[ema]", "ema_decay=0.999", "max_steps=1200"]
     call("train", home / "outputs" / "then", *SHAPE, *REST, f"data.root={home / 'songs'}", f"cache_dir={home / 'cache'}",
          "~sampling", *then)  # fmt: skip
     saved = checkpoint(home / "outputs" / "then")

@@ -135,11 +135,9 @@ def _former_defaults(recipe: dict[str, Any], options: list[str]) -> list[str]:
     if "fast_convergence" not in recipe or not recipe["task"]["_target_"].endswith(".LanguageModel"):
         return []  # only the runs of then have this key
     said = {key(option): option.partition("=")[2] for option in [*recipe.get("overrides", []), *options]}
-    if said.keys() & {"level", "convergence", "fast_convergence", "experiment"}:
-        return []
-    former = {"optimizer": "adamw", "scheduler": "cosine", "technique": "[ema]", "ema_decay": "0.999"}
-    if said.get("optimizer") == "schedule_free":
-        former = {}
+    former = {"max_steps": recipe["max_steps"]}
+    if not said.keys() & {"level", "convergence", "fast_convergence", "experiment"} and said.get("optimizer") != "schedule_free":
+        former |= {"optimizer": "adamw", "scheduler": "cosine", "technique": "[ema]", "ema_decay": 0.999}
     return [f"{name}={value}" for name, value in former.items() if name not in said]
 
 
