@@ -22,6 +22,7 @@ from etude.data.audio_build import UNIT, clips_folder, encode_all
 from etude.data.audio_corpora import AudioCorpus, Failures
 from etude.data.audio_splits import Piece, assign, is_paired, refuse_empty, same_songs, usable, whole_songs
 from etude.data.audio_statistics import band_statistics, complexities
+from etude.data.intact import made_anew
 from etude.data.labels import Labelled
 from etude.data.manifest import SPLITS, check_shares
 from etude.data.packing import Rule
@@ -115,8 +116,10 @@ class StyleDataModule(Labelled, pl.LightningDataModule):
         Raises: ValueError where a style has no usable audio; OSError for a full disk; KeyboardInterrupt after keeping
             what is done.
         """
-        if self._pieces is not None:
-            return
+        if self._pieces is None:
+            made_anew(self._open)
+
+    def _open(self) -> None:
         styles = self._choose(self.corpus.available())
         recordings, failures = self.corpus.recordings(styles, cache_dir=self.cache_dir, num_workers=self.prepare_workers)
         facts = encode_all(recordings, self.contract, cache_dir=self.cache_dir, num_workers=self.prepare_workers)
@@ -130,10 +133,12 @@ class StyleDataModule(Labelled, pl.LightningDataModule):
             for split in SPLITS
             for style in styles
         }
-        self._styles, self._pieces, self._paired = styles, pieces, is_paired(pieces, styles)
         self._statistics = band_statistics(
-            [self._clips["train", style] for style in styles], cache=self.cache_dir / "statistics", name=self._digest()
+            [self._clips["train", style] for style in styles],
+            cache=self.cache_dir / "statistics",
+            name=self._digest(pieces, styles),
         )
+        self._styles, self._pieces, self._paired = styles, pieces, is_paired(pieces, styles)
         if clipping:
             lines.append(f"{len(clipping)} files clip, such as {clipping[0]}; they are kept")
         if self._quarantine:
@@ -249,7 +254,8 @@ class StyleDataModule(Labelled, pl.LightningDataModule):
         columns = {"name": np.array([p.name for p in own]), "song": np.array([p.song for p in own])}
         columns |= {"genre": np.array([p.style for p in own]), "frames": np.array([p.frames for p in own])}
         clips = [self._of("train", style) for style in self.styles]
-        return {**columns, **complexities(clips, cache=self.cache_dir / "statistics", name=self._digest())}
+        cache, name = self.cache_dir / "statistics", self._digest()
+        return {**columns, **made_anew(lambda: complexities(clips, cache=cache, name=name))}
 
     def admit(self, name: str, rule: Rule) -> None:
         """Lets `name` choose which pieces training draws, from the next `train_dataloader` on; see `MusicDataModule.admit`.
@@ -336,10 +342,10 @@ class StyleDataModule(Labelled, pl.LightningDataModule):
 
     # --- state ---
 
-    def _digest(self) -> str:
-        assert self._pieces is not None
-        identity = [[p.key, p.style, p.split, p.start, p.stop] for p in self._pieces]
-        text = json.dumps([identity, self.segment_frames, self._styles, self.contract.fingerprint])
+    def _digest(self, pieces: list[Piece] | None = None, styles: Sequence[str] | None = None) -> str:
+        own = pieces if pieces is not None else self._pieces or []
+        identity = [[p.key, p.style, p.split, p.start, p.stop] for p in own]
+        text = json.dumps([identity, self.segment_frames, styles or self._styles, self.contract.fingerprint])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def state_dict(self) -> dict[str, Any]:

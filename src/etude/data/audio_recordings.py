@@ -12,7 +12,7 @@ import numpy as np
 from etude.audio.io import AudioError, inspect_audio, stream_audio
 from etude.audio.resampling import Resampler
 from etude.data import build
-from etude.data.version import code_version
+from etude.data.version import ARRANGING, DECODING
 from etude.music.arrangement import arrange
 from etude.music.rendering import render
 from etude.music.score import duration_seconds
@@ -70,8 +70,7 @@ class ArrangedRecording(Recording):
     def identity(self) -> str:
         versions = [importlib.metadata.version(name) for name in ("symusic", "music21")]
         player = [self.sound, self.synthesizer, synthesizer_version(self.synthesizer)]
-        code = code_version("etude.music.arrangement", "etude.music.rendering", "etude.music.synthesizers", __name__)
-        return json.dumps([self.song, self.group, self.style, self.max_seconds, player, code, versions])
+        return json.dumps([self.song, self.group, self.style, self.max_seconds, player, ARRANGING, versions])
 
     def blocks(self, sample_rate: int) -> Iterator[np.ndarray]:
         score = arrange(build.load_score(self.scores, self.row), self.style, max_seconds=self.max_seconds)
@@ -90,7 +89,7 @@ class FileRecording(Recording):
     @property
     def identity(self) -> str:
         versions = [importlib.metadata.version(name) for name in ("soundfile", "torchaudio")]
-        return json.dumps([self.sha256, code_version("etude.audio.io", "etude.audio.resampling"), versions])
+        return json.dumps([self.sha256, DECODING, versions])
 
     def blocks(self, sample_rate: int) -> Iterator[np.ndarray]:
         try:

@@ -12,8 +12,9 @@ from torch import Tensor
 from etude.audio.complexity import complexity
 from etude.data.audio_batches import Clips
 from etude.data.fill import progress
+from etude.data.intact import sealed, unsealed
 from etude.data.store import write_aside
-from etude.data.version import code_version
+from etude.data.version import AUDIO_COMPLEXITY, FORMAT
 
 FRAMES_AT_ONCE = 65_536
 LEAST_DEVIATION = 0.1  # nats
@@ -26,13 +27,13 @@ def band_statistics(clips: Sequence[Clips], *, cache: Path, name: str) -> Tensor
     Returns: float32 [s, 2, m]; deviations are at least `LEAST_DEVIATION`, since a band that never moves, as those above 4 kHz
         of a telephone's recordings, would be divided by nothing.
     """
-    path = cache / f"{name}.npy"
+    path = cache / f"{name}-{FORMAT}.npy"
     if not path.exists():
         found = np.stack([_moments(clip) for clip in clips]).astype(np.float32)
         sink = io.BytesIO()
         np.save(sink, found)
-        write_aside(path, sink.getvalue())
-    statistics = torch.from_numpy(np.load(path))
+        write_aside(path, sealed(sink.getvalue()))
+    statistics = torch.from_numpy(np.load(io.BytesIO(unsealed(path))))
     statistics[:, 1].clamp_(min=LEAST_DEVIATION)
     return statistics
 
@@ -54,7 +55,7 @@ def complexities(clips: Sequence[Clips], *, cache: Path, name: str) -> dict[str,
 
     cache, name: as of `band_statistics`.
     """
-    path = cache / f"{name}-complexity-{code_version('etude.audio.complexity')}.npz"
+    path = cache / f"{name}-complexity-{AUDIO_COMPLEXITY}-{FORMAT}.npz"
     if not path.exists():
         every = [(clip, piece) for clip in clips for piece in range(len(clip))]
         found = []
@@ -65,6 +66,6 @@ def complexities(clips: Sequence[Clips], *, cache: Path, name: str) -> dict[str,
         sink = io.BytesIO()
         columns: Any = {key: np.array([features[key] for features in found]) for key in found[0]}
         np.savez(sink, **columns)
-        write_aside(path, sink.getvalue())
-    with np.load(path) as saved:
+        write_aside(path, sealed(sink.getvalue()))
+    with np.load(io.BytesIO(unsealed(path))) as saved:
         return {key: saved[key] for key in saved.files}

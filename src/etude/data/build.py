@@ -4,12 +4,12 @@ The cache is keyed by content (SHA-256 of the file) and version of the code, so 
 corpus or run has read before, are not read again.
 """
 
+import errno
 import functools
 import hashlib
 import importlib.metadata
 import json
 import os
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,14 @@ from symusic import Score
 from etude.data import dedup, facts, pool
 from etude.data.corpora import Corpus, Source
 from etude.data.fill import absent, fill
+from etude.data.intact import Damaged, sealed, unsealed
 from etude.data.store import Store, Writer, key_of, write_aside
-from etude.data.version import code_version
+from etude.data.version import FORMAT, SCORE_COMPLEXITY, SCORES
 from etude.music.bounds import reading_limits
 from etude.music.score import ScoreError, kind
+from etude.music.score_bytes import score_from_bytes, score_to_bytes
 
-READERS = ("etude.music.score", "etude.data.jsb", "etude.data.facts", "etude.data.dedup")
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def piece_key(identity: str, number: int) -> np.ndarray:
@@ -37,10 +39,10 @@ def piece_key(identity: str, number: int) -> np.ndarray:
 
 def hash_files(sources: Sequence[Source], cache_dir: Path) -> list[str]:
     """SHA-256 of each file, hex; files whose size and time of change are as last time are not read again."""
-    table = cache_dir / "hashes.parquet"
+    table = cache_dir / "hashes.sealed"
     known: dict[tuple[bytes, int, int], str] = {}
     if table.exists():
-        columns = pq.read_table(table).to_pydict()
+        columns = pq.read_table(pa.BufferReader(unsealed(table)), use_threads=False).to_pydict()
         known = dict(zip(zip(columns["path"], columns["size"], columns["mtime_ns"], strict=True), columns["sha256"], strict=True))
     before, result = len(known), []
     for source in sources:
@@ -54,14 +56,22 @@ def hash_files(sources: Sequence[Source], cache_dir: Path) -> list[str]:
         path, size, mtime = (list(column) for column in zip(*known, strict=True))
         sink = pa.BufferOutputStream()
         pq.write_table(pa.table({"path": path, "size": size, "mtime_ns": mtime, "sha256": list(known.values())}), sink)
-        write_aside(table, sink.getvalue().to_pybytes())
+        try:
+            write_aside(table, sealed(sink.getvalue().to_pybytes()))
+        except OSError as error:
+            if error.errno not in READ_ONLY:  # a complete cache may be used without writing: the files are hashed again then
+                raise
     return result
 
 
 def scores_folder(cache_dir: Path) -> Path:
     """Where parsed scores of this version of the readers are kept."""
-    versions = "-".join(importlib.metadata.version(name) for name in ("symusic", "music21"))
-    return cache_dir / f"scores-{versions}-{code_version(*READERS)}"
+    return cache_dir / f"{scores_version()}-{FORMAT}"
+
+
+def scores_version() -> str:
+    """The version of the readers and of the libraries that they use."""
+    return "-".join(["scores", *(importlib.metadata.version(name) for name in ("symusic", "music21")), SCORES])
 
 
 def parse(
@@ -74,6 +84,7 @@ def parse(
     Raises: OSError for a full disk; KeyboardInterrupt, after everything already read is committed.
     """
     folder = scores_folder(cache_dir)
+    check_scores(folder)
     identities = file_identities(corpus, sources, hashes)
     keys = np.array([file_key(identity) for identity in identities])
     unread: dict[bytes, str] = {}
@@ -81,6 +92,8 @@ def parse(
         have = Store(folder / "facts").rows(keys) >= 0 if known.head["records"] else np.zeros(len(keys), bool)
         _, first = np.unique(keys, axis=0, return_index=True)  # copies of one file are read once
         todo = sorted(set(first.tolist()) - set(np.flatnonzero(have).tolist()))
+        if not todo:
+            return {}
 
         def keep(index: int, result: Any) -> None:
             row = todo[index]
@@ -130,8 +143,21 @@ def file_key(identity: str) -> np.ndarray:
     return key_of(hashlib.sha256(identity.encode()).digest())
 
 
+def check_scores(folder: Path, rows: np.ndarray | None = None) -> None:
+    """Compares the scores (those in `rows`, or all with their facts) with their checksums.
+
+    Raises: Damaged, with the whole folder to remove: facts without scores would mean nothing.
+    """
+    try:
+        for name in ("scores", "facts") if rows is None else ("scores",):
+            if (folder / name / "head.json").exists():
+                Store(folder / name).check(rows)
+    except Damaged as error:
+        raise Damaged(error.file, remove=folder, why=error.why) from error
+
+
 def read_file(corpus: Corpus, path: Path) -> tuple[list[tuple[bytes, dict[str, Any]]], list[list[str]]]:
-    """The pieces of a file as (pickled score, facts), and (piece, reason) of what can't be read. Runs in a worker."""
+    """The pieces of a file as (bytes of the score, facts), and (piece, reason) of what can't be read. Runs in a worker."""
     pieces: list[tuple[bytes, dict[str, Any]]] = []
     failures: list[list[str]] = []
     found = corpus.read(path)
@@ -149,23 +175,42 @@ def read_file(corpus: Corpus, path: Path) -> tuple[list[tuple[bytes, dict[str, A
         try:
             fact = {"name": name, "split": split, **facts.describe(score), "content": dedup.content_hash(score)}
             fact["sketch"] = dedup.sketch(score).tobytes().hex()
+            blob = score_to_bytes(score)
         except Exception as error:
             failures.append([name, pool.one_line(error)])
         else:
-            pieces.append((pickle.dumps(score), fact))
+            pieces.append((blob, fact))
+
+
+def open_scores(folder: Path) -> Store:
+    """The score store below `folder`.
+
+    Raises: Damaged, with the whole folder to remove; FileNotFoundError.
+    """
+    try:
+        return Store(folder / "scores")
+    except Damaged as error:
+        raise Damaged(error.file, remove=folder, why=error.why) from error
 
 
 @functools.lru_cache(maxsize=4)
-def _opened(path: Path) -> Store:
-    return Store(path)
+def _opened(folder: Path) -> Store:
+    return open_scores(folder)
 
 
 def load_score(folder: Path, row: int) -> Score:
-    """The cached score in `row` of the score store below `folder`."""
-    if row >= len(_opened(folder / "scores")):  # opened before the score came in
+    """The cached score in `row` of the score store below `folder`.
+
+    Raises: Damaged where it is not what was written.
+    """
+    if not 0 <= row < len(_opened(folder)):  # opened before the score came in
         _opened.cache_clear()
-    score: Score = pickle.loads(_opened(folder / "scores")[row].tobytes())
-    return score
+    try:
+        _opened(folder).check(np.array([row]))
+    except Damaged as error:
+        _opened.cache_clear()
+        raise Damaged(error.file, remove=folder, why=error.why) from error
+    return score_from_bytes(_opened(folder)[row].tobytes())
 
 
 def describe_complexity(folder: Path, row: int) -> dict[str, float]:
@@ -176,12 +221,30 @@ def describe_complexity(folder: Path, row: int) -> dict[str, float]:
 
 
 def measure_complexity(keys: np.ndarray, *, cache_dir: Path, num_workers: int) -> list[dict[str, float]]:
-    """The complexity features of the pieces `keys` (uint64 [n, 2]), each computed once; {} where that failed."""
+    """The complexity features of the pieces `keys` (uint64 [n, 2]), each computed once; {} where that failed.
+
+    Nothing is written where all are known.
+    """
+    target = complexity_folder(cache_dir)
+    if absent(target, keys):
+        _measure_absent(keys, target, cache_dir=cache_dir, num_workers=num_workers)
+    store = Store(target)
+    rows = store.rows(keys)
+    store.check(rows)
+    return [json.loads(store[row].tobytes()) for row in rows.tolist()]
+
+
+def complexity_folder(cache_dir: Path) -> Path:
+    """Where the complexity features of scores are kept."""
+    return scores_folder(cache_dir) / f"complexity-{SCORE_COMPLEXITY}"
+
+
+def _measure_absent(keys: np.ndarray, target: Path, *, cache_dir: Path, num_workers: int) -> None:
     folder = scores_folder(cache_dir)
-    target = folder / f"complexity-{code_version('etude.music.complexity')}"
-    rows = Store(folder / "scores").rows(keys)
+    rows = open_scores(folder).rows(keys)
     with Writer(target, dtype=np.uint8) as writer:
         todo = absent(target, keys)
+        check_scores(folder, rows[todo])
 
         def keep(index: int, result: Any) -> None:
             if isinstance(result, pool.Failure):
@@ -201,5 +264,3 @@ def measure_complexity(keys: np.ndarray, *, cache_dir: Path, num_workers: int) -
             cache_dir=cache_dir,
             num_workers=num_workers,
         )
-    store = Store(target)
-    return [json.loads(store[row].tobytes()) for row in store.rows(keys).tolist()]

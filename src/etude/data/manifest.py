@@ -21,8 +21,9 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 from etude.data import build, dedup
 from etude.data.corpora import Corpus, Source
+from etude.data.intact import write_sums
 from etude.data.store import Store, named, sync_folder, write_aside
-from etude.data.version import code_version
+from etude.data.version import FORMAT, MANIFEST, SCORE_COMPLEXITY
 from etude.music.score import printable
 
 STARTED = time.time()
@@ -54,11 +55,11 @@ class ManifestPlan:
         self.hashes = build.hash_files(sources, cache_dir)
         identity = [
             [[s.name, s.genre, s.source, s.licence, digest] for s, digest in zip(sources, self.hashes, strict=True)],
-            [corpus.reader, ratios, complexity, str(build.scores_folder(cache_dir).name)],
-            [code_version("etude.data.manifest"), code_version("etude.music.complexity") if complexity else ""],
+            [corpus.reader, ratios, complexity, build.scores_version()],
+            [MANIFEST, SCORE_COMPLEXITY if complexity else ""],
         ]
         digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-        self.folder = self._complete = cache_dir / "datasets" / f"{type(corpus).__name__.lower()}-{digest}"
+        self.folder = self._complete = cache_dir / f"datasets-{FORMAT}" / f"{type(corpus).__name__.lower()}-{digest}"
 
     @property
     def done(self) -> bool:
@@ -73,6 +74,13 @@ class ManifestPlan:
             self.folder = self._complete.with_name(pointer.read_text())
         return self.folder.exists()
 
+    def read(self, *, num_workers: int) -> dict[int, str]:
+        """Reads those files of the corpus that the score cache lacks; the caller holds the lock of the cache.
+
+        Returns: for each file whose reader crashed its position and the reason.
+        """
+        return build.parse(self.corpus, self.sources, self.hashes, cache_dir=self.cache_dir, num_workers=num_workers)
+
     def build(self, *, num_workers: int) -> None:
         """Makes the folder; reads and measures only what the cache lacks. The caller holds the lock of the cache.
 
@@ -81,7 +89,7 @@ class ManifestPlan:
         """
         if self.done:
             return
-        unread = build.parse(self.corpus, self.sources, self.hashes, cache_dir=self.cache_dir, num_workers=num_workers)
+        unread = self.read(num_workers=num_workers)
         pieces, quarantine = _collect(self.corpus, self.sources, self.hashes, self.cache_dir, unread)
         if not pieces:
             reasons = f"{printable(self.sources[0].path)}: {quarantine[0][2]}" if quarantine else "they hold no pieces"
@@ -195,6 +203,7 @@ def _publish(folder: Path, table: pa.Table, quarantine: list[tuple[str, str, str
         aside.mkdir(parents=True)
         pq.write_table(table, aside / "manifest.parquet")
         write_quarantine(aside / "quarantine.tsv", quarantine)
+        write_sums(aside)
         for path in aside.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())

@@ -20,6 +20,8 @@ from etude.data import build
 from etude.data.batches import PackedRows, RowSampler, evaluation_batches
 from etude.data.corpora import Corpus
 from etude.data.documents import Augmentation, Documents
+from etude.data.fill import absent
+from etude.data.intact import check_sums, made_anew
 from etude.data.labels import Labelled, refuse_augmented
 from etude.data.lock import held
 from etude.data.manifest import (
@@ -32,7 +34,6 @@ from etude.data.manifest import (
     with_complexity,
 )
 from etude.data.packing import Packer, Rule
-from etude.data.store import Store
 from etude.data.tokens import MAX_SHIFT
 from etude.data.view import View, build_view, open_view, view_folder, with_byte_pairs
 from etude.music.tokenizer import LABELS, Tokenizer
@@ -156,30 +157,36 @@ class MusicDataModule(Labelled, pl.LightningDataModule):
         """
         if self._tokenizer is not None:
             return
-        sources = self.corpus.files()
-        plan = ManifestPlan(self.corpus, sources, cache_dir=self.cache_dir, ratios=self.ratios, complexity=self.complexity)
-        if not plan.done:
-            with held(self.cache_dir):
-                plan.build(num_workers=self.prepare_workers)
-        self.folder = plan.folder
-        genres = pc.unique(pq.read_table(plan.folder / "manifest.parquet", columns=["genre"])["genre"]).to_pylist()
-        tokenizer = self._make_tokenizer(genres=sorted(genres))
-        view = view_folder(plan.folder, tokenizer, controls=self.controls, cache_dir=self.cache_dir)
-        if not view.exists():
-            with held(self.cache_dir):
-                build_view(view, tokenizer, controls=self.controls, cache_dir=self.cache_dir, num_workers=self.prepare_workers)
-        self._view_folder = view
-        self._views = {split: open_view(view, split, tokenizer, self.cache_dir) for split in SPLITS}
-        pairs = view / f"bpe-{tokenizer.params.get('bpe_vocab_size')}.json"
-        self._tokenizer = with_byte_pairs(tokenizer, self._views["train"], pairs)
-        if len(self._views["train"]) == 0:
-            raise ValueError("there is no training piece; add files, or give data.split another first share")
+        made_anew(self._open)
         for line in lopsided_splits(self.manifest(), self.ratios):
             print(line, file=sys.stderr)
         bad = len(self.quarantine)
         if bad:
             path = self._view_folder / "quarantine.tsv"
             print(f"{bad} pieces or files are left out; {path} says why", file=sys.stderr)
+
+    def _open(self) -> None:
+        sources = self.corpus.files()
+        plan = ManifestPlan(self.corpus, sources, cache_dir=self.cache_dir, ratios=self.ratios, complexity=self.complexity)
+        if not plan.done:
+            with held(self.cache_dir):
+                plan.build(num_workers=self.prepare_workers)
+        check_sums(plan.folder)
+        self.folder, self._plan = plan.folder, plan
+        genres = pc.unique(pq.read_table(plan.folder / "manifest.parquet", columns=["genre"])["genre"]).to_pylist()
+        tokenizer = self._make_tokenizer(genres=sorted(genres))
+        view = view_folder(plan.folder, tokenizer, controls=self.controls, cache_dir=self.cache_dir)
+        if not view.exists():
+            with held(self.cache_dir):
+                plan.read(num_workers=self.prepare_workers)
+                build_view(view, tokenizer, controls=self.controls, cache_dir=self.cache_dir, num_workers=self.prepare_workers)
+        check_sums(view)
+        self._view_folder = view
+        self._views = {split: open_view(view, split, tokenizer, self.cache_dir) for split in SPLITS}
+        pairs = view / f"bpe-{tokenizer.params.get('bpe_vocab_size')}.json"
+        if len(self._views["train"]) == 0:
+            raise ValueError("there is no training piece; add files, or give data.split another first share")
+        self._tokenizer = with_byte_pairs(tokenizer, self._views["train"], pairs)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -215,10 +222,24 @@ class MusicDataModule(Labelled, pl.LightningDataModule):
 
     def score(self, split: str, index: int) -> Score:
         """The cached score of row `index` of `manifest(split)`."""
+        return made_anew(lambda: self._score(split, index))
+
+    def _score(self, split: str, index: int) -> Score:
         folder = build.scores_folder(self.cache_dir)
-        if split not in self._score_rows:
-            self._score_rows[split] = Store(folder / "scores").rows(piece_keys(self.manifest(split)))
+        if split not in self._score_rows or not (folder / "scores" / "head.json").exists():
+            self._score_rows[split] = self._rows_of_scores(folder, piece_keys(self.manifest(split)))
         return build.load_score(folder, int(self._score_rows[split][index]))
+
+    def _rows_of_scores(self, folder: Path, keys: np.ndarray) -> np.ndarray:
+        try:
+            rows = build.open_scores(folder).rows(keys)
+        except FileNotFoundError:
+            rows = np.full(len(keys), -1)
+        if (rows >= 0).all():
+            return rows
+        with held(self.cache_dir):  # the scores were removed, and what was made of them stayed
+            self._plan.read(num_workers=self.prepare_workers)
+        return build.open_scores(folder).rows(keys)
 
     def view(self, split: str) -> View:
         """The tokenised pieces of one split: `view(split).body(i)` are the base ids of piece i, without a copy."""
@@ -232,12 +253,18 @@ class MusicDataModule(Labelled, pl.LightningDataModule):
         and `tokens`, 0 for a piece that the tokenizer could not hold."""
         table, view = self.manifest("train"), self.view("train")
         if not any(name.startswith("complexity_") for name in table.column_names):
-            with held(self.cache_dir):
-                table = with_complexity(table, self.cache_dir, self.prepare_workers)
+            table = made_anew(lambda: self._with_complexity(table))
         columns = {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names if name not in IDENTITY}
         columns["tokens"] = np.zeros(len(table), np.int64)
         columns["tokens"][view.table["row"]] = view.table["length"]
         return columns
+
+    def _with_complexity(self, table: pa.Table) -> pa.Table:
+        if not absent(build.complexity_folder(self.cache_dir), piece_keys(table)):  # a complete cache may be one to read alone
+            return with_complexity(table, self.cache_dir, self.prepare_workers)
+        with held(self.cache_dir):
+            self._plan.read(num_workers=self.prepare_workers)
+            return with_complexity(table, self.cache_dir, self.prepare_workers)
 
     def admit(self, name: str, rule: Rule) -> None:
         """Lets `name` choose which pieces training draws, from the next `train_dataloader` on.

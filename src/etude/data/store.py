@@ -3,25 +3,30 @@
 A store is a folder of three files:
 
     data        the items of all records, end to end, one numpy dtype, no padding
-    index       one fixed-size row per record: key, start and length in items, two integers of the caller's
+    index       one fixed-size row per record: key, start and length in items, two integers of the caller's, and the checksum
+                of all of that and of the record
     head.json   how many items and records count: the commit point, replaced by renaming
 
 Only `head.json` says what is valid, so a process killed at any moment leaves the state of the last commit: bytes after
 it are ignored by readers and cut off by the next writer. Committed bytes never change, so open readers stay right.
-Opening reads the head alone: its cost and the memory it takes don't depend on the number of records.
+Opening reads the head alone: its cost and the memory it takes don't depend on the number of records. `Store.check` compares
+records with their checksums, at about 1 GB/s.
 """
 
 import contextlib
 import errno
-import json
 import os
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, Self
 
 import numpy as np
 
-ROW = np.dtype([("key", "<u8", 2), ("start", "<u8"), ("length", "<u4"), ("extra", "<i4", 2)])
+from etude.data.intact import Damaged, sealed_json, unsealed_json
+
+ROW = np.dtype([("key", "<u8", 2), ("start", "<u8"), ("length", "<u4"), ("extra", "<i4", 2), ("crc", "<u4")])
+CHECKED = ROW.itemsize - 4  # bytes of a row that its checksum covers, before those of the record
 FOLD = np.uint64(0x9E3779B97F4A7C15)  # folds the halves of a key into one number to sort by
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -76,11 +81,11 @@ class Store:
         """Opens the last committed state in O(1).
 
         path: the store's folder.
-        Raises: FileNotFoundError where nothing was ever committed; ValueError where a file is shorter than its head
-            says.
+        Raises: FileNotFoundError where nothing was ever committed; Damaged where a file is shorter than its head says,
+            or the head is not what was written.
         """
         self.path = Path(path)
-        self.head: dict[str, Any] = json.loads((self.path / "head.json").read_text())
+        self.head: dict[str, Any] = unsealed_json(self.path / "head.json", remove=self.path)
         self.dtype = np.dtype(self.head["dtype"])
         self.items = self._map("data", self.dtype, self.head["items"])
         self.index = self._map("index", ROW, self.head["records"])
@@ -89,8 +94,8 @@ class Store:
         if count == 0:
             return np.empty(0, dtype)
         file = self.path / name
-        if file.stat().st_size < count * dtype.itemsize:
-            raise ValueError(f"{file}: shorter than the {count} items that head.json promises; delete {self.path}")
+        if not file.is_file() or file.stat().st_size < count * dtype.itemsize:
+            raise Damaged(file, remove=self.path, why=f"shorter than the {count} items that head.json promises")
         return np.asarray(np.memmap(file, dtype=dtype, mode="r", shape=(count,)))  # a plain view indexes twice as fast
 
     def __len__(self) -> int:
@@ -101,6 +106,21 @@ class Store:
         entry = self.index[row]
         start = int(entry["start"])
         return self.items[start : start + int(entry["length"])]
+
+    def check(self, rows: np.ndarray | None = None) -> None:
+        """Compares records with their checksums: those of `rows`, int64 [n], or all.
+
+        Raises: Damaged, with the store's folder to remove.
+        """
+        bounds: Any = self.index.view(np.uint8).reshape(-1, ROW.itemsize)
+        data: Any = self.items.view(np.uint8)
+        width = self.dtype.itemsize
+        for row in range(len(self)) if rows is None else rows.tolist():
+            entry = self.index[row]
+            start = int(entry["start"]) * width
+            record = data[start : start + int(entry["length"]) * width]
+            if zlib.crc32(record, zlib.crc32(bounds[row, :CHECKED])) != int(entry["crc"]):
+                raise Damaged(self.path / "data", remove=self.path, why=f"the checksum of record {row} differs")
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path}  # workers map the files themselves: pickling must not copy the data
@@ -138,7 +158,7 @@ class Writer:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if (self.path / "head.json").exists():
-                self.head = json.loads((self.path / "head.json").read_text())
+                self.head = unsealed_json(self.path / "head.json", remove=self.path)
             if np.dtype(self.head["dtype"]) != self.dtype:
                 raise ValueError(f"{self.path} holds {self.head['dtype']}, not {self.dtype.str}; delete it to build it anew")
             self._data = self._open("data", self.head["items"] * self.dtype.itemsize)
@@ -159,7 +179,9 @@ class Writer:
         row = np.zeros(1, ROW)
         row["key"], row["start"], row["length"], row["extra"] = key, self._end, len(array), extra
         try:
-            self._data.write(array.astype(self.dtype, copy=False).tobytes())
+            written = array.astype(self.dtype, copy=False).tobytes()
+            row["crc"] = zlib.crc32(written, zlib.crc32(row.tobytes()[:CHECKED]))
+            self._data.write(written)
         except OSError as error:
             self._retreat(error)
         self._rows.append(row)
@@ -175,7 +197,7 @@ class Writer:
                 file.flush()
                 os.fsync(file.fileno())
             head = {"dtype": self.dtype.str, "items": self._end, "records": self.head["records"] + len(self._rows)}
-            write_aside(self.path / "head.json", json.dumps(head).encode())
+            write_aside(self.path / "head.json", sealed_json(head))
         except OSError as error:
             self._retreat(error)
         self.head, self._rows = head, []

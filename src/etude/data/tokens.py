@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from etude.data import pool
-from etude.data.build import load_score, scores_folder
+from etude.data.build import check_scores, load_score, open_scores, scores_folder
 from etude.data.fill import absent, fill
 from etude.data.store import Store, Writer
-from etude.data.version import code_version
+from etude.data.version import FORMAT, tokens_version
 from etude.music.tokenizer import Tokenizer
 
 MAX_SHIFT = 24  # semitones; how far transpositions are looked into
@@ -24,7 +24,7 @@ def tokens_folder(tokenizer: Tokenizer, cache_dir: Path) -> Path:
     params = {name: value for name, value in tokenizer.params.items() if name not in ("merges", "bpe_vocab_size")}
     identity = [type(tokenizer).__name__, params, tokenizer.genres, tokenizer.vocab[: tokenizer.base_size]]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    return cache_dir / f"tokens-{digest[:16]}-{code_version(type(tokenizer).__module__)}"
+    return cache_dir / f"tokens-{digest[:16]}-{tokens_version(type(tokenizer).__name__)}-{FORMAT}"
 
 
 def encode_piece(tokenizer: Tokenizer, folder: Path, row: int) -> tuple[np.ndarray, tuple[int, int]]:
@@ -54,9 +54,10 @@ def tokenise(tokenizer: Tokenizer, keys: np.ndarray, *, cache_dir: Path, num_wor
     """
     scores, target = scores_folder(cache_dir), tokens_folder(tokenizer, cache_dir)
     dtype = np.uint16 if tokenizer.base_size <= 2**16 else np.uint32
-    rows = Store(scores / "scores").rows(keys)
+    rows = open_scores(scores).rows(keys)
     with Writer(target / "refused", dtype=np.uint8) as refused, Writer(target / "tokens", dtype=dtype) as tokens:
         todo = absent(target / "tokens", keys)
+        check_scores(scores, rows[todo])
 
         def keep(index: int, result: Any) -> None:
             key = keys[todo[index]]

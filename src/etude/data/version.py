@@ -1,45 +1,43 @@
-"""Which code made a cache: a hash of the modules that decide its content, so that a cache never outlives its reader."""
+"""The versions of what caches hold. A cache of another version is left alone and a new one is made beside it.
 
-import functools
-import hashlib
-import importlib.util
-import re
-from pathlib import Path
+Raise a version (any other text will do; count up) with every change of code after which the same files would give other contents,
+be it a bug that is mended or a feature that is added. Text, names and the place of the code don't matter. What depends on a
+version, such as a manifest on the scores, follows by itself.
 
-IMPORT = re.compile(r"^\s*(?:from (etude(?:\.\w+)*) import ([\w, ]*)|import (etude(?:\.\w+)*))", re.MULTILINE)
-FORMAT = re.compile(r"\s+|,(?=\s*[)\]}])")
+The versions also name the data that a checkpoint was trained on: after a change a run can't be continued on the new data, since
+its batches would be others. The texts of twelve digits are those of the first release, kept so that its checkpoints go on.
+"""
+
+# Reading a file into scores, what the manifest tells about each, and finding duplicates: music/score.py, music/notation.py,
+# data/jsb.py, data/facts.py, data/dedup.py, music/theory.py.
+SCORES = "5d10e9bd9c19"
+
+# The rows of a manifest and how splits are drawn: data/manifest.py, data/dedup.py.
+MANIFEST = "610fa1b069a7"
+
+# Features of complexity: music/complexity.py for scores, audio/complexity.py for mels.
+SCORE_COMPLEXITY = "39bb80824cf1"
+AUDIO_COMPLEXITY = "188313e3842a"
+
+# The ids that a tokenizer gives a score, by its class; a change of vocabulary or parameters shows by itself.
+TOKENS = {
+    "MidiTokTokenizer": "d85669b17e09",  # music/miditok_tokenizer.py, music/preparation.py, music/miditok_config.py
+    "SatbGrid": "6cc15d191fc2",  # music/satb.py, music/voices.py
+}
+
+# Log mels of samples: audio/mel.py.
+MELS = "a7da18d34a31"
+
+# Samples of an audio file at another rate: audio/io.py, audio/resampling.py.
+DECODING = "7a2a32bb9259"
+
+# Samples of an arranged score: music/arrangement.py, music/rendering.py, music/synthesizers.py, data/audio_recordings.py.
+ARRANGING = "d6b6411b80ab"
+
+# How all of it is kept on disk: data/store.py, music/score_bytes.py, data/manifest.py, data/view.py.
+FORMAT = 2
 
 
-@functools.cache
-def code_version(*modules: str) -> str:
-    """Twelve hex digits that change with the code of `modules` and of all of etude that they import.
-
-    Comment lines and the format (line breaks, indentation of continued lines, trailing commas) don't count.
-
-    modules: full names such as 'etude.music.score'; modules outside etude are left out. Nothing is imported.
-    """
-    seen: dict[str, str] = {}
-    todo = list(modules)
-    while todo:
-        name = todo.pop()
-        path = _source(name)
-        if path is None or name in seen:
-            continue
-        text = path.read_text(encoding="utf-8")
-        code = "".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
-        seen[name] = FORMAT.sub("", code)
-        for package, names, module in IMPORT.findall(text):
-            todo += [module] if module else [package, *(f"{package}.{found.strip()}" for found in names.split(","))]
-    return hashlib.sha256(repr(sorted(seen.items())).encode()).hexdigest()[:12]
-
-
-@functools.cache
-def _source(name: str) -> Path | None:
-    """The file of a module of etude; None for anything else, such as the name of a class."""
-    if not name.startswith("etude"):
-        return None
-    try:
-        spec = importlib.util.find_spec(name)
-    except ModuleNotFoundError:
-        return None
-    return Path(spec.origin) if spec is not None and spec.origin is not None else None
+def tokens_version(tokenizer: str) -> str:
+    """The version of the ids of a class of tokenizers; that of a class which stands in no table is the first."""
+    return TOKENS.get(tokenizer, "1")

@@ -1,6 +1,6 @@
 """The pieces of one split as one tokenizer sees them: a memory-mapped table from which training reads.
 
-Kept beside the manifest, one folder for each tokenizer: `{split}.npy`, opened in O(1), and `view.json`.
+Kept beside the manifest, one folder for each tokenizer: `{split}.npy`, `view.json` and their checksums.
 """
 
 import json
@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from etude.data.intact import Damaged, sealed_json, unsealed_json, write_sums
 from etude.data.manifest import SPLITS, piece_keys, read_quarantine, write_quarantine
 from etude.data.randomness import permute
 from etude.data.store import Store, named, sync_folder, write_aside
@@ -39,6 +40,19 @@ class View:
 
     def __len__(self) -> int:
         return len(self.table)
+
+    def check(self) -> None:
+        """Compares the pieces' ids with their checksums, at about 1 GB/s.
+
+        Raises: Damaged, with the token store to remove.
+        """
+        index = self.store.index
+        rows = np.searchsorted(index["start"], self.table["start"], side="right") - 1  # of several, the one that holds items
+        entries = index[rows]
+        names = {"start": "start", "length": "length", "extra": "shift"}
+        if not all(np.array_equal(entries[mine], self.table[name]) for mine, name in names.items()):
+            raise Damaged(self.store.path / "index", remove=self.store.path, why="its rows are not those of the view")
+        self.store.check(rows)
 
     def body(self, index: int) -> np.ndarray:
         """Base ids of piece `index`: a view of the mapped file, nothing is copied."""
@@ -76,6 +90,7 @@ def build_view(view: Path, tokenizer: Tokenizer, *, controls: Sequence[str], cac
         files, names = manifest["file"].to_pylist(), manifest["name"].to_pylist()
         unread = read_quarantine(folder / "quarantine.tsv")
         write_quarantine(aside / "quarantine.tsv", unread + [(files[i], names[i], reason) for i, reason in refused.items()])
+        write_sums(aside)
         aside.replace(view)
         sync_folder(folder)
     except OSError as error:
@@ -109,10 +124,19 @@ def _write(path: Path, chosen: np.ndarray, rows: np.ndarray, store: Store, contr
 
 
 def open_view(view: Path, split: str, tokenizer: Tokenizer, cache_dir: Path) -> View:
-    """Opens one split in O(1)."""
+    """Opens one split, whose folder was compared with its checksums.
+
+    Raises: Damaged where the tokens are not there or not what was written.
+    """
     table = np.asarray(np.load(view / f"{split}.npy", mmap_mode="r"))  # a plain view of the map: indexing is twice as fast
     sizes = json.loads((view / "view.json").read_text())["tokens"]
-    return View(Store(tokens_folder(tokenizer, cache_dir) / "tokens"), table, sizes[split])
+    try:
+        found = View(Store(tokens_folder(tokenizer, cache_dir) / "tokens"), table, sizes[split])
+    except FileNotFoundError as error:
+        raise Damaged(view / "view.json", remove=view, why="its tokens are not there") from error
+    if len(table):
+        found.check()
+    return found
 
 
 def with_byte_pairs(tokenizer: Tokenizer, view: View, path: Path) -> Tokenizer:
@@ -126,5 +150,5 @@ def with_byte_pairs(tokenizer: Tokenizer, view: View, path: Path) -> Tokenizer:
     if not path.exists():
         chosen = permute(np.arange(min(len(view), BPE_PIECES)), size=len(view), seed=0, number=0)
         tokenizer.train_bpe([np.array(view.body(piece), np.int32) for piece in chosen.tolist()])  # type: ignore[attr-defined]
-        write_aside(path, json.dumps(tokenizer.state_dict()).encode())
-    return Tokenizer.from_state(json.loads(path.read_text()))
+        write_aside(path, sealed_json(tokenizer.state_dict()))
+    return Tokenizer.from_state(unsealed_json(path))
