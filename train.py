@@ -6,6 +6,7 @@ import hydra
 from omegaconf import DictConfig
 
 from etude.cli import understood
+from etude.command import start
 from etude.run import train
 
 
@@ -17,4 +18,4 @@ def main(cfg: DictConfig) -> object:
 
 if __name__ == "__main__":
     sys.argv[1:] = understood(sys.argv[1:])
-    main()
+    start(main)

@@ -3,6 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
+from etude.command import start
 from etude.run import transfer
 
 
@@ -13,4 +14,4 @@ def main(cfg: DictConfig) -> object:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

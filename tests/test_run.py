@@ -1,6 +1,7 @@
 """The programs as a user calls them: one life of a model on a folder of files, and what happens to bad input."""
 
 import csv
+import os
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from symusic import Score
 
 from etude import run
 from etude.recipes import spelled_out
+from etude.tasks.language_model import LanguageModel
 from tests.songs import song, write_songs
 
 ROOT = Path(__file__).parents[1]
@@ -245,6 +247,39 @@ def test_ctrl_c_keeps_what_was_trained(home: Path) -> None:
     options = [option for option in TINY if not option.startswith("sampling.")]
     places = [f"data.root={home / 'songs'}", f"cache_dir={home / 'cache'}", "~sampling"]
     check_interrupted_training(home / "outputs" / "stopped", [*options, *places])
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_that_sigterm_stopped_in_validation_goes_on_in_its_folder(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, folder = home / "outputs" / "one", home / "outputs" / "preempted"
+
+    def validation_step(self: LanguageModel, batch: Any, batch_idx: int) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        earlier(self, batch, batch_idx)
+
+    earlier = LanguageModel.validation_step
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
+        patch.setattr(LanguageModel, "validation_step", validation_step)
+        call("train", folder, *TINY, f"data.root={home / 'songs'}", f"cache_dir={home / 'cache'}")
+    assert end.value.code == 128 + signal.SIGTERM
+    assert f"stopped at step 5 by SIGTERM (exit code 143); `python train.py ckpt={folder}`" in capsys.readouterr().err
+    assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 5
+    curve = folder / "metrics.csv"
+    with curve.open("a") as file:  # what a run that was killed later had logged after its checkpoint
+        file.write(",".join("7" for _ in curve.read_text().splitlines()[0].split(",")) + "\n")
+    call("train", folder, f"ckpt={folder}")
+    assert rows_of(whole) == rows_of(folder)
+    states = [torch.load(place / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for place in (whole, folder)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert (folder / "report.html").is_file() and not list(folder.glob("config_*.yaml"))
+    call("train", home / "outputs" / "branch", f"ckpt={folder}", "~sampling")  # there is no step left to train
+    assert torch.load(home / "outputs" / "branch" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 10
 
 
 def test_a_checkpoint_runs_no_foreign_code(home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

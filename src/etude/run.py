@@ -1,55 +1,34 @@
 """From a composed configuration to trained, sampled and scored music; only this module and recipes.py know Hydra."""
 
+import functools
 import importlib.util
 import inspect
-import os
+import shutil
 import sys
 from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from etude import recipes
+from etude.command import check_types, one_line_errors
+from etude.run_folder import alone_in, keep_earlier, run_folder
 
 if TYPE_CHECKING:
     from etude.core.task import Task
 
-Result = TypeVar("Result")
 
 
+@functools.cache
 def _wandb_offline() -> bool:
-    netrc = Path.home() / ".netrc"
-    has_key = "WANDB_API_KEY" in os.environ or (netrc.is_file() and "wandb" in netrc.read_text(errors="replace"))
-    return not has_key
+    from etude.core.dashboards import wandb_offline
+
+    return wandb_offline()
 
 
 OmegaConf.register_new_resolver("wandb_offline", _wandb_offline, replace=True)
 OmegaConf.register_new_resolver("pick", recipes.pick, replace=True)
-
-
-def one_line_errors(main: Callable[[DictConfig], Result]) -> Callable[[DictConfig], Result]:
-    """Ends the program with one line where the user's input is at fault; HYDRA_FULL_ERROR=1 shows the traceback."""
-
-    @wraps(main)
-    def guarded(cfg: DictConfig) -> Result:
-        try:
-            return main(cfg)
-        except KeyboardInterrupt:
-            print("stopped by Ctrl-C; what was written stays", file=sys.stderr)
-            sys.exit(130)
-        except Exception as error:
-            cause: BaseException = error
-            while type(cause).__name__ == "InstantiationException" and cause.__cause__ is not None:
-                cause = cause.__cause__
-            told = isinstance(cause, ValueError | OSError) or type(cause).__name__ == "MisconfigurationException"
-            if os.environ.get("HYDRA_FULL_ERROR") == "1" or not told:
-                raise
-            print(f"error: {cause}", file=sys.stderr)
-            sys.exit(2)
-
-    return guarded
 
 
 def instantiate(node: Any, **extra: Any) -> Any:
@@ -57,13 +36,6 @@ def instantiate(node: Any, **extra: Any) -> Any:
     import hydra.utils
 
     return hydra.utils.instantiate(node, **extra, _convert_="all")
-
-
-def run_folder() -> Path:
-    """Returns the folder of this run, which Hydra has made."""
-    from hydra.core.hydra_config import HydraConfig
-
-    return Path(HydraConfig.get().runtime.output_dir)
 
 
 def load_task(path: Path) -> tuple["Task", DictConfig]:
@@ -174,14 +146,19 @@ def train(cfg: DictConfig) -> float | None:
 
     folder, overrides = run_folder(), recipes.command_line()
     if (cfg.get("stage") or {}).get("phases"):
-        return recipes.train_phases(cfg, folder, overrides, _run)
+        with alone_in(folder):
+            return recipes.train_phases(cfg, folder, overrides, _run)
     if cfg.get("stage") and not cfg.ckpt:
         cfg, overrides = recipes.starting_point(cfg, overrides)
     resume = find_checkpoint(cfg.ckpt, cfg.outputs) if cfg.ckpt else None
     if resume is not None:
-        cfg, overrides = recipes.continued(cfg, load_checkpoint(resume), overrides, path=resume)
+        checkpoint = load_checkpoint(resume)
+        cfg, overrides = recipes.continued(cfg, checkpoint, overrides, path=resume)
+        if not any(recipes.key(option) in ("name", "data") for option in recipes.command_line()):
+            cfg.name = checkpoint["etude"]["recipe"]["name"]  # of its data, not of this command's default
         print(f"continuing {resume} with the options of its run: {' '.join(overrides) or 'the defaults'}", file=sys.stderr)
-    return _run(cfg, folder, overrides, resume)
+    with alone_in(folder):
+        return _run(cfg, folder, overrides, resume)
 
 
 def _run(cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | None) -> float | None:
@@ -191,8 +168,11 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | Non
     from pytorch_lightning import seed_everything
 
     from etude.core.artifacts import write_environment
-    from etude.core.checkpoint_files import find_checkpoint, verify_archive
+    from etude.core.checkpoint_files import find_checkpoint, saved_step, verify_archive
+    from etude.core.checkpoints import copy_durably
+    from etude.core.dashboards import continue_curves
     from etude.core.protocols import ChecksAhead
+    from etude.core.stopping import stopped_by
     from etude.core.technique import Composition
 
     sampling = instantiate(cfg.sampling) if cfg.get("sampling") else None  # `~sampling` on the command line leaves it out
@@ -203,16 +183,19 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | Non
             raise ValueError(f"technique.{name} is set, but the technique is not chosen; add it: technique=[{name},...]")
         with open_dict(cfg):  # an experiment sets what another choice has left out
             del cfg.technique[name]
+    check_types(cfg)
     techniques = Composition(build_technique(node, cfg.outputs) for node in (cfg.get("technique") or {}).values()).techniques
     overrides = recipes.pinned(overrides, techniques)
     recipe: Any = OmegaConf.to_container(cfg, resolve=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    keep_earlier(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     write_environment(folder)
     quiet_lightning()
     seed_everything(cfg.seed, verbose=False)
     torch.set_float32_matmul_precision("high")
 
     trainer = build_trainer(cfg, folder, techniques)
+    if resume is not None:
+        continue_curves(trainer.loggers, step=saved_step(resume))
     tokenizer = instantiate(cfg.tokenizer) if cfg.get("tokenizer") is not None else None
     datamodule = prepare_data(cfg.data, tokenizer, folder)
     task = build_task(cfg, **datamodule.parts)
@@ -225,15 +208,20 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | Non
         verify_archive(resume)  # again: Lightning reads it now, and preparing the data may have taken hours
     try:
         trainer.fit(task, datamodule=datamodule, ckpt_path=resume, weights_only=True)
-    except SystemExit:  # Lightning's answer to Ctrl-C, after LastCheckpoint has written
+    except SystemExit as end:  # Lightning's answer to Ctrl-C and other signals, after LastCheckpoint has written
+        signal = stopped_by(end)
         if trainer.is_global_zero:
             how = f"`python train.py ckpt={folder}` continues this run" if last.is_file() else "before the first checkpoint"
-            print(f"stopped at step {trainer.global_step}; {how}", file=sys.stderr)
-        sys.exit(130)
+            by = "" if signal.name == "Ctrl-C" else f" by {signal.name} (exit code {signal.exit_code})"
+            print(f"stopped at step {trainer.global_step}{by}; {how}", file=sys.stderr)
+        sys.exit(signal.exit_code)
+    if resume is not None and not last.is_file() and trainer.is_global_zero:  # it was finished: there was no step to write after
+        copy_durably(resume, last)
     value = trainer.callback_metrics.get(cfg.monitor)
     if trainer.is_global_zero:
         best = Path(trainer.checkpoint_callback.best_model_path or last)
         if sampling is not None:
+            shutil.rmtree(folder / "samples", ignore_errors=True)  # where a run is continued
             trained, _ = load_task(best)
             sampling(task=trained, folder=folder, datamodule=datamodule)
         print(f"checkpoint: {best}\nresults:    {folder}", file=sys.stderr)
@@ -246,7 +234,7 @@ def build_trainer(cfg: DictConfig, folder: Path, techniques: list[Any]) -> Any:
     from hydra.types import RunMode
     from pytorch_lightning.callbacks import LearningRateMonitor
 
-    from etude.core.checkpoints import BestCheckpoint, LastCheckpoint
+    from etude.core.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
     from etude.core.progress import RunProgress
 
     if HydraConfig.get().mode == RunMode.MULTIRUN and cfg.trainer.devices not in (1, "1", "auto"):
@@ -265,7 +253,9 @@ def build_trainer(cfg: DictConfig, folder: Path, techniques: list[Any]) -> Any:
     ]
     if loggers:
         callbacks.append(LearningRateMonitor("step"))
-    return instantiate(cfg.trainer, logger=loggers or False, callbacks=callbacks, default_root_dir=str(folder))
+    return instantiate(
+        cfg.trainer, logger=loggers or False, callbacks=callbacks, plugins=[AtomicCheckpointIO()], default_root_dir=str(folder)
+    )
 
 
 @one_line_errors

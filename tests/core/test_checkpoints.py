@@ -1,5 +1,9 @@
 """The checkpoint that a run continues from: nothing is lost with it, above all no validation that was due."""
 
+import os
+import resource
+import signal
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -9,7 +13,8 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from etude.core.checkpoints import BestCheckpoint, LastCheckpoint
+from etude.core.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
+from etude.core.stopping import Stopped, stopped_by, stopping
 from tests.toys import PairsData, ToyGan, same, trainer, weights
 
 
@@ -109,3 +114,99 @@ def test_a_run_with_nothing_to_validate_on_says_so(tmp_path: Path, caplog: pytes
     trainer(tmp_path, max_steps=4, callbacks=[best], val_check_interval=4).fit(ToyGan(), Data())
     told = [m for m in caplog.messages if "nothing is left to validate on, so there is no val/cycle" in m]
     assert len(told) == empty and (tmp_path / "best.ckpt").is_file() == (not empty)
+
+
+class Signal(pl.Callback):
+    """Sends this process a signal at one batch of training or of a validation."""
+
+    def __init__(self, number: int, *, place: str, at: int) -> None:
+        self.number, self.place, self.left = number, place, at
+
+    def _count(self, place: str) -> None:
+        self.left -= place == self.place
+        if self.left == 0 and place == self.place:
+            os.kill(os.getpid(), self.number)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self._count("training")
+
+    def on_validation_batch_start(self, *arguments: Any, **options: Any) -> None:
+        self._count("validation")
+
+
+@pytest.mark.parametrize(
+    ("number", "place", "at"),
+    [
+        (signal.SIGTERM, "validation", 1),
+        (signal.SIGTERM, "validation", 6),
+        (signal.SIGTERM, "training", 4),
+        (signal.SIGTERM, "training", 11),
+        (signal.SIGINT, "validation", 5),
+        (signal.SIGHUP, "validation", 9),
+        (signal.SIGUSR1, "training", 7),
+        (signal.SIGXCPU, "validation", 2),
+    ],
+)
+def test_a_signal_leaves_a_checkpoint_that_goes_on_bit_for_bit(tmp_path: Path, number: int, place: str, at: int) -> None:
+    whole, validations = fit(tmp_path / "whole", 100)
+    last = LastCheckpoint(path=tmp_path / "last.ckpt", every_n_steps=100)
+    torch.manual_seed(0)
+    run = trainer(
+        tmp_path,
+        max_steps=24,
+        callbacks=[Count(), Signal(number, place=place, at=at), last],
+        val_check_interval=4,
+        check_val_every_n_epoch=None,
+        plugins=[AtomicCheckpointIO()],
+    )
+    with stopping(), pytest.raises(SystemExit) as end:
+        run.fit(ToyGan(), PairsData(), weights_only=True)
+    assert stopped_by(end.value).number == number and stopped_by(end.value).exit_code == 128 + number
+    rest, again = fit(tmp_path / "rest", 100, resume=tmp_path / "last.ckpt")
+    assert again == validations and same(weights(whole), weights(rest))
+
+
+def test_after_the_run_a_signal_ends_the_program_again(tmp_path: Path) -> None:
+    with stopping():
+        fit(tmp_path, 100, steps=4)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            with pytest.raises(Stopped):
+                os.kill(os.getpid(), number)
+
+
+def test_what_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with stopping():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_checkpoint_that_finds_no_room_leaves_the_earlier_one_and_says_what_it_needs(tmp_path: Path) -> None:
+    path, writer = tmp_path / "best.ckpt", AtomicCheckpointIO()
+    writer.save_checkpoint({"weights": torch.zeros(10)}, path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # bytes; what a full disk does to a file of 4 MB
+    try:
+        with pytest.raises(OSError, match=r"best.ckpt can't be written: File too large; it needs 4.0 MB, .* are free") as error:
+            writer.save_checkpoint({"weights": torch.ones(1_000_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(str(error.value).splitlines()) == 1
+    assert torch.equal(torch.load(path)["weights"], torch.zeros(10)) and [file.name for file in tmp_path.iterdir()] == [
+        "best.ckpt"
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists:UserWarning")
+def test_no_checkpoint_passes_through_the_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    best = BestCheckpoint(tmp_path / "checkpoints", "best", monitor="val/cycle")
+    last = LastCheckpoint(path=tmp_path / "checkpoints" / "last.ckpt", every_n_steps=2)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / ".last.ckpt.17.part").write_bytes(b"of a killed run")
+    options: dict[str, Any] = {"callbacks": [best, last], "val_check_interval": 4, "plugins": [AtomicCheckpointIO()]}
+    trainer(tmp_path, max_steps=4, **options).fit(ToyGan(), PairsData())
+    assert sorted(file.name for file in (tmp_path / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]

@@ -1,6 +1,7 @@
 """Checkpoints as files: which one is meant, and what it holds, without running any code that it might hold."""
 
 import logging
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,10 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 
-def find_checkpoint(ckpt: str, outputs: str, *, kind: str | None = None, option: str = "ckpt") -> Path:
+def find_checkpoint(ckpt: str, outputs: str, *, kind: str | None = None, option: str = "ckpt", tell: bool = True) -> Path:
     """Returns the checkpoint that `ckpt` names: a file, a run's folder, or `last` for the newest run's last one.
+
+    A run that was stopped before it wrote its last.ckpt gives its best.ckpt, which is told on stderr.
 
     kind: with `last`, the newest run of this task, such as style_transfer; None for any. option: the key that holds `ckpt`.
 
@@ -17,20 +20,29 @@ def find_checkpoint(ckpt: str, outputs: str, *, kind: str | None = None, option:
         ValueError: there is no such checkpoint.
     """
     if ckpt == "last":
-        found = sorted(Path(outputs).rglob("checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+        folders = {path.parent for path in Path(outputs).rglob("checkpoints/*.ckpt")}
+        found = [path for folder in folders if (path := _of_run(folder)) is not None]
         found = [path for path in found if kind is None or _trained(path.parents[1], kind)]
         if not found:
             of = "" if kind is None else f" of a {kind} run"
             raise ValueError(f"{option}=last: no checkpoints/last.ckpt{of} under {outputs}/; train first or give a path")
-        return found[-1]
-    path = Path(ckpt).expanduser()
-    if path.is_dir():
-        phases = sorted(path.glob("*/checkpoints/last.ckpt"))  # of a run with stage=
-        inside = path / "checkpoints" / "last.ckpt" if (path / "checkpoints").is_dir() else path / "last.ckpt"
-        path = phases[-1] if phases and not inside.is_file() else inside
-    if not path.is_file():
-        raise ValueError(f"{option}={ckpt}: there is no such file; give a checkpoint, a run's folder, or {option}=last")
+        path = max(found, key=lambda path: path.stat().st_mtime)
+    else:
+        path = Path(ckpt).expanduser()
+        if path.is_dir():
+            inside = _of_run(path / "checkpoints") or _of_run(path)
+            phases = [_of_run(folder) for folder in sorted(path.glob("*/checkpoints"))]  # of a run with stage=
+            path = inside or next((phase for phase in reversed(phases) if phase), path / "checkpoints" / "last.ckpt")
+        if not path.is_file():
+            raise ValueError(f"{option}={ckpt}: there is no such file; give a checkpoint, a run's folder, or {option}=last")
+    if tell and path.name == "best.ckpt" and Path(ckpt).name != "best.ckpt":
+        print(f"{option}={ckpt}: there is no last.ckpt; taking {path}", file=sys.stderr)
     return path
+
+
+def _of_run(folder: Path) -> Path | None:
+    """The checkpoint to go on from in a run's folder of checkpoints: the last one, or the best where there is no other."""
+    return next((path for name in ("last.ckpt", "best.ckpt") if (path := folder / name).is_file()), None)
 
 
 def find_stage(names: list[str], outputs: str, *, wanted: str, kind: str | None = None) -> Path:
@@ -81,6 +93,13 @@ def _config(folder: Path) -> str:
 def _trained(folder: Path, kind: str) -> bool:
     """Whether a run's folder says that it trained such a task."""
     return f"_target_: etude.tasks.{kind}." in _config(folder)
+
+
+def saved_step(path: Path) -> int:
+    """How many optimizer steps had been taken when a checkpoint, of which `load_checkpoint` thinks well, was written."""
+    import torch
+
+    return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -1,0 +1,151 @@
+"""The folder that a run writes to: chosen so that no two runs share one, kept by the run alone, removed where it stays empty."""
+
+import contextlib
+import fcntl
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, open_dict, read_write
+
+NOTHING_YET = ("config.yaml", "environment.txt")  # what a run writes before there is anything to keep
+_made: set[Path] = set()  # folders that this process made
+
+
+def run_folder() -> Path:
+    """Returns the folder of this run, which Hydra has made."""
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+class RunFolder(Callback):
+    """Chooses the folder of a command before Hydra makes it; conf/ names it under hydra.callbacks.
+
+    A name that is taken gets a suffix, so that no two runs share a folder. A command that continues a run (`ckpt=` with its
+    folder, its checkpoints/last.ckpt, or `last`) goes on in that run's folder. `hydra.run.dir=` and `hydra.sweep.dir=` win.
+    """
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        folder = Path(config.hydra.run.dir)
+        if not _given(config, "hydra.run.dir") and _rank() == 0:
+            with contextlib.suppress(OSError):  # Hydra, which makes the folder next, gets the same error
+                _set(config, "run", _continued(config) or make_folder(folder))
+        elif not folder.exists():
+            _made.add(folder.absolute())
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if not _given(config, "hydra.sweep.dir"):
+            with contextlib.suppress(OSError), read_write(config), open_dict(config):
+                folder = make_folder(Path(config.hydra.sweep.dir))
+                _set(config, "sweep", folder)
+                # each run of the sweep is composed anew from these
+                config.hydra.overrides.hydra.append(f"hydra.sweep.dir={json.dumps(str(folder))}")
+
+
+def _given(config: DictConfig, key: str) -> bool:
+    return any(option.partition("=")[0].lstrip("+") == key for option in config.hydra.overrides.hydra)
+
+
+def _set(config: DictConfig, mode: str, folder: Path) -> None:
+    with read_write(config), open_dict(config):
+        config.hydra[mode].dir = str(folder)
+
+
+def _rank() -> int:
+    """This process among those of one run: all but the first leave the choice to the first."""
+    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdecimal()), 0)
+
+
+def make_folder(path: Path) -> Path:
+    """Makes the folder `path`, or where that name is taken path_2, path_3, ...; no two callers get the same one.
+
+    Raises: OSError where it can't be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        folder = path if number == 1 else path.with_name(f"{path.name}_{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        _made.add(folder.absolute())
+        return folder
+    raise AssertionError
+
+
+def _continued(config: DictConfig) -> Path | None:
+    """The folder of the run that this command continues; None for a new run."""
+    if config.hydra.job.config_name != "train" or not config.get("ckpt"):
+        return None
+    from etude.core.checkpoint_files import find_checkpoint
+
+    try:
+        path = find_checkpoint(config.ckpt, config.outputs, tell=False)
+    except ValueError:  # told once the program runs
+        return None
+    named = Path(config.ckpt).expanduser()
+    whole = config.ckpt == "last" or named.is_dir() or named.name == "last.ckpt"
+    folder = path.parents[1] if path.parent.name == "checkpoints" else None
+    return folder if whole and folder is not None and (folder / "config.yaml").is_file() else None
+
+
+def keep_earlier(path: Path, text: str) -> None:
+    """Writes a run's configuration; one that says something else stays beside it as config_1.yaml, config_2.yaml, ..."""
+
+    def settings(text: str) -> list[str]:
+        return [line for line in text.splitlines() if not line.startswith("ckpt: ")]
+
+    if path.is_file() and settings(path.read_text()) != settings(text):
+        names = (path.with_name(f"{path.stem}_{number}{path.suffix}") for number in itertools.count(1))
+        path.rename(next(name for name in names if not name.exists()))
+    path.write_text(text)
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keeps other runs out of a run's folder as long as this one goes on, and clears what a killed one left half written.
+
+    Raises: ValueError where another run is at it.
+    """
+    if _rank() > 0:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{folder}: the run of this folder is still going; stop it first, or give hydra.run.dir=NEW_FOLDER"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        for left in folder.rglob("*.part"):
+            left.unlink()
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def no_empty_folder() -> Iterator[None]:
+    """Removes this command's folder where it fails and leaves nothing but its configuration."""
+    try:
+        yield
+    except BaseException:
+        if HydraConfig.initialized():
+            folder = run_folder().absolute()
+            made = [place for place in (folder, *folder.parents) if place in _made]
+            kept = [path for path in folder.rglob("*") if not path.is_dir() and path.name not in NOTHING_YET]
+            if made and not kept:
+                shutil.rmtree(folder)
+                for place in made:
+                    if place.is_dir() and not any(place.iterdir()):
+                        place.rmdir()
+        raise
