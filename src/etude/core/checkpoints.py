@@ -126,7 +126,8 @@ class LastCheckpoint(Checkpoint):
     Always after an optimizer step and between two batches, so that a resumed run equals the uninterrupted one bit for
     bit, on the same hardware with the same number of threads (one and two threads sum in different orders). Where a validation
     follows the step it is finished first, since a resumed run would not make up for it and what listens to validations would
-    miss one. A second Ctrl-C stops at once. A signal to one rank stops all. Once the run is over it holds the task's `final_weights`, where a technique has set any, for sampling; a longer run goes on from the trained ones.
+    miss one. A second Ctrl-C stops at once. A signal to one rank stops all. Once the run is over it holds the task's
+    `final_weights`, where a technique has set any, for sampling; a longer run goes on from the trained ones.
 
     Args:
         path: the file.

@@ -60,7 +60,7 @@ def wandb_offline() -> bool:
         return False
     import wandb
 
-    url = str(wandb.Settings().base_url)
+    url = os.environ.get("WANDB_BASE_URL") or str(wandb.Settings().base_url)
     reason = unreachable(url)
     if reason is not None:
         print(
