@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.installed
 .DEFAULT_GOAL := help
-.PHONY: help setup train techniques test test-all check lint docs lock report bench styles effects clean
+.PHONY: help setup train techniques test test-all check lint docs lock report bench styles effects tidy clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -68,6 +68,9 @@ lock:  ## pin pyproject.toml again into requirements.lock
 	   echo "# pyaudio is left out, because it does not build without PortAudio and rendering does not need it."; \
 	   $(BIN)/uv pip compile --quiet --no-annotate --no-header --all-extras --python-version 3.11 pyproject.toml | grep -v '^pyaudio'; \
 	 } > requirements.lock.new && mv requirements.lock.new requirements.lock
+
+tidy: setup  ## show what runs left behind; make tidy ARGS=--yes removes it, --checkpoints lists earlier runs' last.ckpt, too
+	@$(BIN)/python scripts/tidy.py $(ARGS)
 
 clean:  ## remove the environment and the caches; what runs wrote stays
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache outputs/cache

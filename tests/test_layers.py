@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "command": {"core", "run_folder"},
     "run_folder": {"core"},
     "recipes": {"core", "music"},
-    "cli": set(),  # it starts at once; a verb's module is imported when it is asked for
+    "cli": {"command"},  # it starts at once; a verb's module is imported when it is asked for
 }
 WITHOUT_LIGHTNING = {"music", "audio", "losses", "metrics", "models"}
 NEUTRAL = {"etude.data.pool"}  # imports nothing of etude: whoever reads a user's files may do it in other processes

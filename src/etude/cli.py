@@ -78,6 +78,8 @@ def run(name: str, options: list[str]) -> None:
     import hydra
     from omegaconf import DictConfig
 
+    from etude.command import start
+
     verb = VERBS[name]
     config = conf_folder() / verb.config
     module, _, function = verb.function.partition(":")
@@ -92,7 +94,7 @@ def run(name: str, options: list[str]) -> None:
 
     task.__module__ = name  # Hydra names the job after it
     sys.argv = [command[0], *options]  # Hydra reads its options from here
-    hydra.main(version_base="1.3", config_path=str(config.parent), config_name=config.name)(task)()
+    start(hydra.main(version_base="1.3", config_path=str(config.parent), config_name=config.name)(task))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def fill(
     num_workers: int,
     inline_seconds: float = 0.0,
     limits: Callable[[Any], pool.Limits] = lambda item: pool.Limits(),
+    sizes: Sequence[float] | None = None,
 ) -> None:
     """Computes `work(item)` for all items and hands each result (or `pool.Failure`) to `keep(index, result)` as it is
     done.
@@ -41,16 +43,17 @@ def fill(
     commit: makes what was kept durable; called every few seconds and at the end, also on Ctrl-C.
     inline_seconds: compute here for this long before starting processes; 0 where an item may crash its process.
     limits: what an item may take, see `pool.run`.
+    sizes: how long each item takes beside the others, for the time left; None where all take as long.
     """
     if not items:
         return
     done, last = 0, time.monotonic()
     try:
-        with progress(title, len(items), unit) as advance:
+        with progress(title, len(items), unit, sizes=sizes) as advance:
             for index, result in _results(work, items, inline_seconds, num_workers, cache_dir / "workers.log", limits):
                 keep(index, result)
                 done += 1
-                advance()
+                advance(1.0 if sizes is None else sizes[index])
                 if time.monotonic() - last > FLUSH_SECONDS:
                     commit()
                     last = time.monotonic()
@@ -91,10 +94,10 @@ def _results(
 
 
 @contextlib.contextmanager
-def progress(title: str, total: int, unit: str) -> Iterator[Callable[[], None]]:
-    """A progress bar with speed and time left on stderr; gives the function that counts one more."""
+def progress(title: str, total: int, unit: str, *, sizes: Sequence[float] | None = None) -> Iterator[Callable[..., None]]:
+    """A progress bar with speed and time left on stderr; gives the function that counts one more, of `size` (1)."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     columns = (
         TextColumn("{task.description}"),
@@ -102,16 +105,23 @@ def progress(title: str, total: int, unit: str) -> Iterator[Callable[[], None]]:
         MofNCompleteColumn(),
         TextColumn(unit),
         TextColumn("{task.fields[speed]}"),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}"),
     )
-    start = time.monotonic()
+    start, whole = time.monotonic(), float(total if sizes is None else sum(sizes))
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=total, speed="")
-        count = 0
+        task = bar.add_task(title, total=total, speed="", left="")
+        count, done = 0, 0.0
 
-        def advance() -> None:
-            nonlocal count
-            count += 1
-            bar.update(task, advance=1, speed=f"{count / max(time.monotonic() - start, 1e-9):.0f}/s")
+        def advance(size: float = 1.0) -> None:
+            nonlocal count, done
+            count, done = count + 1, done + size
+            spent = time.monotonic() - start
+            left = timedelta(seconds=round(time_left(spent, done, whole)))
+            bar.update(task, advance=1, speed=f"{count / max(spent, 1e-9):.0f}/s", left=f"{left} left")
 
         yield advance
+
+
+def time_left(spent: float, done: float, whole: float) -> float:
+    """Seconds until `whole` is done, where `done` of it took `spent` seconds; sizes, not items: the longest may come last."""
+    return max(0.0, spent / max(done, 1e-9) * (whole - done))
