@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from etude.core.task import Task
 
 
-
 @functools.cache
 def _wandb_offline() -> bool:
     from etude.core.dashboards import wandb_offline

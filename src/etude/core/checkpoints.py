@@ -13,9 +13,8 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from etude.core.stopping import Stopped, install, restore
-
 from etude.core import lightning
+from etude.core.stopping import Stopped, install, restore
 
 log = logging.getLogger(__name__)
 
