@@ -1,10 +1,10 @@
-"""Runs `etude.run.evaluate` on the configuration in conf/evaluation; `python evaluate.py --help` shows the options."""
+"""Runs `etude.run.programs.evaluate` on the configuration in conf/evaluation; `python evaluate.py --help` shows the options."""
 
 import hydra
 from omegaconf import DictConfig
 
-from etude.command import start
-from etude.run import evaluate
+from etude.run.command import start
+from etude.run.programs import evaluate
 
 
 @hydra.main(version_base="1.3", config_path="conf/evaluation", config_name="evaluate")

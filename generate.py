@@ -1,10 +1,10 @@
-"""Runs `etude.run.generate` on the configuration in conf/generation; `python generate.py --help` shows the options."""
+"""Runs `etude.run.programs.generate` on the configuration in conf/generation; `python generate.py --help` shows the options."""
 
 import hydra
 from omegaconf import DictConfig
 
-from etude.command import start
-from etude.run import generate
+from etude.run.command import start
+from etude.run.programs import generate
 
 
 @hydra.main(version_base="1.3", config_path="conf/generation", config_name="generate")

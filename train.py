@@ -1,13 +1,13 @@
-"""Runs `etude.run.train` on the configuration in conf/; `python train.py --help` shows the options."""
+"""Runs `etude.run.programs.train` on the configuration in conf/; `python train.py --help` shows the options."""
 
 import sys
 
 import hydra
 from omegaconf import DictConfig
 
-from etude.cli import understood
-from etude.command import start
-from etude.run import train
+from etude.run.cli import understood
+from etude.run.command import start
+from etude.run.programs import train
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

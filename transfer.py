@@ -1,10 +1,10 @@
-"""Runs `etude.run.transfer` on the configuration in conf/; `python transfer.py --help` shows the options."""
+"""Runs `etude.run.programs.transfer` on the configuration in conf/; `python transfer.py --help` shows the options."""
 
 import hydra
 from omegaconf import DictConfig
 
-from etude.command import start
-from etude.run import transfer
+from etude.run.command import start
+from etude.run.programs import transfer
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="transfer")

@@ -27,9 +27,9 @@ from peer import context
 from symusic import Score
 from torch import Tensor
 
-from etude.data.corpora import Folder
-from etude.data.module import MusicDataModule
-from etude.music.miditok_tokenizer import MidiTokTokenizer
+from etude.data.scores.corpora import Folder
+from etude.data.scores.module import MusicDataModule
+from etude.tokens.miditok import MidiTokTokenizer
 
 Files = list[Path]
 
@@ -120,7 +120,7 @@ def rate(loader: Iterable[Any], batches: int) -> tuple[float, float, float]:
 
 def step_seconds(data: MusicDataModule, steps: int) -> tuple[float, float]:
     """Median seconds of a training step of a small model, and of drawing its batch."""
-    from etude.models.transformer import Transformer
+    from etude.models.symbolic.transformer import Transformer
 
     torch.manual_seed(0)
     sizes = dict(data.tokenizer.feature_sizes)

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from peer import context, llama, pairs, report
 
-from etude.models.sampling import generate
-from etude.models.transformer import Transformer
+from etude.models.symbolic.sampling import generate
+from etude.models.symbolic.transformer import Transformer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from peer import context
 
-from etude.metrics.baselines import CopyPrevious
-from etude.metrics.count_model import CountModel
+from etude.evaluation.baselines import CopyPrevious
+from etude.evaluation.count_model import CountModel
 
 ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "docs" / "results" / "rows" / "jsb.jsonl"

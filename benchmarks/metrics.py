@@ -22,9 +22,9 @@ from pathlib import Path
 from peer import context
 from symusic import Score
 
-from etude.metrics import harmony, pitch, rhythm
-from etude.metrics.notes import NoteArray
-from etude.metrics.tables import PIECE_METRICS, piece_metrics
+from etude.metrics.scores import harmony, pitch, rhythm
+from etude.metrics.scores.notes import NoteArray
+from etude.metrics.scores.tables import PIECE_METRICS, piece_metrics
 
 Values = dict[str, float]
 

@@ -14,9 +14,9 @@ import torch
 from peer import context
 from torch import Tensor
 
-from etude.audio.io import AUDIO_SUFFIXES, read_audio
+from etude.audio.files import AUDIO_SUFFIXES, read_audio
+from etude.audio.griffin_lim import GriffinLim
 from etude.audio.mel import MelContract
-from etude.audio.vocoder import GriffinLim
 
 
 def chroma(samples: Tensor, sample_rate: int) -> Tensor:

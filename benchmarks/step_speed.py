@@ -60,8 +60,8 @@ def batches() -> Iterator[dict[str, torch.Tensor]]:
 def seconds(checkout: Checkout, averaged: bool) -> float:
     with checkout, TemporaryDirectory() as folder:
         from etude.core.task import Task
-        from etude.models.transformer import Transformer
-        from etude.techniques.ema import Ema
+        from etude.models.symbolic.transformer import Transformer
+        from etude.techniques.weights.ema import Ema
 
         class Model(Task):
             def __init__(self) -> None:

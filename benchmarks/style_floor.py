@@ -16,10 +16,10 @@ from typing import Any
 from peer import context
 from training import composed
 
-from etude import run
-from etude.metrics.mel_comparison import compare_mels
-from etude.music.synthesizers import SYNTHESIZERS, default_soundfont, synthesizer_version
-from etude.tasks.style_evaluation import pieces_of, train_judge, whole_segments
+from etude.evaluation.style_comparison import compare_mels
+from etude.evaluation.styles import pieces_of, train_judge, whole_segments
+from etude.render.synthesizers import SYNTHESIZERS, default_soundfont, synthesizer_version
+from etude.run import programs as run
 
 TRUTH = "tinysoundfont"
 

@@ -17,13 +17,13 @@ from typing import Any
 
 from peer import context
 
-from etude import run
-from etude.audio.io import AudioWriter, read_audio
-from etude.audio.vocoder import GriffinLim
+from etude.audio.files import AudioWriter, read_audio
+from etude.audio.griffin_lim import GriffinLim
 from etude.core.checkpoint_files import find_checkpoint
-from etude.metrics.mel_features import onset_agreement, waveform_chroma_correlation
-from etude.metrics.style_plots import mel_panels
-from etude.tasks.restyle import restyle
+from etude.metrics.audio.mel_features import onset_agreement, waveform_chroma_correlation
+from etude.report.style_plots import mel_panels
+from etude.run import programs as run
+from etude.transfer.restyle import restyle
 
 FORMATS = {".ogg", ".wav", ".flac", ".mp3"}
 

@@ -22,8 +22,8 @@ from omegaconf import open_dict
 from peer import context
 from training import composed
 
-from etude import run
 from etude.core.task import frozen
+from etude.run import programs as run
 
 WARMUP, STEPS = 10, 50
 

@@ -16,7 +16,7 @@ from peer import context
 from style_transfer import fit
 from training import composed
 
-from etude import run
+from etude.run import programs as run
 
 
 def write_files(folder: Path, *, seed: int, count: int) -> None:

@@ -21,10 +21,10 @@ from omegaconf import open_dict
 from peer import context
 from training import composed
 
-from etude import run
 from etude.core.checkpoints import LastCheckpoint
 from etude.core.technique import Composition
-from etude.tasks.style_evaluation import score_styles
+from etude.evaluation.styles import score_styles
+from etude.run import programs as run
 
 
 class StepClock(pl.Callback):

@@ -26,8 +26,8 @@ import torch
 from peer import context
 from training import ROOT, composed
 
-from etude import run
 from etude.core.technique import Composition, Technique
+from etude.run import programs as run
 
 ROWS = ROOT / "docs" / "results" / "rows" / "technique_overhead.jsonl"
 SMALL = ["experiment=baseline", "data=jsb", "trainer.limit_val_batches=0", "logger=[]"]

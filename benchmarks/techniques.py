@@ -20,10 +20,10 @@ import pytorch_lightning as pl
 from peer import context
 from training import ROOT, Curve, composed
 
-from etude import run
 from etude.core.checkpoints import BestCheckpoint, LastCheckpoint
 from etude.core.technique import Composition
-from etude.metrics.tables import compare_scores
+from etude.metrics.scores.tables import compare_scores
+from etude.run import programs as run
 
 ROWS = ROOT / "docs" / "results" / "rows" / "techniques.jsonl"
 SMALL = {  # data and model of about a million parameters: 0.1 s a step on one core

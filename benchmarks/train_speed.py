@@ -22,8 +22,8 @@ from peer import llama, pairs, report
 from torch import Tensor
 from torch.nn import functional as F
 
-from etude.models.attention import Packing
-from etude.models.transformer import Transformer
+from etude.models.symbolic.attention import Packing
+from etude.models.symbolic.transformer import Transformer
 
 IGNORED = -100
 

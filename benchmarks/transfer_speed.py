@@ -22,9 +22,9 @@ import torch
 from peer import context
 from torch import Tensor, nn
 
-from etude.audio.io import AudioWriter, inspect_audio, stream_audio
+from etude.audio.files import AudioWriter, inspect_audio, stream_audio
+from etude.audio.griffin_lim import GriffinLim
 from etude.audio.mel import MelContract
-from etude.audio.vocoder import GriffinLim
 
 
 class StandIn(nn.Module):
@@ -66,13 +66,13 @@ def make_sound(path: Path, minutes: float, *, sample_rate: int, channels: int) -
 
 def measure(minutes: float, options: dict[str, Any], results: Any) -> None:
     """Restyles one file and puts its row into the queue; peak memory is that of this process."""
-    from etude.tasks.restyle import restyle
+    from etude.transfer.restyle import restyle
 
     torch.set_num_threads(options["threads"])
     task: Any = StandIn(MelContract()).eval()
     if options["ckpt"]:
         from etude.core.checkpoint_files import find_checkpoint
-        from etude.run import load_task
+        from etude.run.programs import load_task
 
         task = load_task(find_checkpoint(options["ckpt"], "outputs"))[0]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

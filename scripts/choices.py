@@ -39,8 +39,7 @@ def effect(path: Path) -> str:
 
 def notes(name: str) -> str:
     """What a technique owns alone, and whether it leaves training as it is."""
-    source = ROOT / "src" / "etude" / "techniques" / f"{name}.py"
-    text = source.read_text() if source.is_file() else ""
+    text = "".join(path.read_text() for path in (ROOT / "src" / "etude" / "techniques").rglob(f"{name}.py"))
     owned = sorted({power.lower().replace("_", " ") for power in re.findall(r"\bPower\.([A-Z_]+)", text)})
     verb = "may own" if "self.claims" in text else "owns"
     said = [f"{verb} {' and '.join(owned)}"] if owned else []

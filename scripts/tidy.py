@@ -32,7 +32,7 @@ def stale(outputs: Path, *, checkpoints: bool = False) -> Iterator[tuple[Path, s
 def _old_caches(cache: Path) -> Iterator[tuple[Path, str]]:
     if not cache.is_dir():
         return
-    from etude.data.build import scores_folder
+    from etude.data.scores.build import scores_folder
 
     current = scores_folder(cache).name
     for path in cache.glob("scores-*"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from etude import cli
+from etude.run import cli
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,14 +25,14 @@ def test_a_verb_composes_what_its_script_composes(verb: str) -> None:
     options = ["outputs=elsewhere", "seed=3"] if verb != "transfer" else ["outputs=elsewhere", "style=folk"]
     show = ["--cfg", "all"]  # with Hydra's own part, which holds the results folder
     script = said(f"{verb}.py", *options, *show)
-    assert said("-m", "etude.cli", verb, *options, *show) == script
+    assert said("-m", "etude.run.cli", verb, *options, *show) == script
     assert "dir: ${outputs}/${now:" in script and "outputs: elsewhere" in script
     assert f"  name: {verb}\n" in script  # Hydra's name of the job
 
 
 def test_help_lists_every_verb_without_importing_what_is_slow() -> None:
     code = (
-        "import sys; sys.argv = ['etude', '--help']; from etude.cli import main; main();"
+        "import sys; sys.argv = ['etude', '--help']; from etude.run.cli import main; main();"
         "print([m for m in ('torch', 'hydra', 'omegaconf') if m in sys.modules])"
     )
     shown = said("-c", code)
@@ -42,7 +42,7 @@ def test_help_lists_every_verb_without_importing_what_is_slow() -> None:
 
 def test_help_of_a_verb_needs_no_torch() -> None:
     code = (
-        "import sys, atexit; sys.argv = ['etude', 'train', '--help']; from etude.cli import main;"
+        "import sys, atexit; sys.argv = ['etude', 'train', '--help']; from etude.run.cli import main;"
         "atexit.register(lambda: print('loaded:', [m for m in ('torch', 'pytorch_lightning') if m in sys.modules])); main()"
     )
     shown = said("-c", code)
@@ -53,7 +53,7 @@ def test_help_of_a_verb_needs_no_torch() -> None:
     ("verb", "guess"), [("trian", "did you mean train? "), ("evalute", "did you mean evaluate? "), ("xyz", "")]
 )
 def test_an_unknown_verb_is_one_line_with_the_list(verb: str, guess: str) -> None:
-    line = said("-m", "etude.cli", verb, code=2)
+    line = said("-m", "etude.run.cli", verb, code=2)
     assert line == f"error: etude has no verb '{verb}'; {guess}the verbs are {', '.join(cli.VERBS)}\n"
 
 
@@ -64,10 +64,10 @@ def test_every_verb_has_its_configuration_and_function(verb: cli.Verb) -> None:
     assert f"\ndef {name}(" in (ROOT / "src" / f"{module.replace('.', '/')}.py").read_text()
 
 
-@pytest.mark.parametrize("program", [["train.py"], ["-m", "etude.cli", "train"]], ids=" ".join)
+@pytest.mark.parametrize("program", [["train.py"], ["-m", "etude.run.cli", "train"]], ids=" ".join)
 def test_training_understands_what_hydra_alone_would_not(program: list[str]) -> None:
     shown = said(*program, "fast_convergence=true", "task=vocoder", "--cfg", "job")
-    assert "_target_: etude.core.schedules.wsd" in shown
+    assert "_target_: etude.optim.schedules.wsd" in shown
     line = said(*program, "genre=rock", "data=folder", code=2)
     assert line.startswith("error: genre=rock has no preset; presets: classical, ") and line.count("\n") == 1
     assert "Available options in 'level':" in said(*program, "level=enhnaced", code=2)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from etude.command import check_types
+from etude.run.command import check_types
 
 ROOT = Path(__file__).parents[1]
 

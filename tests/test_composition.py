@@ -23,11 +23,11 @@ from omegaconf import OmegaConf
 from etude.core.checkpoints import LastCheckpoint
 from etude.core.task import Task
 from etude.core.technique import Composition, Technique
-from etude.data.corpora import Folder
-from etude.data.module import MusicDataModule
-from etude.models.transformer import Transformer
-from etude.music.satb import SatbGrid
+from etude.data.scores.corpora import Folder
+from etude.data.scores.module import MusicDataModule
+from etude.models.symbolic.transformer import Transformer
 from etude.tasks.language_model import LanguageModel
+from etude.tokens.satb import SatbGrid
 from tests.songs import write_songs
 from tests.tasks.test_style_transfer import EVERY
 from tests.tasks.test_style_transfer import task as style_transfer

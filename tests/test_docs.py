@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from etude.data.corpora import Folder
+from etude.data.scores.corpora import Folder
 from tests.songs import write_songs
 
 ROOT = Path(__file__).parents[1]

@@ -10,8 +10,8 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
-from etude.recipes import spelled_out
-from etude.run import instantiate
+from etude.run.programs import instantiate
+from etude.run.recipes import spelled_out
 from tests.songs import write_songs
 from tests.test_run import TINY, call, fails
 
@@ -52,7 +52,7 @@ DEFAULTS = {
 
 
 def composed(*options: str) -> DictConfig:
-    importlib.import_module("etude.run")  # its resolvers
+    importlib.import_module("etude.run.programs")  # its resolvers
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("train", overrides=list(options))
 
@@ -150,7 +150,7 @@ def test_the_benchmark_does_not_depend_on_the_defaults() -> None:
                                "save_every=150", "max_steps=1200")  # fmt: skip
     assert (cfg["optimizer"]["lr"], cfg["optimizer"]["betas"], cfg["optimizer"]["weight_decay"]) == (0.0015, [0.9, 0.98], 0.1)
     assert (cfg["scheduler"]["warmup"], cfg["scheduler"]["final"]) == (0.05, 0.0)
-    assert trained_with("experiment=jsb", "optimizer=schedule_free")["scheduler"]["_target_"] == "etude.core.schedules.constant"
+    assert trained_with("experiment=jsb", "optimizer=schedule_free")["scheduler"]["_target_"] == "etude.optim.schedules.constant"
 
 
 @pytest.mark.parametrize("bundle", SPELLED_OUT)
@@ -175,7 +175,7 @@ def test_the_benchmarks_baseline_is_written_out() -> None:
             data, "optimizer=lion", "scheduler=cosine", "technique=[swa]"
         )
     free = trained_with("experiment=baseline", "optimizer=schedule_free")
-    assert list(free["technique"]) == ["schedule_free"] and free["scheduler"]["_target_"] == "etude.core.schedules.constant"
+    assert list(free["technique"]) == ["schedule_free"] and free["scheduler"]["_target_"] == "etude.optim.schedules.constant"
 
 
 # --- what is not there ---
@@ -212,7 +212,7 @@ def test_pretraining_has_tokens_and_networks_that_a_folder_can_continue() -> Non
 
 
 def test_a_task_that_no_bundle_knows_gets_the_guards_alone() -> None:
-    from etude.recipes import pick
+    from etude.run.recipes import pick
 
     assert pick("probe", "language_model:a", "cut+stargan:b", "c") == "c" and pick("stargan", "cut+stargan:b", "c") == "b"
     with pytest.raises(ValueError, match=r"probe is none of cut\+stargan"):

@@ -12,9 +12,9 @@ from omegaconf import OmegaConf
 from etude.core.checkpoint_files import find_stage
 from etude.core.task import Task
 from etude.core.technique import Technique
-from etude.recipes import pinned, start_from
-from etude.run import build_technique, load_task
-from etude.techniques.ema import Ema
+from etude.run.programs import build_technique, load_task
+from etude.run.recipes import pinned, start_from
+from etude.techniques.weights.ema import Ema
 from tests.songs import write_songs
 from tests.test_levels import composed
 from tests.test_run import TINY, call, fails, program
@@ -170,7 +170,7 @@ def test_a_stage_keeps_what_it_is_not_told_otherwise(home: Path, capsys: pytest.
 def test_a_teacher_stays_the_same_when_its_run_goes_on(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     last = home / "outputs" / "broad" / "checkpoints" / "last.ckpt"
     teacher = "technique.distillation.teacher"
-    node = OmegaConf.create({"_target_": "etude.techniques.distillation.Distillation", "teacher": "last"})
+    node = OmegaConf.create({"_target_": "etude.techniques.loss.distillation.Distillation", "teacher": "last"})
     distillation = build_technique(node, str(home / "outputs" / "broad"))
     assert pinned(["seed=1"], []) == ["seed=1"]
     assert pinned(["seed=1", f"{teacher}=last"], [distillation]) == ["seed=1", f'{teacher}="{last}"']
@@ -189,9 +189,9 @@ def test_a_monitor_that_nothing_logs_is_told_before_training(home: Path, capsys:
 
 RANKS = """
 import runpy, sys
-from etude.techniques.bandit import Bandit
-from etude.techniques.curriculum import Curriculum
-from etude.techniques.distillation import Distillation
+from etude.techniques.data.bandit import Bandit
+from etude.techniques.data.curriculum import Curriculum
+from etude.techniques.loss.distillation import Distillation
 
 def told(name, what):
     def on_train_end(self, trainer, task):

@@ -17,8 +17,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 from symusic import Score
 
-from etude import run
-from etude.recipes import spelled_out
+from etude.run import programs as run
+from etude.run.recipes import spelled_out
 from etude.tasks.language_model import LanguageModel
 from tests.songs import song, write_songs
 
@@ -176,9 +176,9 @@ def test_bad_checkpoints_are_told_in_one_line(home: Path, capsys: pytest.Capture
 def test_help_is_quick_and_readable() -> None:
     shown = subprocess.run([sys.executable, "train.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "data=folder data.root=" in shown and "chorales" in shown
-    code = "import sys, etude.run; print([m for m in ('torch', 'pytorch_lightning', 'music21', 'muspy') if m in sys.modules])"
+    code = "import sys, etude.run.programs; print({'torch', 'pytorch_lightning', 'music21', 'muspy'} & set(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert loaded.strip() == "[]"  # what makes start-up slow is imported late
+    assert loaded.strip() == "set()"  # what makes start-up slow is imported late
 
 
 def _listen() -> None:
@@ -301,7 +301,7 @@ def test_a_checkpoint_runs_no_foreign_code(home: Path, capsys: pytest.CaptureFix
 def test_parts_that_do_not_fit_are_told(
     home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, options: list[str], expected: str
 ) -> None:
-    songs = ["data.corpus._target_=etude.data.corpora.Folder", f"+data.corpus.root={home / 'songs'}"]
+    songs = ["data.corpus._target_=etude.data.scores.corpora.Folder", f"+data.corpus.root={home / 'songs'}"]
     line = fails(capsys, "train", tmp_path / "run", *options, *songs, f"cache_dir={home / 'cache'}", "~sampling")
     assert expected in line
 

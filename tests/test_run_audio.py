@@ -12,11 +12,11 @@ import pytest
 import soundfile
 import torch
 
-from etude import recipes
 from etude.audio.mel import MelContract
 from etude.core.task import Task
 from etude.core.technique import Technique
-from tests.data.audio_files import sound, write
+from etude.run import recipes
+from tests.data.audio.files import sound, write
 from tests.songs import write_songs
 from tests.test_run import TINY as TINY_LANGUAGE_MODEL
 from tests.test_run import call, check_interrupted_training, fails, interrupted

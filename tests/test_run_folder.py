@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from etude.core.checkpoint_files import find_checkpoint
-from etude.run_folder import RunFolder, alone_in, keep_earlier, make_folder
+from etude.run.folder import RunFolder, alone_in, keep_earlier, make_folder
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -42,7 +42,7 @@ def test_every_program_makes_its_own(tmp_path: Path, program: str, conf: str) ->
     now = "hydra.run.dir=${outputs}/now"  # as the configuration says it, not as a user gives it
     with initialize_config_dir(str(CONF / conf), version_base="1.3"):
         cfg = compose(program, overrides=[f"outputs={tmp_path}", now], return_hydra_config=True)
-    assert OmegaConf.select(cfg, "hydra.callbacks.folder._target_") == "etude.run_folder.RunFolder"
+    assert OmegaConf.select(cfg, "hydra.callbacks.folder._target_") == "etude.run.folder.RunFolder"
     folders = []
     for _ in range(2):
         again = cfg.copy()

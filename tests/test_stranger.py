@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from etude import moved
 from etude.core.checkpoint_files import load_checkpoint
 from etude.core.recipe_check import checked_recipe, may_be_taken_over
-from etude.run import load_task
+from etude.run.programs import load_task
 from tests.songs import write_songs
 from tests.test_levels import composed
 from tests.test_run import TINY, call, fails
@@ -57,7 +57,7 @@ def own_code_that_writes_and_loads(saved: dict[str, Any], folder: Path) -> None:
     """(a) Etude's own writer and Lightning's own loader as networks: together they run a pickle."""
     pickled, evil = folder / "pickled.pt", folder / "ran"
     recipe_of(saved)["model"] = {
-        "_target_": "etude.core.artifacts.write_atomically", "path": str(pickled), "data": pickle.dumps(Payload(str(evil))),
+        "_target_": "etude.report.reports.write_atomically", "path": str(pickled), "data": pickle.dumps(Payload(str(evil))),
     }  # fmt: skip
     recipe_of(saved)["discriminator"] = {
         "_target_": "pytorch_lightning.core.saving.pl_load", "path_or_url": str(pickled), "weights_only": False,
@@ -98,7 +98,7 @@ def a_network_that_is_none(saved: dict[str, Any], folder: Path) -> None:
 def a_tokenizer_that_is_none(saved: dict[str, Any], folder: Path) -> None:
     (folder / "source").write_text("x")
     saved["etude"]["tokenizer"] = {
-        "class": "etude.core.artifacts.write_atomically", "genres": [], "params": {"path": str(folder / "ran"), "data": "x"},
+        "class": "etude.report.reports.write_atomically", "genres": [], "params": {"path": str(folder / "ran"), "data": "x"},
     }  # fmt: skip
 
 
@@ -233,8 +233,8 @@ MALFORMED: dict[str, Callable[[dict[str, Any]], object]] = {
     "weights of text": lambda saved: saved["state_dict"].update(x="y"),
     "no tokenizer": lambda saved: saved["etude"].pop("tokenizer"),
     "tokenizer a list": lambda saved: saved["etude"].update(tokenizer=[]),
-    "tokenizer unknown": lambda saved: saved["etude"]["tokenizer"].update({"class": "etude.music.tokenizer.Nothing"}),
-    "tokenizer abstract": lambda saved: saved["etude"]["tokenizer"].update({"class": "etude.music.tokenizer.Tokenizer"}),
+    "tokenizer unknown": lambda saved: saved["etude"]["tokenizer"].update({"class": "etude.tokens.tokenizer.Nothing"}),
+    "tokenizer abstract": lambda saved: saved["etude"]["tokenizer"].update({"class": "etude.tokens.tokenizer.Tokenizer"}),
     "tokenizer parameters": lambda saved: saved["etude"]["tokenizer"].update(params={"nothing": 1}),
     "holds itself": _itself,
     "doubles": _doubled,
@@ -323,10 +323,10 @@ def test_a_moved_class_is_found_by_its_old_name(home: Path, tmp_path: Path, monk
     path = altered(home, tmp_path / "x.ckpt", change)
     with pytest.raises(ValueError, match=r"model names 'etude\.old\.place\.Transformer'"):
         load_task(path)
-    table = {"etude.old": "etude.nowhere", "etude.old.place": "etude.models.transformer", "etude.earlier": "etude.music"}
+    table = {"etude.old": "etude.nowhere", "etude.old.place": "etude.models.symbolic.transformer", "etude.earlier": "etude.music"}
     monkeypatch.setattr(moved, "MOVED", table)
     task, recipe = load_task(path)
-    assert recipe.model._target_ == "etude.models.transformer.Transformer" and type(task).__name__ == "LanguageModel"
+    assert recipe.model._target_ == "etude.models.symbolic.transformer.Transformer" and type(task).__name__ == "LanguageModel"
     assert moved.current("etude.older.X") == "etude.older.X"  # whole parts only
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 
-from etude.data.corpora import Chorales, Corpus
-from etude.data.module import MusicDataModule
-from etude.models.transformer import Transformer
-from etude.music.satb import SatbGrid
+from etude.data.scores.corpora import Chorales, Corpus
+from etude.data.scores.module import MusicDataModule
+from etude.models.symbolic.transformer import Transformer
 from etude.tasks.language_model import LanguageModel
-from etude.techniques.ema import Ema
+from etude.techniques.weights.ema import Ema
+from etude.tokens.satb import SatbGrid
 
 
 def session(*, corpus: Corpus, steps: int, folder: Path) -> list[Path]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchaudio
 
-from etude.audio.io import read_audio
+from etude.audio.files import read_audio
 from etude.audio.loudness import LoudnessMeter
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from etude.core.gradients import gradients_enabled
 from etude.core.task import Task
 from etude.core.technique import Composition, GradientSlot, Power, StepSlot, Technique
-from etude.models.image_pool import ImagePool
+from etude.models.mel.image_pool import ImagePool
 from tests.toys import PairsData, same, trainer, weights
 
 

@@ -11,12 +11,12 @@ from torchmetrics import MeanMetric
 from etude.core.batch import Batch
 from etude.core.measuring import Measure, Measured, measure_all, measured_batches
 from etude.core.task import Task
-from etude.data.corpora import Folder
-from etude.data.module import MusicDataModule
-from etude.models.transformer import Transformer
-from etude.music.satb import SatbGrid
-from etude.tasks.evaluation import _likelihood
+from etude.data.scores.corpora import Folder
+from etude.data.scores.module import MusicDataModule
+from etude.evaluation.scores import _likelihood
+from etude.models.symbolic.transformer import Transformer
 from etude.tasks.language_model import LanguageModel
+from etude.tokens.satb import SatbGrid
 from tests.songs import write_songs
 from tests.toys import trainer
 

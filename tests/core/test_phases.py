@@ -17,14 +17,14 @@ from etude.core.phase_draws import batches_of
 from etude.core.phases import Phase, position
 from etude.core.task import Task
 from etude.core.technique import Technique
-from etude.data.corpora import Folder
-from etude.data.module import MusicDataModule
-from etude.models.transformer import Transformer
-from etude.music.satb import SatbGrid
+from etude.data.scores.corpora import Folder
+from etude.data.scores.module import MusicDataModule
+from etude.models.symbolic.transformer import Transformer
 from etude.tasks.language_model import LanguageModel
-from etude.techniques.ema import Ema
-from etude.techniques.stages import Stages
-from etude.techniques.swa import Swa
+from etude.techniques.optim.stages import Stages
+from etude.techniques.weights.ema import Ema
+from etude.techniques.weights.swa import Swa
+from etude.tokens.satb import SatbGrid
 from tests.songs import write_songs
 from tests.toys import PairsData, ToyGan, same, trainer, weights
 

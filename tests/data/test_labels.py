@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from etude.core.batch import Batch
 from etude.core.measuring import Measure, Measured
 from etude.core.task import Task
-from etude.data.corpora import Folder
-from etude.data.module import MusicDataModule
-from etude.models.transformer import Transformer
-from etude.music.satb import SatbGrid
-from etude.music.tokenizer import Tokenizer
-from tests.data.audio_files import module, write_styles
+from etude.data.scores.corpora import Folder
+from etude.data.scores.module import MusicDataModule
+from etude.models.symbolic.transformer import Transformer
+from etude.tokens.satb import SatbGrid
+from etude.tokens.tokenizer import Tokenizer
+from tests.data.audio.files import module, write_styles
 from tests.songs import write_songs
 from tests.toys import same, trainer, weights
 

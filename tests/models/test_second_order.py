@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from etude.models import kernels
-from etude.models.transformer import Transformer
-from tests.models.test_grid_transformer import batch, document
-from tests.models.test_grid_transformer import model as grid_model
+from etude.models.symbolic import kernels
+from etude.models.symbolic.transformer import Transformer
+from tests.models.symbolic.test_grid_transformer import batch, document
+from tests.models.symbolic.test_grid_transformer import model as grid_model
 
 Loss = Callable[[dict[str, Tensor]], Tensor]
 

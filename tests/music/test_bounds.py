@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from etude.data.scores.reading import read_guarded, read_prompt
 from etude.music.bounds import MAX_BEATS, check_abc, reading_limits
 from etude.music.score import ScoreError, read_all, read_pieces
-from etude.tasks.reading import read_guarded, read_prompt
 
 HEAD = "X:1\nT:t\nM:4/4\nL:1/8\nK:C\n"
 MUSICXML = (
@@ -83,12 +83,12 @@ def test_a_prompt_and_a_folder_are_read_in_processes_of_their_own(tmp_path: Path
     path = tmp_path / "a.abc"
     path.write_text(HEAD + "A4 B4 | B4 C4|")
     assert len(read_prompt(path).tracks[0].notes) == 4
-    monkeypatch.setattr("etude.tasks.reading.reading_limits", lambda path: (0.0, 2**30))  # this parser takes for ever
+    monkeypatch.setattr("etude.data.scores.reading.reading_limits", lambda path: (0.0, 2**30))  # this parser takes for ever
     [(found, pieces, problem)] = read_guarded([path])
     assert (found, pieces) == (path, []) and problem.startswith(f"{path}: can't be read (took longer than 0 s); ")
     with pytest.raises(ValueError, match="took longer"):
         read_prompt(path)
-    monkeypatch.setattr("etude.tasks.reading.reading_limits", lambda path: (60.0, 2**20))  # and this one all memory
+    monkeypatch.setattr("etude.data.scores.reading.reading_limits", lambda path: (60.0, 2**20))  # and this one all memory
     with pytest.raises(ValueError, match="memory"):
         read_prompt(path)
 

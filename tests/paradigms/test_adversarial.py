@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from etude.core.task import Task
 from etude.core.technique import Batch, Technique
-from etude.techniques.balance import Balance
+from etude.techniques.loss.balance import Balance
 from tests.paradigms.harness import KILLS, assert_resumes, fit
 from tests.toys import PairsData, same, weights
 

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from etude.core.task import Task
 from etude.core.technique import Composition, StepSlot, Technique
-from etude.techniques.ema import Ema
-from etude.techniques.finite import Finite
+from etude.techniques.guards.finite import Finite
+from etude.techniques.weights.ema import Ema
 from tests.paradigms.harness import KILLS, STEPS, assert_resumes, fit
 from tests.toys import PairsData, ToyGan, same, weights
 

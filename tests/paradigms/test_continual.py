@@ -15,7 +15,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from etude.core.task import Task
 from etude.core.technique import Batch, GradientSlot, Technique
-from etude.techniques.ema import Ema
+from etude.techniques.weights.ema import Ema
 from tests.paradigms.harness import KILLS, STEPS, assert_resumes, fit
 from tests.toys import PairsData, Shuffled, same, weights
 

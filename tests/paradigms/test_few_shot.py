@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from etude.core.gradients import gradients_enabled
 from etude.core.task import Task
 from etude.core.technique import Batch, Power, Technique
-from etude.techniques.ema import Ema
+from etude.techniques.weights.ema import Ema
 from tests.paradigms.harness import KILLS, assert_resumes, fit
 from tests.toys import PairsData, same, weights
 

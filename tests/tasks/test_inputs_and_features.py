@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from etude.core.protocols import HasFeatures, TakesInputs
-from etude.models.grid_transformer import GridTransformer
-from etude.models.transformer import Transformer
-from etude.music.satb import SatbGrid
+from etude.models.symbolic.grid_transformer import GridTransformer
+from etude.models.symbolic.transformer import Transformer
 from etude.tasks.language_model import LanguageModel
-from tests.models.test_grid_transformer import document
+from etude.tokens.satb import SatbGrid
+from tests.models.symbolic.test_grid_transformer import document
 from tests.tasks.test_style_transfer import batch as mels
 from tests.tasks.test_style_transfer import task as style_transfer
 from tests.tasks.test_vocoder import batch as tones

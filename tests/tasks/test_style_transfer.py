@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from etude.audio.mel import MelContract
 from etude.losses.cycle import cycle_loss, identity_loss
-from etude.models.discriminators import FrameDiscriminator, PatchDiscriminator
-from etude.models.image_pool import ImagePool
-from etude.models.mel_generator import MelGenerator
-from etude.tasks.style_options import WEIGHTS
+from etude.losses.style_terms import WEIGHTS
+from etude.models.mel.discriminators import FrameDiscriminator, PatchDiscriminator
+from etude.models.mel.generator import MelGenerator
+from etude.models.mel.image_pool import ImagePool
 from etude.tasks.style_transfer import StyleTransfer
 from tests.toys import trainer
 

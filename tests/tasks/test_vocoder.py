@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from etude.audio.mel import MelContract
-from etude.models.vocos import Vocos
+from etude.models.wave.vocos import Vocos
 from etude.tasks.vocoder import NeuralVocoder, Vocoder, open_vocoder
 from tests.toys import same, trainer, weights
 

@@ -17,8 +17,8 @@ from etude.core.batch import Batch
 from etude.core.checkpoints import LastCheckpoint
 from etude.core.task import Task
 from etude.core.technique import Composition, Power, Technique
-from etude.techniques.balance import Balance
-from etude.techniques.ema import Ema
+from etude.techniques.loss.balance import Balance
+from etude.techniques.weights.ema import Ema
 from tests.tasks.test_style_transfer import EVERY
 from tests.tasks.test_style_transfer import task as style_transfer
 from tests.toys import MelsData, PairsData, ToyGan, mlp, same, trainer, weights

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from etude.core.task import Task
-from etude.techniques.bandit import Bandit, exp3s, probabilities
+from etude.techniques.data.bandit import Bandit, exp3s, probabilities
 from tests.techniques.test_curriculum import Data
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from etude.core.pacing import PACINGS, competence, progress_at
-from etude.techniques.curriculum import AXES, Curriculum
+from etude.optim.pacing import PACINGS, competence, progress_at
+from etude.techniques.data.curriculum import AXES, Curriculum
 
 NAMES = ("rhythmic_syncopation", "harmonic_key_distance", "melodic_range", "structural_length")
 

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from etude.core.checkpoints import LastCheckpoint
 from etude.core.task import Task
 from etude.losses.distillation import adaptive_temperature, attention_loss, projected_distance, soft_target_loss
-from etude.models.transformer import Transformer
-from etude.music.rows import packed_rows
-from etude.music.satb import SatbGrid
+from etude.models.symbolic.transformer import Transformer
 from etude.tasks.language_model import LanguageModel
-from etude.techniques.distillation import Distillation
-from etude.techniques.grow_layers import GrowLayers
+from etude.techniques.loss.distillation import Distillation
+from etude.techniques.weights.grow_layers import GrowLayers
+from etude.tokens.rows import packed_rows
+from etude.tokens.satb import SatbGrid
 from tests.toys import PairsData, ToyGan, mlp, same, trainer, weights
 
 

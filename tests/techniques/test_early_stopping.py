@@ -9,8 +9,8 @@ import pytorch_lightning as pl
 import torch
 
 from etude.core.checkpoints import LastCheckpoint
-from etude.techniques.early_stopping import EarlyStopping
-from etude.techniques.ema import Ema
+from etude.techniques.guards.early_stopping import EarlyStopping
+from etude.techniques.weights.ema import Ema
 from tests.toys import PairsData, ToyGan, same, trainer, weights
 
 

@@ -9,8 +9,8 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from etude.core.checkpoints import LastCheckpoint
-from etude.techniques.ema import Ema
-from etude.techniques.swa import Swa
+from etude.techniques.weights.ema import Ema
+from etude.techniques.weights.swa import Swa
 from tests.toys import PairsData, ToyGan, same, trainer, weights
 
 

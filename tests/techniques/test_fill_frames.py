@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from etude.techniques.fill_frames import FillFrames
+from etude.techniques.data.fill_frames import FillFrames
 from tests.toys import ToyGan
 
 TASK: Any = SimpleNamespace(global_rank=0)

@@ -11,10 +11,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from etude.core import optimizers
 from etude.core.task import Task
 from etude.core.technique import Technique
-from etude.techniques.finite import Finite
+from etude.optim import optimizers
+from etude.techniques.guards.finite import Finite
 from tests.toys import PairsData, ToyGan, same, trainer, weights
 
 
@@ -72,7 +72,7 @@ def test_a_bad_step_leaves_weights_and_optimizer_as_they_were(tmp_path: Path, fa
 
 @pytest.mark.parametrize("clip", [None, 1.0])
 def test_the_warning_names_step_terms_and_module(tmp_path: Path, caplog: pytest.LogCaptureFixture, clip: float | None) -> None:
-    with caplog.at_level(logging.WARNING, logger="etude.techniques.finite"):
+    with caplog.at_level(logging.WARNING, logger="etude.techniques.guards.finite"):
         fit(tmp_path, Finite(), options={"gradient_clip_val": clip}, bad_losses={1}, bad_gradients={3})
     first, second = [record.getMessage() for record in caplog.records]
     assert "step 2 is not finite" in first and "terms generator/cycle, module ba.2" in first

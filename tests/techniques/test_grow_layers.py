@@ -9,8 +9,8 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from etude.models.mel_generator import MelGenerator
-from etude.techniques.grow_layers import GrowLayers, _networks
+from etude.models.mel.generator import MelGenerator
+from etude.techniques.weights.grow_layers import GrowLayers, _networks
 from tests.tasks.test_style_transfer import batch, task
 from tests.toys import MelsData, ToyGan, trainer
 

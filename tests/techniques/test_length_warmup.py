@@ -10,10 +10,10 @@ import pytest
 import torch
 from symusic import Score
 
-from etude.music.miditok_tokenizer import MidiTokTokenizer
-from etude.music.rows import packed_rows
-from etude.music.satb import SatbGrid
-from etude.techniques.length_warmup import LengthWarmup, shortened
+from etude.techniques.data.length_warmup import LengthWarmup, shortened
+from etude.tokens.miditok import MidiTokTokenizer
+from etude.tokens.rows import packed_rows
+from etude.tokens.satb import SatbGrid
 from tests.toys import ToyGan, trainer
 
 

@@ -16,15 +16,15 @@ from symusic import Score
 
 from etude.core.checkpoints import LastCheckpoint
 from etude.core.task import Task
-from etude.data.corpora import Folder
-from etude.data.module import MusicDataModule
-from etude.models.transformer import Transformer
-from etude.music.grammar import BOS
-from etude.music.miditok_tokenizer import MidiTokTokenizer
-from etude.music.satb import SatbGrid
+from etude.data.scores.corpora import Folder
+from etude.data.scores.module import MusicDataModule
+from etude.models.symbolic.transformer import Transformer
 from etude.tasks.language_model import LanguageModel
-from etude.techniques.ema import Ema
-from etude.techniques.live_quality import LiveQuality
+from etude.techniques.guards.live_quality import LiveQuality
+from etude.techniques.weights.ema import Ema
+from etude.tokens.grammar import BOS
+from etude.tokens.miditok import MidiTokTokenizer
+from etude.tokens.satb import SatbGrid
 from tests.songs import song, write_songs
 from tests.tasks.test_style_transfer import task as style_transfer
 from tests.toys import MelsData, PairsData, ToyGan, trainer
@@ -168,7 +168,7 @@ def test_a_perfect_model_scores_high_and_a_stuck_one_rings(tmp_path: Path, songs
         run = fit(folder, task, data, [LiveQuality(every=1)], steps=4)
         return {name: float(run.callback_metrics[name]) for name in MUSIC}
 
-    with caplog.at_level(logging.WARNING, "etude.techniques.live_quality"):
+    with caplog.at_level(logging.WARNING, "etude.techniques.guards.live_quality"):
         good = run_with([song(seed) for seed in range(100, 116)], tmp_path / "good")
         assert not caplog.records
         stuck = run_with([song(100)] * 16, tmp_path / "stuck")

@@ -9,7 +9,7 @@ import torch
 
 from etude.core.task import Task
 from etude.core.technique import Technique
-from etude.techniques.loss_schedule import LossSchedule, _at
+from etude.techniques.loss.loss_schedule import LossSchedule, _at
 from tests.toys import PairsData, ToyGan, same, trainer, weights
 
 

@@ -14,16 +14,16 @@ from hydra import compose, initialize_config_dir
 from symusic import Note, Score, Tempo, Track
 
 from etude.core.task import Task
-from etude.data.corpora import Folder
-from etude.data.module import MusicDataModule
+from etude.data.scores.corpora import Folder
+from etude.data.scores.module import MusicDataModule
 from etude.losses.musical import pitch_neighbours
-from etude.models.transformer import Transformer
+from etude.models.symbolic.transformer import Transformer
 from etude.music.complexity import complexity
-from etude.music.miditok_tokenizer import MidiTokTokenizer
-from etude.music.rows import packed_rows
-from etude.music.satb import SatbGrid
 from etude.tasks.language_model import LanguageModel
-from etude.techniques.musical_domain import MusicalDomain
+from etude.techniques.loss.musical_domain import MusicalDomain
+from etude.tokens.miditok import MidiTokTokenizer
+from etude.tokens.rows import packed_rows
+from etude.tokens.satb import SatbGrid
 from tests.toys import ToyGan, trainer
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -122,7 +122,7 @@ def test_what_cannot_be_served_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("genre", sorted(path.stem for path in (CONF / "genre").glob("*.yaml")))
 def test_presets_add_the_technique_and_leave_the_others(genre: str) -> None:
-    importlib.import_module("etude.run")  # its resolver
+    importlib.import_module("etude.run.programs")  # its resolver
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
         chosen = compose("train", overrides=[f"genre={genre}"]).technique

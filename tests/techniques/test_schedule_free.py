@@ -10,10 +10,10 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from etude.core.checkpoints import LastCheckpoint
-from etude.core.optimizers import ScheduleFree as Optimizer
 from etude.core.technique import Composition
-from etude.techniques.ema import Ema
-from etude.techniques.schedule_free import ScheduleFree
+from etude.optim.optimizers import ScheduleFree as Optimizer
+from etude.techniques.weights.ema import Ema
+from etude.techniques.weights.schedule_free import ScheduleFree
 from tests.techniques.test_ema import Recorder
 from tests.techniques.test_swa import Stop
 from tests.toys import PairsData, ToyGan, same, trainer, weights

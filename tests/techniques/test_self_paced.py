@@ -8,7 +8,7 @@ import torch
 
 from etude.core.task import Task
 from etude.losses.self_paced import hard_weights, linear_weights, superloss_weights
-from etude.techniques.self_paced import SelfPaced
+from etude.techniques.loss.self_paced import SelfPaced
 
 
 def test_superloss_minimises_its_own_objective() -> None:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from etude.core.checkpoints import LastCheckpoint
-from etude.techniques.finite import Finite
-from etude.techniques.stability import Stability
-from etude.techniques.switch_optimizer import SwitchOptimizer
+from etude.techniques.guards.finite import Finite
+from etude.techniques.guards.stability import Stability
+from etude.techniques.optim.switch_optimizer import SwitchOptimizer
 from tests.techniques.test_swa import Stop
 from tests.toys import PairsData, ToyGan, same, trainer, weights
 

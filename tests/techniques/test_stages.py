@@ -10,16 +10,16 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from etude.core import optimizers
 from etude.core.checkpoints import LastCheckpoint
 from etude.core.parameter_groups import rate_factor
 from etude.core.phases import rate_factors
-from etude.core.schedules import constant, cosine, linear
-from etude.models.transformer import Transformer
-from etude.music.satb import SatbGrid
+from etude.models.symbolic.transformer import Transformer
+from etude.optim import optimizers
+from etude.optim.schedules import constant, cosine, linear
 from etude.tasks.language_model import LanguageModel
-from etude.techniques.stages import Stages
-from etude.techniques.switch_optimizer import SwitchOptimizer
+from etude.techniques.optim.stages import Stages
+from etude.techniques.optim.switch_optimizer import SwitchOptimizer
+from etude.tokens.satb import SatbGrid
 from tests.tasks.test_style_transfer import task as style_transfer
 from tests.toys import PairsData, ToyGan, same, trainer, weights
 

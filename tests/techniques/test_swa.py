@@ -10,8 +10,8 @@ import torch
 
 from etude.core.checkpoints import LastCheckpoint
 from etude.core.technique import Composition
-from etude.techniques.ema import Ema
-from etude.techniques.swa import Swa
+from etude.techniques.weights.ema import Ema
+from etude.techniques.weights.swa import Swa
 from tests.techniques.test_ema import Recorder
 from tests.toys import PairsData, ToyGan, same, trainer, weights
 

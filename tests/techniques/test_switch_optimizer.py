@@ -10,11 +10,11 @@ import pytorch_lightning as pl
 import torch
 from pytorch_optimizer.optimizer.lion import Lion
 
-from etude.core import schedules
 from etude.core.checkpoints import LastCheckpoint
-from etude.core.optimizers import muon
-from etude.techniques.stages import Stages
-from etude.techniques.switch_optimizer import SwitchOptimizer
+from etude.optim import schedules
+from etude.optim.optimizers import muon
+from etude.techniques.optim.stages import Stages
+from etude.techniques.optim.switch_optimizer import SwitchOptimizer
 from tests.techniques.test_swa import Stop
 from tests.toys import PairsData, ToyGan, same, trainer, weights
 

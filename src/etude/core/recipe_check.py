@@ -36,21 +36,21 @@ def _own_class(base: str, found: Any, module: str, *, but: str | None = None) ->
 
 
 def _is_optimizer(found: Any, module: str) -> bool:
-    if module == "etude.core.optimizers":
+    if module == "etude.optim.optimizers":
         return found.__module__ == module and (inspect.isfunction(found) or _own_class("torch.optim.Optimizer", found, module))
     known = module in ("torch.optim", "pytorch_optimizer")
     return known and inspect.isclass(found) and issubclass(found, _by_name("torch.optim.Optimizer"))
 
 
 def _is_schedule(found: Any, module: str) -> bool:
-    if module == "etude.core.schedules":
+    if module == "etude.optim.schedules":
         return inspect.isfunction(found) and found.__module__ == module
     known = module == "torch.optim.lr_scheduler" and inspect.isclass(found)
     return known and issubclass(found, _by_name("torch.optim.lr_scheduler.LRScheduler"))
 
 
 def _is_corpus(found: Any, module: str) -> bool:
-    bases = ("etude.data.corpora.Corpus", "etude.data.audio_corpora.AudioCorpus")
+    bases = ("etude.data.scores.corpora.Corpus", "etude.data.audio.corpora.AudioCorpus")
     return any(_own_class(base, found, module) for base in bases)
 
 
@@ -64,7 +64,7 @@ KINDS: dict[str, Callable[[Any, str], bool]] = {
     "a network": partial(_own_class, "torch.nn.Module", but="pytorch_lightning.LightningModule"),
     "an optimizer": _is_optimizer,
     "a schedule": _is_schedule,
-    "a tokenizer": partial(_own_class, "etude.music.tokenizer.Tokenizer"),
+    "a tokenizer": partial(_own_class, "etude.tokens.tokenizer.Tokenizer"),
     "a datamodule": partial(_own_class, "pytorch_lightning.LightningDataModule"),
     "a corpus": _is_corpus,
     "a mel contract": partial(_own_class, "etude.audio.mel.MelContract"),

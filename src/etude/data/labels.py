@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from etude.data.manifest import SPLITS
+from etude.data.scores.manifest import SPLITS
 from etude.music.score import printable
 
 NO_LABEL = -1  # of padding, of a piece without a value, and of a value that no training piece has

@@ -15,25 +15,26 @@ from symusic import Score
 from torch import Tensor, nn
 
 from etude.core.batch import Batch
+from etude.core.checkpoint_files import unusable
 from etude.core.measuring import Measure, Measured
 from etude.core.task import OptimizerFactory, SchedulerFactory, Task
-from etude.models.attention import starts_of_pieces
-from etude.models.grid_transformer import GridTransformer
-from etude.models.sampling import generate
-from etude.models.transformer import Transformer
-from etude.music.changes import bar_lengths, changes, first_metre
-from etude.music.grammar import BOS
+from etude.models.symbolic.attention import starts_of_pieces
+from etude.models.symbolic.grid_transformer import GridTransformer
+from etude.models.symbolic.sampling import generate
+from etude.models.symbolic.transformer import Transformer
 from etude.music.score import bar_ticks
-from etude.music.tokenizer import Tokenizer
-from etude.tasks.vocabulary import rows_by_token
+from etude.tokens.changes import bar_lengths, changes, first_metre
+from etude.tokens.grammar import BOS
+from etude.tokens.tokenizer import Tokenizer
+from etude.tokens.vocabulary_weights import rows_by_token
 
 
 class LanguageModel(Task):
     """Trains a decoder-only model on the negative log-likelihood of the next token.
 
     A batch holds `tokens`, `targets` (-100 where nothing is counted), `documents`, `positions` and `feature_*`, all
-    [b, t]; see `etude.data.module`. It may hold `embeddings` [b, t, d], which the network then reads instead of its own of the
-    tokens. `trace` holds `logits` [b, t, v] and `token_nll` [b, t], 0 where nothing is counted.
+    [b, t]; see `etude.data.scores.module`. It may hold `embeddings` [b, t, d], which the network then reads in place of
+    the tokens' own. `trace` holds `logits` [b, t, v] and `token_nll` [b, t], 0 where nothing is counted.
 
     Args:
         model: called with vocab_size and feature_sizes, gives the network.
@@ -166,7 +167,7 @@ class LanguageModel(Task):
             labels: what is asked for: genre, key ("G major"), tempo_bpm, metre ("4/4"), programs.
             prompt: a score to continue; it opens every sample.
             num_bars: length of a sample, the prompt's bars included; None lets the model end.
-            temperature, top_k, top_p, min_p: see `etude.models.sampling.generate`.
+            temperature, top_k, top_p, min_p: see `etude.models.symbolic.sampling.generate`.
             seed: the same seed gives the same samples.
             on_step: called with the number of tokens drawn so far.
 
@@ -208,7 +209,11 @@ class LanguageModel(Task):
         weights, mine = super().weights_from(saved, path), self.tokenizer
         if saved["etude"].get("tokenizer_fingerprint") == mine.fingerprint:
             return weights
-        return rows_by_token(weights, saved["etude"].get("tokenizer"), own=self.state_dict(), tokenizer=mine, path=path)
+        try:
+            theirs = Tokenizer.from_state(saved["etude"].get("tokenizer"))
+        except Exception as error:  # a file may be malformed in any way
+            raise unusable(path, error) from error
+        return rows_by_token(weights, theirs, own=self.state_dict(), tokenizer=mine, path=path)
 
     def prompt_changes(self, prompt: Score) -> list[str]:
         """What the tokenizer changes or leaves out of a prompt, one phrase each; empty where it holds all.

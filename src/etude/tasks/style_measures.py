@@ -14,7 +14,7 @@ from etude.core.batch import Batch
 from etude.core.measuring import Measure, Measured
 from etude.core.protocols import Paired
 from etude.core.task import Task
-from etude.metrics.mel_distances import frechet_distance
+from etude.metrics.audio.mel_distances import frechet_distance
 
 Way = tuple[int, int]  # source and target style
 

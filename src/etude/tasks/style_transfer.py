@@ -23,11 +23,11 @@ from etude.losses.feature_matching import feature_matching
 from etude.losses.harmony import chroma_loss
 from etude.losses.patch_nce import patch_nce
 from etude.losses.rhythm import onset_loss
-from etude.models.image_pool import ImagePool
-from etude.models.mel_generator import StyleEncoder
-from etude.models.style_bands import StyleBands, rows_of
+from etude.losses.style_terms import D, G, check_options, full_weights
+from etude.models.mel.generator import StyleEncoder
+from etude.models.mel.image_pool import ImagePool
+from etude.models.mel.style_bands import StyleBands, rows_of
 from etude.tasks.style_measures import ComparedStyles
-from etude.tasks.style_options import D, G, check_options, full_weights
 
 LOUDEST = 2.0  # nats above the contract's ceiling, which full scale hardly reaches, that a made mel may stand
 PLACES = 64  # frames of a piece that patch_nce compares

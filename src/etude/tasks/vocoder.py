@@ -19,8 +19,8 @@ from etude.core.task import OptimizerFactory, SchedulerFactory, Task, frozen
 from etude.losses.adversarial import discriminator_loss, generator_loss
 from etude.losses.feature_matching import feature_matching
 from etude.losses.stft import multi_resolution_stft
-from etude.models.vocos import Vocos, inverse_stft
-from etude.models.wave_discriminators import SpectraDiscriminator
+from etude.models.wave.discriminators import SpectraDiscriminator
+from etude.models.wave.vocos import Vocos, inverse_stft
 
 ADVERSARIAL = "generator/adversarial"
 KEPT = 0.05  # nats: a band that the mels change by less than about this keeps the source's sound
@@ -33,7 +33,7 @@ class Vocoder(Task):
     A batch holds `mel` [s, b, m, f] normalised by the contract and `samples` [s, b, n]; held-out batches may lack samples.
 
     Args:
-        model: called with contract, gives the network; see `etude.models.vocos.Vocos`.
+        model: called with contract, gives the network; see `etude.models.wave.vocos.Vocos`.
         contract: of the mels; travels in the checkpoint.
         optimizer, scheduler, player_lr, seed: see `Task`.
         loss_weights: of `generator/mel`, `generator/stft`, `generator/adversarial`, `generator/feature_matching` and

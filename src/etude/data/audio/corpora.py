@@ -1,0 +1,247 @@
+"""Where audio comes from: tunes of music21's wheel, arranged and rendered in several styles, or a folder for each style.
+
+A corpus lists recordings without hearing them.
+"""
+
+import hashlib
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from symusic import Score
+
+from etude.audio.files import AUDIO_SUFFIXES
+from etude.data.audio.recordings import ArrangedRecording, FileRecording, Recording
+from etude.data.cache import pool
+from etude.data.cache.lock import held
+from etude.data.cache.store import Store
+from etude.data.scores import build
+from etude.data.scores import duplicates as dedup
+from etude.data.scores.corpora import Folk, Source, Wheel
+from etude.music.arrangement import ARRANGEMENTS
+from etude.music.score import duration_seconds, printable, read_pieces
+from etude.render.synthesizers import SYNTHESIZERS, Synthesizer, check_synthesizer, default_soundfont
+
+MIN_NOTES = 40  # a tune worth arranging
+MIN_SECONDS = 12.0
+SPARE = 1.1  # how many more tunes are read than are wanted: some are short, some are another's double
+Failures = list[tuple[str, str, str]]
+
+
+@dataclass(frozen=True)
+class AudioCorpus(ABC):
+    """What the data module asks of a corpus of audio."""
+
+    @abstractmethod
+    def available(self) -> list[str]:
+        """The styles that there are, in order. Raises: ValueError, with the remedy, where the corpus isn't there."""
+
+    @abstractmethod
+    def recordings(self, styles: Sequence[str], *, cache_dir: Path, num_workers: int) -> tuple[list[Recording], Failures]:
+        """All recordings in `styles`, and (file, piece, reason) of what can't be one.
+
+        Raises: ValueError, with the remedy, where a style has none.
+        """
+
+
+# --- tunes, arranged ---
+
+
+@dataclass(frozen=True)
+class Tunes(Wheel):
+    """The first tune of each file of Ryan's Mammoth and O'Neill's, about 300 of them."""
+
+    collections = Folk.collections[:2]
+    reader: ClassVar[str] = "first tune"
+
+    def read(self, path: Path) -> Iterator[tuple[str, str, Score]]:
+        name, score = next(read_pieces(path))
+        yield name, "", score
+
+
+@dataclass(frozen=True)
+class Arranged(AudioCorpus):
+    """Irish and American tunes from music21's wheel, each arranged and rendered in one style for training; the held-out
+    tunes are rendered in every style, bar by bar in step: a paired truth.
+
+    styles: of folk, rock and jazz. songs_per_style: training tunes, other ones in each style. paired_val, paired_test:
+        held-out tunes. max_seconds: how much of a tune is played. soundfont: an .sf2 file, None for the General-MIDI one
+        that a dependency carries. synthesizer: tinysoundfont, or fluidsynth where the system has it. seed: of which tune
+        goes where; more training tunes or longer ones leave the held-out tunes as they are, another paired_val or
+        paired_test does not.
+    """
+
+    styles: Sequence[str] = ("folk", "rock", "jazz")
+    songs_per_style: int = 60
+    paired_val: int = 20
+    paired_test: int = 40
+    max_seconds: float = 24.0
+    soundfont: str | None = None
+    synthesizer: Synthesizer = "tinysoundfont"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if unknown := [style for style in self.styles if style not in ARRANGEMENTS]:
+            raise ValueError(f"corpus.styles: {unknown[0]!r} is not arranged for; valid are {', '.join(ARRANGEMENTS)}")
+        for name in ("songs_per_style", "paired_val", "paired_test"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"corpus.{name}={getattr(self, name)} must be at least 1")
+        if not 2 <= self.max_seconds <= 600:
+            raise ValueError(f"corpus.max_seconds={self.max_seconds} must lie in [2, 600]")
+        if self.synthesizer not in SYNTHESIZERS:
+            raise ValueError(f"corpus.synthesizer={self.synthesizer} is not one of {', '.join(SYNTHESIZERS)}; give one of these")
+
+    def available(self) -> list[str]:
+        return list(self.styles)
+
+    def recordings(self, styles: Sequence[str], *, cache_dir: Path, num_workers: int) -> tuple[list[Recording], Failures]:
+        check_synthesizer(self.synthesizer)
+        wanted = self.paired_val + self.paired_test + len(self.styles) * self.songs_per_style
+        tunes = self._tunes(wanted, cache_dir, num_workers)
+        soundfont = Path(self.soundfont).expanduser() if self.soundfont else default_soundfont()
+        if not soundfont.is_file():
+            raise ValueError(f"corpus.soundfont={soundfont} is not a file; give an .sf2 file, or null for the one included")
+        shared: dict[str, Any] = {
+            "scores": build.scores_folder(cache_dir),
+            "max_seconds": self.max_seconds,
+            "soundfont": soundfont,
+            "synthesizer": self.synthesizer,
+            "sound": hashlib.sha256(soundfont.read_bytes()).hexdigest(),
+        }
+        found: list[Recording] = []
+        for number, (source, content, row) in enumerate(tunes):
+            split, played = self._place(number)
+            for style in styles:
+                if style in played:
+                    about: dict[str, Any] = {"song": source.name, "source": source.source, "licence": source.licence}
+                    about |= {"name": f"{source.name} ({style})", "style": style, "split": split}
+                    found.append(ArrangedRecording(group=content, row=row, **about, **shared))
+        return found, []
+
+    def _place(self, number: int) -> tuple[str, Sequence[str]]:
+        """The split of a tune by its place in the shuffle, and the styles that it is played in."""
+        if number < self.paired_val:
+            return "val", self.styles
+        if number < self.paired_val + self.paired_test:
+            return "test", self.styles
+        return "train", [self.styles[(number - self.paired_val - self.paired_test) % len(self.styles)]]
+
+    def _tunes(self, wanted: int, cache_dir: Path, num_workers: int) -> list[tuple[Source, str, int]]:
+        """(source, content hash, row in the score cache) of so many usable tunes, no two of them alike, shuffled."""
+        corpus = Tunes()
+        sources = sorted(corpus.files(), key=lambda s: hashlib.sha256(f"{self.seed}:{s.name}".encode()).digest())
+        taken = 0
+        while True:
+            taken = min(len(sources), max(int(wanted * SPARE) + 2, int(taken * 1.5)))
+            hashes = build.hash_files(sources[:taken], cache_dir)
+            some = list(zip(sources[:taken], build.file_identities(corpus, sources[:taken], hashes), strict=True))
+            if not _parsed([identity for _, identity in some], cache_dir):
+                with held(cache_dir):
+                    unread = build.parse(corpus, sources[:taken], hashes, cache_dir=cache_dir, num_workers=num_workers)
+                for row, reason in unread.items():  # of tunes that are sound: the machine is at fault
+                    pool.check_final(pool.Failure(reason, final=False), f"reading {sources[row].name}")
+            tunes = _distinct(some, cache_dir)
+            if len(tunes) >= wanted:
+                return tunes[:wanted]
+            if taken == len(sources):
+                most = (len(tunes) - self.paired_val - self.paired_test) // len(self.styles)
+                raise ValueError(
+                    f"corpus.songs_per_style={self.songs_per_style} needs {wanted} different tunes with the held-out ones, "
+                    f"and there are {len(tunes)}; give at most {most}"
+                )
+
+
+def _parsed(identities: Sequence[str], cache_dir: Path) -> bool:
+    facts = build.scores_folder(cache_dir) / "facts"
+    keys = np.array([build.file_key(identity) for identity in identities])
+    return (facts / "head.json").exists() and bool((Store(facts).rows(keys) >= 0).all())
+
+
+def _distinct(files: Sequence[tuple[Source, str]], cache_dir: Path) -> list[tuple[Source, str, int]]:
+    """Of each group of near-duplicates the first tune, where it is long enough; files: (source, `build.file_identity`)."""
+    folder = build.scores_folder(cache_dir)
+    facts = Store(folder / "facts")
+    rows = facts.rows(np.array([build.file_key(identity) for _, identity in files]))
+    usable = []
+    for (source, identity), row in zip(files, rows.tolist(), strict=True):
+        for fact in json.loads(facts[row].tobytes())["pieces"]:
+            if fact["notes"] >= MIN_NOTES:
+                usable.append((source, identity, fact))
+    keys = np.array([build.piece_key(identity, 0) for _, identity, _ in usable])
+    places = Store(folder / "scores").rows(keys).tolist()
+    long = [
+        (source, fact, place)
+        for (source, _, fact), place in zip(usable, places, strict=True)
+        if duration_seconds(build.load_score(folder, place)) >= MIN_SECONDS
+    ]
+    sketches = np.stack([np.frombuffer(bytes.fromhex(fact["sketch"]), np.uint32) for _, fact, _ in long])
+    group = dedup.groups(np.array([fact["content"] for _, fact, _ in long]), sketches)
+    return [(s, fact["content"], place) for number, (s, fact, place) in enumerate(long) if group[number] == number]
+
+
+# --- a folder of audio ---
+
+
+@dataclass(frozen=True)
+class AudioFolder(AudioCorpus):
+    """The user's own audio: a subfolder for each style, files of any length, sample rate and number of channels.
+
+    root: the folder, '' until it is given.
+    paired: whether files of one name are one song in every style. None: if the names are the same in all subfolders.
+    """
+
+    root: str = ""
+    paired: bool | None = None
+
+    def available(self) -> list[str]:
+        root = self._root()
+        return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+    def _root(self) -> Path:
+        if not self.root:
+            raise ValueError(
+                "data.root is empty; name the folder that has a subfolder of audio for each style: "
+                "data=audio_folder data.root=DIR"
+            )
+        root = Path(self.root).expanduser()
+        if not root.is_dir():
+            raise ValueError(f"data.root={printable(root)} is not a folder; give the one that has a subfolder for each style")
+        return root
+
+    def recordings(self, styles: Sequence[str], *, cache_dir: Path, num_workers: int) -> tuple[list[Recording], Failures]:
+        root, sources, failures = self._root(), [], []
+        for style in styles:
+            paths = sorted(Path(parent, name) for parent, _, names in os.walk(root / style) for name in names)
+            paths = [path for path in paths if path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".")]
+            if not paths:
+                raise ValueError(
+                    f"{printable(root / style)} holds no audio; put {', '.join(sorted(AUDIO_SUFFIXES))} files there, remove "
+                    "the folder, or choose others: styles=[...]"
+                )
+            for path in paths:
+                name = printable(path.relative_to(root))
+                if path.is_file() and os.access(path, os.R_OK):
+                    sources.append(Source(path, name, style, printable(root), "unknown"))
+                else:
+                    failures.append((name, "", "can't be read; give a file that you may read"))
+        hashes = build.hash_files(sources, cache_dir)
+        return [_recording(source, digest, root) for source, digest in zip(sources, hashes, strict=True)], failures
+
+
+def _recording(source: Source, digest: str, root: Path) -> FileRecording:
+    return FileRecording(
+        name=source.name,
+        style=source.genre,
+        song=printable(source.path.relative_to(root / source.genre).with_suffix("")),
+        split="",
+        group=digest,
+        source=source.source,
+        licence=source.licence,
+        path=source.path,
+        sha256=digest,
+    )

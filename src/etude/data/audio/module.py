@@ -1,0 +1,391 @@
+"""Audio of several styles as a LightningDataModule: from a corpus and a mel contract to exactly resumable segments."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from etude.audio.mel import MelContract
+from etude.data.audio.batches import Clips, DrawSampler, FixedSegments, RandomSegments, evaluation_batches, evaluation_rows
+from etude.data.audio.build import UNIT, clips_folder, encode_all
+from etude.data.audio.corpora import AudioCorpus, Failures
+from etude.data.audio.splits import Piece, assign, is_paired, refuse_empty, same_songs, usable, whole_songs
+from etude.data.audio.statistics import band_statistics, complexities
+from etude.data.cache.intact import made_anew
+from etude.data.labels import Labelled
+from etude.data.scores.manifest import SPLITS, check_shares
+from etude.data.scores.packing import Rule
+
+LOUDEST_CHANGE_DB = 40.0
+
+
+class StyleDataModule(Labelled, pl.LightningDataModule):
+    """Real audio of several styles as batches of mel segments.
+
+    Training batches hold {"mel": float32 [s, b, m, f]}, normalised to about [-1, 1] by the contract: for each of the s
+    `styles` b segments of f frames at random places of random pieces, independent of the other styles'. With `waveform`
+    also {"samples": float32 [s, b, n]}, n = f * hop. The draws are a function of (seed, style, number): the same with
+    any number of workers and ranks. Validation and test batches have the same form and cover what is held out once, in
+    whole segments; where `paired`, row i is the same place of the same song in every style.
+    """
+
+    def __init__(
+        self,
+        *,
+        corpus: AudioCorpus,
+        contract: MelContract,
+        root: str | None = None,
+        cache_dir: str = "outputs/cache",
+        styles: Sequence[str] | None = None,
+        segment_frames: int = 128,
+        batch_size: int = 4,
+        batches_per_epoch: int | None = None,
+        num_workers: int = 0,
+        prepare_workers: int | None = None,
+        seed: int = 0,
+        split: Sequence[float] = (0.8, 0.1, 0.1),
+        gain_db: Sequence[float] | None = None,
+        waveform: bool = False,
+        targets: Sequence[str] = (),
+        labels_file: str | None = None,
+    ):
+        """Checks the arguments; reads nothing.
+
+        corpus: where audio comes from. contract: how it becomes mels.
+        root: where the corpus's files are, for corpora that must be told; None: as the corpus says.
+        cache_dir: holds samples and mels; may be shared and may be deleted.
+        styles: which of the corpus's, in this order; None for all.
+        segment_frames: f, frames of a segment. batch_size: b, segments of each style in a batch, on each rank.
+        batches_per_epoch: None for about one pass over the style that has the least.
+        num_workers: processes that load batches. prepare_workers: that decode and encode; None for one a core.
+        seed: of the draws.
+        split: shares of train, val and test, by file; corpora that prescribe the splits keep theirs.
+        gain_db: [lowest, highest] random change of loudness in training, in decibels within [-40, 40]; None for none.
+        waveform: give the samples, too. A vocoder's data may be of one style only.
+        targets: columns of the manifest, or of `labels_file`, that batches hold as classes `label_COLUMN` for a task to learn.
+        labels_file: a CSV with a column `file`, named as in the manifest, and any others; one line for each file.
+
+        Raises: ValueError for an argument out of range.
+        """
+        super().__init__()
+        self.corpus = corpus if root is None else _moved(corpus, root)
+        self.contract, self.cache_dir = contract, Path(cache_dir)
+        self.segment_frames, self.batch_size, self.batches_per_epoch = segment_frames, batch_size, batches_per_epoch
+        self.num_workers, self.prepare_workers = num_workers, prepare_workers or os.cpu_count() or 1
+        self.seed, self.waveform = seed, waveform
+        self.ratios = dict(zip(SPLITS, map(float, split), strict=False))
+        self.gain_db = _range_db(gain_db)
+        self._wanted = styles
+        self._check(split)
+        self.use_labels(targets, labels_file)
+        self._styles: tuple[str, ...] = ()
+        self._pieces: list[Piece] | None = None
+        self._rules: dict[str, Rule] = {}
+        self._selective: set[str] = set()  # rules that may leave a style out
+
+    def _check(self, split: Sequence[float]) -> None:
+        check_shares(split, self.batches_per_epoch)
+        for name, low in (("segment_frames", 1), ("batch_size", 1), ("num_workers", 0)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {low}")
+
+    # --- preparing ---
+
+    def prepare_data(self) -> None:
+        """Decodes and encodes what the cache lacks; Lightning calls it on one rank of each machine."""
+        self.prepare()
+
+    def setup(self, stage: str) -> None:
+        """Opens the prepared data."""
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Makes clips and splits ready; safe to repeat, and to call in several processes at once.
+
+        Raises: ValueError where a style has no usable audio; OSError for a full disk; KeyboardInterrupt after keeping
+            what is done.
+        """
+        if self._pieces is None:
+            made_anew(self._open)
+
+    def _open(self) -> None:
+        styles = self._choose(self.corpus.available())
+        recordings, failures = self.corpus.recordings(styles, cache_dir=self.cache_dir, num_workers=self.prepare_workers)
+        facts = encode_all(recordings, self.contract, cache_dir=self.cache_dir, num_workers=self.prepare_workers)
+        seconds = self.contract.hop_length / self.contract.sample_rate
+        pieces, failed, clipping = usable(recordings, facts, segment=self.segment_frames, frame_seconds=seconds)
+        self._quarantine = [*failures, *failed]
+        refuse_empty(pieces, styles, self._quarantine)
+        pieces, lines = self._split(pieces, styles)
+        self._clips = {
+            (split, style): Clips(clips_folder(self.cache_dir, self.contract), self.contract, _of(pieces, split, style))
+            for split in SPLITS
+            for style in styles
+        }
+        self._statistics = band_statistics(
+            [self._clips["train", style] for style in styles],
+            cache=self.cache_dir / "statistics",
+            name=self._digest(pieces, styles),
+        )
+        self._styles, self._pieces, self._paired = styles, pieces, is_paired(pieces, styles)
+        if clipping:
+            lines.append(f"{len(clipping)} files clip, such as {clipping[0]}; they are kept")
+        if self._quarantine:
+            lines.append(f"{len(self._quarantine)} files are left out, such as {': '.join(filter(None, self._quarantine[0]))}")
+        print("".join(f"{line}\n" for line in lines), end="", file=sys.stderr)
+
+    def _choose(self, available: list[str]) -> tuple[str, ...]:
+        chosen = tuple(available if self._wanted is None else self._wanted)
+        if unknown := [style for style in chosen if style not in available]:
+            raise ValueError(f"styles={list(chosen)}: {unknown[0]!r} is not there; there are {', '.join(available) or 'none'}")
+        if len(set(chosen)) < len(chosen):
+            raise ValueError(f"styles={list(chosen)} names a style twice; name each once")
+        if len(chosen) < (1 if self.waveform else 2):
+            where = getattr(self.corpus, "root", "") or type(self.corpus).__name__
+            raise ValueError(
+                f"{where}: style transfer needs at least 2 styles, and here are {len(chosen)} ({', '.join(chosen) or 'none'}); "
+                "put the audio of each style into a subfolder of its own"
+            )
+        return chosen
+
+    def _split(self, pieces: list[Piece], styles: Sequence[str]) -> tuple[list[Piece], list[str]]:
+        if pieces[0].split:
+            return whole_songs(pieces, styles), []
+        paired = getattr(self.corpus, "paired", None)
+        if paired and not same_songs(pieces, styles):
+            raise ValueError("data.corpus.paired=true, but the styles' usable files differ in their names; make them the same")
+        return assign(
+            pieces,
+            styles,
+            self.ratios,
+            segment=self.segment_frames,
+            gap=-(-self.contract.n_fft // self.contract.hop_length),
+            frame_seconds=self.contract.hop_length / self.contract.sample_rate,
+            by_song=paired is not False and same_songs(pieces, styles),
+        )
+
+    # --- looking at the data ---
+
+    @property
+    def styles(self) -> tuple[str, ...]:
+        """The styles, in the order of the first dimension of the batches; prepares the data on first use."""
+        self.prepare()
+        return self._styles
+
+    @property
+    def paired(self) -> bool:
+        """Whether what is held out is the same songs in every style."""
+        self.prepare()
+        return self._paired
+
+    @property
+    def statistics(self) -> Tensor:
+        """Mean and standard deviation of each band of the training log mels, in nats: float32 [s, 2, m]."""
+        self.prepare()
+        return self._statistics
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What a task is built with: contract, styles, statistics, and the classes of each of `targets`."""
+        return {"contract": self.contract, "styles": self.styles, "statistics": self.statistics, **self.label_parts}
+
+    @property
+    def quarantine(self) -> Failures:
+        """(file, piece, reason) of everything that could not be used."""
+        self.prepare()
+        return self._quarantine
+
+    def manifest(self, split: str | None = None) -> pa.Table:
+        """Name, style, song, split, source, licence, clip and frames of the pieces of one split, or of all."""
+        self.prepare()
+        assert self._pieces is not None
+        return pa.Table.from_pylist([dataclasses.asdict(piece) for piece in self._pieces if split in (None, piece.split)])
+
+    file_column = "name"
+
+    def _rows(self, split: str) -> list[dict[str, Any]]:
+        """Style after style, as batches know them."""
+        return [dataclasses.asdict(piece) for style in self.styles for piece in self._of(split, style).pieces]
+
+    def _style_classes(self, split: str) -> list[dict[str, np.ndarray]]:
+        ends = np.cumsum([self.num_pieces(split, style) for style in self.styles])[:-1]
+        parts = {name: np.split(classes, ends) for name, classes in self.classes(split).items()}
+        return [{name: part[number] for name, part in parts.items()} for number in range(len(self.styles))]
+
+    def _of(self, split: str, style: str) -> Clips:
+        self.prepare()
+        if (split, style) not in self._clips:
+            raise ValueError(f"split={split}, style={style}: valid are {', '.join(SPLITS)} and {', '.join(self.styles)}")
+        return self._clips[split, style]
+
+    def num_pieces(self, split: str, style: str) -> int:
+        """How many pieces a style has in a split."""
+        return len(self._of(split, style))
+
+    def piece(self, split: str, style: str, index: int) -> Piece:
+        """What is known of piece `index`; in paired splits an index is the same song in every style."""
+        return self._of(split, style).pieces[index]
+
+    def samples(self, split: str, style: str, index: int) -> Tensor:
+        """The mono samples of a piece at the contract's rate, float32 [n]."""
+        return torch.from_numpy(self._of(split, style).samples_n(index).astype(np.float32) / UNIT)
+
+    def log_mel(self, split: str, style: str, index: int) -> Tensor:
+        """The natural-log mels of a piece, float32 [m, f]."""
+        return torch.from_numpy(self._of(split, style).mel_fm(index).astype(np.float32).T.copy())
+
+    # --- which pieces are drawn ---
+
+    def pieces(self) -> dict[str, np.ndarray]:
+        """Columns of the training pieces, style after style: name, song and genre (the style), frames, and
+        `complexity_<axis>_<feature>` of `audio.complexity`, computed once and cached."""
+        own = [piece for style in self.styles for piece in self._of("train", style).pieces]
+        columns = {"name": np.array([p.name for p in own]), "song": np.array([p.song for p in own])}
+        columns |= {"genre": np.array([p.style for p in own]), "frames": np.array([p.frames for p in own])}
+        clips = [self._of("train", style) for style in self.styles]
+        cache, name = self.cache_dir / "statistics", self._digest()
+        return {**columns, **made_anew(lambda: complexities(clips, cache=cache, name=name))}
+
+    def admit(self, name: str, rule: Rule) -> None:
+        """Lets `name` choose which pieces training draws, from the next `train_dataloader` on; see `MusicDataModule.admit`.
+
+        rule: called with rows of `pieces()`, int64 [n], and the number of the batch; of each style at least one piece must
+            be admitted, unless `may_leave_styles_out`.
+        """
+        self._rules[name] = rule
+
+    def may_leave_styles_out(self, name: str) -> None:
+        """Lets the rule `name` admit no piece of a style, which batches then lack: they hold {"style": int64 [s, b]}, too, the
+        number of each row's style."""
+        self._selective.add(name)
+
+    @property
+    def lookahead(self) -> int:
+        """Batches that may have been drawn and not trained yet, at most."""
+        return max(16, 4 * self.num_workers)
+
+    def _admission(self, number: int) -> list[np.ndarray]:
+        first, chances = 0, []
+        for style in self.styles:
+            rows = np.arange(first, first + self.num_pieces("train", style))
+            first += len(rows)
+            each = {name: rule(rows, number) for name, rule in self._rules.items()}
+            chances.append(np.prod(list(each.values()), axis=0))
+            if not chances[-1].any() and all(each[name].any() for name in self._selective & each.keys()):
+                names = " and ".join(sorted(self._rules))
+                raise ValueError(f"{names} admit no training piece of {style} to batch {number}; widen what they take")
+        return chances
+
+    # --- loading ---
+
+    def _place(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    @property
+    def epoch_batches(self) -> int:
+        """Batches of an epoch of training, on each rank."""
+        least = min(sum(piece.frames for piece in self._of("train", style).pieces) for style in self.styles)
+        frames = self.segment_frames * self.batch_size * self._place()[1]
+        return self.batches_per_epoch or max(1, round(least / frames))
+
+    def train_dataloader(self) -> StatefulDataLoader:
+        """Endless random segments, in epochs of a fixed number of batches; its state resumes in the middle of an epoch."""
+        rank, world = self._place()
+        clips = [self._of("train", style) for style in self.styles]
+        sampler = DrawSampler(
+            batch_size=self.batch_size,
+            num_batches=self.epoch_batches,
+            rank=rank,
+            world=world,
+            admission=self._admission if self._rules else None,
+        )
+        segments = RandomSegments(
+            clips,
+            styles=self.styles,
+            seed=self.seed,
+            segment=self.segment_frames,
+            gain_db=self.gain_db,
+            waveform=self.waveform,
+            labels=self._style_classes("train"),
+        )
+        return self._loader(segments, sampler)
+
+    def val_dataloader(self) -> StatefulDataLoader:
+        """All validation audio once, unchanged."""
+        return self._evaluation("val")
+
+    def test_dataloader(self) -> StatefulDataLoader:
+        """All test audio once, unchanged."""
+        return self._evaluation("test")
+
+    def _evaluation(self, split: str) -> StatefulDataLoader:
+        rank, world = self._place()
+        clips = [self._of(split, style) for style in self.styles]
+        rows = evaluation_rows(clips, segment=self.segment_frames, paired=self.paired)
+        batches = evaluation_batches(rows, batch_size=self.batch_size, rank=rank, world=world)
+        segments = FixedSegments(clips, segment=self.segment_frames, waveform=self.waveform, labels=self._style_classes(split))
+        return self._loader(segments, batches)
+
+    def _loader(self, segments: Any, batches: Any) -> StatefulDataLoader:
+        return StatefulDataLoader(segments, batch_sampler=batches, num_workers=self.num_workers, collate_fn=_as_it_is)
+
+    # --- state ---
+
+    def _digest(self, pieces: list[Piece] | None = None, styles: Sequence[str] | None = None) -> str:
+        own = pieces if pieces is not None else self._pieces or []
+        identity = [[p.key, p.style, p.split, p.start, p.stop] for p in own]
+        text = json.dumps([identity, self.segment_frames, styles or self._styles, self.contract.fingerprint])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs to notice that the data changed; the loaders keep their own state."""
+        return {"styles": list(self.styles), "contract": self.contract.fingerprint, "dataset": self._digest()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuses to resume on other data: the order of batches would not be the one that the checkpoint continues.
+
+        Raises: ValueError naming both.
+        """
+        for name, value in self.state_dict().items():
+            if state_dict[name] != value:
+                raise ValueError(
+                    f"the checkpoint was trained on {name} {state_dict[name]}, here it is {value}; resume with "
+                    "the same files and options, or start a new run from its weights"
+                )
+
+
+def _of(pieces: Sequence[Piece], split: str, style: str) -> list[Piece]:
+    """Pieces of a split and style in the order of their songs, which is the same in every style where they are paired."""
+    return sorted((p for p in pieces if (p.split, p.style) == (split, style)), key=lambda p: (p.song, p.name, p.start))
+
+
+def _moved(corpus: AudioCorpus, root: str) -> AudioCorpus:
+    if "root" not in {field.name for field in dataclasses.fields(corpus)}:
+        raise ValueError(
+            f"root={root}: the corpus {type(corpus).__name__} is made of what the dependencies carry; "
+            "for your files: data=audio_folder data.root=DIR"
+        )
+    return dataclasses.replace(corpus, root=root)  # type: ignore[call-arg]
+
+
+def _range_db(gain_db: Sequence[float] | None) -> tuple[float, float] | None:
+    if gain_db is None:
+        return None
+    if len(gain_db) != 2 or not -LOUDEST_CHANGE_DB <= gain_db[0] <= gain_db[1] <= LOUDEST_CHANGE_DB:
+        raise ValueError(f"gain_db={list(gain_db)} must be [lowest, highest] within [-40, 40], or null")
+    return float(gain_db[0]), float(gain_db[1])
+
+
+def _as_it_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return batch

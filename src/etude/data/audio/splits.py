@@ -1,0 +1,204 @@
+"""Clips to pieces for training, validation and test: by file, never by segment, and what is held out is never heard."""
+
+import collections
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from etude.audio.files import CLIPPED_SHARE
+from etude.data.audio.build import clip_key
+from etude.data.audio.recordings import Recording
+from etude.data.scores.manifest import SPLITS
+
+SHARED = ("name", "style", "song", "split", "group", "source", "licence")  # that a piece has of its recording
+LEAST = 0.5  # of its share of the frames that training must get; long files may fall to the other splits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Frames `start` to `stop` of a clip: a whole recording, or a part of one."""
+
+    name: str
+    style: str
+    song: str
+    split: str
+    group: str
+    source: str
+    licence: str
+    key: str
+    start: int
+    stop: int
+
+    @property
+    def frames(self) -> int:
+        """How long it is."""
+        return self.stop - self.start
+
+
+def usable(
+    recordings: Sequence[Recording], facts: Sequence[dict[str, Any]], *, segment: int, frame_seconds: float
+) -> tuple[list[Piece], list[tuple[str, str, str]], list[str]]:
+    """Pieces of at least a segment, (file, piece, reason) of what can't be one, and lines about the pieces that clip.
+
+    facts: of each recording, as `encode_all` gives them. segment: frames. frame_seconds: seconds from frame to frame.
+    """
+    pieces, failures, clipping = [], [], []
+    for recording, fact in zip(recordings, facts, strict=True):
+        if "reason" in fact:
+            failures.append((recording.name, "", fact["reason"]))
+        elif fact["frames"] < segment:
+            failures.append((recording.name, "", f"shorter than a segment ({segment * frame_seconds:.2f} s)"))
+        else:
+            about = {name: getattr(recording, name) for name in SHARED}
+            pieces.append(Piece(**about, key=clip_key(recording), start=0, stop=fact["frames"]))
+            if fact["clipped"] > CLIPPED_SHARE:
+                clipping.append(f"{recording.name} ({100 * fact['clipped']:.1f} % of its samples)")
+    return pieces, failures, clipping
+
+
+def refuse_empty(pieces: Sequence[Piece], styles: Sequence[str], quarantine: Sequence[tuple[str, str, str]]) -> None:
+    """Raises ValueError, with the reasons, for a style that has no piece."""
+    for style in styles:
+        if not any(piece.style == style for piece in pieces):
+            why = [f"{file}: {reason}" for file, _, reason in quarantine if file.split("/")[0] == style]
+            raise ValueError(f"{style} has no usable audio ({'; '.join(why[:3])}); add files, or choose others: styles=[...]")
+
+
+def is_paired(pieces: Sequence[Piece], styles: Sequence[str]) -> bool:
+    """Whether val and test have every song once, from its beginning, in every style."""
+    if any(piece.start > 0 and piece.split != "train" for piece in pieces):
+        return False
+    for split in SPLITS[1:]:
+        songs = [sorted(p.song for p in pieces if (p.split, p.style) == (split, style)) for style in styles]
+        if not songs[0] or any(other != songs[0] for other in songs) or len(set(songs[0])) < len(songs[0]):
+            return False
+    return True
+
+
+def same_songs(pieces: Sequence[Piece], styles: Sequence[str]) -> bool:
+    """Whether all styles have pieces of the same names, each once."""
+    songs = [sorted(piece.song for piece in pieces if piece.style == style) for style in styles]
+    return len(styles) > 1 and len(set(songs[0])) == len(songs[0]) and all(other == songs[0] for other in songs)
+
+
+def whole_songs(pieces: Sequence[Piece], styles: Sequence[str]) -> list[Piece]:
+    """Without the held-out songs that some style lacks, where a corpus prescribes the splits."""
+    count = collections.Counter((piece.split, piece.song) for piece in pieces)
+    return [piece for piece in pieces if piece.split == "train" or count[piece.split, piece.song] == len(styles)]
+
+
+def assign(
+    pieces: Sequence[Piece],
+    styles: Sequence[str],
+    ratios: dict[str, float],
+    *,
+    segment: int,
+    gap: int,
+    frame_seconds: float,
+    by_song: bool,
+) -> tuple[list[Piece], list[str]]:
+    """Gives each piece a split by a hash of its group, and says what a style with few files does instead.
+
+    A style with fewer groups than splits, or whose long files would all be held out, keeps all for training but the end
+    of its longest piece. Pieces of one group (equal files; `by_song`: files of one name, too) stay on one side; adding
+    files moves hardly any other.
+
+    ratios: split -> share. segment: frames that a piece must have at least. gap: frames left out between parts.
+    frame_seconds: seconds from frame to frame, for messages.
+    Returns: the pieces, some of them cut into parts, and lines for the user.
+    Raises: ValueError for a style that is too short to hold anything out.
+    """
+    groups = _united(pieces, by_song=by_song)
+    place = {group: int(hashlib.sha256(group.encode()).hexdigest()[:13], 16) / 16**13 for group in set(groups)}
+    wanted = [name for name in SPLITS if ratios[name] > 0]
+    members = {style: sorted({g for g, p in zip(groups, pieces, strict=True) if p.style == style}) for style in styles}
+    chosen = _by_hash(place, ratios)
+    for style in styles:
+        _fill_empty(chosen, place, members[style], wanted, ratios)
+    for style in styles:
+        own = [(chosen[group], piece.frames) for group, piece in zip(groups, pieces, strict=True) if piece.style == style]
+        heard = sum(frames for split, frames in own if split == "train") / sum(frames for _, frames in own)
+        if len(members[style]) < len(wanted) or heard < LEAST * ratios["train"]:
+            chosen |= dict.fromkeys(members[style], "train")
+    result = [replace(piece, split=chosen[group]) for piece, group in zip(pieces, groups, strict=True)]
+    lines = []
+    for style in styles:
+        missing = [name for name in wanted if not any(p.style == style and p.split == name for p in result)]
+        if missing:
+            result, line = _end_held_out(result, style, missing, ratios, segment=segment, gap=gap, frame_seconds=frame_seconds)
+            lines.append(line)
+    return result, lines
+
+
+def _united(pieces: Sequence[Piece], *, by_song: bool) -> list[str]:
+    """The group of each piece: the smallest of the names that connect it with others."""
+    parent: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while parent.setdefault(name, name) != name:
+            name = parent[name]
+        return name
+
+    for piece in pieces:
+        if by_song:
+            low, high = sorted((root(f"file {piece.group}"), root(f"song {piece.song}")))
+            parent[high] = low
+    return [root(f"file {piece.group}") for piece in pieces]
+
+
+def _by_hash(place: dict[str, float], ratios: dict[str, float]) -> dict[str, str]:
+    chosen = {}
+    for group, at in place.items():
+        end = 0.0
+        for name in SPLITS:
+            end += ratios[name]
+            if at < end and ratios[name] > 0:
+                break
+        chosen[group] = name if ratios[name] > 0 else "train"
+    return chosen
+
+
+def _fill_empty(
+    chosen: dict[str, str], place: dict[str, float], members: list[str], wanted: list[str], ratios: dict[str, float]
+) -> None:
+    """Gives a style's empty split the group whose hash is nearest to it, from a split that has others."""
+    ends = {name: sum(ratios[other] for other in SPLITS[: SPLITS.index(name) + 1]) for name in SPLITS}
+    for name in wanted:
+        count = collections.Counter(chosen[group] for group in members)
+        rich = [group for group in members if count[chosen[group]] > 1]
+        if count[name] == 0 and rich:
+            middle = ends[name] - ratios[name] / 2
+            chosen[min(rich, key=lambda group: (abs(place[group] - middle), group))] = name
+
+
+def _end_held_out(
+    pieces: list[Piece],
+    style: str,
+    missing: list[str],
+    ratios: dict[str, float],
+    *,
+    segment: int,
+    gap: int,
+    frame_seconds: float,
+) -> tuple[list[Piece], str]:
+    """Cuts the end of a style's longest training piece off for the splits that it has no piece for."""
+    own = [piece for piece in pieces if piece.style == style and piece.split == "train"]
+    longest = max(own, key=lambda piece: (piece.frames, piece.name))
+    total = sum(piece.frames for piece in own)
+    sizes = {name: max(segment, min(round(ratios[name] * total), longest.frames // 4)) for name in missing}
+    left = longest.frames - sum(sizes.values()) - gap * len(sizes)
+    if left < segment:
+        raise ValueError(
+            f"{style} has too little audio to hold some out: its longest file, {longest.name}, lasts "
+            f"{longest.frames * frame_seconds:.1f} s and needs {(longest.frames - left + segment) * frame_seconds:.1f}; "
+            "add files, or give a smaller data.segment_frames"
+        )
+    parts, stop = [], longest.stop
+    for name in reversed(missing):
+        parts.append(replace(longest, split=name, start=stop - sizes[name], stop=stop))
+        stop -= sizes[name] + gap
+    parts.append(replace(longest, stop=stop))
+    rest = [piece for piece in pieces if piece is not longest]
+    line = f"{style} has few or very long files: the end of {longest.name} is held out for {' and '.join(missing)}"
+    return [*rest, *reversed(parts)], line

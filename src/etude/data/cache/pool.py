@@ -1,0 +1,218 @@
+"""A process pool in which one item can crash, hang or exhaust the memory without harm to the others.
+
+`concurrent.futures` breaks the whole pool when a worker dies; here the parent knows which item each worker is at,
+reports that item as failed, starts another worker and goes on.
+"""
+
+import collections
+import contextlib
+import multiprocessing
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
+AHEAD = 2  # items sent to a worker before their results are back: hides the latency of the pipe
+TRIES = 2  # a crash is no verdict on the item: the system may have killed the process for want of memory
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an item has no result, in one line.
+
+    final: the item itself was refused, and would be again. False where its process crashed, ran out of time or of
+        memory: another run may succeed, so nobody should keep this result.
+    """
+
+    reason: str
+    final: bool = True
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one item may take: `seconds` of time, `memory_bytes` beyond what the process has at its start (None: any)."""
+
+    seconds: float = 600.0
+    memory_bytes: int | None = None
+
+
+@dataclass
+class _Worker:
+    process: subprocess.Popen[bytes]
+    pipe: Connection
+    pending: collections.deque[int]
+    since: float
+    ready: bool = False
+
+
+def check_final(failure: Failure, doing: str) -> None:
+    """Raises ChildProcessError where `failure` is no verdict on the item, so that nobody keeps it as one.
+
+    doing: what failed, such as 'tokenising a piece'.
+    """
+    if not failure.final:
+        raise ChildProcessError(
+            f"{doing} failed: {failure.reason}; the same command tries it again (what is done is kept), and with fewer "
+            "data.prepare_workers more memory is left for each"
+        )
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as one line of text for a quarantine list."""
+    if isinstance(error, MemoryError):
+        return "needs more memory than it may take"
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"
+
+
+def run(
+    function: Callable[[Any], Any],
+    items: Sequence[Any],
+    *,
+    num_workers: int,
+    log: Path | None,
+    limits: Callable[[Any], Limits] = lambda item: Limits(),
+) -> Iterator[tuple[int, Any]]:
+    """Yields (index, function(item) or Failure) for every item, as they are done, computed in `num_workers` processes.
+
+    function, items: picklable; not from the `__main__` script, which workers don't import.
+    log: the file that gets what the workers write to stdout and stderr, so that it does not tear the progress bar;
+        None throws it away.
+    limits: called with an item, says what it may take; beyond, it is reported as failed. An item whose process crashes
+        is tried once more, in a fresh one.
+    Raises: RuntimeError where a process can't even start. Closing the iterator ends the processes.
+    """
+    todo = collections.deque(range(len(items)))
+    crashes: collections.Counter[int] = collections.Counter()
+    workers = [_start(function, log) for _ in range(max(1, min(num_workers, len(items))))] if items else []
+    try:
+        while workers:
+            for worker in workers:
+                _feed(worker, todo, items, limits)
+            workers = _retire(workers)
+            ready = wait([worker.pipe for worker in workers], timeout=1.0) if workers else []
+            for position, worker in enumerate(workers):
+                alive = True
+                if worker.pipe in ready:
+                    try:
+                        message = worker.pipe.recv()
+                        worker.ready, worker.since = True, time.monotonic()
+                        if message is not None:
+                            worker.pending.remove(message[0])
+                            yield message
+                    except (EOFError, OSError):
+                        alive = False
+                slow = worker.ready and _overdue(worker, items, limits)
+                if alive and not slow:
+                    continue
+                _end(worker)
+                if not worker.ready:
+                    raise RuntimeError(f"a worker process could not start; {log or 'a run with a log'} says why")
+                if worker.pending:
+                    culprit = worker.pending.popleft()
+                    crashes[culprit] += not slow
+                    again = not slow and crashes[culprit] < TRIES
+                    todo.extendleft(reversed(worker.pending))
+                    if again:
+                        todo.appendleft(culprit)
+                    elif slow:
+                        yield culprit, Failure(f"took longer than {limits(items[culprit]).seconds:.0f} s", final=False)
+                    else:
+                        code = worker.process.returncode
+                        yield (
+                            culprit,
+                            Failure(f"the process that worked on it crashed {TRIES} times (exit code {code})", final=False),
+                        )
+                workers[position] = _start(function, log)
+    finally:
+        for worker in workers:
+            _end(worker)
+
+
+def _overdue(worker: _Worker, items: Sequence[Any], limits: Callable[[Any], Limits]) -> bool:
+    return bool(worker.pending) and time.monotonic() - worker.since > limits(items[worker.pending[0]]).seconds
+
+
+def _feed(worker: _Worker, todo: collections.deque[int], items: Sequence[Any], limits: Callable[[Any], Limits]) -> None:
+    while todo and len(worker.pending) < AHEAD:
+        if not worker.pending:
+            worker.since = time.monotonic()
+        index = todo.popleft()
+        worker.pending.append(index)
+        with contextlib.suppress(OSError):  # a dead worker is noticed, and its items are given to another, by the reader
+            worker.pipe.send((index, items[index], limits(items[index]).memory_bytes))
+
+
+def _retire(workers: list[_Worker]) -> list[_Worker]:
+    """Ends the workers that have nothing left to do; returns the others."""
+    for worker in workers:
+        if not worker.pending:
+            _end(worker)
+    return [worker for worker in workers if worker.pending]
+
+
+def _start(function: Callable[[Any], Any], log: Path | None) -> _Worker:
+    """A fresh interpreter that imports what `function` needs and nothing of the caller's script.
+
+    It has one thread, and a session of its own: Ctrl-C reaches the parent alone, and the end of the parent closes the
+    pipe, which ends the worker.
+    """
+    ours, theirs = multiprocessing.Pipe()
+    environment = {**os.environ, **dict.fromkeys(THREADS, "1"), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    code = f"from etude.data.cache.pool import serve; serve({theirs.fileno()})"
+    with (log or Path(os.devnull)).open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=[theirs.fileno()],
+            env=environment,
+            start_new_session=True,
+        )
+    theirs.close()
+    with contextlib.suppress(OSError):  # a worker that could not start is noticed by the reader
+        ours.send(function)
+    return _Worker(process, ours, collections.deque(), time.monotonic())
+
+
+def _end(worker: _Worker) -> None:
+    worker.pipe.close()
+    try:
+        worker.process.wait(timeout=0.05)
+    except subprocess.TimeoutExpired:
+        worker.process.kill()
+        worker.process.wait()
+
+
+def serve(handle: int) -> None:
+    """The life of a worker on the pipe with descriptor `handle`: one result for each item, till the parent hangs up."""
+    pipe: Connection[Any, Any] = Connection(handle)
+    function = pipe.recv()
+    pipe.send(None)
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            index, item, memory_bytes = pipe.recv()
+            _limit_memory(memory_bytes)
+            try:
+                result = function(item)
+            except Exception as error:
+                result = Failure(one_line(error), final=not isinstance(error, MemoryError))
+            _limit_memory(None)  # so that the result can be sent whatever the item has left
+            pipe.send((index, result))
+
+
+def _limit_memory(memory_bytes: int | None) -> None:
+    """Lets this process take so many bytes of address space beyond what it has now; None: as many as the system gives."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = Path("/proc/self/statm")  # elsewhere the limit counts from nothing, a little stricter
+    used = int(pages.read_text().split()[0]) * resource.getpagesize() if pages.exists() else 0
+    soft = hard if memory_bytes is None else used + memory_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))

@@ -1,0 +1,123 @@
+"""Plans to batches: the tensors of packed rows, and the sampler that hands the plans out."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from etude.data.scores.documents import Documents
+from etude.data.scores.packing import NOTHING, VARIATION, Packer
+
+PAD, BOS, EOS, CONT = 0, 1, 2, 3
+IGNORED = -100
+MULTIPLE = 8  # evaluation rows are cut to the longest, rounded up to this: matrix kernels like it
+
+
+class PackedRows(torch.utils.data.Dataset[dict[str, Tensor]]):
+    """Batches from plans. Indexed with lists of plans, one for each row, it gives a dict of tensors [B, T]:
+
+    tokens, targets (int64; -100 where not counted: padding, controls and, in evaluation, EOS and context), documents
+    (int32, number in the row, -1 padding), positions (int32, in the document), feature_* (int64), piece (int64, row of
+    the piece in the split's manifest, -1 padding) and label_* (int64, class of the piece, -1 padding and where it has none).
+
+    labels: class of each row of the split's manifest, int64 [n], by name.
+    """
+
+    def __init__(self, documents: Documents, *, max_len: int, evaluation: bool, labels: Mapping[str, np.ndarray] | None = None):
+        self.documents, self.max_len, self.evaluation = documents, max_len, evaluation
+        self.labels = dict(labels or {})
+
+    def __getitems__(self, plans: Sequence[np.ndarray]) -> dict[str, Tensor]:
+        shape = (len(plans), self.max_len)
+        arrays: dict[str, np.ndarray] = {
+            "tokens": np.full(shape, PAD, np.int64),
+            "targets": np.full(shape, IGNORED, np.int64),
+            "documents": np.full(shape, -1, np.int32),
+            "positions": np.zeros(shape, np.int32),
+        }
+        arrays |= {f"feature_{name}": np.zeros(shape, np.int64) for name in self.documents.tokenizer.feature_sizes}
+        arrays |= {name: np.full(shape, -1, np.int64) for name in ("piece", *(f"label_{name}" for name in self.labels))}
+        longest = max(self._write(plan, {name: array[b] for name, array in arrays.items()}) for b, plan in enumerate(plans))
+        if self.evaluation:
+            longest = min(self.max_len, -(-max(longest, 1) // MULTIPLE) * MULTIPLE)
+            arrays = {name: np.ascontiguousarray(array[:, :longest]) for name, array in arrays.items()}
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def _write(self, plan: np.ndarray, row: dict[str, np.ndarray]) -> int:
+        """Fills one row with its documents; returns how many tokens they take."""
+        at, documents = 0, self.documents
+        for number, document in enumerate(plan):
+            _, piece, start, stop, final, counted, controls = document[:VARIATION].tolist()
+            variation = document[VARIATION:]
+            body = documents.body(piece, variation, start, stop)
+            first = at + 1 + controls  # where the body begins; its last token is only a target, unless EOS follows
+            end = first + len(body) - 1 + final
+            row["tokens"][at] = BOS if start == 0 else CONT
+            row["tokens"][at + 1 : first] = documents.prefix(piece, variation)
+            row["tokens"][first:end] = body[: end - first]
+            row["targets"][first - 1 + counted - start : first - 1 + len(body)] = body[counted - start :]
+            if final and not self.evaluation:
+                row["targets"][end - 1] = EOS
+            row["documents"][at:end] = number
+            row["positions"][at:end] = np.arange(end - at)
+            for name, values in documents.features(piece, variation).items():
+                row[f"feature_{name}"][first:end] = values[start : start + end - first]
+            row["piece"][at:end] = documents.view.table["row"][piece]
+            for name, classes in self.labels.items():
+                row[f"label_{name}"][at:end] = classes[documents.view.table["row"][piece]]
+            at = end
+        return at
+
+
+class RowSampler(torch.utils.data.Sampler[list[np.ndarray]]):
+    """Plans of one batch at a time, the same number each epoch, for ever; its state counts what was drawn by all ranks.
+
+    packer: where rows come from. batch_size: rows for each rank. num_batches: length of an epoch. rank, world: row r
+        of each
+    `world * batch_size` goes to rank r mod world.
+    """
+
+    def __init__(self, packer: Packer, *, batch_size: int, num_batches: int, rank: int = 0, world: int = 1):
+        self.packer, self.batch_size, self.num_batches, self.rank, self.world = (
+            packer,
+            batch_size,
+            num_batches,
+            rank,
+            world,
+        )
+        self.drawn = 0  # batches of the epoch under way
+        self.total = 0  # batches since the run began
+        self._resumed = False
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[list[np.ndarray]]:
+        if not self._resumed or self.drawn >= self.num_batches:
+            self.drawn = 0
+        self._resumed = False
+        rows = iter(self.packer)
+        while self.drawn < self.num_batches:
+            self.packer.draw = self.total
+            batch = [next(rows) for _ in range(self.batch_size * self.world)][self.rank :: self.world]
+            self.drawn, self.total = self.drawn + 1, self.total + 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream of rows stands: the same on every rank, so their number may change on resuming."""
+        return {"drawn": self.drawn, "total": self.total, "packer": self.packer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a `state_dict`, in the middle of its epoch."""
+        self.drawn, self.total, self._resumed = int(state["drawn"]), int(state["total"]), True
+        self.packer.load_state_dict(state["packer"])
+
+
+def evaluation_batches(packer: Packer, *, batch_size: int, rank: int, world: int) -> list[list[np.ndarray]]:
+    """Plans of one pass over all pieces; every rank gets as many batches, empty rows where there is nothing left."""
+    rows = list(packer)
+    rows += [NOTHING] * (-len(rows) % world)
+    mine = rows[rank::world]
+    return [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]

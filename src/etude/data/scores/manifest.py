@@ -1,0 +1,228 @@
+"""The manifest: one row for each piece of a corpus, with its split, in an immutable folder named by everything it
+depends on.
+
+A dataset folder holds `manifest.parquet` and `quarantine.tsv`, and one folder of `view` arrays for each tokenizer.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from lightning_utilities.core.rank_zero import rank_zero_only
+
+from etude.data.cache.intact import write_sums
+from etude.data.cache.store import Store, named, sync_folder, write_aside
+from etude.data.cache.version import FORMAT, MANIFEST, SCORE_COMPLEXITY
+from etude.data.scores import build
+from etude.data.scores import duplicates as dedup
+from etude.data.scores.corpora import Corpus, Source
+from etude.music.score import printable
+
+STARTED = time.time()
+SPLITS = ("train", "val", "test")
+FACTS = ("key", "tempo_bpm", "metre", "bars", "notes", "tracks", "programs", "duration_beats")
+
+
+def check_shares(split: Sequence[float], batches_per_epoch: int | None) -> None:
+    """What every datamodule asks of its splits and epochs.
+
+    Raises: ValueError for shares that are none, or an epoch of no batch.
+    """
+    if len(split) != len(SPLITS) or min(split) < 0 or abs(sum(split) - 1) > 1e-6 or split[0] == 0:
+        raise ValueError(f"split={list(split)} must be shares of train, val and test that add up to 1, such as [0.8, 0.1, 0.1]")
+    if batches_per_epoch is not None and batches_per_epoch < 1:
+        raise ValueError(f"batches_per_epoch={batches_per_epoch} must be at least 1, or null for a pass over the data")
+
+
+class ManifestPlan:
+    """Which dataset folder a corpus wants as its files are now, and how to make it."""
+
+    def __init__(self, corpus: Corpus, sources: Sequence[Source], *, cache_dir: Path, ratios: dict[str, float], complexity: bool):
+        """Hashes the files that are new or changed.
+
+        ratios: split -> share, for pieces without a prescribed split. complexity: add the complexity_* columns.
+        """
+        self.corpus, self.sources, self.cache_dir = corpus, sources, cache_dir
+        self.ratios, self.complexity = ratios, complexity
+        self.hashes = build.hash_files(sources, cache_dir)
+        identity = [
+            [[s.name, s.genre, s.source, s.licence, digest] for s, digest in zip(sources, self.hashes, strict=True)],
+            [corpus.reader, ratios, complexity, build.scores_version()],
+            [MANIFEST, SCORE_COMPLEXITY if complexity else ""],
+        ]
+        digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+        self.folder = self._complete = cache_dir / f"datasets-{FORMAT}" / f"{type(corpus).__name__.lower()}-{digest}"
+
+    @property
+    def done(self) -> bool:
+        """Whether the folder is there: it appears whole or not at all.
+
+        A folder that lacks files whose reader crashed counts for the run that made it alone: the next run tries again.
+        """
+        pointer = self._complete.with_name(f"{self._complete.name}.partial")
+        partial = not self._complete.exists() and pointer.exists()
+        # Lightning sets the rank; its own package would take every process that imports this one many seconds
+        if partial and (vars(rank_zero_only).get("rank", 0) or pointer.stat().st_mtime >= STARTED):
+            self.folder = self._complete.with_name(pointer.read_text())
+        return self.folder.exists()
+
+    def read(self, *, num_workers: int) -> dict[int, str]:
+        """Reads those files of the corpus that the score cache lacks; the caller holds the lock of the cache.
+
+        Returns: for each file whose reader crashed its position and the reason.
+        """
+        return build.parse(self.corpus, self.sources, self.hashes, cache_dir=self.cache_dir, num_workers=num_workers)
+
+    def build(self, *, num_workers: int) -> None:
+        """Makes the folder; reads and measures only what the cache lacks. The caller holds the lock of the cache.
+
+        Raises: ValueError where no file could be read; OSError for a full disk; KeyboardInterrupt after keeping what
+            is done.
+        """
+        if self.done:
+            return
+        unread = self.read(num_workers=num_workers)
+        pieces, quarantine = _collect(self.corpus, self.sources, self.hashes, self.cache_dir, unread)
+        if not pieces:
+            reasons = f"{printable(self.sources[0].path)}: {quarantine[0][2]}" if quarantine else "they hold no pieces"
+            raise ValueError(f"none of {len(self.sources)} files could be read; give scores that can ({reasons})")
+        table = _table(pieces, self.ratios)
+        if self.complexity:
+            table = with_complexity(table, self.cache_dir, num_workers)
+        if unread:
+            self._publish_partial(table, quarantine, unread)
+        else:
+            _publish(self.folder, table, quarantine)
+
+    def _publish_partial(self, table: pa.Table, quarantine: list[tuple[str, str, str]], unread: dict[int, str]) -> None:
+        """Writes a folder of its own, named by what it lacks, and the pointer by which other ranks find it."""
+        names = [self.sources[row].name for row in sorted(unread)]
+        digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:8]
+        self.folder = self._complete.with_name(f"{self._complete.name}-without-{digest}")
+        if not self.folder.exists():
+            _publish(self.folder, table, quarantine)
+        write_aside(self._complete.with_name(f"{self._complete.name}.partial"), self.folder.name.encode())
+        row = min(unread)
+        why = f"{self.sources[row].name}: {unread[row]}"
+        print(f"{len(unread)} files are left out of this run, the next one tries them again; {why}", file=sys.stderr)
+
+
+def _collect(
+    corpus: Corpus, sources: Sequence[Source], hashes: Sequence[str], cache_dir: Path, unread: dict[int, str]
+) -> tuple[list[dict[str, Any]], list[tuple[str, str, str]]]:
+    """All readable pieces as rows, and (file, piece, reason) of the others, in the order of the files."""
+    store = Store(build.scores_folder(cache_dir) / "facts")
+    identities = build.file_identities(corpus, sources, hashes)
+    rows = store.rows(np.array([build.file_key(identity) for identity in identities])).tolist()
+    pieces: list[dict[str, Any]] = []
+    quarantine: list[tuple[str, str, str]] = []
+    for at, (source, digest, row) in enumerate(zip(sources, hashes, rows, strict=True)):
+        if at in unread:
+            quarantine.append((source.name, "", unread[at]))
+            continue
+        record = json.loads(store[row].tobytes())
+        quarantine += [(source.name, _renamed(piece, record["stem"], source), reason) for piece, reason in record["failures"]]
+        for number, fact in enumerate(record["pieces"]):
+            origin = {
+                "path": printable(source.path),
+                "genre": source.genre,
+                "source": source.source,
+                "licence": source.licence,
+            }
+            key = build.piece_key(identities[at], number).tobytes()
+            origin["name"] = _renamed(fact["name"], record["stem"], source)
+            pieces.append({**fact, **origin, "file": source.name, "sha256": digest, "piece": number, "id": key})
+    return pieces, quarantine
+
+
+def _renamed(piece: str, stem: str, source: Source) -> str:
+    """The name of a piece, by the name that its file has here; `stem` is of the copy that was read."""
+    return printable(source.path.stem + piece.removeprefix(stem)) if piece.startswith(stem) else piece
+
+
+def _table(pieces: list[dict[str, Any]], ratios: dict[str, float]) -> pa.Table:
+    contents = [piece["content"] for piece in pieces]
+    sketches = np.stack([np.frombuffer(bytes.fromhex(piece["sketch"]), np.uint32) for piece in pieces])
+    group = dedup.groups(np.array(contents), sketches)
+    hashed = dedup.assign_splits(group, contents, ratios)
+    split = [piece["split"] or guess for piece, guess in zip(pieces, hashed, strict=True)]
+    names = ("path", "file", "piece", "name", "sha256", "source", "licence", "genre", *FACTS)
+    types = {"tempo_bpm": pa.float64(), "key": pa.string(), "programs": pa.list_(pa.int16())}
+    columns = {name: pa.array([piece[name] for piece in pieces], type=types.get(name)) for name in names}
+    columns |= {
+        "split": pa.array(split),
+        "group": pa.array(group),
+        "id": pa.array([p["id"] for p in pieces], pa.binary(16)),
+    }
+    return pa.table(columns)
+
+
+def lopsided_splits(table: pa.Table, ratios: dict[str, float]) -> list[str]:
+    """One line for each split that holds another share of the notes than was asked, because of one large piece."""
+    splits = np.array(table["split"].to_pylist())
+    notes, files = table["notes"].to_numpy(), table["file"].to_pylist()
+    lines = []
+    for split, asked in ratios.items():
+        rows = np.flatnonzero(splits == split)
+        share = notes[rows].sum() / max(1, notes.sum())
+        if len(rows) and len(table) > 1 and share > 2 * asked + 0.1:
+            largest = int(rows[notes[rows].argmax()])
+            lines.append(
+                f"the {split} split holds {share:.0%} of all notes where data.split asks for {asked:.0%}: {files[largest]} "
+                f"alone has {notes[largest]}; cut this file into pieces, or set data.split"
+            )
+    return lines
+
+
+def with_complexity(table: pa.Table, cache_dir: Path, num_workers: int) -> pa.Table:
+    """The table with a complexity_* column for each feature; what the cache lacks is measured."""
+    measured = build.measure_complexity(piece_keys(table), cache_dir=cache_dir, num_workers=num_workers)
+    for name in sorted({name for features in measured for name in features}):
+        values = [features.get(name) for features in measured]
+        table = table.append_column(f"complexity_{name}", pa.array(values, pa.float64()))
+    return table
+
+
+def piece_keys(table: pa.Table) -> np.ndarray:
+    """Keys of the manifest's pieces in the score and token stores, uint64 [n, 2]."""
+    return np.frombuffer(b"".join(table["id"].to_pylist()), "<u8").reshape(-1, 2)
+
+
+def _publish(folder: Path, table: pa.Table, quarantine: list[tuple[str, str, str]]) -> None:
+    """Writes the dataset folder aside and renames it into place."""
+    aside = folder.with_name(f"{folder.name}.{os.getpid()}.aside")
+    try:
+        aside.mkdir(parents=True)
+        pq.write_table(table, aside / "manifest.parquet")
+        write_quarantine(aside / "quarantine.tsv", quarantine)
+        write_sums(aside)
+        for path in aside.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        aside.replace(folder)
+        sync_folder(folder.parent)
+    except OSError as error:
+        raise named(error, folder) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_quarantine(path: Path, rows: list[tuple[str, str, str]]) -> None:
+    """Writes (file, piece, reason) rows as tab-separated text."""
+    clean = ["\t".join(" ".join(cell.split()) for cell in row) for row in rows]
+    path.write_text("\n".join(["file\tpiece\treason", *clean]) + "\n", encoding="utf-8")
+
+
+def read_quarantine(path: Path) -> list[tuple[str, str, str]]:
+    """The rows of a quarantine list."""
+    lines = path.read_text(encoding="utf-8").splitlines()[1:]
+    return [(file, piece, reason) for file, piece, reason in (line.split("\t") for line in lines)]

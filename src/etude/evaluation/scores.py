@@ -1,0 +1,195 @@
+"""What a checkpoint, or a folder of scores, is worth: likelihood, musical metrics beside controls, copying."""
+
+from __future__ import annotations
+
+import csv
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from symusic import Score
+
+from etude.core.measuring import Condition, measured_batches
+from etude.data.scores.reading import read_guarded
+from etude.evaluation.controls import shuffled_control
+from etude.evaluation.copying import NgramIndex, copying_rows
+from etude.evaluation.likelihood import likelihood, sixteenths
+from etude.metrics.scores.tables import HISTOGRAMS, compare_histograms, compare_scores
+from etude.music.score import SUFFIXES, printable
+from etude.report.files import write_atomically
+from etude.report.plots import histogram_panels, metric_bars
+from etude.report.reports import Report
+from etude.tasks.language_model import LanguageModel
+
+Row = Mapping[str, object]
+
+
+def score_model(
+    *,
+    task: LanguageModel,
+    datamodule: Any,
+    folder: Path,
+    splits: Sequence[str] = ("val", "test"),
+    num_samples: int = 32,
+    num_real: int = 64,
+    num_bars: int | None = None,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    max_new_tokens: int = 2048,
+    copying: bool = True,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Writes likelihood.csv, metrics.csv, histograms.csv, copying.csv, their pictures and report.html.
+
+    Args:
+        task: a trained model.
+        datamodule: the data of its training.
+        folder: the run's folder.
+        splits: on which the likelihood is measured.
+        num_samples: pieces to draw, 0 measures the likelihood alone.
+        num_real: most held-out pieces that stand beside the samples.
+        num_bars, temperature, top_k, top_p, min_p, max_new_tokens, seed: of the samples.
+        copying: whether to look for passages of the training set in the samples.
+
+    Returns:
+        {"likelihood": rows, "metrics": rows, "copying": rows}.
+    """
+    if unknown := set(splits) - {"val", "test"}:
+        raise ValueError(f"splits={list(splits)}: {sorted(unknown)[0]!r} is not held out; choose from [val, test]")
+    report = Report("Evaluation")
+    results: dict[str, Any] = {"likelihood": [_likelihood(task, datamodule, split) for split in splits]}
+    _table(report, "Likelihood", results["likelihood"], folder / "likelihood.csv")
+    report.text("Nats per frame (a sixteenth) and bits per note compare across tokenizers; nats per token do not.")
+    if num_samples:
+        real = [datamodule.score("test", row) for row in _rows(datamodule, "test")[:num_real]]
+        samples: list[Score] = []
+        (folder / "samples").mkdir(exist_ok=True)
+        while len(samples) < num_samples:
+            samples += task.sample(
+                num_samples=min(16, num_samples - len(samples)), num_bars=num_bars, max_new_tokens=max_new_tokens,
+                temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed + len(samples),
+            )  # fmt: skip
+            for number in range(len(list((folder / "samples").glob("*.mid"))), len(samples)):
+                samples[number].dump_midi(folder / "samples" / f"{number:03d}.mid")
+            print(f"sampled {len(samples)}/{num_samples}", file=sys.stderr)
+        groups = {"samples": samples, "real": real, "shuffled real": shuffled_control(real, seed=seed)}
+        results["metrics"] = _compare(report, groups, folder)
+        if copying:
+            results["copying"] = _copying(report, samples, real, datamodule, folder)
+    report.write(folder / "report.html")
+    return results
+
+
+def _likelihood(task: LanguageModel, datamodule: Any, split: str, *, condition: Condition | None = None) -> Row:
+    rows = datamodule.manifest(split).to_pylist()
+    pieces = len(rows)
+    if pieces == 0:
+        raise ValueError(f"there is no {split} piece; add files, give data.split another share, or leave it out of splits")
+    nats, tokens = torch.zeros(pieces, dtype=torch.float64), torch.zeros(pieces, dtype=torch.float64)
+    loader = datamodule.val_dataloader() if split == "val" else datamodule.test_dataloader()
+    for batch, found in measured_batches(task, _progress(loader, f"likelihood, {split}"), condition=condition):
+        nll, counted = found["nll"].values, found["nll"].counted
+        assert nll is not None and counted is not None
+        nats.index_add_(0, batch["piece"][counted].cpu(), nll[counted].double().cpu())
+        tokens.index_add_(0, batch["piece"][counted].cpu(), torch.ones(int(counted.sum()), dtype=torch.float64))
+    seen = tokens > 0
+    chosen = [rows[i] for i in torch.nonzero(seen).flatten().tolist()]
+    rates = likelihood(
+        nats[seen].tolist(),
+        tokens_p=tokens[seen].long().tolist(),
+        frames_p=[sixteenths(row["duration_beats"]) for row in chosen],
+        notes_p=[row["notes"] for row in chosen],
+    )
+    return {"split": split, "pieces": len(chosen), "tokens": int(tokens.sum()), **rates}
+
+
+def _rows(datamodule: Any, split: str) -> list[int]:
+    """Rows of the split's manifest that the tokenizer can hold."""
+    return datamodule.view(split).table["row"].tolist()
+
+
+def _copying(report: Report, samples: Sequence[Score], real: Sequence[Score], datamodule: Any, folder: Path) -> Sequence[Row]:
+    rows_of_training, every = _rows(datamodule, "train"), datamodule.manifest("train")["name"].to_pylist()
+    training = (datamodule.score("train", row) for row in rows_of_training)
+    index = NgramIndex(
+        _progress(training, "copying", total=len(rows_of_training)), names=[every[row] for row in rows_of_training]
+    )
+    rows = copying_rows({"samples": samples, "held-out real": real}, index=index)
+    _table(report, "Copying from the training set", rows, folder / "copying.csv")
+    report.text(
+        "Share of note n-grams (intervals and onset ratios, so transposition and tempo do not hide a copy) that stand "
+        "in the training set. Held-out real music is the level to compare with: far above it the model recites."
+    )
+    return rows
+
+
+def score_files(*, files: str, folder: Path, seed: int = 0) -> dict[str, Any]:
+    """Writes metrics.csv, histograms.csv, pictures, quarantine.tsv and report.html for a folder of scores.
+
+    Args:
+        files: a folder, searched with its subfolders, or one file.
+        folder: the run's folder.
+        seed: of the onset-shuffled control.
+
+    Raises:
+        ValueError: the folder is missing, or holds no readable score.
+    """
+    root = Path(files).expanduser()
+    if not root.exists():
+        raise ValueError(f"files={files}: no such folder; give one with {', '.join(sorted(SUFFIXES))} files")
+    paths = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES)
+    guarded = read_guarded(paths, num_workers=os.cpu_count() or 1)
+    read = sorted(_progress(guarded, "reading", total=len(paths)), key=lambda row: row[0])
+    scores = [score for _, pieces, _ in read for _, score in pieces]
+    quarantine = [f"{printable(path)}\t{problem}" for path, _, problem in read if problem]
+    if quarantine:
+        write_atomically(folder / "quarantine.tsv", "\n".join(["file\treason", *quarantine, ""]))
+        print(
+            f"{len(quarantine)} files can't be read, wholly or in part; reasons in {folder / 'quarantine.tsv'}", file=sys.stderr
+        )
+    if not scores:
+        raise ValueError(f"files={files}: none of its {len(paths)} score files could be read; see quarantine.tsv")
+    report = Report(f"{len(scores)} pieces of {printable(root)}")
+    groups = {"pieces": scores, "shuffled": shuffled_control(scores, seed=seed)}
+    results = {"metrics": _compare(report, groups, folder, reference="pieces")}
+    report.write(folder / "report.html")
+    return results
+
+
+def _compare(report: Report, groups: Mapping[str, Sequence[Score]], folder: Path, *, reference: str = "real") -> Sequence[Row]:
+    rows = compare_scores(groups, reference=reference)
+    _table(report, "Musical metrics", rows, folder / "metrics.csv")
+    report.text(
+        "OA: overlapping area of the distances within and between the sets (Yang and Lerch 2020), 1 where they are "
+        f"alike. The onset-shuffled control keeps every note of '{reference}' but not its time."
+    )
+    picture = metric_bars(rows, groups=list(groups), title="mean and standard deviation over pieces")
+    (folder / "metrics.png").write_bytes(picture)
+    report.image(picture)
+    distances, pooled = compare_histograms(groups, reference=reference)
+    _table(report, "Distributions", distances, folder / "histograms.csv")
+    picture = histogram_panels(pooled, labels={name: labels for name, (_, labels) in HISTOGRAMS.items()})
+    (folder / "histograms.png").write_bytes(picture)
+    report.image(picture)
+    return rows
+
+
+def _table(report: Report, heading: str, rows: Sequence[Row], path: Path) -> None:
+    columns = list(rows[0])
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    report.heading(heading).table(columns, [[row[column] for column in columns] for row in rows])
+
+
+def _progress(items: Iterable[Any], title: str, *, total: int | None = None) -> Iterable[Any]:
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(items, title, total=total, console=Console(stderr=True), transient=True)

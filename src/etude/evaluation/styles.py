@@ -1,0 +1,188 @@
+"""What a style model is worth: its outputs beside doing nothing, the affine map, another song and the truth."""
+
+import csv
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from etude.audio.griffin_lim import GriffinLim
+from etude.evaluation.style_comparison import COLUMNS, compare_mels
+from etude.metrics.audio.mel_distances import frechet_distance, mmd
+from etude.metrics.audio.mel_features import segment_features
+from etude.metrics.audio.style_classifier import StyleClassifier, train_style_classifier
+from etude.report.reports import Report
+from etude.report.style_plots import mel_panels
+from etude.tasks.style_transfer import StyleTransfer
+
+SEGMENT = 128  # frames that the classifier judges at once
+MOST_SEGMENTS = 600  # of a style that it learns from
+ROWS = {
+    "copy": "the source as it is",
+    "affine": "each band given the target's mean and deviation: no training",
+    "stranger": "the true rendering of another song in the target style: what sounding like the style is worth",
+    "model": "the model",
+    "oracle": "the true rendering in the target style",
+}
+Row = dict[str, Any]
+
+
+def score_styles(
+    *,
+    task: StyleTransfer,
+    datamodule: Any,
+    folder: Path,
+    split: str = "test",
+    num_songs: int | None = None,
+    classifier_steps: int = 300,
+    seed: int = 0,
+) -> list[Row]:
+    """Writes style_transfer.csv, pictures and report.html: for every direction a row each of `ROWS`.
+
+    Where the held-out songs are not the same in every style, there is no truth to compare with: the columns that need it
+    and the rows stranger and oracle are left out.
+
+    Args:
+        task: a trained model. datamodule: the data of its training. folder: the run's folder.
+        split: val or test. num_songs: at most so many; None for all.
+        classifier_steps: of the judge of style, which is trained here, on real training audio.
+        seed: of the judge.
+
+    Returns:
+        The rows.
+    """
+    if split not in ("val", "test"):
+        raise ValueError(f"split={split} is not held out; choose val or test")
+    if num_songs is not None and num_songs < 1:
+        raise ValueError(f"num_songs is {num_songs}, must be at least 1, or null for all")
+    judge = train_judge(datamodule, styles=task.styles, steps=classifier_steps, seed=seed)
+    report = Report(f"Style transfer, {split}")
+    report.text(
+        f"Style accuracy: a classifier trained on real audio in this run; on real held-out audio it is right in "
+        f"{100 * judge.held_out_accuracy:.1f} % of segments. It says nothing of music: noise can satisfy it."
+    )
+    rows: list[Row] = []
+    for source, target in ((task.styles[s], task.styles[t]) for s, t in task.pairs):
+        print(f"scoring {source} to {target}", file=sys.stderr)
+        found, picture = _direction(task, datamodule, judge, source, target, split, num_songs)
+        rows += found
+        columns = [name for name in found[0] if name not in ("source", "target")]
+        report.heading(f"{source} to {target}").table(columns, [[row.get(name) for name in columns] for row in found])
+        (folder / f"{source}_to_{target}.png").write_bytes(picture)
+        report.image(picture)
+    speed = real_time_factor(task, datamodule, split)
+    report.text(f"{speed:.1f} times real time, from samples to samples (mel, model, 8 iterations of Griffin-Lim).")
+    for row in rows:
+        if row["row"] == "model":
+            row["real_time_factor"] = speed
+    report.text("\n".join(f"{name}: {meaning}" for name, meaning in ROWS.items()))
+    with (folder / "style_transfer.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0] | {"real_time_factor": ""}))
+        writer.writeheader()
+        writer.writerows(rows)
+    report.write(folder / "report.html")
+    return rows
+
+
+def whole_segments(mels: Sequence[Tensor]) -> Tensor:
+    """Whole segments [n, m, SEGMENT] of one or more mels [m, f]; a shorter mel has none."""
+    longer = [mel for mel in mels if mel.shape[1] >= SEGMENT]
+    cut = [mel[:, : mel.shape[1] // SEGMENT * SEGMENT].unflatten(1, (-1, SEGMENT)).transpose(0, 1) for mel in longer]
+    return torch.cat(cut) if cut else torch.zeros(0, len(mels[0]), SEGMENT)
+
+
+def pieces_of(datamodule: Any, split: str, style: str, *, most: int | None = None) -> list[Tensor]:
+    """The natural-log mels [m, f] of the pieces of a style in a split, at most so many."""
+    count = datamodule.num_pieces(split, style)
+    return [datamodule.log_mel(split, style, i) for i in range(min(count, most or count))]
+
+
+def train_judge(datamodule: Any, *, styles: Sequence[str], steps: int = 300, seed: int = 0) -> StyleClassifier:
+    """A judge of `styles`, in their order, trained on the training audio of a `StyleDataModule`.
+
+    Its `held_out_accuracy` is of the validation audio where every style has some.
+
+    Raises:
+        ValueError: a style without `SEGMENT` frames at a stretch.
+    """
+
+    def of(split: str, style: str) -> Tensor:
+        mels = pieces_of(datamodule, split, style)
+        found = whole_segments(mels)
+        if not len(found):
+            seconds = SEGMENT * datamodule.contract.hop_length / datamodule.contract.sample_rate
+            raise ValueError(
+                f"{style} has no {split} audio of {seconds:.1f} s at a stretch, which the judge of style hears; add some"
+            )
+        return found[:: -(-len(found) // MOST_SEGMENTS)]
+
+    held_out = [of("val", style) for style in styles] if all(datamodule.num_pieces("val", s) for s in styles) else None
+    return train_style_classifier([of("train", s) for s in styles], held_out_per_style=held_out, seed=seed, steps=steps)
+
+
+def _direction(
+    task: StyleTransfer, datamodule: Any, judge: StyleClassifier, source: str, target: str, split: str, num_songs: int | None
+) -> tuple[list[Row], bytes]:
+    def mels(style: str) -> list[Tensor]:
+        found = pieces_of(datamodule, split, style, most=num_songs)
+        if not found:
+            raise ValueError(f"there is no {split} audio of {style}; add files, or give data.split another share")
+        return found
+
+    sources, truths = mels(source), mels(target)
+    made = {
+        "copy": sources,
+        "affine": [task.affine(mel[None], source=source, target=target)[0].cpu() for mel in sources],
+        "model": [task.translate(mel[None], source=source, target=target)[0].cpu() for mel in sources],
+    }
+    panels = {f"{source}, the source": sources[0], "affine": made["affine"][0], f"{target}, made": made["model"][0]}
+    if datamodule.paired:
+        made |= {"oracle": truths} | ({"stranger": _strangers(truths)} if len(truths) > 1 else {})
+        panels[f"{target}, true"] = truths[0]
+    rows = []
+    for name in (name for name in ROWS if name in made):
+        row: Row = {"source": source, "target": target, "row": name}
+        segments = whole_segments(made[name])
+        row["accuracy"] = judge.accuracy(segments, task.styles.index(target)) if len(segments) else float("nan")
+        row |= compare_mels(zip(made[name], truths, strict=True), contract=task.contract) if datamodule.paired else _as_sets(
+            made[name], truths
+        )  # fmt: skip
+        rows.append(row)
+    seconds = task.contract.hop_length / task.contract.sample_rate
+    return rows, mel_panels({name: mel[:, : round(10 / seconds)] for name, mel in panels.items()}, frame_seconds=seconds)
+
+
+def _strangers(truths: list[Tensor]) -> list[Tensor]:
+    """For each song the next one, repeated or cut to its length."""
+    others = [*truths[1:], *truths[:1]]
+    return [
+        other.repeat(1, -(-truth.shape[1] // other.shape[1]))[:, : truth.shape[1]]
+        for truth, other in zip(truths, others, strict=True)
+    ]
+
+
+def _as_sets(fakes: list[Tensor], truths: list[Tensor]) -> Mapping[str, float]:
+    frames = [torch.cat(mels, dim=1).numpy() for mels in (fakes, truths)]
+    features = [torch.cat([torch.as_tensor(segment_features(mel.numpy())) for mel in mels]).numpy() for mels in (fakes, truths)]
+    nothing = dict.fromkeys(COLUMNS, float("nan"))
+    return nothing | {
+        "frechet_bel2": frechet_distance(*frames),
+        "mmd": mmd(*features) if min(map(len, features)) > 1 else float("nan"),
+    }
+
+
+def real_time_factor(task: StyleTransfer, datamodule: Any, split: str, *, seconds: float = 60.0) -> float:
+    """Seconds of audio restyled in a second, from samples to samples, on the machine as it is."""
+    contract, (source, target) = task.contract, task.styles[:2]
+    pieces = [datamodule.samples(split, source, i) for i in range(datamodule.num_pieces(split, source))]
+    samples = torch.cat(pieces)[: round(seconds * contract.sample_rate)][None]
+    vocoder = GriffinLim(contract)
+    start = time.perf_counter()
+    spectrum = contract.spectrum(samples)
+    mel = contract.bands(spectrum.abs()).clamp(min=contract.floor).log()
+    vocoder(task.translate(mel, source=source, target=target).cpu(), source=spectrum)
+    return samples.shape[-1] / contract.sample_rate / (time.perf_counter() - start)

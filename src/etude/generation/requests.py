@@ -1,0 +1,53 @@
+"""What was asked of samples beside what they have."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from symusic import Score
+
+from etude.music.score import num_bars, num_notes
+from etude.music.theory import Key, estimate_key
+from etude.tokens.changes import first_metre, first_tempo
+from etude.tokens.tokenizer import program_family
+
+TEMPO_OCTAVES = 1 / 8  # half the distance of two tempos that can be asked for
+
+
+def asked_and_got(asked: Mapping[str, Any], scores: Sequence[Score]) -> list[tuple[str, str, str, str]]:
+    """Rows (label, asked, got most often, share of the samples that have it), of what a score shows of itself: key (by
+    estimate), metre, tempo_bpm, num_bars and programs (by family, each must be there). A genre can't be read off a score.
+    """
+    rows = []
+    sounding = [score for score in scores if num_notes(score)]
+    for label, value in asked.items():
+        if label not in ("key", "metre", "tempo_bpm", "num_bars", "programs") or not sounding:
+            continue
+        got = [_value(label, score) for score in sounding]
+        share = float(np.mean([_fits(label, value, found) for found in got]))
+        often = Counter(map(str, got)).most_common(1)[0][0]
+        rows.append((label, str(value), often, f"{share:.0%} of {len(sounding)}"))
+    return rows
+
+
+def _value(label: str, score: Score) -> Any:
+    if label == "key":
+        return str(estimate_key(score))
+    if label == "metre":
+        return "{}/{}".format(*first_metre(score))
+    if label == "tempo_bpm":
+        return round(first_tempo(score))
+    if label == "num_bars":
+        return num_bars(score)
+    return sorted({-1 if track.is_drum else track.program for track in score.tracks if len(track.notes)})
+
+
+def _fits(label: str, asked: Any, got: Any) -> bool:
+    if label == "key":
+        return str(Key.parse(str(asked))) == got
+    if label == "tempo_bpm":
+        return abs(float(np.log2(got / asked))) <= TEMPO_OCTAVES
+    if label == "programs":
+        return {program_family(int(p)) for p in asked} <= {program_family(p) for p in got}
+    return bool(asked == got)

@@ -1,0 +1,159 @@
+"""Samples of a language model as things to hear and see: MIDI, audio, piano rolls, one report."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from symusic import Score
+
+from etude.data.scores.reading import read_prompt
+from etude.generation.requests import asked_and_got
+from etude.music.score import num_bars as count_bars
+from etude.music.score import num_notes
+from etude.music.theory import estimate_key
+from etude.render.scores import piano_roll, render, write_audio
+from etude.render.synthesizers import Synthesizer, check_synthesizer
+from etude.report.reports import Report
+from etude.tasks.language_model import LanguageModel
+
+Writer = TypeVar("Writer", bound=Callable[..., Any])
+BATCH = 16  # samples drawn at once; what is drawn is written before the next batch begins
+
+
+def checked_ahead(check: Callable[[Mapping[str, Any]], None]) -> Callable[[Writer], Writer]:
+    """Marks a function that writes samples as one whose options `check` can test before training; see `ChecksAhead`."""
+
+    def mark(function: Writer) -> Writer:
+        function.__dict__["check"] = check
+        return function
+
+    return mark
+
+
+def check_rendering(options: Mapping[str, Any]) -> None:
+    """Raises ValueError where audio is asked for and can't be rendered here: no such soundfont, or no synthesizer."""
+    if options.get("audio", True):
+        soundfont = options.get("soundfont")
+        check_synthesizer(options.get("synthesizer", "tinysoundfont"), Path(soundfont) if soundfont else None)
+
+
+@checked_ahead(check_rendering)
+def write_samples(
+    *,
+    task: LanguageModel,
+    folder: Path,
+    datamodule: object = None,
+    num_samples: int = 4,
+    genre: str | None = None,
+    key: str | None = None,
+    tempo_bpm: float | None = None,
+    metre: str | None = None,
+    num_bars: int | None = None,
+    programs: Sequence[int] | None = None,
+    prompt: str | None = None,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    max_new_tokens: int = 2048,
+    seed: int = 0,
+    audio: bool = True,
+    soundfont: str | None = None,
+    synthesizer: Synthesizer = "tinysoundfont",
+) -> list[Path]:
+    """Draws pieces and writes `samples/NNN.mid`, `.wav` and `.png` for each, and `report.html` over all.
+
+    Args:
+        task: a trained model.
+        folder: the run's folder.
+        datamodule: not used, a language model needs no data to sample.
+        genre, key, tempo_bpm, metre, num_bars, programs: what is asked for, as control tokens; None leaves it open.
+        prompt: a score file to continue.
+        temperature, top_k, top_p, min_p: see `etude.models.symbolic.sampling.distribution`.
+        max_new_tokens: most tokens of a sample.
+        seed: the same seed gives the same samples.
+        audio: whether to render audio.
+        soundfont: an .sf2 file; None takes the one that comes with a dependency.
+        synthesizer: tinysoundfont, or fluidsynth where the system has it.
+
+    Returns:
+        The MIDI files.
+
+    Raises:
+        ValueError: an unknown genre or key, a prompt that can't be read or represented, or a number out of its range,
+            or fluidsynth where it is not installed.
+    """
+    # before samples are drawn, which takes longer
+    check_rendering({"audio": audio, "soundfont": soundfont, "synthesizer": synthesizer})
+    for name, value in (("num_samples", num_samples), ("num_bars", num_bars)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}, must be at least 1")
+    opening = read_prompt(Path(prompt).expanduser()) if prompt is not None else None
+    labels = {"genre": genre, "key": key, "tempo_bpm": tempo_bpm, "metre": metre, "programs": programs}
+    asked = {name: value for name, value in labels.items() if value is not None}
+    wishes = ", ".join(f"{name} {value}" for name, value in {**asked, "bars": num_bars, "prompt": prompt}.items() if value)
+    report = Report(f"{num_samples} samples, {wishes or 'nothing asked'} ({folder.resolve().name})")
+    if opening is not None and (changed := task.prompt_changes(opening)):
+        line = f"of the prompt, this model can't hold all: {'; '.join(changed)}"
+        print(line, file=sys.stderr)
+        report.text(line)
+    report.text(f"temperature {temperature}, top-k {top_k}, top-p {top_p}, min-p {min_p}, seed {seed}")
+    play = functools.partial(render, soundfont=Path(soundfont) if soundfont else None, synthesizer=synthesizer)
+    out = folder / "samples"
+    out.mkdir(parents=True, exist_ok=True)
+    files: list[Path] = []
+    drawn: list[Score] = []
+    try:
+        for start in range(0, num_samples, BATCH):
+            size = min(BATCH, num_samples - start)
+            scores = _draw(
+                task, size, labels=asked, prompt=opening, num_bars=num_bars, max_new_tokens=max_new_tokens,
+                temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed + start,
+            )  # fmt: skip
+            for score in scores:
+                drawn.append(score)
+                files.append(_write(score, out / f"{len(files):03d}.mid", report, play if audio else None))
+    finally:  # Ctrl-C keeps what is done
+        if rows := asked_and_got({**asked, "num_bars": num_bars} if num_bars else asked, drawn):
+            report.heading("Asked and got").table(("label", "asked", "got most often", "samples that have it"), rows)
+            for label, wanted, often, share in rows:
+                print(f"asked {label} {wanted}: {share} have it, most often {often}", file=sys.stderr)
+        report.write(folder / "report.html")
+    return files
+
+
+def _draw(task: LanguageModel, size: int, **options: Any) -> list[Score]:
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("sampling {task.completed} tokens each"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("sampling", total=None)
+        return task.sample(num_samples=size, on_step=lambda n: progress.update(bar, completed=n), **options)
+
+
+def _write(score: Score, path: Path, report: Report, play: Callable[[Score], np.ndarray] | None) -> Path:
+    score.dump_midi(path)
+    if num_notes(score) == 0:  # of a model that has learnt next to nothing yet
+        report.heading(f"{path.stem}: no notes")
+        report.text("The model wrote rests and ends only; train it longer, or raise the temperature.")
+        print(f"{path}: no notes", file=sys.stderr)
+        return path
+    title = f"{path.stem}: {count_bars(score)} bars, {num_notes(score)} notes, {estimate_key(score)}"
+    piano_roll(score, path.with_suffix(".png"), title=title)
+    report.heading(title).link(f"samples/{path.name}", f"{path.name} (MIDI)")
+    if play is not None:
+        samples = play(score)
+        write_audio(path.with_suffix(".wav"), samples, 44_100)
+        listen = path.with_suffix(".mp3")
+        write_audio(listen, samples, 44_100)
+        report.audio(listen)
+        listen.unlink()  # it lives in the report
+    report.image(path.with_suffix(".png"), alt=f"Piano roll of sample {title}")
+    print(path, file=sys.stderr)
+    return path

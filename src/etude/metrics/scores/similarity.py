@@ -1,0 +1,60 @@
+"""How much a piece repeats itself."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from etude.metrics.scores.notes import NoteArray
+
+GRID = 12  # ticks per beat at which bars are compared
+
+
+def _bars_of(notes: NoteArray) -> tuple[NoteArray, NDArray[np.int64], NDArray[np.int64]]:
+    """The notes on the grid, the bar of each and its position inside that bar."""
+    notes = notes.resample(GRID)
+    bar = np.searchsorted(notes.bar_starts, notes.onset, side="right") - 1
+    return notes, bar, notes.onset - notes.bar_starts[bar]
+
+
+def repeated_bar_share(notes: NoteArray) -> float:
+    """Share of bars, after the first, that repeat an earlier bar note for note; 0..1, NaN with fewer than two bars.
+
+    Two bars are equal when the same pitches begin at the same positions (12 per beat) and last as long; bars in which
+    nothing begins are left out.
+    """
+    notes, bar, position = _bars_of(notes)
+    if len(notes) == 0:
+        return math.nan
+    order = np.lexsort((notes.is_drum, notes.duration, notes.pitch, position, bar))
+    rows = np.stack([position, notes.pitch, notes.duration, notes.is_drum.astype(np.int64)], axis=1)[order]
+    _, firsts = np.unique(bar[order], return_index=True)
+    contents = {rows[a:b].tobytes() for a, b in zip(firsts, [*firsts[1:], len(rows)], strict=True)}
+    return 1 - (len(contents) - 1) / (len(firsts) - 1) if len(firsts) > 1 else math.nan
+
+
+def self_similarity(notes: NoteArray) -> float:
+    """Mean over bars of the cosine similarity to the most similar other bar, 0..1; NaN with fewer than two bars.
+
+    A bar is the count of onsets at each (position, pitch class), 12 positions per beat; drums and bars in which nothing
+    begins are left out. 1 means that every bar returns somewhere.
+    Source: the self-similarity matrix of Foote, "Visualizing music and audio using self-similarity", ACM MM 1999,
+    reduced to the mean of each row's largest off-diagonal entry.
+    """
+    similar = self_similarity_matrix(notes)
+    if len(similar) < 2:
+        return math.nan
+    np.fill_diagonal(similar, -1.0)
+    return float(similar.max(axis=1).mean())
+
+
+def self_similarity_matrix(notes: NoteArray) -> NDArray[np.float64]:
+    """Cosine similarity of every two bars in which a pitched note begins: float64 [bars, bars], 0..1."""
+    notes, bar, position = _bars_of(notes.pitched)
+    bars, row = np.unique(bar, return_inverse=True)
+    cells, column = np.unique(position * 12 + notes.pitch % 12, return_inverse=True)
+    counts = np.zeros((len(bars), len(cells)))
+    np.add.at(counts, (row, column), 1.0)
+    norms = np.linalg.norm(counts, axis=1, keepdims=True)
+    unit = counts / norms
+    return np.clip(unit @ unit.T, 0.0, 1.0)

@@ -1,0 +1,52 @@
+"""The residual block of the Transformers.
+
+Shape legend: b batch, t time, d model width, f hidden width.
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from etude.models.symbolic import kernels
+from etude.models.symbolic.attention import Attention, KVCache, Packing
+
+
+class FeedForward(nn.Module):
+    """W_down(swish(W_gate x) * W_up x), without bias.
+
+    Source: Shazeer 2020, eq. 6.
+    """
+
+    def __init__(self, *, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(dim, hidden_dim, bias=False)
+        self.up = nn.Linear(dim, hidden_dim, bias=False)
+        self.output = nn.Linear(hidden_dim, dim, bias=False)
+
+    def forward(self, x_btd: Tensor) -> Tensor:
+        return self.output(F.silu(self.gate(x_btd)) * self.up(x_btd))
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feed_forward(norm(x)), with dropout on what is added."""
+
+    def __init__(self, *, attention: Attention, feed_forward: FeedForward, dropout: float, fused: bool) -> None:
+        super().__init__()
+        self.attention = attention
+        self.feed_forward = feed_forward
+        self.dropout, self.fused = dropout, fused
+
+    def forward(
+        self,
+        x_btd: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        *,
+        packing: Packing | None = None,
+        cache: KVCache | None = None,
+        layer: int = 0,
+    ) -> Tensor:
+        normed = kernels.rms_norm(x_btd, fused=self.fused)
+        x_btd = x_btd + self._drop(self.attention(normed, rotary, packing=packing, cache=cache, layer=layer))
+        return x_btd + self._drop(self.feed_forward(kernels.rms_norm(x_btd, fused=self.fused)))
+
+    def _drop(self, x_btd: Tensor) -> Tensor:
+        return kernels.dropout(x_btd, self.dropout) if self.training and self.dropout else x_btd

@@ -1,0 +1,123 @@
+"""One token for every row with as few operations as possible: generation on CPU is bound by their number.
+
+The general path takes about 25 operations a layer, module calls and autograd functions included; this takes 14. It
+reads copies of the weights laid out for it (queries, keys and values in one matrix, gate and up in one), made when a
+cache meets its first single token, and is equal to the general path within rounding (tested).
+
+Shape legend: b batch, d model width, h query heads, g key-value heads, k head width.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from etude.models.symbolic.attention import KVCache
+from etude.models.symbolic.blocks import Block
+
+
+class _Linear:
+    """x W', and residual + x W'; bfloat16 weights are laid out once as oneDNN's kernels want them.
+
+    This saves a third of a product's time at batch 1 and 16; `torch.compile` uses it when it freezes weights.
+    """
+
+    def __init__(self, weight: Tensor, batch: int) -> None:
+        self.packed = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, batch) if self.packed else weight.t()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.packed:
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
+        return torch.mm(x, self.weight)
+
+    def add(self, residual: Tensor, x: Tensor) -> Tensor:
+        if self.packed:
+            return self(x).add_(residual)
+        return torch.addmm(residual, x, self.weight)
+
+
+class _Layer(NamedTuple):
+    query_key_value: _Linear  # d to (h + 2g) k
+    attention_output: _Linear
+    gate_up: _Linear  # d to 2f
+    feed_forward_output: _Linear
+    length: Tensor | None  # [b (h + g), 1], what each query and key is normalised to
+
+
+class SingleStep:
+    """The blocks of a Transformer for one new token a row.
+
+    Args:
+        blocks: the Transformer's; later changes of their weights are not seen.
+        cache: whose keys and values it reads and extends.
+    """
+
+    def __init__(self, blocks: Sequence[Block], cache: KVCache) -> None:
+        first = blocks[0].attention
+        self.num_heads, self.num_kv_heads, self.head_dim = first.num_heads, first.num_kv_heads, first.head_dim
+        self.scale = self.head_dim**-0.5 if first.temperature is None else 1.0
+        self.layers = [self._layer(block, cache.batch) for block in blocks]
+        self.buffers = list(zip(cache.keys.unbind(), cache.values.unbind(), strict=True))
+        weight = first.output.weight
+        self.length = torch.full((cache.batch, 1), weight.shape[0] ** 0.5, dtype=weight.dtype)
+        exact = torch.promote_types(weight.dtype, torch.float32)  # a product this small is slower in bfloat16
+        self.identity = torch.eye(self.head_dim, dtype=exact)
+        # right half of a row gets + first half, left half gets - second half
+        sign = torch.ones(self.head_dim, dtype=exact)
+        sign[: self.head_dim // 2] = -1.0
+        self.swap = self.identity.roll(self.head_dim // 2, 1) * sign
+
+    def _layer(self, block: Block, batch: int) -> _Layer:
+        attention, feed_forward = block.attention, block.feed_forward
+        length = None
+        if attention.temperature is not None:
+            keys = attention.temperature.new_ones(self.num_kv_heads)
+            gain = torch.cat((attention.temperature * self.head_dim**-0.5, keys)) * self.head_dim**0.5
+            length = gain.repeat(batch)[:, None]
+        return _Layer(
+            query_key_value=_Linear(torch.cat((attention.query_key.weight, attention.value.weight)), batch),
+            attention_output=_Linear(attention.output.weight, batch),
+            gate_up=_Linear(torch.cat((feed_forward.gate.weight, feed_forward.up.weight)), batch),
+            feed_forward_output=_Linear(feed_forward.output.weight, batch),
+            length=length,
+        )
+
+    def __call__(self, x_bd: Tensor, cos: Tensor, sin: Tensor, cache: KVCache) -> Tensor | None:
+        """The last block's output [b, d]; keys and values are written at the cache's length, which stays as it is.
+
+        None where something to be normalised is all zero (a pruned head), which only the general path can do.
+
+        Args:
+            x_bd: embedded tokens.
+            cos, sin: [1, 1, k/2] of their position.
+            cache: of the rows.
+        """
+        batch, heads = x_bd.shape[0], self.num_heads + self.num_kv_heads
+        cos, sin = cos.flatten().repeat(2), sin.flatten().repeat(2)
+        rotation = torch.addcmul(self.identity * cos, self.swap, sin)  # one product instead of four passes
+        position = cache.length
+        norms: list[Tensor] = []
+        for weights, (keys, values) in zip(self.layers, self.buffers, strict=True):
+            normed, norm = torch._weight_norm_interface(x_bd, self.length, 0)
+            norms.append(norm)
+            qkv = weights.query_key_value(normed).view(batch, -1, self.head_dim)
+            qk = qkv.narrow(1, 0, heads).reshape(-1, self.head_dim)
+            if weights.length is not None:
+                qk, norm = torch._weight_norm_interface(qk, weights.length, 0)
+                norms.append(norm)
+            qk = torch.mm(qk.to(rotation.dtype), rotation).view(batch, heads, self.head_dim)
+            query, key = qk.split((self.num_heads, self.num_kv_heads), 1)
+            keys.select(2, position).copy_(key)
+            values.select(2, position).copy_(qkv.narrow(1, heads, self.num_kv_heads))
+            query = query.reshape(batch, self.num_kv_heads, -1, self.head_dim).to(keys.dtype)
+            seen, mixable = keys.narrow(2, 0, position + 1), values.narrow(2, 0, position + 1)
+            mixed = F.scaled_dot_product_attention(query, seen, mixable, scale=self.scale)
+            x_bd = weights.attention_output.add(x_bd, mixed.reshape(batch, -1).to(x_bd.dtype))
+            normed, norm = torch._weight_norm_interface(x_bd, self.length, 0)
+            norms.append(norm)
+            gate, up = weights.gate_up(normed).chunk(2, dim=-1)
+            x_bd = weights.feed_forward_output.add(x_bd, F.silu(gate).mul_(up))
+        return x_bd if torch.cat(norms).all() else None

@@ -1,0 +1,277 @@
+"""Transformer for sequences of music tokens: a decoder, or with causal=False an encoder.
+
+Shape legend: b batch, t time, n = b * t tokens, d model width, f hidden width, k head width, v vocabulary.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from etude.models.symbolic import kernels
+from etude.models.symbolic.attention import Attention, KVCache, Packing, positions_in
+from etude.models.symbolic.blocks import Block, FeedForward
+from etude.models.symbolic.decoding import SingleStep
+
+INIT_STD = 0.02
+NO_CACHE = "a network with causal=false can't generate: each new token would change all earlier ones; set model.causal=true"
+
+
+class Transformer(nn.Module):
+    """Predict each next token of a piece from those before it, or describe each token from its whole piece.
+
+    Pre-norm residual blocks with RMSNorm (no gain but at the end: the next linear layer contains it), rotary
+    positions, SwiGLU, and optional embeddings of features known for the input token (metrical position, voice), which
+    are added to the token's. The residual stream has the precision of the autocast region. Weights start from
+    N(0, 0.02), those that write into the residual stream divided by sqrt(2 num_layers).
+
+    Args:
+        vocab_size: number of tokens v.
+        dim: model width d, a multiple of num_heads; d / num_heads is even.
+        num_layers: blocks.
+        num_heads: query heads.
+        num_kv_heads: key-value heads, a divisor of num_heads; None for num_heads.
+        hidden_dim: width f of the feed-forward layer; None for 8/3 d rounded up to a multiple of 64.
+        max_len: longest piece (tokens) that `new_cache` makes room for by default.
+        dropout: probability in [0, 1) of dropping an element of the embedding and of each residual branch.
+        qk_norm: normalise queries and keys.
+        tie_embeddings: use the token embedding as output projection.
+        rope_base: the slowest rotation has a wavelength of about 2 pi rope_base tokens.
+        feature_sizes: number of values of each feature, by name.
+        checkpoint_activations: recompute each block in the backward pass (less memory, a third more time).
+        fused: hand-written backward passes on CPU and the variable-length kernel on CUDA; False is plain PyTorch
+            (for double backward and `torch.func`).
+        causal: predict each token from those before it alone; False lets a token see its whole piece, for encoders. Such a
+            network has no cache, and can't generate token by token.
+
+    Source: Radford et al. 2019 (pre-norm decoder, scaled init); Touvron et al. 2023 (RMSNorm, SwiGLU, rotary).
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        dim: int = 256,
+        num_layers: int = 6,
+        num_heads: int = 4,
+        num_kv_heads: int | None = None,
+        hidden_dim: int | None = None,
+        max_len: int = 2048,
+        dropout: float = 0.0,
+        qk_norm: bool = True,
+        tie_embeddings: bool = True,
+        rope_base: float = 10000.0,
+        feature_sizes: Mapping[str, int] | None = None,
+        checkpoint_activations: bool = False,
+        fused: bool = True,
+        causal: bool = True,
+    ) -> None:
+        super().__init__()
+        num_kv_heads = num_kv_heads or num_heads
+        hidden_dim = hidden_dim or -(-8 * dim // (3 * 64)) * 64
+        _check(
+            vocab_size=vocab_size, dim=dim, num_layers=num_layers, num_heads=num_heads, num_kv_heads=num_kv_heads, dropout=dropout
+        )
+        self.vocab_size, self.dim, self.max_len, self.dropout = vocab_size, dim, max_len, dropout
+        self.head_dim, self.num_kv_heads = dim // num_heads, num_kv_heads
+        self.rope_base, self.fused, self.checkpoint_activations = rope_base, fused, checkpoint_activations
+        self.causal = causal
+        self.features = frozenset(feature_sizes or ())
+        self.embedding = nn.Embedding(vocab_size, dim)
+        self.feature_embeddings = nn.ModuleDict(
+            {f"feature_{name}": nn.Embedding(size, dim) for name, size in (feature_sizes or {}).items()}
+        )  # prefixed, since a module's name must not be that of one of nn.Module's methods
+        self.blocks = nn.ModuleList(
+            Block(
+                attention=Attention(
+                    dim=dim, num_heads=num_heads, num_kv_heads=num_kv_heads, qk_norm=qk_norm, fused=fused, causal=causal
+                ),
+                feed_forward=FeedForward(dim=dim, hidden_dim=hidden_dim),
+                dropout=dropout,
+                fused=fused,
+            )
+            for _ in range(num_layers)
+        )
+        self.gain = nn.Parameter(torch.ones(dim))
+        self.unembedding = nn.Linear(dim, vocab_size, bias=False)
+        if tie_embeddings:
+            self.unembedding.weight = self.embedding.weight
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all weights anew (also after `to_empty` from the meta device)."""
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=INIT_STD)
+            elif isinstance(module, Attention) and module.temperature is not None:
+                nn.init.ones_(module.temperature)
+        for module in self.modules():
+            if isinstance(module, (Attention, FeedForward)):
+                nn.init.normal_(module.output.weight, std=INIT_STD / (2 * len(self.blocks)) ** 0.5)
+        nn.init.ones_(self.gain)
+
+    def forward(
+        self,
+        tokens_bt: Tensor,
+        *,
+        documents_bt: Tensor | Packing | None = None,
+        positions_bt: Tensor | None = None,
+        features: Mapping[str, Tensor] | None = None,
+        cache: KVCache | None = None,
+        embeddings_btd: Tensor | None = None,
+    ) -> Tensor:
+        """Logits of the next token at every position.
+
+        Args:
+            tokens_bt: [b, t] int64.
+            documents_bt: [b, t] index of the piece inside the row, each piece contiguous (-1 for padding): tokens see
+                their own piece only. A ready `Packing` forces one way of computing it. None: a row is one piece.
+            positions_bt: [b, t] position inside the piece; None to count from 0 (or from the cache's length).
+            features: [b, t] int for each name in feature_sizes.
+            cache: keys and values of the earlier tokens of the rows; the new ones are added to it.
+            embeddings_btd: take the place of the tokens' own embeddings (`embed`), features still added to them.
+
+        Returns:
+            [b, t, v].
+        """
+        h_btd = self.hidden(
+            tokens_bt, documents_bt=documents_bt, positions_bt=positions_bt, features=features, cache=cache,
+            embeddings_btd=embeddings_btd,
+        )  # fmt: skip
+        return self.unembedding(h_btd)
+
+    def hidden(
+        self,
+        tokens_bt: Tensor,
+        *,
+        documents_bt: Tensor | Packing | None = None,
+        positions_bt: Tensor | None = None,
+        features: Mapping[str, Tensor] | None = None,
+        cache: KVCache | None = None,
+        embeddings_btd: Tensor | None = None,
+    ) -> Tensor:
+        """The normalised last hidden states [b, t, d], of which the logits are a linear map; arguments as forward's."""
+        if cache is not None:
+            if not self.causal:
+                raise ValueError(NO_CACHE)
+            if documents_bt is not None:
+                raise ValueError("documents_bt must be None with a cache: give one piece to a row")
+            cache.reserve(tokens_bt.shape[1])
+        x_btd = self._embed(self.embed(tokens_bt) if embeddings_btd is None else embeddings_btd, features or {})
+        if positions_bt is None and isinstance(documents_bt, Tensor):
+            positions_bt = positions_in(documents_bt)
+        rotary = self._rotary(tokens_bt, positions_bt, cache, x_btd.dtype)
+        packing = documents_bt
+        if isinstance(packing, Tensor):
+            packing = Packing.choose(packing, dtype=x_btd.dtype, fused=self.fused, causal=self.causal)
+        single = self._single_step(x_btd, rotary, positions_bt, cache)
+        if single is not None:
+            x_btd = single
+        else:
+            for layer, block in enumerate(self.blocks):
+                if self.checkpoint_activations and torch.is_grad_enabled():
+                    x_btd = checkpoint(block, x_btd, rotary, packing=packing, use_reentrant=False)
+                else:
+                    x_btd = block(x_btd, rotary, packing=packing, cache=cache, layer=layer)
+        if cache is not None:
+            cache.length += tokens_bt.shape[1]
+        return kernels.rms_norm(x_btd, fused=self.fused) * self.gain.to(x_btd.dtype)
+
+    def _single_step(
+        self, x_btd: Tensor, rotary: tuple[Tensor, Tensor], positions_bt: Tensor | None, cache: KVCache | None
+    ) -> Tensor | None:
+        """The blocks' output by the short path of `decoding`, where it applies: one new token a row, on CPU."""
+        plain = torch.is_grad_enabled() or self.training or torch.is_autocast_enabled("cpu") or not self.fused
+        if cache is None or plain or positions_bt is not None or x_btd.shape[1] != 1 or x_btd.device.type != "cpu":
+            return None
+        if cache.step is None:
+            cache.step = SingleStep([block for block in self.blocks if isinstance(block, Block)], cache)
+        x_bd = cache.step(x_btd[:, 0], *rotary, cache)
+        return None if x_bd is None else x_bd[:, None]
+
+    def embed(self, tokens_bt: Tensor) -> Tensor:
+        """The tokens' own embeddings [b, t, d], which `forward` takes back, changed or not, as `embeddings_btd`."""
+        return self.embedding(tokens_bt)
+
+    def _embed(self, x_btd: Tensor, features: Mapping[str, Tensor]) -> Tensor:
+        if set(features) != self.features:
+            raise ValueError(
+                f"features has {sorted(features)}, the model was built with feature_sizes of "
+                f"{sorted(self.features)}; pass exactly those"
+            )
+        for name, embedding in self.feature_embeddings.items():
+            x_btd = x_btd + embedding(features[name.removeprefix("feature_")])
+        if torch.is_autocast_enabled(x_btd.device.type):
+            x_btd = x_btd.to(torch.get_autocast_dtype(x_btd.device.type))
+        return kernels.dropout(x_btd, self.dropout) if self.training and self.dropout else x_btd
+
+    def _rotary(
+        self, tokens_bt: Tensor, positions_bt: Tensor | None, cache: KVCache | None, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """cos and sin of each token's angles, [n, 1, k/2]; they are always computed in float32 or better."""
+        batch, time = tokens_bt.shape
+        if positions_bt is not None or cache is None:
+            if positions_bt is None:
+                positions_bt = torch.arange(time, device=tokens_bt.device).expand(batch, time)
+            return self._angles(positions_bt.reshape(-1), dtype)
+        if cache.rotary is None:
+            cache.rotary = self._angles(torch.arange(cache.max_len, device=tokens_bt.device), dtype)
+        cos, sin = (table[cache.length : cache.length + time] for table in cache.rotary)
+        return (cos, sin) if time == 1 else (cos.repeat(batch, 1, 1), sin.repeat(batch, 1, 1))
+
+    def _angles(self, positions_n: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        half = self.head_dim // 2
+        exact = torch.promote_types(dtype, torch.float32)
+        rate = self.rope_base ** (torch.arange(half, device=positions_n.device, dtype=exact) / -half)
+        angles = (positions_n.to(exact)[:, None] * rate)[:, None]
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+    def new_cache(self, batch: int, max_len: int | None = None, dtype: torch.dtype | None = None) -> KVCache:
+        """An empty cache for `batch` rows of at most max_len tokens (default: the model's), of the weights' dtype.
+
+        Raises: ValueError where the model is not causal.
+        """
+        if not self.causal:
+            raise ValueError(NO_CACHE)
+        weight = self.embedding.weight
+        return KVCache(
+            num_layers=len(self.blocks),
+            batch=batch,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            max_len=max_len or self.max_len,
+            dtype=dtype or weight.dtype,
+            device=weight.device,
+        )
+
+    def num_parameters(self) -> int:
+        """Parameters, a tied matrix counted once."""
+        return sum(p.numel() for p in self.parameters())
+
+    def flops_per_token(self, length: int) -> int:
+        """Floating-point operations of forward and backward per token, in pieces of `length` tokens.
+
+        6 for each weight of a matrix product (2 forward, 4 backward), and 6 length d a layer for the causal half of
+        the two products of attention, twice that where the model is not causal. Recomputation is not counted.
+
+        Source: Kaplan et al. 2020, section 2.1; Chowdhery et al. 2022, appendix B, halved for causality.
+        """
+        weights = self.vocab_size * self.dim
+        weights += sum(p.numel() for p in self.blocks.parameters() if p.dim() == 2)
+        return 6 * weights + (6 if self.causal else 12) * len(self.blocks) * length * self.dim
+
+
+def _check(*, vocab_size: int, dim: int, num_layers: int, num_heads: int, num_kv_heads: int, dropout: float) -> None:
+    for name, value in (("vocab_size", vocab_size), ("num_layers", num_layers), ("num_heads", num_heads)):
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1; set model.{name} to a positive number")
+    if dim % (2 * num_heads):
+        raise ValueError(
+            f"dim={dim} must be a multiple of 2 * num_heads={2 * num_heads} (rotary positions turn pairs); "
+            f"try dim={-(-dim // (2 * num_heads)) * 2 * num_heads}"
+        )
+    if num_kv_heads < 1 or num_heads % num_kv_heads:
+        raise ValueError(f"num_kv_heads={num_kv_heads} must divide num_heads={num_heads}; use null for num_heads")
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout={dropout} must lie in [0, 1); 0.1 is usual, 0 switches it off")

@@ -1,0 +1,70 @@
+"""environment.txt: the commit, Python, hardware and packages that a run depends on."""
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from etude.report.files import write_atomically
+
+
+def environment(*, source: Path | None = None) -> str:
+    """Describe what a run depends on beyond its configuration: commit, Python, hardware, packages.
+
+    Args:
+        source: a folder of the checkout whose commit is named; None takes the one that this file lies in.
+
+    Returns:
+        Lines "key: value", then one "name==version" for every installed package, sorted.
+    """
+    lines = {
+        "commit": _commit(source or Path(__file__).parent),
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "system": platform.platform(),
+        "cpu": _cpu_name(),
+        "cpu cores": f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} usable",
+        "memory": _memory(),
+        "torch threads": str(torch.get_num_threads()),
+        "gpu": ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())) or "none",
+        "cuda": str(torch.version.cuda or "none"),
+    }
+    names = {(dist.metadata["Name"] or "?", dist.version) for dist in metadata.distributions()}
+    packages = sorted((f"{name}=={version}" for name, version in names), key=str.lower)
+    return "\n".join([*(f"{key}: {value}" for key, value in lines.items()), "", "packages:", *packages, ""])
+
+
+def write_environment(folder: Path) -> Path:
+    """Write `environment` to environment.txt in a run's folder, and return its path."""
+    return write_atomically(Path(folder) / "environment.txt", environment())
+
+
+def _commit(folder: Path) -> str:
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20, check=True
+        ).stdout.strip()
+
+    try:
+        commit, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown (not a git checkout, or no git)"
+    return f"{commit}{' with uncommitted changes' if changed else ''}"
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _memory() -> str:
+    try:
+        return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"
+    except (AttributeError, OSError, ValueError):
+        return "unknown"

@@ -1,0 +1,174 @@
+"""report.html: text, tables, pictures and sound in one file that needs no network."""
+
+import base64
+import html
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+from etude.report.files import write_atomically
+
+MIME_TYPES = {".png": "image/png", ".wav": "audio/wav", ".mp3": "audio/mpeg", ".flac": "audio/flac"}
+IMAGE_SUFFIXES, AUDIO_SUFFIXES = (".png",), (".wav", ".mp3", ".flac")
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1d2126; --soft: #5b6470; --paper: #fdfdfb; --line: #d9dce0; --band: #f2f3f1; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e6e8; --soft: #9aa3ad; --paper: #17191c; --line: #353a40; --band: #1f2226; }
+}
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink); font: 17px/1.55 system-ui, -apple-system, "Segoe UI",
+  Roboto, "Helvetica Neue", Arial, sans-serif; }
+main { max-width: 60rem; margin: 0 auto; padding: 2.5rem 1.25rem 5rem; }
+h1, h2, h3 { line-height: 1.2; text-wrap: balance; }
+h1 { font-size: 2rem; margin: 0 0 1.5rem; }
+h2 { font-size: 1.4rem; margin: 2.75rem 0 .75rem; padding-top: 1rem; border-top: 1px solid var(--line); }
+h3 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
+p { max-width: 42rem; margin: .6rem 0; white-space: pre-line; overflow-wrap: anywhere; }
+.scroll { overflow-x: auto; margin: 1rem 0; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; min-width: 20rem; }
+caption { text-align: left; color: var(--soft); padding-bottom: .4rem; }
+th, td { padding: .35rem .8rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+th { color: var(--soft); font-weight: 600; border-bottom: 2px solid var(--line); }
+tbody tr:nth-child(even) { background: var(--band); }
+th.number, td.number { text-align: right; white-space: nowrap; }
+figure { margin: 1.25rem 0; }
+figure img { max-width: 100%; height: auto; border-radius: 4px; background: #fff; }
+figure audio { width: 100%; max-width: 42rem; display: block; }
+figcaption { color: var(--soft); font-size: .9rem; margin-top: .3rem; overflow-wrap: anywhere; }
+pre { background: var(--band); padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; border-radius: 4px; }
+"""
+SECURITY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
+
+
+class Report:
+    """One HTML file with text, tables, pictures and audio players inside: no network, no scripts, no other files.
+
+    Parts appear in the order of the calls, which return the report, so that they chain. All text is escaped: names of
+    files and pieces may be anything.
+
+    Args:
+        title: the headline and the window's title.
+    """
+
+    def __init__(self, title: str):
+        self.title = title
+        self._parts: list[str] = []
+
+    def heading(self, text: str, *, level: int = 2) -> "Report":
+        """Start a section (level 2) or a subsection (level 3)."""
+        if level not in (2, 3):
+            raise ValueError(f"level={level} is not a heading of a report; give 2 (section) or 3 (subsection)")
+        return self._add(f"<h{level}>{_escape(text)}</h{level}>")
+
+    def text(self, text: str) -> "Report":
+        """Add a paragraph; line breaks are kept."""
+        return self._add(f"<p>{_escape(text)}</p>")
+
+    def code(self, text: str) -> "Report":
+        """Add preformatted text, such as a command or a configuration."""
+        return self._add(f"<pre>{_escape(text)}</pre>")
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], *, caption: str = "") -> "Report":
+        """Add a table; numbers stand to the right, floats with four significant digits, None and NaN as a dash.
+
+        Raises:
+            ValueError: a row with another number of cells than `columns`.
+        """
+        for number, row in enumerate(rows):
+            if len(row) != len(columns):
+                raise ValueError(f"row {number} has {len(row)} cells for {len(columns)} columns; give one per column")
+        numeric = [bool(rows) and all(_is_number(row[i]) for row in rows) for i in range(len(columns))]
+
+        def cells(tag: str, values: Sequence[object]) -> str:
+            return "".join(
+                f"<{tag}{' class=number' if right else ''}>{_escape(format_cell(value))}</{tag}>"
+                for value, right in zip(values, numeric, strict=True)
+            )
+
+        head, body = cells("th", columns), "".join(f"<tr>{cells('td', row)}</tr>\n" for row in rows)
+        title = f"<caption>{_escape(caption)}</caption>" if caption else ""
+        content = f"{title}<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>"
+        return self._add(f"<div class=scroll><table>{content}</table></div>")
+
+    def link(self, target: str, text: str) -> "Report":
+        """Add a link to a file beside the report; `target` is its path from there."""
+        return self._add(f'<p><a href="{_escape(quote(target))}">{_escape(text)}</a></p>')
+
+    def image(self, source: Path | bytes, *, caption: str = "", alt: str = "") -> "Report":
+        """Add a PNG picture, given as a path or as the bytes of the file; `alt` says what it shows (default: the caption)."""
+        data = _data_uri(source, allowed=IMAGE_SUFFIXES)
+        return self._figure(f'<img src="{data}" alt="{_escape(alt or caption)}">', caption)
+
+    def audio(self, source: Path | bytes, *, caption: str = "") -> "Report":
+        """Add a player for a WAV, MP3 or FLAC file, given as a path or as the bytes of the file."""
+        data = _data_uri(source, allowed=AUDIO_SUFFIXES)
+        return self._figure(f'<audio controls preload="metadata" src="{data}"></audio>', caption)
+
+    def html(self) -> str:
+        """The whole document."""
+        title = _escape(self.title)
+        body = "\n".join(self._parts)
+        return (
+            f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+            f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            f'<meta http-equiv="Content-Security-Policy" content="{SECURITY}">\n'
+            f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n"
+            f"<body>\n<main>\n<h1>{title}</h1>\n{body}\n</main>\n</body>\n</html>\n"
+        )
+
+    def write(self, path: Path) -> Path:
+        """Write the document to `path`, replacing an earlier one whole, and return the path."""
+        return write_atomically(Path(path), self.html())
+
+    def _figure(self, content: str, caption: str) -> "Report":
+        below = f"<figcaption>{_escape(caption)}</figcaption>" if caption else ""
+        return self._add(f"<figure>{content}{below}</figure>")
+
+    def _add(self, part: str) -> "Report":
+        self._parts.append(part)
+        return self
+
+
+def format_cell(value: object) -> str:
+    """A table cell as text: floats with four significant digits, None and NaN as a dash, the rest as it prints."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, float):
+        plain = value == 0 or 1e-4 <= abs(value) < 1e4 or math.isinf(value)
+        return f"{value:.4g}" if plain else f"{value:.3e}"
+    return str(value)
+
+
+def _is_number(value: object) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _escape(text: str) -> str:
+    readable = str(text).encode("utf-8", "backslashreplace").decode("utf-8")
+    return html.escape("".join(c if c.isprintable() or c in "\n\t" else "�" for c in readable), quote=True)
+
+
+def _data_uri(source: Path | bytes, *, allowed: tuple[str, ...]) -> str:
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    suffix = _suffix_of(data)
+    if suffix not in allowed:
+        name = "the bytes given" if isinstance(source, bytes) else ascii(str(source))
+        raise ValueError(
+            f"source ({name}) holds no {' or '.join(s[1:].upper() for s in allowed)} data; give a file of one of these kinds"
+        )
+    return f"data:{MIME_TYPES[suffix]};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def _suffix_of(data: bytes) -> str | None:
+    """The kind of a file by its first bytes, since a name proves nothing."""
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return ".png"
+    if data.startswith(b"RIFF") and data[8:12] == b"WAVE":
+        return ".wav"
+    if data.startswith(b"fLaC"):
+        return ".flac"
+    if data.startswith(b"ID3") or (len(data) > 1 and data[0] == 0xFF and data[1] & 0xE0 == 0xE0):
+        return ".mp3"
+    return None

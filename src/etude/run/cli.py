@@ -1,0 +1,101 @@
+"""The command `etude VERB ...`; one entry of VERBS is one verb. Imports nothing slow before it knows the verb."""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Verb(NamedTuple):
+    """What a verb does, the function that does it, and the configuration that Hydra composes for it."""
+
+    effect: str
+    function: str  # module:name; takes the composed configuration
+    config: str  # a file below conf/, without its suffix
+
+
+VERBS = {
+    "train": Verb("trains a model", "etude.run.programs:train", "train"),
+    "generate": Verb("samples music from a checkpoint", "etude.run.programs:generate", "generation/generate"),
+    "evaluate": Verb("measures a checkpoint, or a folder of scores", "etude.run.programs:evaluate", "evaluation/evaluate"),
+    "transfer": Verb("restyles audio files", "etude.run.programs:transfer", "transfer"),
+}
+
+
+def main() -> None:
+    """Runs the verb that the command line names, with Hydra's options after it."""
+    name, options = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
+    if name in ("--help", "-h"):
+        print(usage())
+    elif name == "--version":
+        from importlib.metadata import version
+
+        print(f"etude {version('etude')}")
+    elif name not in VERBS:
+        print(f"error: {unknown(name)}", file=sys.stderr)
+        sys.exit(2)
+    else:
+        run(name, options)
+
+
+def usage() -> str:
+    """Returns the verbs with their effects, for `etude --help`."""
+    width = max(map(len, VERBS))
+    verbs = [f"  {name:{width}}  {verb.effect}" for name, verb in VERBS.items()]
+    return "\n".join(
+        ["Usage: etude VERB [group=choice ...] [key=value ...]", "", *verbs, "", "etude VERB --help lists its options."]
+    )
+
+
+def unknown(name: str) -> str:
+    """Returns the line that refuses a verb: the nearest one, and all that there are."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, VERBS, n=1)
+    guess = f"did you mean {near[0]}? " if near else ""
+    return f"etude has no verb {name!r}; {guess}the verbs are {', '.join(VERBS)}"
+
+
+def conf_folder() -> Path:
+    """Returns the folder of the configuration that belongs to this code: the clone's, or the one inside the installed wheel."""
+    package = Path(__file__).parents[1]
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parents[1] / "conf"
+
+
+def understood(options: list[str]) -> list[str]:
+    """Returns the options of training in Hydra's words; ends the program with one line where that can't be done."""
+    presets = sorted(path.stem for path in (conf_folder() / "genre").glob("*.yaml"))
+    try:
+        return list(importlib.import_module("etude.run.recipes").spelled_out(options, presets))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run(name: str, options: list[str]) -> None:
+    """Composes the verb's configuration from `options`, as its script at the top of the repository does, and runs it."""
+    import hydra
+    from omegaconf import DictConfig
+
+    from etude.run.command import start
+
+    verb = VERBS[name]
+    config = conf_folder() / verb.config
+    module, _, function = verb.function.partition(":")
+    call = getattr(importlib.import_module(module), function)
+    if name == "train":
+        options = understood(options)
+    command = sys.argv
+
+    def task(cfg: DictConfig) -> Any:
+        sys.argv = command  # Lightning starts further ranks with it
+        return call(cfg)
+
+    task.__module__ = name  # Hydra names the job after it
+    sys.argv = [command[0], *options]  # Hydra reads its options from here
+    start(hydra.main(version_base="1.3", config_path=str(config.parent), config_name=config.name)(task))
+
+
+if __name__ == "__main__":
+    main()

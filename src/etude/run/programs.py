@@ -1,0 +1,312 @@
+"""From a composed configuration to trained, sampled and scored music; only this module and recipes.py know Hydra."""
+
+import functools
+import importlib.util
+import inspect
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from etude.run import recipes
+from etude.run.command import check_types, one_line_errors
+from etude.run.folder import alone_in, keep_earlier, run_folder
+
+if TYPE_CHECKING:
+    from etude.core.task import Task
+
+
+@functools.cache
+def _wandb_offline() -> bool:
+    from etude.report.dashboards import wandb_offline
+
+    return wandb_offline()
+
+
+OmegaConf.register_new_resolver("wandb_offline", _wandb_offline, replace=True)
+OmegaConf.register_new_resolver("pick", recipes.pick, replace=True)
+
+
+def instantiate(node: Any, **extra: Any) -> Any:
+    """Builds what a `_target_` names; plain containers go to the constructors."""
+    import hydra.utils
+
+    return hydra.utils.instantiate(node, **extra, _convert_="all")
+
+
+def load_task(path: Path) -> tuple["Task", DictConfig]:
+    """Rebuilds a trained task and the configuration of its run from a checkpoint alone."""
+    import torch
+    from hydra.utils import get_class
+
+    from etude.core.checkpoint_files import load_checkpoint, unusable
+
+    checkpoint = load_checkpoint(path)
+    recipe = OmegaConf.create(checkpoint["etude"]["recipe"])
+    made: Any = get_class(recipe.task._target_)
+    try:
+        task = build_task(recipe, **made.parts_from(checkpoint["etude"]))
+        task.phases.restore(task, checkpoint["etude"])
+        task.load_state_dict(checkpoint["state_dict"])
+    except Exception as error:  # a file may be malformed in any way; it was checked that building it runs no foreign code
+        raise unusable(path, error) from error
+    task.eval()
+    task.to("cuda" if torch.cuda.is_available() else "cpu")
+    assert isinstance(task, made)
+    return task, recipe
+
+
+def build_task(cfg: DictConfig, **parts: Any) -> "Task":
+    """Builds the task with its networks, optimizer and schedule; `parts` are what the data provides."""
+    names = ("model", "discriminator", "optimizer", "scheduler")
+    builders = {name: instantiate(cfg[name]) for name in names if cfg.get(name) is not None}
+    return _hand_over(cfg.task, **builders, **parts)
+
+
+def _hand_over(node: DictConfig, **parts: Any) -> Any:
+    """Builds what `node` names with those of `parts` that it asks for.
+
+    Raises: ValueError where it asks for one that is not there, such as a task for other data's.
+    """
+    from hydra.utils import get_object
+
+    parameters = inspect.signature(get_object(node._target_)).parameters
+    given = {name: part for name, part in parts.items() if name in parameters}
+    named = {p.name: p for p in parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    missing = [n for n, p in named.items() if p.default is p.empty and n not in given and n not in node]
+    if missing:
+        raise ValueError(
+            f"{node._target_.rpartition('.')[2]} needs a {missing[0]}, which the chosen data or groups don't give; "
+            "`python train.py --help` shows which task= and data= go together"
+        )
+    # not through Hydra's keywords, which turn dataclasses into dictionaries
+    return instantiate(node, _partial_=True)(**given)
+
+
+def build_technique(node: DictConfig, outputs: str = "outputs") -> Any:
+    """Builds a technique; one that wants another run's model gets `find`, from (checkpoint, folder or `last`; the key that names
+    it) to a path, and `load`."""
+    from etude.core.checkpoint_files import find_checkpoint
+
+    return _hand_over(node, find=lambda ckpt, option: find_checkpoint(ckpt, outputs, option=option), load=load_task)
+
+
+def prepare_data(node: DictConfig, tokenizer: Callable[..., Any] | None, folder: Path) -> Any:
+    """Builds the datamodule, reads what is not cached yet, and lists in the run's folder what had to be left out."""
+    from etude.report.files import write_atomically
+
+    datamodule = _hand_over(node, **({} if tokenizer is None else {"tokenizer": tokenizer}))
+    datamodule.prepare_data()
+    if rows := datamodule.quarantine:
+        lines = ["\t".join(row) for row in [("file", "piece", "reason"), *rows]]
+        write_atomically(folder / "quarantine.tsv", "\n".join([*lines, ""]))
+    return datamodule
+
+
+def _the_one(tokenizer: Any) -> Callable[..., Any]:
+    """Hands a checkpoint's tokenizer to a datamodule that asks for one with its genres."""
+
+    def checked(*, genres: list[str]) -> Any:
+        if missing := sorted(set(genres) - set(tokenizer.genres)):
+            raise ValueError(
+                f"the data has genres {missing}, which the checkpoint was not trained on (it knows "
+                f"{list(tokenizer.genres)}); give the data= options of its run"
+            )
+        return tokenizer
+
+    return checked
+
+
+def quiet_lightning() -> None:
+    """Leaves out Lightning's notes and the warnings that tell a user of Etude nothing."""
+    import logging
+    import warnings
+
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 on torch 2.11
+        r"Experiment logs directory .* exists and is not empty",  # the run's folder, where metrics.csv belongs
+        r".*does not have many workers which may be a bottleneck",  # the loader's share is measured: under 3 %
+        r"The number of training batches .* is smaller than the logging interval",  # small data: steps are what counts
+        r"Total length of .* across ranks is zero",  # BestCheckpoint says what that means
+        r"Checkpoint directory .* exists and is not empty",  # LastCheckpoint shares it with ModelCheckpoint
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+@one_line_errors
+def train(cfg: DictConfig) -> float | None:
+    """Trains, keeps the best and the last checkpoint, samples and writes the report; returns the monitored value."""
+    from etude.core.checkpoint_files import find_checkpoint, load_checkpoint
+
+    folder, overrides = run_folder(), recipes.command_line()
+    if (cfg.get("stage") or {}).get("phases"):
+        with alone_in(folder):
+            return recipes.train_phases(cfg, folder, overrides, _run)
+    if cfg.get("stage") and not cfg.ckpt:
+        cfg, overrides = recipes.starting_point(cfg, overrides)
+    resume = find_checkpoint(cfg.ckpt, cfg.outputs) if cfg.ckpt else None
+    if resume is not None:
+        checkpoint = load_checkpoint(resume)
+        cfg, overrides = recipes.continued(cfg, checkpoint, overrides, path=resume)
+        if not any(recipes.key(option) in ("name", "data") for option in recipes.command_line()):
+            cfg.name = checkpoint["etude"]["recipe"]["name"]  # of its data, not of this command's default
+        print(f"continuing {resume} with the options of its run: {' '.join(overrides) or 'the defaults'}", file=sys.stderr)
+    with alone_in(folder):
+        return _run(cfg, folder, overrides, resume)
+
+
+def _run(cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | None) -> float | None:
+    """One training: `overrides` are the options that give `cfg`, `resume` the checkpoint that it continues."""
+    import torch
+    from omegaconf import open_dict
+    from pytorch_lightning import seed_everything
+
+    from etude.core.checkpoint_files import find_checkpoint, saved_step, verify_archive
+    from etude.core.checkpoints import copy_durably
+    from etude.core.protocols import ChecksAhead
+    from etude.core.stopping import stopped_by
+    from etude.core.technique import Composition
+    from etude.report.dashboards import continue_curves
+    from etude.report.environment import write_environment
+
+    sampling = instantiate(cfg.sampling) if cfg.get("sampling") else None  # `~sampling` on the command line leaves it out
+    if sampling is not None and isinstance(sampling.func, ChecksAhead):
+        sampling.func.check(sampling.keywords)  # rather than after hours of training
+    for name in [name for name, node in (cfg.get("technique") or {}).items() if "_target_" not in node]:
+        if any(recipes.key(option).startswith(f"technique.{name}") for option in overrides):
+            raise ValueError(f"technique.{name} is set, but the technique is not chosen; add it: technique=[{name},...]")
+        with open_dict(cfg):  # an experiment sets what another choice has left out
+            del cfg.technique[name]
+    check_types(cfg)
+    techniques = Composition(build_technique(node, cfg.outputs) for node in (cfg.get("technique") or {}).values()).techniques
+    overrides = recipes.pinned(overrides, techniques)
+    recipe: Any = OmegaConf.to_container(cfg, resolve=True)
+    keep_earlier(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    write_environment(folder)
+    quiet_lightning()
+    seed_everything(cfg.seed, verbose=False)
+    torch.set_float32_matmul_precision("high")
+
+    trainer = build_trainer(cfg, folder, techniques)
+    if resume is not None:
+        continue_curves(trainer.loggers, step=saved_step(resume))
+    tokenizer = instantiate(cfg.tokenizer) if cfg.get("tokenizer") is not None else None
+    datamodule = prepare_data(cfg.data, tokenizer, folder)
+    task = build_task(cfg, **datamodule.parts)
+    task.check_metric(cfg.monitor, "monitor", cfg.monitor_mode, techniques)
+    if cfg.weights is not None:
+        recipes.start_from(task, find_checkpoint(cfg.weights, cfg.outputs, option="weights"), techniques)
+    task.recipe = {**recipe, "overrides": overrides}
+    last = folder / "checkpoints" / "last.ckpt"
+    if resume is not None:
+        verify_archive(resume)  # again: Lightning reads it now, and preparing the data may have taken hours
+    try:
+        trainer.fit(task, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+    except SystemExit as end:  # Lightning's answer to Ctrl-C and other signals, after LastCheckpoint has written
+        signal = stopped_by(end)
+        if trainer.is_global_zero:
+            how = f"`python train.py ckpt={folder}` continues this run" if last.is_file() else "before the first checkpoint"
+            by = "" if signal.name == "Ctrl-C" else f" by {signal.name} (exit code {signal.exit_code})"
+            print(f"stopped at step {trainer.global_step}{by}; {how}", file=sys.stderr)
+        sys.exit(signal.exit_code)
+    if resume is not None and not last.is_file() and trainer.is_global_zero:  # it was finished: there was no step to write after
+        copy_durably(resume, last)
+    value = trainer.callback_metrics.get(cfg.monitor)
+    if trainer.is_global_zero:
+        best = Path(trainer.checkpoint_callback.best_model_path or last)
+        if sampling is not None:
+            shutil.rmtree(folder / "samples", ignore_errors=True)  # where a run is continued
+            trained, _ = load_task(best)
+            sampling(task=trained, folder=folder, datamodule=datamodule)
+        print(f"checkpoint: {best}\nresults:    {folder}", file=sys.stderr)
+    return float(value) if value is not None else None
+
+
+def build_trainer(cfg: DictConfig, folder: Path, techniques: list[Any]) -> Any:
+    """Builds Lightning's trainer with the run's loggers, techniques, checkpoints, progress bar and Ctrl-C guard."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from pytorch_lightning.callbacks import LearningRateMonitor
+
+    from etude.core.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
+    from etude.report.progress import RunProgress
+
+    if HydraConfig.get().mode == RunMode.MULTIRUN and cfg.trainer.devices not in (1, "1", "auto"):
+        raise ValueError(
+            "a multirun with several devices would start the whole sweep on every rank; start one `python train.py` for each run"
+        )
+    if "tensorboard" in (cfg.get("logger") or {}) and importlib.util.find_spec("tensorboard") is None:
+        raise ValueError("logger=tensorboard needs a package that is not installed; pip install 'etude[tensorboard]'")
+    loggers = [instantiate(node) for node in (cfg.get("logger") or {}).values()]
+    checkpoints = folder / "checkpoints"
+    callbacks = [
+        *techniques,
+        BestCheckpoint(checkpoints, "best", monitor=cfg.monitor, mode=cfg.monitor_mode, enable_version_counter=False),
+        LastCheckpoint(path=checkpoints / "last.ckpt", every_n_steps=cfg.save_every),
+        RunProgress(),
+    ]
+    if loggers:
+        callbacks.append(LearningRateMonitor("step"))
+    return instantiate(
+        cfg.trainer, logger=loggers or False, callbacks=callbacks, plugins=[AtomicCheckpointIO()], default_root_dir=str(folder)
+    )
+
+
+@one_line_errors
+def generate(cfg: DictConfig) -> None:
+    """Samples from a checkpoint into MIDI, audio, piano rolls and a report."""
+    from etude.core.checkpoint_files import find_checkpoint
+    from etude.core.protocols import Samples
+
+    path = find_checkpoint(cfg.ckpt or "last", cfg.outputs, kind="language_model")
+    task, _ = load_task(path)
+    if not isinstance(task, Samples):
+        raise ValueError(f"{path} holds a {type(task).__name__}, which generates no scores; restyle audio with transfer.py")
+    folder = run_folder()
+    instantiate(cfg.sampling)(task=task, folder=folder)
+    print(f"results: {folder / 'report.html'}", file=sys.stderr)
+
+
+@one_line_errors
+def transfer(cfg: DictConfig) -> None:
+    """Restyles audio files with a checkpoint."""
+    from etude.core.checkpoint_files import find_checkpoint
+    from etude.core.protocols import Translates
+
+    quiet_lightning()
+    task, _ = load_task(find_checkpoint(cfg.ckpt or "last", cfg.outputs, kind="style_transfer"))
+    if not isinstance(task, Translates):
+        raise ValueError(f"ckpt holds a {type(task).__name__}, which changes no styles; give one of task=style_transfer")
+    if OmegaConf.is_missing(cfg.vocoder, "ckpt"):
+        raise ValueError("vocoder.ckpt is missing: give a checkpoint or run of `train.py task=vocoder`, or vocoder.ckpt=last")
+    if cfg.vocoder.get("ckpt") is not None:
+        cfg.vocoder.ckpt = str(find_checkpoint(cfg.vocoder.ckpt, cfg.outputs, kind="vocoder", option="vocoder.ckpt"))
+    vocoder = _hand_over(cfg.vocoder, contract=task.contract, load=load_task)
+    instantiate(cfg.transfer)(task=task, vocoder=vocoder, folder=run_folder())
+
+
+@one_line_errors
+def evaluate(cfg: DictConfig) -> None:
+    """Measures a checkpoint against what was held out, or any folder of scores by itself."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from etude.core.checkpoint_files import find_checkpoint
+    from etude.core.protocols import Tokenized
+
+    folder = run_folder()
+    if cfg.files is not None:
+        instantiate(cfg.score_files)(folder=folder)
+    else:
+        path = find_checkpoint(cfg.ckpt or "last", cfg.outputs, kind=HydraConfig.get().runtime.choices.get("task"))
+        task, recipe = load_task(path)
+        kind = type(task).__module__.rpartition(".")[2]
+        score = recipes.scoring(cfg, kind, path, logs=task.logs)
+        data: Any = recipe.data if cfg.data is None else OmegaConf.merge(recipe.data, cfg.data)
+        datamodule = prepare_data(data, _the_one(task.tokenizer) if isinstance(task, Tokenized) else None, folder)
+        instantiate(score)(task=task, datamodule=datamodule, folder=folder)
+    print(f"results: {folder / 'report.html'}", file=sys.stderr)

@@ -1,0 +1,175 @@
+"""Several phases in one run, each with its frozen modules, learning rates, weights and data, and automatic transitions."""
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import pytorch_lightning as pl
+
+from etude.core.phases import Phase
+from etude.core.task import Task
+from etude.core.technique import StepSlot, Technique
+from etude.optim.plateau import Plateau, check_mode
+
+log = logging.getLogger(__name__)
+
+KEYS = frozenset(field.name for field in dataclasses.fields(Phase))
+
+
+class Stages(Technique):
+    """Trains phase after phase without leaving the run; each is a mapping of
+
+    - name.
+    - frozen: beginnings of the names of parameters that rest; `embeddings` are all tables of embeddings, if there are any.
+    - lr: factor of the learning rates. layer_decay: of each residual block but the last, counted from the output backwards,
+      and of the embeddings: block l of L learns with lr * layer_decay^(L - l) (Howard and Ruder 2018; Clark et al. 2020).
+    - loss_weights: laid over the task's.
+    - data: {column: value, [values] or [lowest, highest]} of the manifest's columns: the pieces that are drawn.
+    - modules: what the task adds when the phase begins, by the arguments of its `add_modules`.
+    - max_steps: length of the phase, over which the task's schedule runs anew; None for the rest of the run.
+      warmup: share of it, in [0, 1), None for the schedule's own.
+    - monitor (None: the task's own), mode ("min" or "max" is better), patience, min_delta, min_steps: it ends, after
+      `min_steps` at the earliest, when the metric has not improved by more than `min_delta` for `patience` validations.
+
+    A phase changes between two optimizer steps; the reason is logged, and the optimizer's moments stay with the parameters
+    that stay. After an end by `max_steps` every batch is of the next phase's pieces, after one by `patience` the first 17 may
+    not be (more with over four workers), as they are drawn ahead. The run is over with its last phase, at the latest after
+    the trainer's max_steps. Where the run stands is kept by the task (`etude.core.phases`): other techniques ask it, and
+    resuming in a phase goes on in it, bit for bit.
+
+    When to use: first broad data, then your own; first the new layers, then all. `stage=progression` is an example.
+
+    Args:
+        stages: at least one such mapping.
+
+    Raises:
+        ValueError: an unknown key, nothing to tell where a phase ends; in setup, an unknown parameter, column or metric.
+    """
+
+    step_slot: ClassVar[StepSlot] = StepSlot.PLAN
+
+    def __init__(self, *, stages: Sequence[Mapping[str, Any]] | None = None) -> None:
+        super().__init__()
+        self.phases = [self._phase(stage, number, len(stages or ())) for number, stage in enumerate(stages or (), start=1)]
+        self.plateau = Plateau()
+        self.reason = ""  # why the phase ends before the next batch
+
+    @staticmethod
+    def _phase(stage: Mapping[str, Any], number: int, count: int) -> Phase:
+        if unknown := set(stage) - KEYS:
+            raise ValueError(
+                f"technique.stages.stages[{number - 1}] has {sorted(unknown)[0]!r}; the keys are {', '.join(sorted(KEYS))}"
+            )
+        try:
+            made = Phase(**{"name": f"stage {number}", **stage})
+        except ValueError as error:
+            raise ValueError(f"technique.stages: {error}") from None
+        check_mode(f"stages.stages[{number - 1}].mode", made.mode)
+        if number < count and made.max_steps is None and made.patience is None:
+            raise ValueError(f"technique.stages: {made.name} has no end; give it max_steps or patience")
+        return made
+
+    @property
+    def logs(self) -> frozenset[str]:
+        return frozenset({"stages/number"})
+
+    # --- setup ---
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        assert isinstance(pl_module, Task)
+        if not self.phases:
+            raise ValueError(
+                f"technique stages has no stages for this {type(pl_module).__name__}; choose stage=progression, or give "
+                "technique.stages.stages=[{name: ..., max_steps: ...}, ...]"
+            )
+        if trainer.max_steps < 1:
+            raise ValueError(f"technique stages counts the steps of {type(pl_module).__name__}'s run; set max_steps")
+        try:
+            pl_module.phases.give(pl_module, self.phases)
+        except ValueError as error:
+            raise ValueError(f"technique stages: {error}") from None
+        self.plateau = _plateau(pl_module.phase)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Task)
+        for phase in self.phases:
+            if phase.patience is not None:
+                pl_module.check_metric(_monitor(phase, pl_module), f"technique.stages: monitor of {phase.name}", phase.mode)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Task)
+        self._finish(trainer, pl_module)  # a run that was over is over again
+
+    # --- transitions: decided after a step or a validation, done before the next batch ---
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        assert isinstance(pl_module, Task)
+        if self.reason and not pl_module.accumulating and not pl_module.phases.is_last:
+            self._next(trainer, pl_module)
+
+    def after_step(self, task: Task) -> None:
+        length = task.phase.max_steps
+        if length is not None and task.steps_trained - task.phases.began >= length:
+            self.reason = self.reason or f"its {length} steps are over"
+        self._finish(task.trainer, task)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, Task)
+        if self.is_logged(trainer):
+            pl_module.log("stages/number", float(pl_module.phases.number + 1))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Task)
+        phase = pl_module.phase
+        if trainer.sanity_checking or phase.patience is None:
+            return
+        monitor = _monitor(phase, pl_module)
+        value = trainer.callback_metrics.get(monitor)
+        if value is None:
+            found = ", ".join(sorted(trainer.callback_metrics))
+            raise ValueError(f"technique.stages: monitor of {phase.name} is {monitor!r}, not logged; there are {found}")
+        self.plateau.improves(float(value))
+        best, waited = self.plateau.best, self.plateau.waited
+        if waited >= phase.patience and pl_module.steps_trained - pl_module.phases.began >= phase.min_steps:
+            self.reason = self.reason or f"{monitor} has not improved on {best:.4f} for {waited} validations"
+        self._finish(trainer, pl_module)
+
+    def _finish(self, trainer: pl.Trainer, task: Task) -> None:
+        """Ends the run where its last phase is over."""
+        if not self.reason or task.accumulating or not task.phases.is_last or trainer.should_stop:
+            return
+        if task.steps_trained < trainer.max_steps:
+            log.warning(f"stages: {task.phase.name}, the last one, ends at step {task.steps_trained}: {self.reason}")
+        trainer.should_stop = True
+
+    def _next(self, trainer: pl.Trainer, task: Task) -> None:
+        over, reason, self.reason = task.phase.name, self.reason, ""
+        task.phases.advance(task)
+        self.plateau = _plateau(task.phase)
+        log.warning(f"stages: {over} ends at step {task.steps_trained}: {reason}; {task.phase.name} begins")
+
+    # --- state; where the run stands is the task's ---
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**self.plateau.state_dict(), "reason": self.reason}
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        assert isinstance(pl_module, Task)
+        self.plateau = _plateau(pl_module.phase)  # of the phase in which the checkpoint was written
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.reason = state_dict["reason"]
+        self.plateau.load_state_dict(state_dict)
+
+
+def _plateau(phase: Phase) -> Plateau:
+    return Plateau(mode=phase.mode, min_delta=phase.min_delta)
+
+
+def _monitor(phase: Phase, task: Task) -> str:
+    return phase.monitor or task.logs[0]

@@ -1,0 +1,118 @@
+"""A network that grows: residual blocks join one after another, each as the identity."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from etude.core.task import Task
+from etude.core.technique import Technique
+from etude.optim.pacing import check_share
+
+
+class GrowLayers(Technique):
+    """Begins with a part of the residual blocks and lets the others join, evenly over the first `end` of the run.
+
+    All parameters are there from the start, so optimizer, averages and checkpoints keep their shapes. The last layers of a
+    block that waits are 0: it is the identity, in samples and checkpoints, too, and is left out of the computation; its
+    gradients stay None and its optimizer state untouched. When it joins, the network's function does not jump (Gong et al.
+    2019 copy the block below instead). Of several equal networks (the generators of a GAN) each grows alike.
+
+    When to use: deep networks and long runs from nothing, to save time at the beginning; not with weights=, whose blocks it
+    would empty.
+    Source: Chen et al. 2016 (Net2Net: growing without changing the function); Gong et al. 2019 (progressive stacking).
+
+    Args:
+        start: share of the blocks that trains from the beginning, at least one block, in (0, 1].
+        end: share of the run after which all have joined, in (0, 1].
+
+    Raises:
+        ValueError: a share out of range; in setup, a task without residual blocks, or with one alone.
+    """
+
+    def __init__(self, *, start: float = 0.5, end: float = 0.5) -> None:
+        super().__init__()
+        check_share("grow_layers.start", start)
+        check_share("grow_layers.end", end)
+        self.start, self.end = start, end
+        self.active = 0
+        self._networks: list[list[nn.Module]] = []
+        self._span = 1.0
+
+    @property
+    def logs(self) -> frozenset[str]:
+        return frozenset({"grow_layers/active"})
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        assert isinstance(pl_module, Task)
+        kind = type(pl_module).__name__
+        self._networks = _networks(pl_module)
+        if not self._networks or len(self._networks[0]) < 2:
+            raise ValueError(
+                f"technique grow_layers wants networks of two residual blocks or more, {kind} has "
+                f"{len(self._networks[0]) if self._networks else 'none'}; take it out of technique=[...]"
+            )
+        if trainer.max_steps < 1:
+            raise ValueError("technique grow_layers counts shares of the run; set max_steps")
+        self._span = max(1.0, self.end * trainer.max_steps * trainer.accumulate_grad_batches)
+        for blocks in self._networks:
+            for block in blocks[max(1, int(self.start * len(blocks))) :]:
+                _silence(block)
+            for number, block in enumerate(blocks):
+                block.forward = _waiting(block.forward, self, number)  # type: ignore[method-assign]
+
+    def _wanted(self, task: Task) -> int:
+        count = len(self._networks[0])
+        first = max(1, int(self.start * count))
+        return min(count, first + int((count - first) * task.batches_trained / self._span))
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        assert isinstance(pl_module, Task)
+        self.active = self._wanted(pl_module)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.is_logged(trainer):
+            pl_module.log("grow_layers/active", float(self.active))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"active": self.active}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.active = state_dict["active"]
+
+
+def _networks(task: Task) -> list[list[nn.Module]]:
+    """The residual blocks of each network: those that lie in one list of the task's modules."""
+    names = {id(module): name for name, module in task.named_modules()}
+    found: dict[str, list[nn.Module]] = {}
+    for block in task.residual_blocks:
+        found.setdefault(names[id(block)].rpartition(".")[0], []).append(block)
+    return list(found.values())
+
+
+def _waiting(forward: Any, technique: GrowLayers, number: int) -> Any:
+    def run(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return x if number >= technique.active > 0 else forward(x, *args, **kwargs)
+
+    return run
+
+
+@torch.no_grad()
+def _silence(block: nn.Module) -> None:
+    """Zeroes the last layer of each branch of a residual block: it then gives its input back."""
+    last = [
+        m
+        for name, m in block.named_modules()
+        if name.rpartition(".")[2] in ("output", "project") and "weight" in dict(m.named_parameters())
+    ]
+    if not last:
+        raise ValueError(f"technique grow_layers: {type(block).__name__} has no layer called output or project to begin from 0")
+    for layer in last:
+        layer.weight.zero_()
+        if layer.bias is not None:
+            layer.bias.zero_()

@@ -1,0 +1,74 @@
+"""The average of a schedule-free optimizer, used for validation, sampling and export."""
+
+from typing import Any, ClassVar
+
+import pytorch_lightning as pl
+
+from etude.core.averaging import EvaluationWeights, refuse_split_weights
+from etude.core.task import Task
+from etude.core.technique import Power, Technique
+from etude.optim.optimizers import ScheduleFree as Optimizer
+
+
+class ScheduleFree(Technique):
+    """Evaluates and saves the average x that optimizer=schedule_free keeps, while training goes on at its y.
+
+    x = y + (1 - 1 / b1) (z - y), with z the optimizer's fast weights. x is computed when validation begins or a checkpoint is
+    written, and y comes back bit for bit; the checkpoint's `state_dict` holds x, and y travels in the technique's own state.
+
+    When to use: with optimizer=schedule_free, which brings it along; never with another.
+
+    Source: Defazio et al. 2024, algorithm 1.
+
+    Raises:
+        ValueError: the task trains with another optimizer, or its weights are split over devices.
+    """
+
+    claims: ClassVar[frozenset[Power]] = frozenset({Power.EVALUATION_WEIGHTS})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._held = EvaluationWeights()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        refuse_split_weights(trainer, self.name)
+        if not isinstance(pl_module, Task) or stage != "fit":
+            return
+        optimizer = pl_module.build_optimizer()
+        if not isinstance(optimizer, Optimizer):
+            raise ValueError(
+                f"technique schedule_free evaluates the average of optimizer=schedule_free, but {type(pl_module).__name__} "
+                f"trains with {type(optimizer).__name__}; choose optimizer=schedule_free or take the technique out"
+            )
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._held.begin(pl_module)
+
+    def _average(self, trainer: pl.Trainer, task: pl.LightningModule) -> EvaluationWeights:
+        """Takes the optimizer's average; nothing before training, or after a switch to another optimizer."""
+        optimizer = trainer.optimizers[0] if trainer.optimizers else None
+        if isinstance(optimizer, Optimizer):
+            averages = {p.data_ptr(): value for p, value in optimizer.evaluation_weights().items()}
+            weights = self._held.trained(task)
+            self._held.values = {n: averages.get(w.data_ptr(), w.detach()).clone() for n, w in weights.items()}
+        return self._held
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._average(trainer, pl_module).swap(pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._held.swap_back(pl_module)
+        self._held.values = {}
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._held.swap_back(pl_module)
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._average(trainer, pl_module).save(pl_module, checkpoint, self.state_key, with_average=False)
+        self._held.values = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"evaluates": "x"}  # not empty: Lightning leaves empty ones out
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._held.load(state_dict)

@@ -1,0 +1,63 @@
+"""What each token of any tokenizer stands for: its class, its pitch, its place in the bar, its length."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from etude.tokens import miditok_vocabulary as tokens
+from etude.tokens.miditok_vocabulary import TokenTable
+from etude.tokens.tokenizer import Tokenizer
+
+CLASSES = ("control", "pitch", "time", "duration", "velocity", "other")
+CONTROL, PITCH, TIME, DURATION, VELOCITY, OTHER = range(len(CLASSES))
+TWELFTHS = 12  # of a quarter: the unit of positions and lengths
+_KINDS = {
+    PITCH: (tokens.PITCH, tokens.PITCH_DRUM, tokens.NOTE_ON, tokens.DRUM_ON, tokens.NOTE_OFF, tokens.DRUM_OFF),
+    TIME: (tokens.BAR, tokens.POSITION, tokens.TIME_SHIFT),
+    DURATION: (tokens.DURATION,),
+    VELOCITY: (tokens.VELOCITY,),
+}
+
+
+@dataclass(frozen=True)
+class TokenClasses:
+    """Arrays over ids [V].
+
+    kind: index into CLASSES; specials and labels are controls, a grid's rest is a pitch. pitch: MIDI, -1 for none, drums
+    among them. onset: whether the pitch is one that begins (not the end of a note). position: of a time token in its bar, in
+    twelfths of a quarter, -1 for none. units: length of a time shift or a duration in twelfths of a quarter, -1 for none.
+    """
+
+    kind: np.ndarray
+    pitch: np.ndarray
+    onset: np.ndarray
+    position: np.ndarray
+    units: np.ndarray
+
+
+def token_classes(tokenizer: Tokenizer) -> TokenClasses:
+    """Reads the classes off a tokenizer's vocabulary; a token of byte pairs has those of its first base token."""
+    size = tokenizer.base_size
+    kind = np.full(size, OTHER)
+    kind[: tokenizer.first_body] = CONTROL
+    pitch, position, units = (np.full(size, -1) for _ in range(3))
+    onset = np.zeros(size, bool)
+    table = getattr(tokenizer, "table", None)
+    if isinstance(table, TokenTable):
+        for name, kinds in _KINDS.items():
+            kind[table.mask(*kinds)] = name
+        pitched = table.mask(*tokens.PITCHED)
+        pitch[pitched] = table.number[pitched]
+        onset = table.mask(tokens.PITCH, tokens.NOTE_ON)
+        position[table.of_kind[tokens.POSITION]] = table.number[table.of_kind[tokens.POSITION]]
+        timed = table.mask(tokens.TIME_SHIFT, tokens.DURATION)
+        units[timed] = table.units[timed]
+    else:  # a grid: every token but the bar is what a voice sounds
+        for i, token in enumerate(tokenizer.vocab[tokenizer.first_body :], tokenizer.first_body):
+            kind[i] = TIME if token == "Bar" else PITCH
+            if token.startswith("Pitch_"):
+                pitch[i], onset[i] = int(token.removeprefix("Pitch_")), True
+    first = np.arange(len(tokenizer))
+    if len(tokenizer) != size:
+        first[size:] = [int(tokenizer.expand(np.array([i], np.int32))[0]) for i in range(size, len(tokenizer))]
+    return TokenClasses(*(values[first] for values in (kind, pitch, onset, position, units)))

@@ -1,0 +1,303 @@
+"""MidiTok's schemes as one stream of integers: REMI, TSD, MIDILike and Octuple, with byte-pair encoding on request."""
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+
+import numpy as np
+from symusic import Note, Score
+
+from etude.tokens.bpe import BytePairGrammar, BytePairs
+from etude.tokens.grammar import Grammar
+from etude.tokens.miditok_config import DRUM_PITCHES, build
+from etude.tokens.miditok_preparation import cut_at_next_onset, prepare
+from etude.tokens.miditok_timeline import bar_starts, features
+from etude.tokens.miditok_vocabulary import (
+    BAR,
+    DRUM_OFF,
+    DRUM_ON,
+    MAX_POSITIONS,
+    NOTE_OFF,
+    NOTE_ON,
+    PITCHED,
+    PROGRAM,
+    TEMPO,
+    TIME_SHIFT,
+    VELOCITY,
+    TokenTable,
+)
+from etude.tokens.octuple_grammar import NAMES, OctupleGrammar
+from etude.tokens.remi_grammar import RemiGrammar
+from etude.tokens.shift_grammar import ShiftGrammar
+from etude.tokens.tokenizer import Tokenizer
+
+TICKS_PER_QUARTER = 480
+NO_NOTES = f"the piece has no notes but drums outside {DRUM_PITCHES[0]}-{DRUM_PITCHES[1]}; leave it out"
+SCHEMES = ("REMI", "TSD", "MIDILike", "Octuple")
+
+
+class MidiTokTokenizer(Tokenizer):
+    """One of MidiTok's schemes over all tracks in one stream.
+
+    Time has 12 positions per beat of the metre (sixteenths and triplets); durations 12 per beat up to 4 beats, then 4
+    up to 12, then 1 up to 32. What is lost: tracks of one program become one; a note struck again while it sounds is
+    cut in MIDILike (a NoteOff could not tell the two apart); drum notes outside 27-88, pedals, bends and controllers;
+    the spelling of cut time (2/2 is written 4/4). Rests are time like any other: MidiTok's Rest tokens count from the
+    end of the last note, which would hide the metre. Octuple is flattened into eight tokens a note, time first, and
+    can't place a metre that changes in a bar without an onset.
+
+    Args:
+        genres: genre labels for the controls.
+        scheme: REMI (bars and positions), TSD (time shifts and durations), MIDILike (note on, note off) or Octuple.
+        num_velocities: velocity bins, 1-127.
+        num_tempos: tempo bins, evenly spaced in the logarithm from tempo_low to tempo_high; 37 over three octaves are
+            twelve to the octave.
+        tempo_low, tempo_high: beats per minute.
+        program_changes: write the program where it changes; else before every note.
+        max_bars: Octuple's number of bars; longer pieces are refused.
+        bpe_vocab_size: size of the vocabulary once `train_bpe` is called; None for no byte pairs.
+        merges: learnt pairs, as `state_dict` holds them.
+    """
+
+    def __init__(
+        self,
+        *,
+        genres: Sequence[str] = (),
+        scheme: str = "REMI",
+        num_velocities: int = 16,
+        num_tempos: int = 37,
+        tempo_low: int = 30,
+        tempo_high: int = 240,
+        program_changes: bool = True,
+        max_bars: int = 512,
+        bpe_vocab_size: int | None = None,
+        merges: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        if scheme not in SCHEMES:
+            raise ValueError(f"scheme is {scheme!r}; valid: {', '.join(SCHEMES)}")
+        if not (1 <= num_velocities <= 127 and num_tempos >= 2 and 0 < tempo_low < tempo_high and max_bars >= 1):
+            raise ValueError(
+                f"num_velocities, num_tempos, tempo_low, tempo_high, max_bars are {num_velocities}, {num_tempos}, "
+                f"{tempo_low}, {tempo_high}, {max_bars}; give 1-127, at least 2, 0 < low < high, at least 1"
+            )
+        self.scheme, self.max_bars, self.bpe_vocab_size = scheme, max_bars, bpe_vocab_size
+        self.program_changes = program_changes and scheme != "Octuple"
+        params = {
+            "scheme": scheme,
+            "num_velocities": num_velocities,
+            "num_tempos": num_tempos,
+            "tempo_low": tempo_low,
+            "tempo_high": tempo_high,
+            "program_changes": program_changes,
+            "max_bars": max_bars,
+            "bpe_vocab_size": bpe_vocab_size,
+            "merges": None,
+        }
+        self._miditok = build(
+            scheme,
+            num_velocities=num_velocities,
+            num_tempos=num_tempos,
+            tempo_range=(tempo_low, tempo_high),
+            program_changes=self.program_changes,
+            max_bars=max_bars,
+        )
+        super().__init__(genres=genres, body=self._body(), params=params)
+        self._base_size = len(self.vocab)
+        self.table = TokenTable(self.vocab, first_body=self.first_body)
+        self._base_vocab = list(self.vocab)
+        self._by_shift = scheme in ("TSD", "MIDILike")
+        self._set_pairs(merges or ())
+
+    def _body(self) -> list[str]:
+        vocab = self._miditok.vocab
+        if self.scheme != "Octuple":
+            return [token for token in sorted(vocab, key=vocab.get) if token != "PAD_None"]
+        # fields of MidiTok's compound tokens, in our order; its Pitch field holds drums too
+        self._order = [self._miditok.vocab_types_idx[name] for name in NAMES]
+        fields = [[t for t in sorted(vocab[i], key=vocab[i].get) if t != "PAD_None"] for i in self._order]
+        self._field_starts = np.cumsum([0, *map(len, fields)])[:-1]
+        return [token for field in fields for token in field]
+
+    # --- byte pairs ---
+
+    def _set_pairs(self, merges: Sequence[Sequence[int]]) -> None:
+        starts_word = self.table.mask(TIME_SHIFT if self._by_shift else BAR)
+        starts_word[: self.first_body + 1] = True
+        self._pairs = BytePairs(merges, base_size=self._base_size, starts_word=starts_word)
+        self.params["merges"] = [list(merge) for merge in self._pairs.merges] or None
+        merged = ["+".join(self._base_vocab[i] for i in e) for e in self._pairs.expansions[self._base_size :]]
+        self.vocab = [*self._base_vocab, *merged]
+        self.__dict__.pop("_grammar", None)
+
+    def train_bpe(self, pieces: Iterable[np.ndarray], *, vocab_size: int | None = None) -> None:
+        """Learn byte pairs from pieces of base ids; from then on `vocab` and `len` hold the merged tokens too.
+
+        Args:
+            pieces: base ids, as `encode` gives them.
+            vocab_size: the size of the whole vocabulary; `bpe_vocab_size` by default.
+
+        Raises:
+            ValueError: no size given, or one not above the base vocabulary's.
+        """
+        size = vocab_size or self.bpe_vocab_size
+        if size is None:
+            raise ValueError("vocab_size is None and so is bpe_vocab_size; give the size of the merged vocabulary")
+        trained = BytePairs.train(pieces, vocab_size=size, base_size=self._base_size, starts_word=self._pairs.starts_word)
+        self._set_pairs(trained.merges)
+
+    @property
+    def base_size(self) -> int:
+        return self._base_size
+
+    def compress(self, ids: np.ndarray) -> np.ndarray:
+        return self._pairs.compress(ids)
+
+    def expand(self, ids: np.ndarray) -> np.ndarray:
+        return self._pairs.expand(ids)
+
+    # --- scores ---
+
+    def encode(self, score: Score) -> np.ndarray:
+        """Base ids of a piece.
+
+        Raises:
+            ValueError: no notes, a metre that can't be written, or more bars than Octuple holds.
+        """
+        prepared = prepare(score, tempos=self._miditok.tempos)
+        if self.scheme == "Octuple":
+            return self._encode_octuple(prepared)
+        ids = np.array(self._miditok_ids(self._quantised(prepared)), dtype=np.int32)
+        if not self.table.mask(VELOCITY)[ids + self.first_body - 1].any():
+            raise ValueError(NO_NOTES)
+        return ids + np.int32(self.first_body - 1)  # MidiTok's own PAD is dropped
+
+    def _quantised(self, prepared: Score) -> Score:
+        """The score on MidiTok's grid, notes that start together from low to high; MidiTok keeps their order before rounding."""
+        quantised: Score = self._miditok.preprocess_score(prepared)
+        for track in quantised.tracks:
+            notes = track.notes.numpy()
+            if self.scheme == "MIDILike":
+                notes["duration"] = cut_at_next_onset(notes["time"], notes["duration"], notes["pitch"])
+            order = np.lexsort((notes["velocity"], notes["duration"], notes["pitch"], notes["time"]))
+            track.notes = Note.from_numpy(**{name: values[order] for name, values in notes.items()})
+        return quantised
+
+    def _miditok_ids(self, quantised: Score) -> list[int]:
+        ids: list[int] = self._miditok.encode(quantised, encode_ids=False, no_preprocess_score=True).ids
+        return ids
+
+    def _encode_octuple(self, prepared: Score) -> np.ndarray:
+        from etude.music.score import bar_ticks
+
+        quantised = self._quantised(prepared)
+        onsets = [int(track.notes.numpy()["time"].max()) for track in quantised.tracks if len(track.notes)]
+        # bars in which notes begin: the last notes may ring on beyond the bars that Octuple numbers
+        bars = int(np.searchsorted(bar_ticks(quantised), max(onsets, default=0), side="right"))
+        if bars > self.max_bars:
+            raise ValueError(f"the piece has {bars} bars, Octuple holds {self.max_bars}; raise max_bars or cut the piece")
+        notes = np.array(self._miditok_ids(quantised), dtype=np.int32).reshape(-1, len(NAMES))
+        if len(notes) == 0:
+            raise ValueError(NO_NOTES)
+        offsets = (self._field_starts + self.first_body - 1).astype(np.int32)
+        return (notes[:, self._order] + offsets).reshape(-1)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> Score:
+        from miditok import TokSequence
+
+        ids = np.asarray(ids, dtype=np.int64)
+        tempo = self._control_tempo(ids)
+        base = self.expand(ids)
+        body = base[base >= self.first_body]
+        if self.scheme == "MIDILike":
+            body = np.append(body, self._missing_offs(body)).astype(np.int64)
+        if self.scheme == "Octuple":
+            body = body[: len(body) // len(NAMES) * len(NAMES)]
+            inverse = np.argsort(self._order)
+            rows = [[self._base_vocab[i] for i in note[inverse]] for note in body.reshape(-1, len(NAMES))]
+        else:
+            rows = [self._base_vocab[i] for i in body.tolist()]
+        if not rows:
+            return Score(TICKS_PER_QUARTER)
+        score = self._miditok.decode(TokSequence(tokens=rows)).resample(TICKS_PER_QUARTER, min_dur=1)
+        for track in score.tracks:
+            track.notes.sort()
+        if tempo is not None and not (self.table.kind[body] == TEMPO).any():
+            score.tempos[0].qpm = tempo
+        return score
+
+    def _missing_offs(self, body: np.ndarray) -> list[int]:
+        """What ends the notes that a broken-off MIDILike sequence leaves on: a shift, then NoteOffs."""
+        kind, number = self.table.kind[body].tolist(), self.table.number[body].tolist()
+        program = 0
+        on: dict[tuple[int, int], int] = {}
+        for k, n in zip(kind, number, strict=True):
+            if k == PROGRAM:
+                program = n
+            elif k in (NOTE_ON, DRUM_ON):
+                on[program, n] = on.get((program, n), 0) + 1
+            elif k in (NOTE_OFF, DRUM_OFF):
+                on[program, n] = on.get((program, n), 1) - 1
+        ends: list[int] = []
+        for (owner, pitch), count in on.items():
+            name = f"DrumOff_{pitch}" if owner < 0 else f"NoteOff_{pitch}"
+            ends += [self._id[f"Program_{owner}"], self._id[name]] * count
+        return [int(self.table.of_kind[TIME_SHIFT][0]), *ends] if ends else []
+
+    # --- maps ---
+
+    def _transpose_body(self, table: np.ndarray, semitones: int) -> None:
+        for kind in PITCHED:
+            ids = self.table.of_kind[kind]
+            target = {int(self.table.number[i]): int(i) for i in ids}
+            for i in ids.tolist():
+                table[i] = target.get(int(self.table.number[i]) + semitones, -1)
+
+    def _tempo_moves(self, factor: float) -> dict[int, int]:
+        ids = self.table.of_kind[TEMPO]
+        tempos = np.array([float(self._base_vocab[i].removeprefix("Tempo_")) for i in ids])
+        return {int(i): int(ids[np.abs(np.log(tempos / (t * factor))).argmin()]) for i, t in zip(ids, tempos, strict=True)}
+
+    def _velocity_moves(self, bins: int) -> dict[int, int]:
+        ids = self.table.of_kind[VELOCITY]
+        targets = np.clip(np.arange(len(ids)) + bins, 0, len(ids) - 1)
+        return dict(zip(ids.tolist(), ids[targets].tolist(), strict=True))
+
+    def pitch_range(self, ids: np.ndarray) -> tuple[int, int]:
+        base = self.expand(ids)
+        pitches = self.table.number[base][np.isin(self.table.kind[base], PITCHED)]
+        if len(pitches) == 0:
+            raise ValueError("the ids hold no pitch; give a piece with notes other than drums")
+        return int(pitches.min()), int(pitches.max())
+
+    # --- structure ---
+
+    def bar_starts(self, ids: np.ndarray) -> np.ndarray:
+        """As in `timeline.bar_starts`; of merged ids, the bars that begin with a token."""
+        ids = np.asarray(ids)
+        starts = bar_starts(self.expand(ids), self.table, by_shift=self._by_shift)
+        first = np.cumsum(self._pairs.lengths[ids]) - self._pairs.lengths[ids]
+        return np.flatnonzero(np.isin(first, starts))
+
+    @property
+    def feature_sizes(self) -> dict[str, int]:
+        return {"position": MAX_POSITIONS + 1, "voice": 18}
+
+    def features(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """As in `timeline.features`; of a merged id, those of its last part."""
+        ids = np.asarray(ids)
+        base = features(self.expand(ids), self.table, by_shift=self._by_shift)
+        ends = np.cumsum(self._pairs.lengths[ids]) - 1
+        return {name: values[ends] if len(ids) else values for name, values in base.items()}
+
+    @cached_property
+    def _grammar(self) -> Grammar:
+        base: Grammar
+        if self.scheme == "REMI":
+            base = RemiGrammar(self.table, program_changes=self.program_changes)
+        elif self.scheme == "Octuple":
+            base = OctupleGrammar(self.table)
+        else:
+            base = ShiftGrammar(self.table, program_changes=self.program_changes)
+        return BytePairGrammar(base, self._pairs) if self._pairs.merges else base
+
+    def grammar(self) -> Grammar:
+        return self._grammar

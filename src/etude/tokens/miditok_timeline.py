@@ -1,0 +1,87 @@
+"""Metrical position, voice and bar lines of whole token sequences of MidiTok's schemes, without loops."""
+
+import numpy as np
+
+from etude.tokens.miditok_vocabulary import (
+    BAR,
+    DRUM_OFF,
+    DRUM_ON,
+    DURATION,
+    MAX_POSITIONS,
+    NOTE_OFF,
+    NOTE_ON,
+    PITCH,
+    PITCH_DRUM,
+    POSITION,
+    PROGRAM,
+    TIME_SHIFT,
+    TIME_SIG,
+    UNITS_PER_QUARTER,
+    VELOCITY,
+    TokenTable,
+)
+
+VOICED = (PROGRAM, PITCH, PITCH_DRUM, NOTE_ON, DRUM_ON, NOTE_OFF, DRUM_OFF, VELOCITY, DURATION)
+
+
+def last(values: np.ndarray, where: np.ndarray, initial: int) -> np.ndarray:
+    """values at the latest index up to each at which `where` holds, `initial` before the first."""
+    index = np.maximum.accumulate(np.where(where, np.arange(len(values)), -1))
+    return np.where(index >= 0, values[index], initial)
+
+
+def features(ids: np.ndarray, table: TokenTable, *, by_shift: bool) -> dict[str, np.ndarray]:
+    """The features of base ids.
+
+    position: 1 + twelfths of a quarter since the bar began; voice, of note tokens: 1 + program family, 17 for drums.
+
+    Args:
+        by_shift: time goes by TimeShift tokens (TSD, MIDILike), not by Bar and Position (REMI, Octuple).
+    """
+    kind = table.kind[ids]
+    if len(ids) == 0:
+        return {"position": kind, "voice": kind}
+    units = shift_time(ids, table)[0] if by_shift else _position_units(ids, table)
+    position = np.minimum(units * 12 // UNITS_PER_QUARTER + 1, MAX_POSITIONS)
+    program = last(table.family[ids], kind == PROGRAM, 0)
+    return {"position": np.where(kind > 0, position, 0), "voice": np.where(np.isin(kind, VOICED), program, 0)}
+
+
+def _position_units(ids: np.ndarray, table: TokenTable) -> np.ndarray:
+    kind = table.kind[ids]
+    denominator = last(table.denominator[ids], kind == TIME_SIG, 4)
+    units = np.where(kind == POSITION, table.number[ids] * 16 // denominator, 0)
+    return last(units, (kind == POSITION) | (kind == BAR), 0)
+
+
+def shift_time(ids: np.ndarray, table: TokenTable) -> tuple[np.ndarray, np.ndarray]:
+    """Units since the bar began and index of the bar, after each token."""
+    kind = table.kind[ids]
+    is_sig = kind == TIME_SIG
+    denominator = last(table.denominator[ids], is_sig, 4)
+    length = last(table.units[ids], is_sig, 4 * UNITS_PER_QUARTER)
+    tick = np.cumsum(np.where(kind == TIME_SHIFT, table.units[ids] * 16 // denominator, 0))
+    since = tick - last(tick, is_sig, 0)
+    marks = np.flatnonzero(is_sig)
+    spans = np.diff(np.append(0, tick[marks]))
+    lengths = np.append(4 * UNITS_PER_QUARTER, table.units[ids][marks])[:-1]
+    before = np.zeros(len(ids), dtype=np.int64)
+    before[marks] = np.cumsum(-(-spans // lengths))
+    return since % length, last(before, is_sig, 0) + since // length
+
+
+def bar_starts(ids: np.ndarray, table: TokenTable, *, by_shift: bool) -> np.ndarray:
+    """Indices at which bars begin: the Bar token, or the token after the TimeShift that reaches or passes a bar line.
+
+    Bars in which nothing happens are left out where time goes by shifts.
+    """
+    kind = table.kind[ids]
+    if by_shift:
+        body = np.flatnonzero(kind > 0)
+        if len(body) == 0:
+            return body
+        changed = np.flatnonzero(np.diff(shift_time(ids, table)[1], prepend=0)) + 1
+        return np.append(body[:1], changed[changed < len(ids)])
+    bars = np.flatnonzero(kind == BAR)
+    numbers = table.number[ids][bars]
+    return bars[np.append(True, np.diff(numbers) != 0)[: len(bars)] | (len(table.of_kind[BAR]) == 1)]

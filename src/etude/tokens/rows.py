@@ -1,0 +1,54 @@
+"""Token sequences as rows of a training batch, for pieces that come from no data set."""
+
+from collections.abc import Sequence
+from itertools import cycle
+
+import torch
+from torch import Tensor
+
+from etude.tokens.grammar import BOS, EOS, PAD
+from etude.tokens.tokenizer import Tokenizer
+
+IGNORED = -100
+
+
+def packed_rows(tokenizer: Tokenizer, sequences: Sequence[Tensor], *, rows: int, length: int) -> dict[str, Tensor]:
+    """Fills `rows` rows of `length` tokens with pieces, each from its beginning, the last of a row cut where it ends.
+
+    Args:
+        sequences: body ids of each piece, int64 [n], without BOS and EOS; taken in turn, from the first again when all are.
+
+    Returns:
+        tokens, targets (-100 where nothing is counted), documents (-1 padding), positions, feature_* and piece (-1), all
+        [rows, length], as the data module's.
+
+    Raises:
+        ValueError: no sequences.
+    """
+    if not sequences:
+        raise ValueError("there are no sequences; give at least one")
+    shape = (rows, length)
+    found = {
+        "tokens": torch.full(shape, PAD),
+        "targets": torch.full(shape, IGNORED),
+        "documents": torch.full(shape, -1, dtype=torch.int32),
+        "positions": torch.zeros(shape, dtype=torch.int32),
+        "piece": torch.full(shape, -1),
+        **{f"feature_{name}": torch.zeros(shape, dtype=torch.int64) for name in tokenizer.feature_sizes},
+    }
+    pieces = cycle(sequences)
+    for row in range(rows):
+        at = number = 0
+        while at < length - 1:
+            body = next(pieces)
+            taken = min(len(body) + 1, length - at)  # BOS and the body; the last token is followed by EOS where it fits
+            span = slice(at, at + taken)
+            inputs = torch.cat([torch.tensor([BOS]), body])[:taken]
+            found["tokens"][row, span] = inputs
+            found["targets"][row, span] = torch.cat([body, torch.tensor([EOS])])[:taken]
+            found["documents"][row, span] = number
+            found["positions"][row, span] = torch.arange(taken, dtype=torch.int32)
+            for name, values in tokenizer.features(body.numpy()).items():
+                found[f"feature_{name}"][row, at + 1 : at + taken] = torch.from_numpy(values.astype("int64"))[: taken - 1]
+            at, number = at + taken, number + 1
+    return found

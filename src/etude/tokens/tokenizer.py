@@ -1,0 +1,292 @@
+"""The face that every tokenizer shows: one stream of integers for every scheme.
+
+Ids are laid out as specials (PAD, BOS, EOS, CONT), then control tokens (what a piece should be like), then the
+scheme's own body tokens. Augmentations act on ids as maps id -> id, so that a store of encoded pieces can be
+transposed as it is read.
+"""
+
+import hashlib
+import importlib
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from symusic import Score
+
+from etude.moved import current
+from etude.tokens.grammar import Decoder, Grammar
+
+SPECIALS = ("<pad>", "<bos>", "<eos>", "<cont>")
+TONICS = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
+MODES = ("major", "minor")
+METRES = ("2/2", "3/2", "4/2", "2/4", "3/4", "4/4", "5/4", "6/4", "3/8", "6/8", "9/8", "12/8", "other")
+LENGTHS = (*range(1, 17), 18, 20, 22, 24, 28, 32, 40, 48, 64, 80, 96, 128, 192, 256)  # bars; the nearest is taken
+TEMPO_BINS = tuple(round(40 * 2 ** (i / 4)) for i in range(11))  # 40 to 226 beats per minute, a quarter of an octave
+FAMILIES = (
+    "piano", "chromatic percussion", "organ", "guitar", "bass", "strings", "ensemble", "brass", "reed", "pipe",
+    "synth lead", "synth pad", "synth effects", "ethnic", "percussive", "sound effects", "drums",
+)  # fmt: skip
+LABELS = ("genre", "key", "metre", "tempo_bpm", "num_bars", "programs")
+
+
+def program_family(program: int) -> int:
+    """The General MIDI family 0-15 of a program 0-127; 16 for drums, written as -1 or 128.
+
+    Raises:
+        ValueError: outside -1..128.
+    """
+    if not -1 <= program <= 128:
+        raise ValueError(f"program is {program}; General MIDI programs are 0-127, drums are -1 or 128")
+    return 16 if program in (-1, 128) else program // 8
+
+
+class Tokenizer(ABC):
+    """Scores to ids and back, with augmentation maps, features and constrained decoding.
+
+    Law: `encode(transpose(score, n)) == transposition(n)[encode(score)]` wherever no id maps to -1.
+
+    Args:
+        genres: the genre labels of the corpus; each gets a control token.
+        body: the scheme's own tokens.
+        params: the constructor arguments besides `genres`, plain values; they are the identity of the tokenizer.
+    """
+
+    def __init__(self, *, genres: Sequence[str], body: Sequence[str], params: Mapping[str, Any]) -> None:
+        self.genres = tuple(sorted(set(genres)))
+        self.params = dict(params)
+        controls = [
+            *(f"genre:{genre}" for genre in self.genres),
+            *(f"key:{tonic} {mode}" for mode in MODES for tonic in TONICS),
+            *(f"metre:{metre}" for metre in METRES),
+            *(f"tempo:{tempo}" for tempo in TEMPO_BINS),
+            *(f"bars:{length}" for length in LENGTHS),
+            *(f"instrument:{family}" for family in FAMILIES),
+        ]
+        self.first_body = len(SPECIALS) + len(controls)
+        self.vocab: list[str] = [*SPECIALS, *controls, *body]
+        self._id = {token: i for i, token in enumerate(self.vocab)}
+
+    def __len__(self) -> int:
+        return len(self.vocab)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over class, parameters and vocabulary: two tokenizers that agree on it agree on every id."""
+        identity = [type(self).__name__, self.params, self.genres, self.vocab]
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    # --- scores ---
+
+    @abstractmethod
+    def encode(self, score: Score) -> np.ndarray:
+        """The body ids of a piece, int32, without BOS, EOS and controls.
+
+        Raises:
+            ValueError: where the scheme can't hold the piece, naming why and what to do.
+        """
+
+    def encode_prompt(self, score: Score) -> np.ndarray:
+        """As `encode`, but may simplify a piece that the scheme can't hold; for pieces to be continued."""
+        return self.encode(score)
+
+    def check_request(self, labels: Mapping[str, object]) -> None:
+        """Refuses labels that have no token, or that no piece of this scheme can have, such as a metre that it does not write.
+
+        Raises:
+            ValueError: naming the label, the value and the remedy.
+        """
+        self.controls(labels)
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int] | np.ndarray) -> Score:
+        """The score of a sequence of ids (480 ticks per quarter); specials and controls are skipped, but a tempo
+        control sets the tempo where the body holds none. A body broken off in the middle is decoded as far as it goes.
+        """
+
+    # --- controls ---
+
+    def controls(self, labels: Mapping[str, object]) -> list[int]:
+        """The control ids of a piece's labels, in a fixed order; missing and None labels are left out.
+
+        Args:
+            labels: any of genre (str), key ("G major"), metre ("3/4"; rare ones become "other"), tempo_bpm (the nearest
+                of 11 from 40 to 226), num_bars (the nearest of 30 up to 256), programs (list of General MIDI programs,
+                by family).
+
+        Raises:
+            ValueError: an unknown label, genre or key, or a value of the wrong form, with the valid ones.
+        """
+        for name in labels:
+            if name not in LABELS:
+                raise ValueError(f"label {name!r} is unknown; valid: {', '.join(LABELS)}")
+        ids: list[int] = []
+        for name in LABELS:
+            value = labels.get(name)
+            if value is not None:
+                ids += [self._id[token] for token in getattr(self, f"_{name}_tokens")(value)]
+        return ids
+
+    def _genre_tokens(self, genre: object) -> list[str]:
+        if genre not in self.genres:
+            raise ValueError(f"genre {genre!r} is unknown to this tokenizer; valid: {', '.join(self.genres) or 'none'}")
+        return [f"genre:{genre}"]
+
+    def _key_tokens(self, key: object) -> list[str]:
+        from etude.music.theory import Key
+
+        parsed = Key.parse(str(key))
+        return [f"key:{TONICS[parsed.tonic]} {parsed.mode}"]
+
+    def _metre_tokens(self, metre: object) -> list[str]:
+        if not re.fullmatch(r"[1-9]\d*/[1-9]\d*", str(metre)):
+            raise ValueError(f"metre {metre!r} is not of the form 3/4; with a token of their own: {', '.join(METRES)}")
+        return [f"metre:{metre if metre in METRES else 'other'}"]
+
+    def _tempo_bpm_tokens(self, tempo_bpm: object) -> list[str]:
+        tempo = _positive("tempo_bpm", tempo_bpm)
+        return [f"tempo:{min(TEMPO_BINS, key=lambda t: abs(np.log(t / tempo)))}"]
+
+    def _num_bars_tokens(self, num_bars: object) -> list[str]:
+        length = _positive("num_bars", num_bars)
+        return [f"bars:{min(LENGTHS, key=lambda bars: abs(np.log(bars / length)))}"]
+
+    def _programs_tokens(self, programs: object) -> list[str]:
+        if isinstance(programs, str) or not isinstance(programs, Sequence | np.ndarray):
+            raise ValueError(f"programs is {programs!r}; give a list of General MIDI programs, such as [0, 40]")
+        return [f"instrument:{FAMILIES[f]}" for f in sorted({program_family(int(p)) for p in programs})]
+
+    def _control_tempo(self, ids: np.ndarray) -> float | None:
+        """The tempo in beats per minute that a control among the ids asks for."""
+        for token in ids[ids < self.first_body].tolist():
+            if self.vocab[token].startswith("tempo:"):
+                return float(self.vocab[token].removeprefix("tempo:"))
+        return None
+
+    # --- augmentation maps ---
+
+    def transposition(self, semitones: int) -> np.ndarray:
+        """Ids after transposing by `semitones`: int32 [V], -1 where a pitch leaves the range.
+
+        Key controls move with the music; drums stay.
+        """
+        table = np.arange(self.base_size, dtype=np.int32)
+        for i, tonic in enumerate(TONICS):
+            for mode in MODES:
+                table[self._id[f"key:{tonic} {mode}"]] = self._id[f"key:{TONICS[(i + semitones) % 12]} {mode}"]
+        self._transpose_body(table, semitones)
+        return table
+
+    @abstractmethod
+    def _transpose_body(self, table: np.ndarray, semitones: int) -> None:
+        """Write the map of the body's pitch tokens into `table`."""
+
+    def tempo_scaling(self, factor: float) -> np.ndarray:
+        """Ids after playing `factor` times as fast: int32 [V]; clipped to the ends of the tempo range.
+
+        Tempo tokens and tempo controls move to the bin nearest to the scaled tempo.
+
+        Raises:
+            ValueError: factor not above 0.
+        """
+        _positive("factor", factor)
+        table = np.arange(self.base_size, dtype=np.int32)
+        for tempo in TEMPO_BINS:
+            (target,) = self._tempo_bpm_tokens(tempo * factor)
+            table[self._id[f"tempo:{tempo}"]] = self._id[target]
+        for token, target_id in self._tempo_moves(factor).items():
+            table[token] = target_id
+        return table
+
+    def _tempo_moves(self, factor: float) -> dict[int, int]:
+        """The map of the body's tempo tokens; empty where a scheme has none."""
+        return {}
+
+    def velocity_scaling(self, bins: int) -> np.ndarray:
+        """Ids after playing `bins` velocity bins louder (softer below 0): int32 [V]; clipped to the range."""
+        table = np.arange(self.base_size, dtype=np.int32)
+        for token, target in self._velocity_moves(bins).items():
+            table[token] = target
+        return table
+
+    def _velocity_moves(self, bins: int) -> dict[int, int]:
+        """The map of the body's velocity tokens; empty where a scheme has none."""
+        return {}
+
+    @abstractmethod
+    def pitch_range(self, ids: np.ndarray) -> tuple[int, int]:
+        """Lowest and highest MIDI pitch among the ids, drums left out.
+
+        Raises:
+            ValueError: no pitch at all.
+        """
+
+    # --- structure ---
+
+    @property
+    def base_size(self) -> int:
+        """Number of base ids, over which maps are defined; below `len` where byte pairs were merged."""
+        return len(self.vocab)
+
+    def compress(self, ids: np.ndarray) -> np.ndarray:
+        """Base ids to the model's ids; the same where nothing was merged."""
+        return ids
+
+    def expand(self, ids: np.ndarray) -> np.ndarray:
+        """The model's ids to base ids; inverse of `compress`."""
+        return ids
+
+    @abstractmethod
+    def bar_starts(self, ids: np.ndarray) -> np.ndarray:
+        """Indices into ids at which bars begin, int64, increasing; windows are cut there."""
+
+    @property
+    @abstractmethod
+    def feature_sizes(self) -> dict[str, int]:
+        """Number of values of each feature, the 0 of specials and controls included."""
+
+    @abstractmethod
+    def features(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """The features of each token: name -> int64 [len(ids)]; 0 for specials and controls."""
+
+    @abstractmethod
+    def grammar(self) -> Grammar:
+        """The language of this tokenizer's decodable sequences; built once."""
+
+    def decoder(self, batch: int, *, num_bars: int | None = None) -> Decoder:
+        """Constrained decoding of `batch` sequences; with `num_bars`, EOS comes after exactly that many bars."""
+        return Decoder(self.grammar(), batch=batch, first_body=self.first_body, num_bars=num_bars)
+
+    # --- state ---
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values from which `from_state` rebuilds the same tokenizer."""
+        return {
+            "class": f"{type(self).__module__}.{type(self).__qualname__}",
+            "genres": list(self.genres),
+            "params": dict(self.params),
+        }
+
+    @staticmethod
+    def from_state(state: Mapping[str, Any]) -> "Tokenizer":
+        """The tokenizer that a `state_dict` describes.
+
+        Raises:
+            ValueError: the state names no tokenizer class.
+        """
+        module, _, name = current(str(state["class"])).rpartition(".")
+        if not module.startswith("etude."):
+            raise ValueError(f"tokenizer class is {state['class']!r}; only classes of etude are built")
+        cls = getattr(importlib.import_module(module), name, None)
+        if not (isinstance(cls, type) and issubclass(cls, Tokenizer) and cls.__module__ == module):
+            raise ValueError(f"tokenizer class is {state['class']!r}, which is not a Tokenizer")
+        return cls(genres=state["genres"], **state["params"])
+
+
+def _positive(name: str, value: object) -> float:
+    number = float(value) if isinstance(value, int | float | np.number) else float("nan")
+    if not number > 0:
+        raise ValueError(f"{name} is {value!r}; give a number above 0")
+    return number

@@ -1,0 +1,36 @@
+"""A trained language model's weights for a tokenizer with other labels: rows of the same token are taken over."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from etude.tokens.tokenizer import Tokenizer
+
+
+def rows_by_token(
+    weights: Mapping[str, Tensor], theirs: Tokenizer, *, own: Mapping[str, Tensor], tokenizer: Tokenizer, path: Path
+) -> dict[str, Tensor]:
+    """Returns the weights with each row of the vocabulary where `tokenizer` has that token; new tokens keep their own rows.
+
+    Args:
+        weights: of a checkpoint. theirs: its tokenizer. path: its file, for messages.
+        own: the new model's weights.
+
+    Raises: ValueError where the tokens of the music differ.
+    """
+    if theirs.vocab[theirs.first_body :] != tokenizer.vocab[tokenizer.first_body :]:
+        raise ValueError(
+            f"weights={path}: its tokens ({type(theirs).__name__}, {len(theirs)}) are not those of this run "
+            f"({type(tokenizer).__name__}, {len(tokenizer)}); give the data= and tokenizer= options of its run"
+        )
+    known = {token: place for place, token in enumerate(theirs.vocab)}
+    pairs = [(place, known[token]) for place, token in enumerate(tokenizer.vocab) if token in known]
+    here, there = (list(places) for places in zip(*pairs, strict=True))
+    found = {}
+    for name, value in own.items():
+        found[name] = weights.get(name, value)
+        if value.ndim and name in weights and value.shape[0] == len(tokenizer) and weights[name].shape[0] == len(theirs):
+            found[name] = value.clone()
+            found[name][here] = weights[name].to(value)[there]
+    return found

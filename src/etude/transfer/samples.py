@@ -1,0 +1,95 @@
+"""What a style model does to held-out audio, to hear and see: WAV files, mels side by side, curves, one report."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from etude.audio.griffin_lim import GriffinLim
+from etude.render.scores import PEAK, write_audio
+from etude.report.reports import Report
+from etude.report.style_plots import mel_panels, training_curves
+from etude.tasks.style_transfer import StyleTransfer
+
+
+def write_transfers(
+    *, task: StyleTransfer, datamodule: Any, folder: Path, num_songs: int = 2, seconds: float = 10.0, num_iters: int = 8
+) -> list[Path]:
+    """Writes samples/real_<style>_<i>.wav, fake_<to>_from_<from>_<i>.wav and .png for every direction, and report.html.
+
+    Args:
+        task: a trained model.
+        datamodule: whose held-out audio is restyled; where its songs are paired, the true rendering stands beside.
+        folder: the run's folder; its metrics.csv is drawn.
+        num_songs: of each style, at most; 0 for none.
+        seconds: at most so much of each.
+        num_iters: of Griffin-Lim, which starts from the source's phases.
+
+    Returns:
+        The WAV files.
+    """
+    if num_songs < 0 or not seconds > 0:
+        raise ValueError(f"sampling.num_songs is {num_songs}, must be at least 0, and sampling.seconds={seconds} above 0")
+    contract, out = task.contract, folder / "samples"
+    out.mkdir(parents=True, exist_ok=True)
+    vocoder = GriffinLim(contract, num_iters=num_iters)
+    report = Report(f"Style transfer between {', '.join(task.styles)}")
+    files: list[Path] = []
+    try:
+        metrics = folder / "metrics.csv"
+        curves = training_curves(metrics) if metrics.is_file() else None
+        if curves is not None:
+            (folder / "curves.png").write_bytes(curves)
+            report.heading("Training").image(curves, caption="losses by step; val/frechet picks the best checkpoint")
+        for source in task.styles:
+            split = _split(datamodule, source)
+            for song in range(min(num_songs, datamodule.num_pieces(split, source))):
+                report.heading(f"{source} {song}: {datamodule.piece(split, source, song).song}")
+                files += _song(task, datamodule, vocoder, source, split, song, seconds, out, report)
+    finally:  # Ctrl-C keeps what is done
+        report.write(folder / "report.html")
+    return files
+
+
+def _split(datamodule: Any, style: str) -> str:
+    """The split that the model has seen least of, among those that have audio."""
+    return next(split for split in ("test", "val", "train") if datamodule.num_pieces(split, style))
+
+
+def _song(
+    task: StyleTransfer, datamodule: Any, vocoder: GriffinLim, source: str, split: str, song: int, seconds: float,
+    out: Path, report: Report,
+) -> list[Path]:  # fmt: skip
+    contract = task.contract
+    frames = round(seconds * contract.sample_rate / contract.hop_length)
+    samples = datamodule.samples(split, source, song)[: frames * contract.hop_length]
+    spectrum, mel = contract.spectrum(samples[None]), contract.log_mel(samples[None])
+    files = [_written(samples[None], out / f"real_{source}_{song}.wav", contract.sample_rate, report)]
+    for target in task.styles:
+        if target == source:
+            continue
+        fake = task.translate(mel, source=source, target=target).cpu()
+        path = out / f"fake_{target}_from_{source}_{song}.wav"
+        files.append(_written(vocoder(fake, source=spectrum), path, contract.sample_rate, report))
+        panels = {f"{source}, the source": mel[0], f"{target}, made": fake[0]}
+        if datamodule.paired and split != "train":
+            panels[f"{target}, true"] = datamodule.log_mel(split, target, song)[:, : mel.shape[-1]]
+        picture = mel_panels(panels, frame_seconds=contract.hop_length / contract.sample_rate)
+        path.with_suffix(".png").write_bytes(picture)
+        report.image(picture, caption=path.stem)
+    return files
+
+
+def _written(samples_cn: Tensor, path: Path, sample_rate: int, report: Report) -> Path:
+    """Writes a WAV file at a common peak, and an MP3 of it into the report."""
+    samples = samples_cn.numpy().astype(np.float32)
+    samples = samples * (PEAK / max(float(np.abs(samples).max()), 1e-4))
+    write_audio(path, samples, sample_rate)
+    listen = path.with_suffix(".mp3")
+    write_audio(listen, samples, sample_rate)
+    report.audio(listen, caption=path.stem)
+    listen.unlink()  # it lives in the report
+    print(path, file=sys.stderr)
+    return path

@@ -1,0 +1,79 @@
+"""Samples: what can't be rendered here is said before anything is drawn."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from symusic import Note, Score, Tempo, TimeSignature, Track
+
+from etude.generation.requests import asked_and_got
+from etude.generation.samples import write_samples
+from etude.tokens.changes import changes
+from etude.tokens.satb import SatbGrid
+
+
+def test_a_missing_synthesizer_is_named_before_samples_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    task: Any = None  # not touched
+    with pytest.raises(ValueError, match=r"needs the program fluidsynth.*install it"):
+        write_samples(task=task, folder=tmp_path / "run", synthesizer="fluidsynth")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_grid_refuses_what_it_cannot_write() -> None:
+    grid = SatbGrid(genres=["a"])
+    with pytest.raises(ValueError, match=r"metre=3/4: this SATB grid writes bars of 16 steps.*tokenizer=remi"):
+        grid.check_request({"metre": "3/4"})
+    with pytest.raises(ValueError, match=r"programs=\[40\].*choir.*tokenizer=remi"):
+        grid.check_request({"programs": [40]})
+    grid.check_request({"metre": "4/4", "programs": [52], "key": "G major"})
+    SatbGrid(bar_tokens=True).check_request({"metre": "3/4"})
+
+
+def test_what_a_tokenizer_changes_in_a_prompt_is_listed() -> None:
+    prompt = Score(480)
+    prompt.tempos.append(Tempo(0, qpm=93))
+    prompt.time_signatures.append(TimeSignature(0, 3, 4))
+    prompt.tracks.append(Track(program=40, notes=[Note(480 * n, 480, 60, 80) for n in range(6)]))
+    prompt.tracks.append(Track(is_drum=True, notes=[Note(480, 480, 38, 80)]))
+    found = changes(prompt, SatbGrid().decode(SatbGrid().encode_prompt(prompt)))
+    assert found == [
+        "the metre 3/4 becomes 4/4",
+        "the tempo 93 becomes 120 beats per minute",
+        "the programs [40] become [52]",
+        "1 drum notes become 0",
+        "6 pitched notes become 1 (repeated ones are joined, others left out)",
+    ]
+    assert changes(prompt, prompt) == []
+
+
+def test_asked_and_got_counts_the_samples_that_have_it() -> None:
+    scores = []
+    for numerator in (3, 3, 4, 4):
+        score = Score(480)
+        score.time_signatures.append(TimeSignature(0, numerator, 4))
+        score.tracks.append(Track(program=41, notes=[Note(0, 480, 60, 80)]))
+        scores.append(score)
+    asked = {"metre": "3/4", "tempo_bpm": 125, "programs": [40], "num_bars": 2, "genre": "a"}
+    assert [(label, share) for label, _, _, share in asked_and_got(asked, scores)] == [
+        ("metre", "50% of 4"), ("tempo_bpm", "100% of 4"), ("programs", "100% of 4"), ("num_bars", "0% of 4"),
+    ]  # fmt: skip
+
+
+def test_a_sample_without_notes_is_told_and_the_others_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Beginner:
+        """Draws one empty score and one of a note."""
+
+        def sample(self, **_: Any) -> list[Score]:
+            empty, played = Score(480), Score(480)
+            empty.tracks.append(Track())
+            played.tracks.append(Track(notes=[Note(0, 480, 60, 80)]))
+            return [empty, played]
+
+    task: Any = Beginner()
+    files = write_samples(task=task, folder=tmp_path, num_samples=2, audio=False)
+    assert [path.name for path in files] == ["000.mid", "001.mid"] and all(path.is_file() for path in files)
+    assert (tmp_path / "samples" / "001.png").is_file() and not (tmp_path / "samples" / "000.png").exists()
+    page = (tmp_path / "report.html").read_text()
+    assert '<a href="samples/001.mid">' in page and 'alt=""' not in page and "Piano roll of sample 001" in page
+    assert "000.mid: no notes" in capsys.readouterr().err and "no notes" in (tmp_path / "report.html").read_text()

@@ -1,0 +1,67 @@
+"""W&B without a network is told within seconds, and a curve goes on in its file."""
+
+import http.server
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from pytorch_lightning.loggers import CSVLogger
+
+from etude.report.dashboards import continue_curves, unreachable, wandb_offline
+
+
+class Refusing(http.server.BaseHTTPRequestHandler):
+    """Answers that there is nothing, which is an answer."""
+
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+def test_a_server_that_answers_is_reached() -> None:
+    with http.server.HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        assert unreachable(f"http://127.0.0.1:{server.server_port}", seconds=20) is None
+        thread.join()
+
+
+def test_a_server_that_is_silent_or_absent_is_told_in_time() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        start = time.monotonic()
+        assert "timed out" in (unreachable(f"http://127.0.0.1:{silent.getsockname()[1]}", seconds=0.5) or "")
+        assert time.monotonic() - start < 10
+        port = silent.getsockname()[1]
+    assert "refused" in (unreachable(f"http://127.0.0.1:{port}", seconds=5) or "")
+
+
+def test_with_a_key_and_no_network_a_run_logs_offline(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    assert wandb_offline()  # no key
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    assert wandb_offline()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "http://127.0.0.1:9 can't be reached" in line and "offline" in line
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert not wandb_offline()
+
+
+@pytest.mark.filterwarnings("ignore:Experiment logs directory .* exists:UserWarning")
+def test_a_curve_goes_on_behind_the_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("loss,step,val\n3,0,\n2,1,\n,1,9\n1,2,\n1,x,\n0,3")  # the last line was cut by a kill
+    logger = CSVLogger(str(tmp_path), name="", version="")
+    continue_curves([logger], step=2)
+    logger.log_metrics({"loss": 5.0}, step=2)
+    logger.save()
+    assert path.read_text().split() == ["loss,step,val", "3,0,", "2,1,", ",1,9", "5.0,2,"]
+    assert sorted(file.name for file in tmp_path.iterdir() if file.is_file()) == ["metrics.csv"]
