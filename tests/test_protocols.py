@@ -14,7 +14,7 @@ EXCEPTIONS = {  # (file, name that is looked for): why no protocol of ours can s
     ("music/notation.py", "atSoundingPitch"): "an element of music21",
     ("music/notation.py", "percMapPitch"): "an element of music21",
     ("audio/files.py", "error_string"): "an error of libsndfile",
-    ("core/clipping.py", "full_tensor"): "a tensor that trainer=fsdp splits; importing its class would cost every program a second",
+    ("core/clipping.py", "full_tensor"): "a tensor that trainer=fsdp splits; importing its class costs every program a second",
     ("optim/faults.py", "to_local"): "likewise",
     ("core/lightning.py", "scaler"): "a precision plugin of Lightning",
     ("report/media.py", "log_image"): "a logger of another package, which need not be installed",
