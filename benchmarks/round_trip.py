@@ -33,7 +33,7 @@ def trips(contract: MelContract, samples: Tensor, num_iters: int) -> dict[str, t
     """Pairs of what was asked for and what came back, by start."""
     vocoder = GriffinLim(contract, num_iters=num_iters)
     log_mel, spectrum = contract.log_mel(samples), contract.spectrum(samples)
-    guessed = vocoder.fit(log_mel.exp(), torch.ones_like(spectrum.abs()), vocoder.num_updates_alone)
+    guessed = vocoder.fit_magnitudes(log_mel.exp(), torch.ones_like(spectrum.abs()), vocoder.num_updates_alone)
     tilted = log_mel + torch.linspace(-1, 1, contract.n_mels)[:, None]
     return {
         "random": (log_mel, vocoder(log_mel)),

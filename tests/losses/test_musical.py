@@ -13,7 +13,7 @@ def one_hot(*pitches: int) -> torch.Tensor:
 
 
 def test_a_pitchs_mass_goes_to_octave_then_fifth_then_scale_and_nowhere_else() -> None:
-    table = musical.pitch_neighbours()
+    table = musical.pitch_smoothing()
     assert torch.allclose(table.sum(-1), torch.ones(12, 128)) and (table.diagonal(dim1=1, dim2=2) == 0).all()
     c_major = table[0, 60]
     assert c_major[72] == c_major[48] > c_major[67] == c_major[55] == c_major[65] > c_major[62] == c_major[59] > 0
@@ -29,10 +29,10 @@ def test_the_scale_that_holds_most_notes_is_found() -> None:
 
 
 def test_places_and_lengths_prefer_what_is_near_and_strong() -> None:
-    places = musical.place_neighbours(np.array([0, 1, 3, 6, 12, 24]))
+    places = musical.position_smoothing(np.array([0, 1, 3, 6, 12, 24]))
     assert torch.allclose(places.sum(-1), torch.ones(6)) and (places.diagonal() == 0).all()
     assert places[0, 4] > places[0, 2] > places[0, 1] and places[0, 4] > places[0, 5]
-    lengths = musical.length_neighbours(np.array([6, 12, 13, 24]))
+    lengths = musical.duration_smoothing(np.array([6, 12, 13, 24]))
     assert lengths[0, 1] > lengths[0, 3] and lengths[1, 3] > lengths[1, 2]
 
 

@@ -16,7 +16,7 @@ from symusic import Note, Score, Tempo, Track
 from etude.core.task import Task
 from etude.data.scores.corpora import Folder
 from etude.data.scores.module import MusicDataModule
-from etude.losses.musical import pitch_neighbours
+from etude.losses.musical import pitch_smoothing
 from etude.models.symbolic.transformer import Transformer
 from etude.music.complexity import complexity
 from etude.tasks.language_model import LanguageModel
@@ -66,7 +66,7 @@ def test_with_the_tasks_own_term_it_is_the_smoothed_cross_entropy() -> None:
         pitch = int(technique._pitch_v[token])
         wanted[row, token] = 1.0
         if pitch >= 0:
-            share = pitch_neighbours()[0, pitch][technique._pitch_of_ids]
+            share = pitch_smoothing()[0, pitch][technique._pitch_of_ids]
             wanted[row, token] = 0.9
             wanted[row, technique._pitch_ids] += 0.1 * share / share.sum()
     assert torch.allclose(wanted.sum(-1), torch.ones(len(targets)))

@@ -1,4 +1,4 @@
-"""Which pitch classes a frequency band speaks for, shared by losses and metrics.
+"""Filterbanks from frequency bands to the 12 pitch classes (chroma), for losses and metrics.
 
 Shapes: m bands; 12 pitch classes, C first.
 """
@@ -20,18 +20,19 @@ def chroma_filterbank(
     f_min: float = 55.0,
     f_max: float = 5000.0,
 ) -> Tensor:
-    """Returns each band's share in the 12 pitch classes, [12, m], columns of sum 1, or 0 outside of [f_min, f_max].
+    """Returns the weight of each frequency band in each pitch class, [12, m]; columns sum to 1, or 0 outside [f_min, f_max].
 
-    share ~ sum over octaves of exp(-(distance in semitones)^2 / (2 s^2)),  s^2 = blur^2 + (width in semitones)^2, width
-    one standard deviation of the band. A band broader than some semitones says nothing: its column is flat at 1/12.
+    weight ~ sum over octaves of exp(-(distance in semitones)^2 / (2 s^2)),  s^2 = blur^2 + (width in semitones)^2, where the
+    width is one standard deviation of the band. A band several semitones wide carries no pitch: its column is 1/12 throughout.
 
     Args:
-        frequencies_hz: centres of the bands [m]. widths_hz: standard deviation of each band [m], 0 for a line.
-        tuning_hz: of the A above middle C.
-        blur_semitones: standard deviation of a pure line; forgives mistuning and vibrato.
-        f_min, f_max: bands with a centre outside carry bass rumble and cymbals rather than harmony, and count nothing.
+        frequencies_hz: centre frequencies of the bands [m].
+        widths_hz: standard deviation of each band [m]; 0 for a single frequency.
+        tuning_hz: frequency of the A above middle C.
+        blur_semitones: standard deviation for a single frequency; tolerates mistuning and vibrato.
+        f_min, f_max: bands centred outside this range hold rumble and cymbals rather than harmony; their weight is 0.
 
-    Source: Ellis 2007, "Chroma feature analysis and synthesis" (Gaussian shares); the band's own width is added here.
+    Source: Ellis 2007, "Chroma feature analysis and synthesis" (Gaussian weights); the band's own width is added here.
     """
     inside = (frequencies_hz >= f_min) & (frequencies_hz <= f_max)
     centres = frequencies_hz.double().clamp(min=1.0)
@@ -47,17 +48,18 @@ def chroma_filterbank(
 
 @lru_cache(maxsize=16)
 def mel_chroma_filterbank(contract: MelContract) -> Tensor:
-    """Returns the shares of a contract's mel bands in the 12 pitch classes, [12, m].
+    """Returns the weights of mel bands in the 12 pitch classes, [12, m].
 
-    The limit of it: with 64 bands up to 8 kHz a band is 47 Hz wide below 1 kHz, a whole tone at 400 Hz and a fifth at 100,
-    and 0.8 semitones above: bass and low chords say next to nothing, and what is told apart is mostly overtones. 128
-    bands bring it down by an octave. Judge harmony on waveforms where there are any (`metrics.mel_features`).
+    Limitation: with 64 bands up to 8 kHz, a band below 1 kHz is 47 Hz wide, which is a fifth at 100 Hz and a whole tone at
+    400 Hz; above 1 kHz it is 0.8 semitones wide. So bass notes and low chords are not resolved, and the result follows
+    overtones. 128 bands lower this limit by an octave. Where waveforms are available, measure harmony on them
+    (`metrics.audio.mel_features`).
     """
     bank = contract.filterbank().double()
     bins_hz = torch.arange(contract.num_bins, dtype=torch.float64) * contract.sample_rate / contract.n_fft
     weight_m = bank.sum(dim=1).clamp(min=1e-12)
     centres = bank @ bins_hz / weight_m
     spread = (bank @ bins_hz.square() / weight_m - centres.square()).clamp(min=0)
-    # a window blurs too: the standard deviation of Hann's main lobe is about 0.6 bins
+    # the window widens each band: the standard deviation of the Hann window's main lobe is about 0.6 bins
     blur_hz = 0.6 * contract.sample_rate / contract.n_fft
     return chroma_filterbank(centres, widths_hz=(spread + blur_hz**2).sqrt())

@@ -1,4 +1,4 @@
-"""How difficult a recording is, by axis: what a curriculum orders audio by, read off its log mels.
+"""Measures of how complex a recording is, computed from its log-mel spectrogram; curricula order audio by them.
 
 Shapes: f frames, m mel bands.
 """
@@ -8,7 +8,7 @@ import numpy as np
 from etude.audio.chroma import mel_chroma_filterbank
 from etude.audio.mel import MelContract
 
-LONGEST_SECONDS = 120.0  # of the middle of a recording
+MAX_SECONDS = 120.0  # longer recordings are measured on this much of their middle
 BLOCK_SECONDS = 1.0
 FEATURES = tuple(
     f"complexity_{name}"
@@ -16,27 +16,27 @@ FEATURES = tuple(
         "rhythmic_flux", "rhythmic_irregularity", "harmonic_entropy", "harmonic_change", "melodic_motion", "structural_novelty",
     )
 )  # fmt: skip
-QUIET = 7.0  # nats below the loudest band of the recording: what lies lower is not heard beside it
+DYNAMIC_RANGE = 7.0  # nats below the loudest band of the recording; anything quieter is masked
 
 
 def complexity(log_mel_fm: np.ndarray, contract: MelContract) -> dict[str, float]:
-    """Features of natural-log mels [f, m], higher is harder, 0 for silence:
+    """Returns the complexity features of a natural-log mel spectrogram [f, m]; higher is more complex, silence gives 0.
 
-    - rhythmic_flux: mean rise of all bands, in nats a second; rhythmic_irregularity: 1 - the highest autocorrelation of that
-      rise at lags of 0.2 to 2 s, in [0, 1].
-    - harmonic_entropy: bits of the mean chroma, in [0, log2 12]; harmonic_change: 1 - cosine of the chroma of neighbouring
-      blocks of a second, in [0, 1].
-    - melodic_motion: octaves a second that the spectral centroid of what is heard moves.
-    - structural_novelty: 1 - cosine of a block's bands with the block most like it elsewhere, a mean, in [0, 2].
+    - rhythmic_flux: mean increase over all bands, in nats per second.
+    - rhythmic_irregularity: 1 - the highest autocorrelation of that increase at lags of 0.2 to 2 s, in [0, 1].
+    - harmonic_entropy: entropy of the mean chroma in bits, in [0, log2 12].
+    - harmonic_change: 1 - cosine similarity of the chroma of neighbouring one-second blocks, in [0, 1].
+    - melodic_motion: movement of the spectral centroid, in octaves per second.
+    - structural_novelty: 1 - cosine similarity of a block with the most similar other block, averaged over blocks, in [0, 2].
 
     Source: the axes are those of `music.complexity`; flux as in Dixon 2006, novelty as in Foote 2000, on mels.
     """
     if log_mel_fm.max() < np.log(contract.floor) + 1e-3:
         return dict.fromkeys(FEATURES, 0.0)
     rate = contract.sample_rate / contract.hop_length
-    longest = round(LONGEST_SECONDS * rate)
+    longest = round(MAX_SECONDS * rate)
     middle = max(0, (len(log_mel_fm) - longest) // 2)
-    mel_fm = np.maximum(log_mel_fm[middle : middle + longest].astype(np.float64), log_mel_fm.max() - QUIET)
+    mel_fm = np.maximum(log_mel_fm[middle : middle + longest].astype(np.float64), log_mel_fm.max() - DYNAMIC_RANGE)
     flux_f = np.maximum(np.diff(mel_fm, axis=0), 0).mean(axis=1)
     block = max(1, round(BLOCK_SECONDS * rate))
     count = max(1, len(mel_fm) // block)
@@ -79,7 +79,7 @@ def _mean_distance(one_bk: np.ndarray, other_bk: np.ndarray) -> float:
 
 
 def _motion(mel_fm: np.ndarray, rate: float, contract: MelContract) -> float:
-    power_fm = np.exp(mel_fm - mel_fm.max()) - np.exp(-QUIET)
+    power_fm = np.exp(mel_fm - mel_fm.max()) - np.exp(-DYNAMIC_RANGE)
     bands = np.log2(np.maximum(_centres(contract), 1.0))
     loud_f = power_fm.sum(axis=1)
     heard = loud_f > 1e-3 * max(float(loud_f.max()), 1e-12)

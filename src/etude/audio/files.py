@@ -1,4 +1,4 @@
-"""Audio files in and out: every fault of a file is one line that names it, any length streams in constant memory.
+"""Reading and writing audio files of any length in constant memory; a faulty file raises a one-line error that names it.
 
 Shapes: c channels, n samples.
 """
@@ -20,13 +20,13 @@ from etude.audio.resampling import Resampler
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".opus", ".caf", ".au", ".w64"})
 WRITTEN_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
-SILENCE = 1e-4  # peak below which there is nothing to hear (-80 dB of full scale)
-FULL_SCALE = 0.999  # from here on a sample counts as clipped: 16-bit full scale, and what a codec makes of it
-CLIPPED_SHARE = 1e-3  # of all samples; a normalised file touches full scale now and then
+SILENCE = 1e-4  # peak below which a file counts as silent (-80 dB of full scale)
+FULL_SCALE = 0.999  # a sample of this magnitude or more counts as clipped; codecs reproduce 16-bit full scale a little below 1
+CLIPPED_SHARE = 1e-3  # share of samples above which a file counts as clipped; a normalised file reaches full scale at times
 
 
 class AudioError(ValueError):
-    """A file that can't be used, as one line: the file, what is wrong, what to do. Crosses processes whole."""
+    """An audio file can't be used. The message is one line: the file, what is wrong, what to do. Can be pickled."""
 
     def __init__(self, path: Path | str, problem: str, remedy: str) -> None:
         super().__init__(str(path), problem, remedy)
@@ -37,12 +37,12 @@ class AudioError(ValueError):
 
 
 class SilentAudioError(AudioError):
-    """A file in which nothing is louder than -80 dB of full scale."""
+    """An audio file has no sample louder than -80 dB of full scale."""
 
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a file announces: samples per second, channels, samples (0 where it can't tell), libsndfile's subtype."""
+    """A file's header: samples per second, channels, number of samples (0 if unknown), libsndfile's subtype."""
 
     sample_rate: int
     channels: int
@@ -50,22 +50,22 @@ class AudioInfo:
     subtype: str
 
 
-class Levels:
-    """Follows a stream's peak and how much of it stands at full scale."""
+class LevelMeter:
+    """Measures the peak of a stream of samples, and the share of samples that are clipped."""
 
     def __init__(self) -> None:
         self.peak = 0.0
         self._clipped = self._total = 0
 
     def push(self, samples_cn: Tensor) -> None:
-        """Takes the next samples [c, n]."""
-        size = samples_cn.abs()
-        self.peak = max(self.peak, float(size.max())) if size.numel() else self.peak
-        self._clipped += int((size >= FULL_SCALE).sum())
-        self._total += size.numel()
+        """Adds the next samples [c, n]."""
+        magnitude = samples_cn.abs()
+        self.peak = max(self.peak, float(magnitude.max())) if magnitude.numel() else self.peak
+        self._clipped += int((magnitude >= FULL_SCALE).sum())
+        self._total += magnitude.numel()
 
     def check(self, path: Path | str) -> None:
-        """Refuses silence, and tells on stderr where a file is clipped.
+        """Raises an error for a silent file, and prints a warning to stderr for a clipped one.
 
         Raises:
             SilentAudioError: the peak stays below 1e-4.
@@ -74,31 +74,31 @@ class Levels:
             raise SilentAudioError(path, f"is silent (peak {self.peak:.1e})", "give a file with sound in it")
         if self._clipped > CLIPPED_SHARE * self._total:
             share = 100 * self._clipped / self._total
-            print(f"warning: {path}: {share:.1f} % of its samples stand at full scale, it is clipped", file=sys.stderr)
+            print(f"warning: {path}: {share:.1f} % of its samples are at full scale: it is clipped", file=sys.stderr)
 
 
 def inspect_audio(path: Path | str) -> AudioInfo:
-    """Returns what a file says about itself, after the faults that its header shows.
+    """Returns the header of an audio file, after checking it for faults.
 
     Raises:
-        AudioError: missing, a folder, no audio, without samples, or cut off (WAV, AIFF, OGG).
+        AudioError: the file is missing, a folder, no audio, empty, or cut off (detected for WAV, AIFF and OGG).
     """
-    with _opened(path) as file:
+    with _open(path) as file:
         return AudioInfo(file.samplerate, file.channels, file.frames, file.subtype)
 
 
 def stream_audio(path: Path | str, *, block_samples: int = 65_536) -> Iterator[Tensor]:
-    """Yields a file as float32 blocks [c, n], n = `block_samples` but for the last, in constant memory.
+    """Yields a file as float32 blocks [c, n] of `block_samples` samples (the last may be shorter), in constant memory.
 
-    Silence and clipping are the caller's to judge: see `Levels`.
+    Silence and clipping are not checked here: see `LevelMeter`.
 
     Raises:
         ValueError: block_samples below 1.
-        AudioError: see `inspect_audio`; or a sample is not finite, or the sound ends before its announced end.
+        AudioError: see `inspect_audio`; or a sample is not finite, or the audio ends before the length in its header.
     """
     if block_samples < 1:
         raise ValueError(f"block_samples is {block_samples}, must be at least 1")
-    with _opened(path) as file:
+    with _open(path) as file:
         seen = 0
         while True:
             try:
@@ -112,7 +112,7 @@ def stream_audio(path: Path | str, *, block_samples: int = 65_536) -> Iterator[T
                 at = (seen - len(block) + int(np.argmin(np.isfinite(block).all(1)))) / file.samplerate
                 raise AudioError(path, f"holds samples that are not finite, the first at {at:.2f} s", "export it again")
             yield torch.from_numpy(block.T.copy())
-        if seen < file.frames and _announces(path, file):
+        if seen < file.frames and _length_is_exact(path, file):
             raise _cut_off(path, f"after {seen / file.samplerate:.1f} of {file.frames / file.samplerate:.1f} s")
         if not seen:
             raise AudioError(path, "holds no samples", "give a file with sound in it")
@@ -121,19 +121,19 @@ def stream_audio(path: Path | str, *, block_samples: int = 65_536) -> Iterator[T
 def read_audio(path: Path | str, *, sample_rate: int | None = None, mono: bool = False) -> tuple[Tensor, int]:
     """Reads a whole file as float32 samples [c, n] in about [-1, 1] and their sample rate.
 
-    A clipped file is told on stderr.
+    A clipped file gives a warning on stderr.
 
     Args:
-        path: WAV, FLAC, OGG, MP3 or what else libsndfile reads.
-        sample_rate: the rate wanted; None keeps the file's.
+        path: a WAV, FLAC, OGG or MP3 file, or any other format that libsndfile reads.
+        sample_rate: sample rate to resample to; None keeps the file's.
         mono: whether to return the mean of the channels, [1, n].
 
     Raises:
-        AudioError: see `stream_audio`; SilentAudioError where nothing is louder than -80 dB of full scale.
+        AudioError: see `stream_audio`; SilentAudioError if no sample is louder than -80 dB of full scale.
     """
     rate = inspect_audio(path).sample_rate
     resampler = Resampler(rate, sample_rate or rate)
-    levels, blocks = Levels(), []
+    levels, blocks = LevelMeter(), []
     for block in stream_audio(path):
         levels.push(block)
         blocks.append(resampler.push(block.mean(0, keepdim=True) if mono else block))
@@ -142,19 +142,21 @@ def read_audio(path: Path | str, *, sample_rate: int | None = None, mono: bool =
 
 
 class AudioWriter:
-    """Writes a file block by block beside its place and renames it at the end: there is a whole file or none.
+    """Writes an audio file block by block; the file appears under its name only when it is complete.
 
-    A context manager; where its block raises (Ctrl-C, too), the half-written file is removed.
+    Use it as a context manager. It writes to a temporary file in the same folder and renames it at the end. On an exception
+    (also Ctrl-C) the temporary file is removed.
 
     Args:
-        path: .wav, .flac, .ogg or .mp3; folders are made.
+        path: .wav, .flac, .ogg or .mp3; missing folders are created.
         sample_rate: samples per second. channels: number of channels.
-        subtype: libsndfile's name of the samples' format, as PCM_24; the format's default for None, a compressed one, or one
-            that the format does not hold.
-        overwrite: whether a file that exists may be replaced.
+        subtype: libsndfile's name of the sample format, such as PCM_24. The file format's default is used for None, for a
+            compressed subtype and for one that the file format does not support.
+        overwrite: whether an existing file may be replaced.
 
     Raises:
-        AudioError: another suffix, the file exists, can't be written there, or the format does not hold such sound.
+        AudioError: the suffix is another one, the file exists, it can't be written, or its format does not support the sample
+            rate or the number of channels.
     """
 
     def __init__(
@@ -167,28 +169,29 @@ class AudioWriter:
         if self.path.is_dir() or (self.path.exists() and not overwrite):
             raise AudioError(path, "exists already", "give another out, or overwrite=true to replace a file")
         kind = suffix[1:].upper()
-        # an MP3's own subtype may stand in a WAV file by libsndfile's table, but can't be written there
+        # libsndfile's table allows MP3's subtype in a WAV file, but it can't be written
         plain = subtype is not None and subtype.startswith(("PCM_", "FLOAT", "DOUBLE"))
         if not plain or not soundfile.check_format(kind, subtype):
             subtype = soundfile.default_subtype(kind)
-        self._aside = self.path.with_name(f".{self.path.stem}.{os.getpid()}.part{suffix}")
+        self._temporary = self.path.with_name(f".{self.path.stem}.{os.getpid()}.part{suffix}")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._aside.touch()  # the system's own reason, where it refuses; libsndfile has but "System error"
-            self._file = soundfile.SoundFile(self._aside, "w", sample_rate, channels, subtype, format=kind)
+            self._temporary.touch()  # gives the reason where writing is refused; libsndfile only says "System error"
+            self._file = soundfile.SoundFile(self._temporary, "w", sample_rate, channels, subtype, format=kind)
         except OSError as error:
-            raise AudioError(path, f"can't be written ({error.strerror or error})", "give a place that can be") from error
+            raise AudioError(path, f"can't be written ({error.strerror or error})", "give a path that can be written") from error
         except soundfile.LibsndfileError as error:
-            self._aside.unlink(missing_ok=True)
+            self._temporary.unlink(missing_ok=True)
             what = f"does not hold {channels} channels at {sample_rate} Hz ({_reason(error)})"
             raise AudioError(path, f"{suffix} {what}", "give a .wav file") from error
 
     def write(self, samples_cn: Tensor) -> None:
-        """Appends samples [c, n] in [-1, 1]; what lies outside is clipped unless the subtype holds floats."""
+        """Appends samples [c, n] in [-1, 1]; values outside are clipped unless the subtype is floating-point."""
         try:
             self._file.write(samples_cn.detach().cpu().T.contiguous().numpy())
         except (OSError, soundfile.LibsndfileError) as error:
-            raise AudioError(self.path, f"can't be written on ({_reason(error)})", "is the disk full?") from error
+            problem = f"could not be written to the end ({_reason(error)})"
+            raise AudioError(self.path, problem, "check whether the disk is full") from error
 
     def __enter__(self) -> Self:
         return self
@@ -197,12 +200,12 @@ class AudioWriter:
         try:
             self._file.close()
             if kind is None:
-                self._aside.replace(self.path)
+                self._temporary.replace(self.path)
         finally:
-            self._aside.unlink(missing_ok=True)
+            self._temporary.unlink(missing_ok=True)
 
 
-def _opened(path: Path | str) -> soundfile.SoundFile:
+def _open(path: Path | str) -> soundfile.SoundFile:
     if not Path(path).is_file():
         what = "is a folder" if Path(path).is_dir() else "there is no such file"
         raise AudioError(path, what, "give an audio file")
@@ -210,9 +213,9 @@ def _opened(path: Path | str) -> soundfile.SoundFile:
         file = soundfile.SoundFile(path)
     except soundfile.LibsndfileError as error:
         remedy = f"give audio that libsndfile reads ({', '.join(sorted(AUDIO_SUFFIXES))})"
-        problem = "is not audio, whatever its name says" if Path(path).stat().st_size else "is empty"
+        problem = "is not audio, despite its name" if Path(path).stat().st_size else "is empty"
         raise AudioError(path, problem, remedy) from error
-    fault = _shown_by_header(file)
+    fault = _header_fault(file)
     if fault is None and file.frames == 0:
         fault = AudioError(path, "holds no samples", "give a file with sound in it")
     if fault is not None:
@@ -221,19 +224,19 @@ def _opened(path: Path | str) -> soundfile.SoundFile:
     return file
 
 
-def _shown_by_header(file: soundfile.SoundFile) -> AudioError | None:
-    """libsndfile mends the length of a file that was cut off and says so in its log only."""
+def _header_fault(file: soundfile.SoundFile) -> AudioError | None:
+    """Returns an error for a file that was cut off; libsndfile corrects its length and mentions it only in its log."""
     for line in file.extra_info.splitlines():
         announced = line.partition(":")[2].split()
-        piped = announced[:1] in (["0"], ["4294967295"])  # written to a pipe: the length was never known
+        piped = announced[:1] in (["0"], ["4294967295"])  # written to a pipe, when the length was not known yet
         cut = line.strip().startswith("data") and "(should be" in line and not piped
         if cut or "lacks an end-of-stream" in line or ("Frame count read from" in line and "not equal" in line):
             return _cut_off(file.name, f"({line.strip()})")
     return None
 
 
-def _announces(path: Path | str, file: soundfile.SoundFile) -> bool:
-    """Whether the announced length is a fact: an MP3 without a Xing or Info tag has its length only guessed."""
+def _length_is_exact(path: Path | str, file: soundfile.SoundFile) -> bool:
+    """Returns whether the length in the header is exact; that of an MP3 without a Xing or Info tag is an estimate."""
     if not file.subtype.startswith("MPEG"):
         return True
     with Path(path).open("rb") as raw:
@@ -247,7 +250,7 @@ def _announces(path: Path | str, file: soundfile.SoundFile) -> bool:
 
 
 def _cut_off(path: Path | str, how: str) -> AudioError:
-    return AudioError(path, f"is cut off {how}", "get the whole file, or decode what there is to a new one")
+    return AudioError(path, f"is cut off {how}", "get the complete file, or decode the readable part to a new one")
 
 
 def _reason(error: Exception) -> str:

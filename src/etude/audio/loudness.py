@@ -1,4 +1,4 @@
-"""Loudness of a stream after ITU-R BS.1770-4, without keeping the sound.
+"""Integrated loudness of a stream of samples after ITU-R BS.1770-4, in constant memory.
 
 Shapes: c channels, n samples, s segments of 100 ms, k linear frequency bins.
 """
@@ -9,34 +9,33 @@ from array import array
 import torch
 from torch import Tensor
 
-ABSOLUTE_GATE, RELATIVE_GATE = -70.0, -10.0  # LUFS; LU below the mean of what passed the first
+ABSOLUTE_GATE, RELATIVE_GATE = -70.0, -10.0  # in LUFS; in LU below the mean of the blocks above the absolute gate
 CHANNEL_WEIGHTS = {5: (1, 1, 1, 1.41, 1.41), 6: (1, 1, 1, 0, 1.41, 1.41)}  # left, right, centre, (bass), surround
 SHELF, HIGH_PASS = (1681.974450955533, 0.7071752369554196, 3.999843853973347), (38.13547087602444, 0.5003270373238773)
 
 
 class LoudnessMeter:
-    """Measures the integrated, gated loudness of blocks of any size.
+    """Measures the integrated, gated loudness of a stream given in blocks of any size.
 
-    Each 100 ms are weighted by the squared response of the K filters in the frequency domain (Parseval) instead of being
-    filtered, so that no filter state crosses blocks: within 0.1 LU of the filters on music.
+    The K filters are applied to segments of 100 ms in the frequency domain, as weights on the power spectrum (Parseval),
+    so that no filter state is carried over. On music the result is within 0.1 LU of the time-domain filters.
 
     Args:
         sample_rate: samples per second.
 
-    Source: ITU-R BS.1770-4, Annex 1; the filters' analogue parameters from De Man 2014. Deviation: 100 ms segments see
-    no sound of their neighbours; a sound shorter than 400 ms is one block.
+    Source: ITU-R BS.1770-4, Annex 1; the filters' analogue parameters from De Man 2014. Deviation: 100 ms segments are
+    filtered separately; audio shorter than 400 ms is one block.
     """
 
     def __init__(self, sample_rate: int) -> None:
         self._length = max(1, round(0.1 * sample_rate))
         self._weights = _k_weights(sample_rate, self._length)
         self._rest: Tensor | None = None
-        self._energies = array(
-            "d"
-        )  # numbers, not tensors: small ones among large buffers keep freed memory from being given back
+        # plain numbers: small tensors between large buffers would prevent freed memory from being returned to the system
+        self._energies = array("d")
 
     def push(self, samples_cn: Tensor) -> None:
-        """Takes the next samples [c, n]."""
+        """Adds the next samples [c, n]."""
         samples_cn = samples_cn if self._rest is None else torch.cat([self._rest, samples_cn], 1)
         whole = samples_cn.shape[1] // self._length * self._length
         if whole:
@@ -44,40 +43,41 @@ class LoudnessMeter:
         self._rest = samples_cn[:, whole:]
 
     def _energy(self, samples_cn: Tensor) -> Tensor:
-        power_csk = torch.fft.rfft(samples_cn.unflatten(1, (-1, self._length))).abs().square()
+        power_csk = torch.fft.rfft(torch.unflatten(samples_cn, 1, (-1, self._length))).abs().square()
         weights = CHANNEL_WEIGHTS.get(len(samples_cn), (1.0,) * len(samples_cn))
-        return torch.tensor(weights, dtype=torch.float64) @ (power_csk @ self._weights).double()
+        energy: Tensor = torch.tensor(weights, dtype=torch.float64) @ (power_csk @ self._weights).double()
+        return energy
 
     def loudness(self) -> float:
-        """Returns LUFS (LKFS) of all that came in; -inf where nothing is above -70."""
+        """Returns the loudness of all samples so far in LUFS; -inf if no block is above -70 LUFS."""
         energy_s = torch.tensor(self._energies, dtype=torch.float64)
         if len(energy_s) < 4 and self._rest is not None and self._rest.shape[1]:
-            # in a very short sound its last, incomplete segment counts
+            # in very short audio the last, incomplete segment counts, too
             padded = torch.nn.functional.pad(self._rest, (0, self._length - self._rest.shape[1]))
             energy_s = torch.cat([energy_s, self._energy(padded)])
         if not len(energy_s):
             return -math.inf
         blocks = energy_s.unfold(0, min(4, len(energy_s)), 1).mean(1)
-        blocks = blocks[_level(blocks) > ABSOLUTE_GATE]
+        blocks = blocks[_lufs(blocks) > ABSOLUTE_GATE]
         if not len(blocks):
             return -math.inf
-        blocks = blocks[_level(blocks) > _level(blocks.mean()) + RELATIVE_GATE]
-        return float(_level(blocks.mean()))
+        blocks = blocks[_lufs(blocks) > _lufs(blocks.mean()) + RELATIVE_GATE]
+        return float(_lufs(blocks.mean()))
 
 
-def _level(energy: Tensor) -> Tensor:
+def _lufs(energy: Tensor) -> Tensor:
     return -0.691 + 10 * energy.log10()
 
 
 def _k_weights(sample_rate: int, length: int) -> Tensor:
-    """What turns |rfft|^2 of `length` samples into the mean square of K-weighted samples, [k]."""
+    """Returns weights [k] whose product with |rfft|^2 of `length` samples is the mean square of the K-weighted samples."""
     omega = 2 * math.pi * torch.arange(length // 2 + 1, dtype=torch.float64) / length
     z = torch.exp(-1j * omega)
     response = torch.ones_like(omega)
     for numerator, denominator in (_shelf(sample_rate), _high_pass(sample_rate)):
         top, bottom = (a + b * z + c * z**2 for a, b, c in (numerator, denominator))
         response = response * (top / bottom).abs().square()
-    sides = torch.full_like(omega, 2.0)  # a bin stands for its mirror image, too
+    sides = torch.full_like(omega, 2.0)  # each bin also represents its mirror image at the negative frequency
     sides[0] = 1
     if length % 2 == 0:
         sides[-1] = 1

@@ -1,4 +1,4 @@
-"""The one mel contract: how samples become mel frames, shared by data, models, vocoders and metrics.
+"""The settings of mel spectrograms ("mel contract"), shared by data, models, vocoders and metrics.
 
 Shapes: c any leading dimensions, n samples, k linear frequency bins, m mel bands, f frames.
 """
@@ -18,21 +18,21 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class MelContract:
-    """Natural-log mel magnitudes of mono audio, and one fixed affine map of them to about [-1, 1].
+    """The settings of a log-mel spectrogram, and the functions that compute, normalise and denormalise it.
 
-    HiFi-GAN's convention: slaney bands, magnitude, ln with a floor, reflected edges, frames not centred, so that
-    `num_frames` is samples / hop, rounded up. Immutable; a checkpoint carries it, and audio of another one is refused.
+    Follows HiFi-GAN: Slaney bands, magnitudes, natural logarithm with a floor, reflected edges, frames not centred, so that
+    `num_frames` is samples / hop, rounded up. Immutable. A checkpoint stores it; data with other settings are refused.
 
     Args:
         sample_rate: samples per second.
         n_fft: samples of a window, even. hop_length: samples between frames, at most n_fft / 2.
-        n_mels: bands. f_min, f_max: their range in Hz; f_max at most half the sample rate.
+        n_mels: number of bands. f_min, f_max: their range in Hz; f_max is at most half the sample rate.
         norm: "slaney" for bands of equal area, None for bands of equal height. mel_scale: "slaney" or "htk".
-        floor: smallest magnitude, so ln(floor) is the lowest value.
-        ceiling: log magnitude that maps to 1; ln(floor) maps to -1. Louder values map beyond 1, nothing is clipped.
+        floor: smallest magnitude; ln(floor) is the lowest value.
+        ceiling: log magnitude that normalises to 1; ln(floor) normalises to -1. Louder values exceed 1; nothing is clipped.
 
     Raises:
-        ValueError: a size or frequency out of its range.
+        ValueError: a size or frequency is out of its range.
 
     Source: Kong, Kim and Bae 2020 (HiFi-GAN), for the convention.
     """
@@ -71,16 +71,16 @@ class MelContract:
 
     @property
     def num_bins(self) -> int:
-        """Linear frequency bins k."""
+        """Number of linear frequency bins k."""
         return self.n_fft // 2 + 1
 
     @property
     def padding(self) -> int:
-        """Samples that each edge is extended by."""
+        """Samples added at each edge."""
         return (self.n_fft - self.hop_length) // 2
 
     def num_frames(self, num_samples: int) -> int:
-        """Frames of so many samples: one a hop, the last one may be partly empty."""
+        """Returns the number of frames of `num_samples` samples, ceil(num_samples / hop_length)."""
         return -(-num_samples // self.hop_length)
 
     # --- samples to frames ---
@@ -88,14 +88,14 @@ class MelContract:
     def spectrum(self, samples_cn: Tensor) -> Tensor:
         """Returns the complex STFT [..., k, f]; f = `num_frames(n)`.
 
-        Raises: ValueError where there is no sample.
+        Raises: ValueError if there are no samples.
         """
         length = samples_cn.shape[-1]
         if length == 0:
-            raise ValueError("samples hold nothing (length 0); give at least one sample")
+            raise ValueError("samples are empty (length 0); give at least one sample")
         whole = self.num_frames(length) * self.hop_length
         flat = F.pad(samples_cn.reshape(-1, length), (0, whole - length))
-        # reflection needs more samples than it adds; a very short sound is extended with silence instead
+        # reflection needs more samples than it adds; very short audio is padded with silence instead
         mode = "reflect" if whole > self.padding else "constant"
         flat = F.pad(flat[:, None], (self.padding, self.padding), mode=mode)[:, 0]
         found = torch.stft(
@@ -108,7 +108,7 @@ class MelContract:
         return self.filterbank(magnitude_ckf.device) @ magnitude_ckf
 
     def filterbank(self, device: torch.device | str = "cpu") -> Tensor:
-        """Returns the bands [m, k] that turn magnitudes into mel magnitudes."""
+        """Returns the filterbank [m, k] that turns linear magnitudes into mel magnitudes."""
         return _filterbank(self, torch.device(device))
 
     def log_mel(self, samples_cn: Tensor) -> Tensor:
@@ -118,33 +118,33 @@ class MelContract:
     # --- the affine map ---
 
     def normalise(self, log_mel: Tensor) -> Tensor:
-        """Maps [ln floor, ceiling] to [-1, 1]."""
+        """Returns log mels mapped linearly from [ln floor, ceiling] to [-1, 1]."""
         low = math.log(self.floor)
         return (log_mel - low) * (2 / (self.ceiling - low)) - 1
 
     def denormalise(self, mel: Tensor) -> Tensor:
-        """The inverse of `normalise`."""
+        """Returns log mels of normalised ones: the inverse of `normalise`."""
         low = math.log(self.floor)
         return (mel + 1) * ((self.ceiling - low) / 2) + low
 
     @property
     def scale(self) -> float:
-        """Nats that one unit of a normalised mel stands for."""
+        """Nats per unit of a normalised mel."""
         return (self.ceiling - math.log(self.floor)) / 2
 
     # --- identity ---
 
     def to_dict(self) -> dict[str, Any]:
-        """What `MelContract(**...)` rebuilds it from."""
+        """Returns all settings, so that `MelContract(**settings)` is equal."""
         return asdict(self)
 
     @property
     def fingerprint(self) -> str:
-        """A short digest of every field."""
+        """A short hash of all settings."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
 
     def difference(self, other: "MelContract") -> str:
-        """The fields that differ, as "n_mels 64, here 128"; empty where there are none."""
+        """Returns the settings that differ, as "n_mels 64, here 128"; an empty string if none do."""
         mine, its = self.to_dict(), other.to_dict()
         return ", ".join(f"{name} {mine[name]}, here {its[name]}" for name in mine if mine[name] != its[name])
 
@@ -156,7 +156,7 @@ def _window(n_fft: int, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _filterbank(contract: MelContract, device: torch.device) -> Tensor:
-    bank = AF.melscale_fbanks(
+    bank: Tensor = AF.melscale_fbanks(
         contract.num_bins,
         contract.f_min,
         contract.f_max,

@@ -1,4 +1,4 @@
-"""The two players' terms of a GAN, for logits of any shape and any number of scales.
+"""Adversarial losses of generator and discriminator, for logits of any shape at one or several scales.
 
 Shapes: b batch, h, w patches; x any shape.
 """
@@ -15,37 +15,37 @@ Logits = Tensor | Sequence[Tensor]
 
 
 def generator_loss(fake_logits: Logits, kind: Kind) -> Tensor:
-    """How far the generator is from being taken for real: a scalar, the mean over patches, then over scales.
+    """Returns the adversarial loss of the generator: a scalar, the mean over patches, then over scales.
 
     lsgan: (D(fake) - 1)^2, hinge: -D(fake), non_saturating: ln(1 + exp(-D(fake))).
 
     Args:
-        fake_logits: one tensor of any shape, or one for each scale. Run the discriminator inside `frozen(...)`.
+        fake_logits: one tensor of any shape, or one for each scale. Compute them inside `frozen(discriminator)`.
         kind: one of lsgan, hinge, non_saturating.
 
     Raises:
-        ValueError: an unknown kind, or no scale.
+        ValueError: the kind is unknown, or there is no scale.
 
     Source: Mao et al. 2017, eq. 9 with a = 0, b = c = 1 (lsgan, without the factor 1/2); Lim and Ye 2017, Miyato et al.
     2018, eq. 17 (hinge); Goodfellow et al. 2014, section 3 (non_saturating).
     """
     check_kind(kind)
-    return _mean([_as_fooled(logits, kind).mean() for logits in _scales(fake_logits)])
+    return _mean([_generator_term(logits, kind).mean() for logits in _scales(fake_logits)])
 
 
 def discriminator_loss(real_logits: Logits, fake_logits: Logits, kind: Kind) -> Tensor:
-    """How badly real is told from fake: a scalar, the sum of the real and the fake mean, then the mean over scales.
+    """Returns the adversarial loss of the discriminator: a scalar, real plus fake mean over patches, then the mean over scales.
 
     lsgan: (D(real) - 1)^2 + D(fake)^2, hinge: max(0, 1 - D(real)) + max(0, 1 + D(fake)),
     non_saturating: ln(1 + exp(-D(real))) + ln(1 + exp(D(fake))).
 
     Args:
-        real_logits, fake_logits: one tensor of any shape, or one for each scale, as many of both. The fake must have
-            been detached before the discriminator saw it.
+        real_logits, fake_logits: one tensor of any shape, or one for each scale, equally many of both. Detach the
+            generated data before giving them to the discriminator.
         kind: one of lsgan, hinge, non_saturating.
 
     Raises:
-        ValueError: an unknown kind, no scale, or not as many scales of real as of fake.
+        ValueError: the kind is unknown, there is no scale, or the numbers of scales differ.
 
     Source: as `generator_loss`; Mao et al. 2017, eq. 9, Miyato et al. 2018, eq. 16, Goodfellow et al. 2014, eq. 1.
     """
@@ -53,23 +53,23 @@ def discriminator_loss(real_logits: Logits, fake_logits: Logits, kind: Kind) -> 
     real, fake = _scales(real_logits), _scales(fake_logits)
     if len(real) != len(fake):
         raise ValueError(f"real_logits has {len(real)} scales and fake_logits {len(fake)}; give both of one discriminator")
-    return _mean([_as_real(r, kind).mean() + _as_fake(f, kind).mean() for r, f in zip(real, fake, strict=True)])
+    return _mean([_real_term(r, kind).mean() + _fake_term(f, kind).mean() for r, f in zip(real, fake, strict=True)])
 
 
 def r1_penalty(logits: Logits, real: Tensor) -> Tensor:
-    """Mean over the batch of |d D(x) / d x|^2 at real x, differentiable: keeps the discriminator flat at the data.
+    """Returns the R1 gradient penalty: the mean over the batch of |d D(x) / d x|^2 at real x, differentiable.
 
-    Multiply by gamma / 2. D(x) is the sum of a sample's logits over patches and scales, so gamma goes with the number of
-    patches: it wants to be smaller by that number than for a discriminator of one logit.
+    Multiply it by gamma / 2. D(x) is the sum of a sample's logits over patches and scales. So gamma must be smaller, by the
+    number of patches, than for a discriminator with one logit.
 
     Args:
-        logits: of `real`, [b, ...] or one for each scale, computed with `real.requires_grad`.
-        real: what the discriminator saw, [b, ...].
+        logits: logits of `real`, [b, ...], or one tensor for each scale, computed with `real.requires_grad`.
+        real: the real data that were given to the discriminator, [b, ...].
 
     Raises:
         ValueError: `real` does not require a gradient.
 
-    Source: Mescheder, Geiger and Nowozin 2018, eq. 9; the sum over patches is of this house.
+    Source: Mescheder, Geiger and Nowozin 2018, eq. 9; the sum over patches is our own.
     """
     if not real.requires_grad:
         raise ValueError("real.requires_grad is False; call real.requires_grad_() before the discriminator sees it")
@@ -78,17 +78,17 @@ def r1_penalty(logits: Logits, real: Tensor) -> Tensor:
     return gradient.flatten(1).square().sum(dim=1).mean()
 
 
-def _as_fooled(fake: Tensor, kind: Kind) -> Tensor:
-    return -fake if kind == "hinge" else _as_real(fake, kind)
+def _generator_term(fake: Tensor, kind: Kind) -> Tensor:
+    return -fake if kind == "hinge" else _real_term(fake, kind)
 
 
-def _as_real(logits: Tensor, kind: Kind) -> Tensor:
+def _real_term(logits: Tensor, kind: Kind) -> Tensor:
     if kind == "lsgan":
         return (logits - 1).square()
     return F.relu(1 - logits) if kind == "hinge" else F.softplus(-logits)
 
 
-def _as_fake(logits: Tensor, kind: Kind) -> Tensor:
+def _fake_term(logits: Tensor, kind: Kind) -> Tensor:
     if kind == "lsgan":
         return logits.square()
     return F.relu(1 + logits) if kind == "hinge" else F.softplus(logits)
@@ -106,6 +106,6 @@ def _mean(terms: list[Tensor]) -> Tensor:
 
 
 def check_kind(kind: str) -> None:
-    """Raises a ValueError that lists the kinds, where `kind` is none of them."""
+    """Raises a ValueError that lists the kinds if `kind` is none of them."""
     if kind not in get_args(Kind):
         raise ValueError(f"adversarial kind is {kind!r}; choose one of {', '.join(get_args(Kind))}")

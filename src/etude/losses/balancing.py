@@ -1,7 +1,7 @@
-"""Rules that balance the terms of a loss: each takes the terms' state and what was just measured, and gives factors.
+"""Rules that balance the terms of a loss: each takes its state and the latest loss values, and returns factors.
 
-Shapes: m terms of one player, k numbers that a rule keeps for each. A term that is not there on a batch has the value NaN:
-its state stays, as it does when a value is not finite.
+Shapes: m terms of one player, k state values of each term. A term that is missing on a batch has the value NaN. The state of
+a term does not change where its value is not finite.
 """
 
 import math
@@ -15,17 +15,17 @@ def _bounded(factors_m: Tensor, limit: float) -> Tensor:
 
 
 def running_scale(state_mk: Tensor, values_m: Tensor, weights_m: Tensor, *, decay: float, limit: float) -> tuple[Tensor, Tensor]:
-    """Divides each term by its running mean magnitude, so that its weight is its share of the whole loss.
+    """Divides each term by its running mean magnitude, so that its weight is its share of the total loss.
 
-    a_i = EMA(|L_i|) with decay d, corrected for its start; f_i = c / a_i with c = sum_j w_j a_j / sum_j w_j over all terms
-    known, so that sum_i w_i f_i a_i is the plain weighted sum: the loss keeps its size, sum_i w_i f_i L_i its shares w_i.
+    a_i = EMA(|L_i|) with decay d, bias-corrected; f_i = c / a_i with c = sum_j w_j a_j / sum_j w_j over all terms seen so
+    far. So the total loss keeps its magnitude, and each term contributes in proportion to its weight w_i.
 
     Args:
         state_mk: [m, 2], the running sum and the running sum of ones, zeros at first.
         values_m: L_i. weights_m: w_i >= 0.
         decay: d in (0, 1). limit: f_i stays within [1 / limit, limit].
 
-    Returns: the new state and the factors f_i [m]; 1 for a term never seen.
+    Returns: the new state and the factors f_i [m]; 1 for a term not seen yet.
     """
     seen = torch.isfinite(values_m)
     now_mk = torch.stack([torch.where(seen, values_m.abs(), 0.0), seen.to(values_m)], dim=1)
@@ -39,14 +39,14 @@ def running_scale(state_mk: Tensor, values_m: Tensor, weights_m: Tensor, *, deca
 
 
 def uncertainty(state_mk: Tensor, values_m: Tensor, *, rate: float, limit: float) -> tuple[Tensor, Tensor]:
-    """Learns a log-variance s_i of each term, by one step of gradient descent on exp(-s_i) |L_i| + s_i.
+    """Learns a log-variance s_i for each term, by one step of gradient descent on exp(-s_i) |L_i| + s_i.
 
-    f_i = exp(-s_i) with the s_i before the step. At rest f_i = 1 / E|L_i|.
+    f_i = exp(-s_i) with the s_i before the step. It converges to f_i = 1 / E|L_i|.
 
     Args:
         state_mk: [m, 1], s_i, zeros at first. values_m: L_i.
-        rate: of the step, whose gradient 1 - exp(-s_i) |L_i| is clipped to [-1, 1].
-        limit: s_i stays where f_i is within [1 / limit, limit].
+        rate: step size; the gradient 1 - exp(-s_i) |L_i| is clipped to [-1, 1].
+        limit: s_i is clamped so that f_i stays within [1 / limit, limit].
 
     Source: Kendall, Gal and Cipolla 2018, equation 7, times 2. Deviations: magnitudes, since an adversarial term can be
     negative; the clipping, without which one large value overshoots for thousands of steps.
@@ -62,13 +62,13 @@ def uncertainty(state_mk: Tensor, values_m: Tensor, *, rate: float, limit: float
 def dynamic_average(
     state_mk: Tensor, values_m: Tensor, *, temperature: float, ends_period: bool, limit: float
 ) -> tuple[Tensor, Tensor]:
-    """Gives more weight to terms that fell more slowly from the period before last to the last one.
+    """Gives more weight to terms that decreased more slowly between the last two periods.
 
     f_i = K softmax(r_i / T) over the K terms that have two averages, r_i = mean L_i of the last period / of the one before.
 
     Args:
         state_mk: [m, 4], sum and count of this period, averages of the last and of the one before; (0, 0, NaN, NaN) at first.
-        values_m: L_i. temperature: T > 0, larger is more even.
+        values_m: L_i. temperature: T > 0; a larger one makes the factors more equal.
         ends_period: whether this batch is the last of its period.
         limit: f_i stays within [1 / limit, limit].
 
@@ -77,7 +77,7 @@ def dynamic_average(
     sums_m, counts_m, last_m, before_m = state_mk.unbind(1)
     known = torch.isfinite(last_m) & torch.isfinite(before_m)
     rates_m = torch.where(known, last_m / before_m, -torch.inf) / temperature
-    even = ~known.any()  # keeps softmax from a row of nothing
+    even = ~known.any()  # softmax of -inf alone would be NaN
     shares_m = known.sum() * torch.softmax(torch.where(even, 0.0, rates_m), dim=0)
     factors_m = torch.where(known & torch.isfinite(shares_m), shares_m, 1.0)
     seen = torch.isfinite(values_m)
@@ -93,15 +93,15 @@ def dynamic_average(
 def gradient_norms(
     state_mk: Tensor, values_m: Tensor, norms_m: Tensor, *, alpha: float, rate: float, limit: float
 ) -> tuple[Tensor, Tensor]:
-    """Pulls the gradients' norms together, towards larger ones for terms that have fallen less since they were first seen.
+    """Makes the gradient norms of the terms similar (GradNorm); terms that decreased less so far get larger norms.
 
     With G_i = f_i |grad L_i| and t_i = mean_j G_j r_i^alpha, r_i = (L_i / L_i at first) / mean_j of it, one step of gradient
-    descent on sum_i |G_i - t_i|, t_i held fixed, then f_i is scaled so that the factors' sum over the terms at hand stays.
+    descent on sum_i |G_i - t_i|, t_i held fixed, then the f_i are rescaled so that their sum does not change.
 
     Args:
         state_mk: [m, 2], f_i and |L_i| when it was first seen; (1, NaN) at first.
-        values_m: L_i, all there. norms_m: |grad L_i| of the unweighted terms, in any common unit.
-        alpha: how much a term that lags behind is favoured, at least 0. rate: of the step.
+        values_m: L_i, none missing. norms_m: |grad L_i| of the unweighted terms, in any common unit.
+        alpha: how strongly slow terms are favoured, at least 0. rate: step size.
         limit: f_i stays within [1 / limit, limit].
 
     Returns: the new state and the factors f_i after the step.

@@ -1,6 +1,6 @@
-"""What a student learns from a teacher: softened targets, layers through a projection, attention.
+"""Distillation losses: soft targets, hidden states through a projection, attention maps.
 
-Shapes: n tokens, v vocabulary, b rows, t time, d and e widths, h heads, l tokens of a run.
+Shapes: n tokens, v vocabulary, b rows, t time, d and e widths, h heads, l tokens of a piece.
 """
 
 import math
@@ -12,9 +12,9 @@ from torch import Tensor
 
 
 def soft_target_loss(student_nv: Tensor, teacher_nv: Tensor, temperature_n: Tensor) -> Tensor:
-    """Returns T^2 KL(softmax(teacher / T) || softmax(student / T)) of each token, float32 [n], 0 where both agree.
+    """Returns T^2 KL(softmax(teacher / T) || softmax(student / T)) of each token, float32 [n].
 
-    The factor T^2 keeps the size of the gradient where T changes.
+    The factor T^2 makes the magnitude of the gradient independent of T.
 
     Args:
         temperature_n: T of each token, above 0.
@@ -28,10 +28,10 @@ def soft_target_loss(student_nv: Tensor, teacher_nv: Tensor, temperature_n: Tens
 
 
 def adaptive_temperature(teacher_nv: Tensor, highest: float) -> Tensor:
-    """Returns T = 1 + (highest - 1) (1 - H / log k) of each token [n]: a teacher in no doubt is softened, one in doubt is not.
+    """Returns T = 1 + (highest - 1) (1 - H / log k) of each token [n]: confident predictions are softened most.
 
-    H is the entropy of the teacher's distribution, k the number of tokens to which it gives more than a thousandth of its
-    largest probability (at least 2), so that tokens which can't stand at a place don't count.
+    H is the entropy of the teacher's distribution. k is the number of tokens with more than a thousandth of the largest
+    probability (at least 2), so that tokens which are impossible at a position do not count.
     """
     log_p = F.log_softmax(teacher_nv.float(), dim=-1)
     entropy_n = -(log_p.exp() * log_p).sum(-1)
@@ -40,19 +40,19 @@ def adaptive_temperature(teacher_nv: Tensor, highest: float) -> Tensor:
 
 
 def projected_distance(student_btd: Tensor, teacher_bte: Tensor, projection_de: Tensor) -> Tensor:
-    """Returns 1 - the mean cosine between the student's states, projected, and the teacher's.
+    """Returns 1 - the mean cosine similarity of the student's projected hidden states and the teacher's.
 
-    Source: Romero et al. 2015 (FitNets), with a cosine in place of the squared error, which knows no scale.
+    Source: Romero et al. 2015 (FitNets), with the cosine, which does not depend on scale, in place of the squared error.
     """
     projected = student_btd.float() @ projection_de
     return 1 - F.cosine_similarity(projected, teacher_bte.float(), dim=-1).mean()
 
 
 def attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """Returns KL(teacher || student) of the attention of a token, mean over tokens; heads are averaged first.
+    """Returns KL(teacher || student) of the attention weights, averaged over heads before and over tokens after.
 
     Args:
-        student, teacher: for each run of tokens the attention [h, l, l], rows summing to 1; heads may differ in number.
+        student, teacher: attention weights [h, l, l] of each piece, rows summing to 1; the numbers of heads may differ.
 
     Source: Jiao et al. 2020 (TinyBERT), section 3.1, with KL for the squared error.
     """

@@ -1,4 +1,4 @@
-"""Fakes that look real to every layer of the discriminator, not to its last one alone."""
+"""Feature-matching loss: distance of real and generated data in the hidden layers of a discriminator."""
 
 from collections.abc import Sequence
 
@@ -8,15 +8,15 @@ from torch import Tensor
 
 
 def feature_matching(fake: Sequence[Sequence[Tensor]], real: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Mean over scales and layers of the mean absolute difference of features; 0 where they are equal.
+    """Returns the mean absolute difference of discriminator features, averaged over scales and layers.
 
     Args:
-        fake, real: for each scale the features of each layer, tensors of equal shapes; no gradient goes into real.
+        fake, real: features of each layer of each scale, in tensors of equal shapes; real gets no gradient.
 
     Raises:
-        ValueError: numbers of scales or layers, or shapes, that differ.
+        ValueError: the numbers of scales or layers, or the shapes, differ.
 
-    Source: Wang et al. 2018 (pix2pixHD), eq. 4. For pairs: without them compare statistics, not features at a place.
+    Source: Wang et al. 2018 (pix2pixHD), eq. 4. It needs paired data.
     """
     if [len(scale) for scale in fake] != [len(scale) for scale in real] or not any(fake):
         raise ValueError(

@@ -1,6 +1,6 @@
-"""Contrast between places: what stands at a place of the output should know its place in the input.
+"""PatchNCE: contrastive loss that ties each position of the output to the same position of the input.
 
-Shapes: b batch, p places, d feature dimensions.
+Shapes: b batch, p positions, d feature dimensions.
 """
 
 import torch
@@ -9,27 +9,27 @@ from torch import Tensor
 
 
 def patch_nce(query_bpd: Tensor, key_bpd: Tensor, *, temperature: float = 0.07) -> Tensor:
-    """Mean cross-entropy, in nats, of finding each query's own place among the sample's keys; ln p where they say nothing.
+    """Returns the cross-entropy, in nats, of identifying each query's key among those of all positions; ln p at chance level.
 
-    -ln( exp(q_i . k_i / T) / sum_j exp(q_i . k_j / T) ), q and k of unit length, j over all places of the same sample.
+    -ln( exp(q_i . k_i / T) / sum_j exp(q_i . k_j / T) ), q and k of unit length, j over all positions of the same sample.
 
     Args:
-        query_bpd: features of the output at p places.
-        key_bpd: features of the input at the same places; no gradient goes into them.
+        query_bpd: features of the output at p positions.
+        key_bpd: features of the input at the same positions; they get no gradient.
         temperature: T, above 0.
 
     Raises:
-        ValueError: shapes that differ, or a temperature that is not positive.
+        ValueError: the shapes differ, or the temperature is not positive.
 
-    Source: Park et al. 2020 (CUT), eq. 3 and 4, internal negatives; the mean over layers is the caller's.
+    Source: Park et al. 2020 (CUT), eq. 3 and 4, internal negatives; the caller averages over layers.
     """
     if query_bpd.shape != key_bpd.shape or query_bpd.ndim != 3:
         raise ValueError(
-            f"query has shape {tuple(query_bpd.shape)} and key {tuple(key_bpd.shape)}; give both as [batch, places, features]"
+            f"query has shape {tuple(query_bpd.shape)} and key {tuple(key_bpd.shape)}; give both as [batch, positions, features]"
         )
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}, must be above 0; 0.07 is CUT's")
     query, key = F.normalize(query_bpd.float(), dim=-1), F.normalize(key_bpd.detach().float(), dim=-1)
     logits_bpp = query @ key.transpose(1, 2) / temperature
-    places = torch.arange(logits_bpp.shape[1], device=logits_bpp.device).expand(logits_bpp.shape[:2])
-    return F.cross_entropy(logits_bpp.flatten(0, 1), places.flatten())
+    positions = torch.arange(logits_bpp.shape[1], device=logits_bpp.device).expand(logits_bpp.shape[:2])
+    return F.cross_entropy(logits_bpp.flatten(0, 1), positions.flatten())

@@ -1,4 +1,4 @@
-"""Rhythm kept: onsets of the output where the input has them, whatever their loudness.
+"""Rhythm loss: difference between the onsets of input and output, regardless of loudness.
 
 Shapes: b batch, m mel bands, f frames.
 """
@@ -7,22 +7,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FLAT = 1e-6  # sum of squares under which an envelope has no onset to speak of, in units of a normalised mel
+FLAT = 1e-6  # sum of squares below which an envelope counts as having no onsets, in units of a normalised mel
 EPSILON = 1e-9
 
 
 def onset_envelope(mel_bmf: Tensor, *, smoothing_frames: int = 3) -> Tensor:
-    """Returns how much rises at each frame, [b, f] >= 0: the half-wave rectified spectral flux of log mels, smoothed.
+    """Returns the onset envelope [b, f] >= 0: the smoothed, half-wave rectified spectral flux of log mels.
 
-    e_t = sum_j h_j r_{t+j},  r_t = mean_m max(0, x_{m,t} - x_{m,t-1}),  r_0 = 0, h a triangle of sum 1. Every rising band
-    has a gradient; the triangle lends one to frames beside an onset, so that an onset that is a frame late can move.
+    e_t = sum_j h_j r_{t+j},  r_t = mean_m max(0, x_{m,t} - x_{m,t-1}),  r_0 = 0, h a triangular window of sum 1. The
+    window gives a gradient to the frames next to an onset, too, so that a late onset can move.
 
     Args:
-        mel_bmf: log mels in any affine unit; the envelope is in the same unit.
-        smoothing_frames: the triangle's support, odd, 1 for none.
+        mel_bmf: log mels, in nats or normalised; the envelope has the same unit.
+        smoothing_frames: length of the window, odd; 1 for no smoothing.
 
     Raises:
-        ValueError: an even or non-positive support.
+        ValueError: smoothing_frames is even or not positive.
 
     Source: Dixon 2006, "Onset detection revisited", eq. 4 (spectral flux), on log mels as in Böck and Widmer 2013.
     """
@@ -35,18 +35,18 @@ def onset_envelope(mel_bmf: Tensor, *, smoothing_frames: int = 3) -> Tensor:
 
 
 def onset_loss(fake_bmf: Tensor, source_bmf: Tensor, *, smoothing_frames: int = 3) -> Tensor:
-    """1 - Pearson's correlation of the two onset envelopes, a mean over the batch, in [0, 2].
+    """Returns 1 - Pearson's correlation of the two onset envelopes, averaged over the batch, in [0, 2].
 
-    0 where the envelopes are equal up to a factor and an offset: an arrangement may be louder and busier, not out of time.
-    A source without onsets asks for nothing and counts 0; a fake without any counts 1. No gradient goes into the source.
+    It is 0 if the envelopes are equal up to a factor and an offset: the output may be louder, but not out of time. A source
+    without onsets gives 0, an output without onsets 1. The source gets no gradient.
 
     Args:
-        fake_bmf, source_bmf: log mels in one affine unit, normalised ones for choice; equal shapes.
+        fake_bmf, source_bmf: log mels with equal shapes and the same unit, preferably normalised.
         smoothing_frames: see `onset_envelope`.
     """
     fake, source = (onset_envelope(mel.float(), smoothing_frames=smoothing_frames) for mel in (fake_bmf, source_bmf.detach()))
     fake, source = fake - fake.mean(dim=-1, keepdim=True), source - source.mean(dim=-1, keepdim=True)
     energies = fake.square().sum(dim=-1), source.square().sum(dim=-1)
-    # epsilon under the root: the gradient of a fake without onsets is finite
+    # epsilon under the root keeps the gradient finite for an output without onsets
     correlation_b = (fake * source).sum(dim=-1) / ((energies[0] + EPSILON) * (energies[1] + EPSILON)).sqrt()
     return ((1 - correlation_b) * (energies[1] > FLAT)).mean()

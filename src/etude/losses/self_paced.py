@@ -1,4 +1,4 @@
-"""Weights of examples by their own loss. Shapes: n examples."""
+"""Weights of training examples, computed from their losses. Shapes: n examples."""
 
 import torch
 from scipy.special import lambertw
@@ -21,15 +21,14 @@ def linear_weights(loss_n: Tensor, threshold: float) -> Tensor:
     return (1 - loss_n / threshold).clamp(min=0)
 
 
-def superloss_weights(loss_n: Tensor, usual: float, strength: float) -> Tensor:
-    """Returns sigma = exp(-W(max(-2 / e, (loss - usual) / strength) / 2)): above 1 for easy examples, below for hard ones.
+def superloss_weights(loss_n: Tensor, average: float, strength: float) -> Tensor:
+    """Returns sigma = exp(-W(max(-2 / e, (loss - average) / strength) / 2)): above 1 for easy examples.
 
     Args:
-        usual: tau, the loss of an average example. strength: lambda, above 0; the larger, the nearer all weights are to 1.
+        average: tau, the average loss. strength: lambda, above 0; with a larger one all weights are closer to 1.
 
     Source: Castells, Weinzaepfel and Revaud 2020, equation 6; W is the principal branch of Lambert's function.
     """
-    beta = ((loss_n.double() - usual) / strength).clamp(
-        min=-2 / torch.e + 1e-9
-    )  # at the very end W has no value in floating point
+    # W is not defined below -1 / e; the small offset keeps rounding errors away from there
+    beta = ((loss_n.double() - average) / strength).clamp(min=-2 / torch.e + 1e-9)
     return torch.from_numpy(-lambertw(0.5 * beta.cpu().numpy()).real).exp().to(loss_n)

@@ -1,4 +1,4 @@
-"""Waveforms compared by their spectra at several resolutions.
+"""Multi-resolution STFT loss between waveforms.
 
 Shapes: b batch, n samples, k frequency bins, f frames.
 """
@@ -16,20 +16,20 @@ POWER_FLOOR = 1e-7
 def multi_resolution_stft(
     fake_bn: Tensor, real_bn: Tensor, *, resolutions: Sequence[tuple[int, int, int]] = RESOLUTIONS
 ) -> Tensor:
-    """Mean over resolutions of spectral convergence plus log-magnitude distance; 0 where the waveforms are equal.
+    """Returns the multi-resolution STFT loss: spectral convergence plus log-magnitude distance, averaged over resolutions.
 
-    | |S| - |S'| |_F / | |S| |_F  +  mean |ln |S| - ln |S'||, S of the real, S' of the fake.
+    | |S| - |S'| |_F / | |S| |_F  +  mean |ln |S| - ln |S'||, S of the real, S' of the fake waveform.
 
     Args:
-        fake_bn, real_bn: waveforms in [-1, 1], equal shapes, longer than half of the longest FFT. No gradient goes into
-            the real.
+        fake_bn, real_bn: waveforms in [-1, 1], equal shapes, longer than half of the longest FFT; the real ones get no
+            gradient.
         resolutions: (window, hop, FFT) in samples.
 
     Raises:
-        ValueError: shapes that differ or too few samples.
+        ValueError: the shapes differ, or there are too few samples.
 
-    Source: Yamamoto, Song and Kim 2020 (Parallel WaveGAN), eq. 6 to 8; each sample has a norm of its own, as in the paper
-    and not over the batch as in some code; powers are floored at 1e-7.
+    Source: Yamamoto, Song and Kim 2020 (Parallel WaveGAN), eq. 6 to 8; the norm is taken over each sample, as in the
+    paper, and not over the batch, as in some implementations; powers are clamped to at least 1e-7.
     """
     if fake_bn.shape != real_bn.shape:
         raise ValueError(f"fake has shape {tuple(fake_bn.shape)} and real {tuple(real_bn.shape)}; crop them to one length")
@@ -51,5 +51,5 @@ def magnitude(samples_bn: Tensor, *, window: int, hop: int, n_fft: int) -> Tenso
     """Returns sqrt(max(|STFT|^2, 1e-7)), [b, k, f]: Hann window, reflected edges, centred frames."""
     shape = torch.hann_window(window, device=samples_bn.device)
     spectrum = torch.stft(samples_bn, n_fft, hop, window, window=shape, center=True, pad_mode="reflect", return_complex=True)
-    # not abs(): its gradient at an exact zero is of no use, and the floor needs none
+    # not abs(), whose gradient at zero is not useful; clamped values need none
     return (spectrum.real.square() + spectrum.imag.square()).clamp(min=POWER_FLOOR).sqrt()

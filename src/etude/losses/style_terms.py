@@ -1,4 +1,4 @@
-"""The terms of style transfer with their usual weights, and what its options may be."""
+"""The loss terms of style transfer with their default weights, and the checks of its options."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,10 +12,10 @@ WEIGHTS = {
 
 
 def full_weights(given: Mapping[str, float]) -> dict[str, float]:
-    """The weight of every term: `given`, else the usual one.
+    """Returns the weight of every term: the given one, else the default.
 
     Raises:
-        ValueError: an unknown term, or a player of the game without the other.
+        ValueError: a term is unknown, or the generator has an adversarial term but the discriminator is not trained.
     """
     if unknown := sorted(given.keys() - WEIGHTS.keys()):
         raise ValueError(f"loss_weights names {unknown[0]}; the terms are {', '.join(sorted(WEIGHTS))}")
@@ -28,7 +28,7 @@ def full_weights(given: Mapping[str, float]) -> dict[str, float]:
 def check_options(
     *, sizes: Mapping[str, float], shares: Mapping[str, float], counts: Sequence[int], styles: Sequence[str], kind: Kind
 ) -> None:
-    """Raises: ValueError for a size below 0, a share outside [0, 1], a count below 1, one style only, or an unknown game."""
+    """Raises a ValueError for a negative size, a share outside [0, 1], a count below 1, fewer than 2 styles, an unknown loss."""
     for options, most in ((sizes, float("inf")), (shares, 1)):
         for name, value in options.items():
             if not 0 <= value <= most:

@@ -15,7 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from etude.audio.files import AUDIO_SUFFIXES, AudioError, AudioInfo, AudioWriter, Levels, inspect_audio, read_audio, stream_audio
+from etude.audio.files import (
+    AUDIO_SUFFIXES,
+    AudioError,
+    AudioInfo,
+    AudioWriter,
+    LevelMeter,
+    inspect_audio,
+    read_audio,
+    stream_audio,
+)
 from etude.audio.loudness import LoudnessMeter
 from etude.audio.resampling import Resampler
 from etude.core.protocols import FollowsClips
@@ -180,7 +189,7 @@ def _restyle_file(
     ):
         if wish.source is None and wish.intensity > 0:
             wish = _with_nearest_source(path, info, task, wish)
-        levels, new_levels = Levels(), Levels()
+        levels, new_levels = LevelMeter(), LevelMeter()
         meter, new_meter = LoudnessMeter(info.sample_rate), LoudnessMeter(info.sample_rate)
 
         def read() -> Iterator[Tensor]:

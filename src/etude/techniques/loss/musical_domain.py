@@ -117,7 +117,7 @@ class MusicalDomain(Technique):
         ids = np.flatnonzero(classes.pitch >= 0)
         self._pitch_v = torch.from_numpy(classes.pitch)
         self._pitch_ids, self._pitch_of_ids = torch.from_numpy(ids), torch.from_numpy(classes.pitch[ids])
-        neighbours = musical.pitch_neighbours()
+        neighbours = musical.pitch_smoothing()
         # a set of ids that a token's mass may go to, and how [scales or 1, rows, ids]: pitches of one kind (onsets, ends),
         # whose rows are the 128 pitches, since byte pairs have many ids of one; places and lengths, whose rows are their ids
         self._groups: list[tuple[Tensor, Tensor]] = []
@@ -127,10 +127,10 @@ class MusicalDomain(Technique):
             table = neighbours[:, :, classes.pitch[chosen]]
             self._add_group(np.flatnonzero(chosen), table / table.sum(-1, keepdim=True).clamp(min=1e-9))
         places = classes.position >= 0
-        self._add_group(np.flatnonzero(places), musical.place_neighbours(classes.position[places])[None])
+        self._add_group(np.flatnonzero(places), musical.position_smoothing(classes.position[places])[None])
         for kind in (TIME, DURATION):
             mine = (classes.kind == kind) & (classes.units >= 0)
-            self._add_group(np.flatnonzero(mine), musical.length_neighbours(classes.units[mine])[None])
+            self._add_group(np.flatnonzero(mine), musical.duration_smoothing(classes.units[mine])[None])
 
     def _add_group(self, ids: np.ndarray, table: Tensor) -> None:
         if len(ids) > 1:
