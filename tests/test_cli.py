@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from etude.core.called import program
+from etude.core.checkpoint_files import find_stage
 from etude.run import cli
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +48,19 @@ def test_help_of_a_verb_needs_no_torch() -> None:
         "atexit.register(lambda: print('loaded:', [m for m in ('torch', 'pytorch_lightning') if m in sys.modules])); main()"
     )
     shown = said("-c", code)
-    assert "data=folder data.root=" in shown and "loaded: []" in shown
+    assert "Usage:    etude train [" in shown and "etude train data=folder data.root=" in shown
+    assert "train.py" not in shown and "loaded: []" in shown
+
+
+@pytest.mark.parametrize(
+    ("started", "named"),
+    [("/usr/bin/etude", "etude train"), ("src/etude/run/cli.py", "etude train"), ("train.py", "python train.py")],
+)
+def test_messages_name_the_program_as_it_was_called(started: str, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [started, "data=chorales"])
+    assert program("train") == named
+    with pytest.raises(ValueError, match=f"holds none; run `{named} stage=pretrain` first"):
+        find_stage(["pretrain"], "no_outputs", wanted="finetune")
 
 
 @pytest.mark.parametrize(

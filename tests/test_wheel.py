@@ -42,7 +42,7 @@ def test_the_installed_wheel_trains_in_an_empty_folder(tmp_path: Path) -> None:
     own = Path(done(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", folder=home).strip())
     (own / "dependencies.pth").write_text(sysconfig.get_path("purelib"))  # where the tests' packages are, without its .pth files
     place = done(python, "-c", "import etude.run.cli; print(etude.run.cli.__file__, etude.run.cli.conf_folder())", folder=home)
-    assert place.split() == [str(own / "etude" / "cli.py"), str(own / "etude" / "conf")]
+    assert place.split() == [str(own / "etude" / "run" / "cli.py"), str(own / "etude" / "conf")]
     assert (own / "etude" / "py.typed").is_file()
 
     write_songs(tmp_path / "songs")

@@ -6,6 +6,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from etude.core.called import program
+
 log = logging.getLogger(__name__)
 
 
@@ -66,8 +68,8 @@ def find_stage(names: list[str], outputs: str, *, wanted: str, kind: str | None 
                 return best if best.is_file() else path
     first = names[-1] + (f" task={kind}" if kind else "")  # which needs no other
     raise ValueError(
-        f"stage={wanted} starts from a run of stage={' or '.join(names)}, and {outputs}/ holds none; run `python train.py "
-        f"stage={first}` first, or give weights=CHECKPOINT"
+        f"stage={wanted} starts from a run of stage={' or '.join(names)}, and {outputs}/ holds none; "
+        f"run `{program('train')} stage={first}` first, or give weights=CHECKPOINT"
     )
 
 
@@ -121,7 +123,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         return _checked(checkpoint)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}; give a checkpoint that train.py wrote, of someone you trust") from error
+        raise ValueError(f"{path}: {error}; give a checkpoint that `{program('train')}` wrote, of someone you trust") from error
 
 
 def verify_archive(path: Path) -> None:
@@ -177,5 +179,6 @@ def unusable(path: Path, error: Exception) -> ValueError:
         cause = cause.__cause__
     told = " ".join(str(cause).split())
     return ValueError(
-        f"{path}: what it holds does not go together: {type(cause).__name__}: {told[:300]}; give a checkpoint that train.py wrote"
+        f"{path}: what it holds does not go together: {type(cause).__name__}: {told[:300]}; "
+        f"give a checkpoint that `{program('train')}` wrote"
     )

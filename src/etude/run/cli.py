@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from etude.core.called import program
+
 
 class Verb(NamedTuple):
     """What a verb does, the function that does it, and the configuration that Hydra composes for it."""
@@ -86,6 +88,8 @@ def run(name: str, options: list[str]) -> None:
     call = getattr(importlib.import_module(module), function)
     if name == "train":
         options = understood(options)
+    if "--help" in options or "-h" in options:
+        options = [f"hydra.help.app_name={program(name)}", *options]
     command = sys.argv
 
     def task(cfg: DictConfig) -> Any:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from etude.core.called import program
 from etude.run import recipes
 from etude.run.command import check_types, one_line_errors
 from etude.run.folder import alone_in, keep_earlier, run_folder
@@ -80,7 +81,7 @@ def _hand_over(node: DictConfig, **parts: Any) -> Any:
     if missing:
         raise ValueError(
             f"{node._target_.rpartition('.')[2]} needs a {missing[0]}, which the chosen data or groups don't give; "
-            "`python train.py --help` shows which task= and data= go together"
+            f"`{program('train')} --help` shows which task= and data= go together"
         )
     # not through Hydra's keywords, which turn dataclasses into dictionaries
     return instantiate(node, _partial_=True)(**given)
@@ -210,7 +211,7 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | Non
     except SystemExit as end:  # Lightning's answer to Ctrl-C and other signals, after LastCheckpoint has written
         signal = stopped_by(end)
         if trainer.is_global_zero:
-            how = f"`python train.py ckpt={folder}` continues this run" if last.is_file() else "before the first checkpoint"
+            how = f"`{program('train')} ckpt={folder}` continues this run" if last.is_file() else "before the first checkpoint"
             by = "" if signal.name == "Ctrl-C" else f" by {signal.name} (exit code {signal.exit_code})"
             print(f"stopped at step {trainer.global_step}{by}; {how}", file=sys.stderr)
         sys.exit(signal.exit_code)
@@ -238,7 +239,8 @@ def build_trainer(cfg: DictConfig, folder: Path, techniques: list[Any]) -> Any:
 
     if HydraConfig.get().mode == RunMode.MULTIRUN and cfg.trainer.devices not in (1, "1", "auto"):
         raise ValueError(
-            "a multirun with several devices would start the whole sweep on every rank; start one `python train.py` for each run"
+            "a multirun with several devices would start the whole sweep on every rank; "
+            f"start one `{program('train')}` for each run"
         )
     if "tensorboard" in (cfg.get("logger") or {}) and importlib.util.find_spec("tensorboard") is None:
         raise ValueError("logger=tensorboard needs a package that is not installed; pip install 'etude[tensorboard]'")
@@ -266,7 +268,9 @@ def generate(cfg: DictConfig) -> None:
     path = find_checkpoint(cfg.ckpt or "last", cfg.outputs, kind="language_model")
     task, _ = load_task(path)
     if not isinstance(task, Samples):
-        raise ValueError(f"{path} holds a {type(task).__name__}, which generates no scores; restyle audio with transfer.py")
+        raise ValueError(
+            f"{path} holds a {type(task).__name__}, which generates no scores; restyle audio with `{program('transfer')}`"
+        )
     folder = run_folder()
     instantiate(cfg.sampling)(task=task, folder=folder)
     print(f"results: {folder / 'report.html'}", file=sys.stderr)
@@ -283,7 +287,9 @@ def transfer(cfg: DictConfig) -> None:
     if not isinstance(task, Translates):
         raise ValueError(f"ckpt holds a {type(task).__name__}, which changes no styles; give one of task=style_transfer")
     if OmegaConf.is_missing(cfg.vocoder, "ckpt"):
-        raise ValueError("vocoder.ckpt is missing: give a checkpoint or run of `train.py task=vocoder`, or vocoder.ckpt=last")
+        raise ValueError(
+            f"vocoder.ckpt is missing: give a checkpoint or run of `{program('train')} task=vocoder`, or vocoder.ckpt=last"
+        )
     if cfg.vocoder.get("ckpt") is not None:
         cfg.vocoder.ckpt = str(find_checkpoint(cfg.vocoder.ckpt, cfg.outputs, kind="vocoder", option="vocoder.ckpt"))
     vocoder = _hand_over(cfg.vocoder, contract=task.contract, load=load_task)

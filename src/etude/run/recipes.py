@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from etude.core.called import program
+
 if TYPE_CHECKING:
     from etude.core.task import Task
     from etude.core.technique import Technique
@@ -177,7 +179,7 @@ def train_phases(cfg: DictConfig, folder: Path, overrides: list[str], run: Calla
             before = part
             for place, later in enumerate(cfg.stage.phases[number:], start=number + 1):
                 line = shlex.join([*shared, *later.options, f"weights={before / 'checkpoints' / 'best.ckpt'}"])
-                print(f"then: python train.py {line} hydra.run.dir={folder / f'{place}_{later.name}'}", file=sys.stderr)
+                print(f"then: {program('train')} {line} hydra.run.dir={folder / f'{place}_{later.name}'}", file=sys.stderr)
                 before = folder / f"{place}_{later.name}"
             raise
         best = part / "checkpoints" / "best.ckpt"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from etude.audio.mel import MelContract
 from etude.core.batch import Batch
+from etude.core.called import program
 from etude.core.measuring import Measure, Measured
 from etude.core.task import OptimizerFactory, SchedulerFactory, Task, frozen
 from etude.losses.adversarial import discriminator_loss, generator_loss
@@ -269,11 +270,13 @@ def open_vocoder(*, contract: MelContract, ckpt: str, load: Callable[[Path], tup
     """
     path = Path(ckpt).expanduser()
     if not path.is_file():
-        raise ValueError(f"vocoder.ckpt={ckpt}: there is no such file; give a checkpoint that `train.py task=vocoder` wrote")
+        raise ValueError(
+            f"vocoder.ckpt={ckpt}: there is no such file; give a checkpoint that `{program('train')} task=vocoder` wrote"
+        )
     task, _ = load(path)
     if not isinstance(task, Vocoder):
         raise ValueError(
-            f"vocoder.ckpt={ckpt} holds a {type(task).__name__}; give a checkpoint that `train.py task=vocoder` wrote"
+            f"vocoder.ckpt={ckpt} holds a {type(task).__name__}; give a checkpoint that `{program('train')} task=vocoder` wrote"
         )
     if task.contract != contract:
         raise ValueError(
