@@ -342,7 +342,7 @@ def _listen() -> None:
 def start_build(tmp_path: Path, root: Path) -> subprocess.Popen[str]:
     script = tmp_path / "script.py"
     script.write_text(BUILD)
-    path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.Popen(
         [sys.executable, str(script), str(root), str(tmp_path / "cache")],
         stderr=subprocess.PIPE, text=True, start_new_session=True, env={**os.environ, "PYTHONPATH": path}, preexec_fn=_listen,
@@ -364,16 +364,17 @@ def slow_folder(tmp_path: Path) -> Path:
     return root
 
 
-def wait_for_parsing(tmp_path: Path) -> None:
+def wait_for_parsing(tmp_path: Path, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 120
-    while facts(tmp_path) < 2 and time.monotonic() < deadline:
+    while facts(tmp_path) < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
+    assert facts(tmp_path) >= 2, "nothing was parsed"
 
 
 def test_ctrl_c_keeps_what_is_parsed_and_says_so(tmp_path: Path) -> None:
     root = slow_folder(tmp_path)
     process = start_build(tmp_path, root)
-    wait_for_parsing(tmp_path)
+    wait_for_parsing(tmp_path, process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the parent and its workers
     _, err = process.communicate(timeout=60)
     assert process.returncode != 0
@@ -387,7 +388,7 @@ def test_ctrl_c_keeps_what_is_parsed_and_says_so(tmp_path: Path) -> None:
 def test_kill_leaves_a_cache_that_goes_on(tmp_path: Path) -> None:
     root = slow_folder(tmp_path)
     process = start_build(tmp_path, root)
-    wait_for_parsing(tmp_path)
+    wait_for_parsing(tmp_path, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     data = module(root, tmp_path / "cache", corpus=Folder(root=str(root)))

@@ -210,7 +210,7 @@ def test_bf16_autocast_trains_as_float32_does():
 
 @pytest.mark.parametrize("size, low, high", [("tiny", 0.5, 2), ("small", 8, 13), ("base", 80, 130), ("large", 1000, 1500)])
 def test_sizes_by_configuration_alone(size, low, high):
-    settings = yaml.safe_load((Path(__file__).parents[2] / "conf" / "model" / f"{size}.yaml").read_text())
+    settings = yaml.safe_load((Path(__file__).parents[3] / "conf" / "model" / f"{size}.yaml").read_text())
     assert settings.pop("_target_") == "etude.models.symbolic.transformer.Transformer" and settings.pop("_partial_")
     with torch.device("meta"):
         model = Transformer(vocab_size=512, **settings)
