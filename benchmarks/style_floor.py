@@ -4,7 +4,7 @@
     OMP_NUM_THREADS=1 python benchmarks/style_floor.py --synthesizer fluidsynth --rows docs/results/rows/style_floor.jsonl
 
 A row for each style: the paired test tunes as the options render them, against the default soundfont by tinysoundfont, the
-truth of docs/results/style_transfer.md. The judge of style is trained on the default rendering.
+truth of docs/results/style_transfer.md. The style classifier is trained on the default rendering.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from peer import context
 from training import composed
 
 from etude.evaluation.style_comparison import compare_mels
-from etude.evaluation.styles import pieces_of, train_judge, whole_segments
+from etude.evaluation.styles import log_mels, train_classifier, whole_segments
 from etude.render.synthesizers import SYNTHESIZERS, default_soundfont, synthesizer_version
 from etude.run import programs as run
 
@@ -36,18 +36,18 @@ def floor(soundfont: Path | None, synthesizer: str, cache: Path) -> list[dict[st
     truth = rendered([], cache)
     given = [f"data.corpus.synthesizer={synthesizer}", "data.corpus.songs_per_style=1"]  # held-out tunes stay the same
     other = rendered([*given, *([f"data.corpus.soundfont={soundfont}"] if soundfont else [])], cache)
-    judge = train_judge(truth, styles=truth.styles)
+    classifier = train_classifier(truth, styles=truth.styles)
     about = {
         "soundfont": (soundfont or default_soundfont()).name, "synthesizer": synthesizer,
         "version": synthesizer_version(synthesizer), "truth": f"{default_soundfont().name} by {TRUTH}",
-        "truth_version": synthesizer_version(TRUTH), "judge_held_out": judge.held_out_accuracy,
+        "truth_version": synthesizer_version(TRUTH), "judge_held_out": classifier.held_out_accuracy,
     }  # fmt: skip
     found = []
     for number, style in enumerate(truth.styles):
         songs = [[data.piece("test", style, i).song for i in range(data.num_pieces("test", style))] for data in (truth, other)]
         assert songs[0] == songs[1], f"the test tunes of {style} differ; delete the cache and start again"
-        fakes, truths = pieces_of(other, "test", style), pieces_of(truth, "test", style)
-        accuracy = judge.accuracy(whole_segments(fakes), number)
+        fakes, truths = log_mels(other, "test", style), log_mels(truth, "test", style)
+        accuracy = classifier.accuracy(whole_segments(fakes), number)
         compared = compare_mels(zip(fakes, truths, strict=True), contract=truth.contract)
         found.append({**about, "style": style, "songs": len(songs[0]), "accuracy": accuracy, **compared})
     return found

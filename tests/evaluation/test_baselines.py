@@ -30,8 +30,8 @@ def test_tokens_of_a_small_grid():
     assert tokens.symbol.tolist() == [1, 3, 1, 0, 2, 0]
     assert tokens.own.tolist() == [-1, -1, 1, 3, 1, 0]
     assert tokens.current.tolist() == [[-1, -1], [1, -1], [-1, -1], [1, -1], [-1, -1], [2, -1]]
-    assert tokens.earlier.tolist() == [-1, -1, -1, -1, 1, 3]
-    assert tokens.held.tolist() == [0, 0, 1, 1, 2, 1]
+    assert tokens.two_before.tolist() == [-1, -1, -1, -1, 1, 3]
+    assert tokens.duration.tolist() == [0, 0, 1, 1, 2, 1]
     assert tokens.step.tolist() == [0, 0, 1, 1, 2, 2]
 
 

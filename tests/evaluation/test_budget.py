@@ -27,7 +27,7 @@ def test_the_share_is_of_the_rest() -> None:
     clock.now += 50
     assert budget.fits(5.0) and not budget.fits(5.1)
     spend(budget, clock, 5.0)
-    assert budget.rest == 50 and budget.share_spent == pytest.approx(0.1)
+    assert budget.training_seconds == 50 and budget.share_spent == pytest.approx(0.1)
     assert not budget.fits(0.1)
     clock.now += 10
     assert budget.fits(1.0)
@@ -58,7 +58,7 @@ def test_failures_and_pauses() -> None:
         raise RuntimeError
     budget.stop()
     clock.now += 1000
-    assert (budget.spent, budget.rest) == (3, 10)
+    assert (budget.spent, budget.training_seconds) == (3, 10)
 
 
 def test_a_resumed_run_goes_on_counting() -> None:
@@ -72,4 +72,4 @@ def test_a_resumed_run_goes_on_counting() -> None:
     clock.now += 500  # between the two runs
     other.start()
     clock.now += 5
-    assert (other.spent, other.rest) == (1, 25)
+    assert (other.spent, other.training_seconds) == (1, 25)

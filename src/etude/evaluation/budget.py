@@ -1,4 +1,4 @@
-"""Time on the side: what may be spent beside training, and what was."""
+"""A time budget for work beside training, such as measurements."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -6,56 +6,55 @@ from contextlib import contextmanager
 
 
 class TimeBudget:
-    """Keeps what is spent on the side within a share of the time that the rest of training takes.
+    """Limits the time of work beside training to a share of the time of training itself.
 
-    share spent = seconds spent / (seconds since training began - seconds spent). Its state goes on counting in a resumed
-    run.
+    share spent = seconds spent / (seconds since training began - seconds spent). A resumed run continues the counts.
 
     Args:
-        share: most that may be spent, above 0.
-        clock: seconds from any beginning, never running backwards.
+        share: the largest share that may be spent, above 0.
+        clock: returns seconds since any fixed time; must not go backwards.
     """
 
     def __init__(self, share: float, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self.share, self.clock = share, clock
         self.spent = 0.0
-        self._before = 0.0
-        self._since: float | None = None
+        self._earlier_seconds = 0.0
+        self._started_at: float | None = None
 
     def start(self) -> None:
-        """Training begins, or goes on after a resume."""
-        self._since = self.clock()
+        """Starts counting: call when training begins or resumes."""
+        self._started_at = self.clock()
 
     def stop(self) -> None:
-        """Training pauses."""
-        self._before, self._since = self._total, None
+        """Stops counting: call when training ends or pauses."""
+        self._earlier_seconds, self._started_at = self._total_seconds, None
 
     @property
     def running(self) -> bool:
-        """Whether training has begun and not paused."""
-        return self._since is not None
+        """Whether `start` was called and `stop` was not yet."""
+        return self._started_at is not None
 
     @property
-    def _total(self) -> float:
-        return self._before + (0.0 if self._since is None else self.clock() - self._since)
+    def _total_seconds(self) -> float:
+        return self._earlier_seconds + (0.0 if self._started_at is None else self.clock() - self._started_at)
 
     @property
-    def rest(self) -> float:
-        """Seconds of training so far, without what was spent."""
-        return max(self._total - self.spent, 0.0)
+    def training_seconds(self) -> float:
+        """Seconds of training so far, without the seconds spent beside it."""
+        return max(self._total_seconds - self.spent, 0.0)
 
     @property
     def share_spent(self) -> float:
-        """Share that was spent so far; 0 before training takes any time."""
-        return self.spent / self.rest if self.rest > 0 else 0.0
+        """The share spent so far; 0 before any time has passed."""
+        return self.spent / self.training_seconds if self.training_seconds > 0 else 0.0
 
     def fits(self, seconds: float) -> bool:
-        """Whether spending `seconds` more, now, stays within the share."""
-        return self.spent + seconds <= self.share * self.rest
+        """Whether spending another `seconds` now stays within the share."""
+        return self.spent + seconds <= self.share * self.training_seconds
 
     @contextmanager
     def spending(self) -> Iterator[None]:
-        """Counts what happens inside as spent, also where it fails."""
+        """Counts the time inside the `with` block as spent, also if it raises."""
         began = self.clock()
         try:
             yield
@@ -63,7 +62,7 @@ class TimeBudget:
             self.spent += self.clock() - began
 
     def state_dict(self) -> dict[str, float]:
-        return {"spent": self.spent, "total": self._total}
+        return {"spent": self.spent, "total": self._total_seconds}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        self.spent, self._before = state["spent"], state["total"]
+        self.spent, self._earlier_seconds = state["spent"], state["total"]

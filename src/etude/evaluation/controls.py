@@ -1,4 +1,4 @@
-"""Controls that stand beside real music and samples, so that a figure means something."""
+"""Control pieces with shuffled onsets, against which metrics of samples and of real music are compared."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,14 @@ from symusic.core import NoteTickList
 
 
 def shuffle_onsets(score: Score, *, seed: int, grid_per_beat: int = 12) -> Score:
-    """Move every note to a random onset: the same notes, durations, tracks and length, without time.
+    """Moves every note to a random onset; pitches, durations, tracks and the length of the piece stay the same.
 
-    Onsets are uniform over the positions of the grid at which the note still ends inside the piece. Whatever a metric
-    says of this music it says of pitch and duration statistics alone.
+    Onsets are uniform over the grid positions at which the note still ends within the piece. A metric of the result
+    depends on the statistics of pitch and duration alone.
 
     Args:
         score: any score in ticks; it is not changed.
-        seed: seed of numpy's generator; the same seed gives the same music.
+        seed: the same seed gives the same result.
         grid_per_beat: positions per quarter note, >= 1. 12 holds triplets and sixteenths.
 
     Raises:
@@ -36,7 +36,7 @@ def shuffle_onsets(score: Score, *, seed: int, grid_per_beat: int = 12) -> Score
 
 
 def shuffled_control(scores: Sequence[Score], *, seed: int = 0) -> list[Score]:
-    """`shuffle_onsets` of every score, each with a seed of its own drawn from `seed` and its place in the list."""
+    """Applies `shuffle_onsets` to every score, with a seed derived from `seed` and the index in the list."""
     return [
         shuffle_onsets(score, seed=int(np.random.SeedSequence([seed, i]).generate_state(1)[0])) for i, score in enumerate(scores)
     ]

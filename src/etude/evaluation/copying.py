@@ -1,11 +1,11 @@
-"""Does a sample copy the training set? Note n-grams, found again in any key and at any speed.
+"""Detect copying from the training set by note n-grams that ignore key and tempo.
 
-A piece is one sequence of notes ordered by onset, then pitch. An n-gram of n notes is its n - 1 melodic intervals and
-its n - 1 inter-onset intervals divided by their greatest common divisor, so transposed, faster and slower copies are
-equal; onsets are taken on a grid of 12 per beat. n-grams are compared by 64-bit hashes: with 10^9 of them in the
-training set a false match has probability 5e-11 per n-gram.
+A piece is one sequence of notes ordered by onset, then pitch. An n-gram of n notes consists of its n - 1 melodic intervals
+and its n - 1 inter-onset intervals divided by their greatest common divisor, so that a transposed, faster or slower copy
+has the same n-grams. Onsets are rounded to a grid of 12 per beat. n-grams are compared by 64-bit hashes: with 10^9 of them
+in the training set, the probability of a false match is 5e-11 per n-gram.
 
-Real music shares n-grams too (scales, hymn tunes, cadences), so a share means something only beside the share of
+Pieces of real music share n-grams too (scales, hymn tunes, cadences), so always compare the share of samples with that of
 held-out real music. Source: the longest-match and n-gram overlap tests of Yin et al., "Deep learning's shallow gains: a
 comparative evaluation of algorithms for automatic music generation", Machine Learning 112, 2023.
 """
@@ -25,7 +25,7 @@ Hashes = NDArray[np.uint64]
 
 
 def mix(values: NDArray[np.uint64]) -> Hashes:
-    """The splitmix64 finaliser: spreads every input bit over the 64 output bits (Steele et al., OOPSLA 2014)."""
+    """Hashes 64-bit numbers by the finaliser of splitmix64 (Steele et al., OOPSLA 2014)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
@@ -37,10 +37,10 @@ def ngram_hashes(notes: NoteArray, *, length: int) -> Hashes:
     Returns uint64 [notes - length + 1] in the order of the notes, empty for a shorter piece.
 
     Raises:
-        ValueError: `length` below 3 (two notes hold one interval, which matches everything).
+        ValueError: `length` below 3; two notes have one interval, which occurs in nearly every piece.
     """
     if length < 3:
-        raise ValueError(f"length={length} is below 3 notes; choose 8 or more for a telling match")
+        raise ValueError(f"length={length} is below 3 notes; choose 8 or more for a meaningful match")
     notes = notes.pitched.resample(GRID)
     if len(notes) < length:
         return np.zeros(0, np.uint64)
@@ -56,13 +56,13 @@ def ngram_hashes(notes: NoteArray, *, length: int) -> Hashes:
 
 @dataclass(frozen=True)
 class Copying:
-    """What one piece shares with the training set.
+    """How much of one piece also occurs in the training set.
 
     Attributes:
-        share: n -> share of the piece's n-grams that the training set has, 0..1; NaN for a piece of fewer notes.
-        longest: notes in the longest passage that one training piece has too; 0 when below the smallest n.
+        share: n -> share of the piece's n-grams that occur in the training set, 0..1; NaN for a piece of fewer notes.
+        longest: number of notes of the longest passage that also occurs in a training piece; 0 if below the smallest n.
         nearest: name of the training piece that shares the most n-grams of the smallest n; None without a match.
-        nearest_share: share of the piece's n-grams (smallest n) that this one training piece has, 0..1.
+        nearest_share: share of the piece's n-grams (smallest n) that occur in this training piece, 0..1.
     """
 
     share: dict[int, float]
@@ -72,13 +72,13 @@ class Copying:
 
 
 class NgramIndex:
-    """The n-grams of a training set, sorted, for look-up by binary search.
+    """An index of the n-grams of a training set, sorted for binary search.
 
     Memory: 16 bytes a note for the smallest n (hash, piece, position), at most 8 bytes a note for each further n.
 
     Args:
-        scores: the training pieces, read once.
-        names: one name per piece, reported as `nearest`.
+        scores: the training pieces; iterated over once.
+        names: the name of each piece, reported as `nearest`.
         lengths: note n-gram lengths, each >= 3.
 
     Raises:
@@ -110,7 +110,7 @@ class NgramIndex:
         self._sets[smallest] = self._hashes
 
     def compare(self, score: Score) -> Copying:
-        """Look one piece up in the training set."""
+        """Finds the n-grams of one piece in the training set."""
         notes = NoteArray.from_score(score).pitched.resample(GRID)
         hashes = {n: ngram_hashes(notes, length=n) for n in self.lengths}
         share = {n: float(np.mean(_contains(self._sets[n], h))) if len(h) else float("nan") for n, h in hashes.items()}
@@ -120,7 +120,7 @@ class NgramIndex:
         counts = np.searchsorted(self._hashes, query, side="right") - first
         if not counts.any():
             return Copying(share=share, longest=0, nearest=None, nearest_share=0.0)
-        # One row per (n-gram of the query, place in the training set where it stands).
+        # One row per (n-gram of the piece, position in the training set at which it occurs).
         at = np.repeat(np.arange(len(query)), counts)
         place = np.repeat(first - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
         piece, offset = self._piece[place].astype(np.int64), self._position[place].astype(np.int64)
@@ -142,11 +142,12 @@ def _contains(ordered: Hashes, query: Hashes) -> NDArray[np.bool_]:
     if len(ordered) == 0:
         return np.zeros(len(query), bool)
     place = np.minimum(np.searchsorted(ordered, query), len(ordered) - 1)
-    return ordered[place] == query
+    found: NDArray[np.bool_] = ordered[place] == query
+    return found
 
 
 def _longest_run(piece: NDArray[np.int64], diagonal: NDArray[np.int64], at: NDArray[np.int64]) -> int:
-    """The most consecutive n-grams of the query that stand consecutively in one training piece."""
+    """Returns the largest number of consecutive n-grams of the piece that are also consecutive in one training piece."""
     order = np.lexsort((at, diagonal, piece))
     piece, diagonal, at = piece[order], diagonal[order], at[order]
     breaks = (np.diff(piece) != 0) | (np.diff(diagonal) != 0) | (np.diff(at) != 1)
@@ -155,14 +156,14 @@ def _longest_run(piece: NDArray[np.int64], diagonal: NDArray[np.int64], at: NDAr
 
 
 def copying_rows(groups: dict[str, Sequence[Score]], *, index: NgramIndex) -> list[dict[str, object]]:
-    """A table of copying: one row per group, samples and held-out real music side by side.
+    """Returns a table of copying with one row per group, such as samples and held-out real music.
 
     Args:
         groups: for example {"samples": [...], "held-out real": [...]}.
 
     Returns:
         Rows of {"group", "pieces", "share_<n>" for every n (mean over pieces), "longest_mean", "longest_max",
-        "nearest_share_mean", "nearest_share_max", "nearest"}; `nearest` is the training piece of the largest share.
+        "nearest_share_mean", "nearest_share_max", "nearest"}; `nearest` is the training piece with the largest share.
 
     Raises:
         ValueError: a group without scores.

@@ -1,9 +1,9 @@
-"""An interpolated count model of four-voice grids: what counting contexts is worth, without a network.
+"""An n-gram baseline without a network: an interpolated count model of four-voice grids.
 
-Two chains of contexts back off from long to short: one names pitches, the other distances from the voice's own last
-pitch, which holds in any key. Their probabilities are mixed. Counts, back-off strengths and mixture weights come from
-the training pieces alone; strengths and weights are fitted with each token's own piece taken out of the counts, so no
-training piece is held back.
+Two back-off models each interpolate contexts from short to long. The contexts of the first consist of pitches; those of
+the second of distances from the voice's previous pitch, which do not depend on the key. Their probabilities are mixed.
+Counts, smoothing strengths and mixture weights are estimated on the training pieces alone. Strengths and weights are
+fitted by leaving each token's own piece out of the counts, so no training piece has to be held out.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,50 +15,50 @@ from numpy.typing import NDArray
 from etude.evaluation.baselines import Floats, Grid, GridTokens, Ints
 from etude.evaluation.copying import Hashes, mix
 
-UNKNOWN = -1000  # a distance that does not exist, far from any that does
+UNKNOWN = -1000  # stands for a distance that is not defined; far from any real distance
 STRENGTHS = 2.0 ** np.arange(-4, 11)
 Context = Callable[[GridTokens], list[Ints]]
 
 
 def _relative(symbols: Ints, own: Ints) -> Ints:
-    """Symbols as distances from `own`; where either is a rest or unknown, a code that keeps which."""
+    """Symbols as distances from `own`; where either is a rest or unknown, a code that says which symbol it was."""
     own = own.reshape(own.shape + (1,) * (symbols.ndim - own.ndim))
     return np.where((symbols > 0) & (own > 0), symbols - own, UNKNOWN - symbols)
 
 
 def _moves(t: GridTokens) -> list[Ints]:
-    """How far each voice above moved into this frame."""
+    """For each voice above: its interval from the previous to this frame, UNKNOWN for the other voices."""
     return list(np.where((t.current >= 0) & (t.before >= 0), t.current - t.before, UNKNOWN).T)
 
 
 def _moved(t: GridTokens) -> list[Ints]:
-    """Whether each voice above moved into this frame."""
+    """For each voice above: 1 if its pitch changed in this frame, else 0; 2 for the other voices."""
     return [np.where(move == UNKNOWN, 2, move != 0) for move in _moves(t)]
 
 
-def _place(t: GridTokens) -> list[Ints]:
-    """The voice, its place in the beat and how long its last pitch has lasted."""
-    return [t.voice, t.step % 4, np.minimum(t.held, 4)]
+def _position(t: GridTokens) -> list[Ints]:
+    """The voice, the position in the beat and the duration so far of the voice's previous symbol, at most 4."""
+    return [t.voice, t.step % 4, np.minimum(t.duration, 4)]
 
 
 ABSOLUTE: tuple[Context, ...] = (
     lambda t: [t.voice],
     lambda t: [t.voice, t.own],
-    lambda t: [*_place(t), t.own],
-    lambda t: [*_place(t), t.own, *_moved(t)],
-    lambda t: [*_place(t), t.own, *_moved(t), t.earlier],
-    lambda t: [*_place(t), t.own, *_moved(t), *t.current.T],
-    lambda t: [*_place(t), t.own, *t.current.T, *t.before.T],
-    lambda t: [t.voice, t.step % 16, t.held, t.own, t.earlier, *t.current.T, *t.before.T],
+    lambda t: [*_position(t), t.own],
+    lambda t: [*_position(t), t.own, *_moved(t)],
+    lambda t: [*_position(t), t.own, *_moved(t), t.two_before],
+    lambda t: [*_position(t), t.own, *_moved(t), *t.current.T],
+    lambda t: [*_position(t), t.own, *t.current.T, *t.before.T],
+    lambda t: [t.voice, t.step % 16, t.duration, t.own, t.two_before, *t.current.T, *t.before.T],
 )
 RELATIVE: tuple[Context, ...] = (
     lambda t: [t.voice],
-    _place,
-    lambda t: [*_place(t), *_moved(t)],
-    lambda t: [*_place(t), *_moves(t)],
-    lambda t: [*_place(t), *_moves(t), _relative(t.earlier, t.own)],
-    lambda t: [*_place(t), *_moves(t), *_relative(t.current, t.own).T],
-    lambda t: [*_place(t), *_relative(t.current, t.own).T, *_relative(t.before, t.own).T],
+    _position,
+    lambda t: [*_position(t), *_moved(t)],
+    lambda t: [*_position(t), *_moves(t)],
+    lambda t: [*_position(t), *_moves(t), _relative(t.two_before, t.own)],
+    lambda t: [*_position(t), *_moves(t), *_relative(t.current, t.own).T],
+    lambda t: [*_position(t), *_relative(t.current, t.own).T, *_relative(t.before, t.own).T],
 )
 
 
@@ -71,7 +71,7 @@ def _hash(columns: list[Ints]) -> Hashes:
 
 @dataclass(frozen=True, eq=False)
 class _Counts:
-    """How often each hash was seen."""
+    """The number of occurrences of each hash."""
 
     keys: Hashes
     seen: Ints
@@ -85,13 +85,13 @@ class _Counts:
         return np.where(self.keys[place] == hashes, self.seen[place], 0)
 
 
-class _Chain:
-    """One chain of contexts, from the shortest to the longest, each smoothed by the one before.
+class _BackOffModel:
+    """A back-off model: contexts from the shortest to the longest, each smoothed by the previous one.
 
-    p_0 = 1 / K,  p_k(x | c_k) = (n(c_k, x) + s_k p_{k-1}(x | c_{k-1})) / (n(c_k) + s_k): a Dirichlet prior around the
-    shorter context. Source: MacKay & Peto, "A hierarchical Dirichlet language model", Natural Language Engineering 1,
-    1995. In the relative chain a distance that leads out of the vocabulary keeps its mass, so p sums to at most 1: the
-    model is never credited with more than it earns.
+    p_0 = 1 / K,  p_k(x | c_k) = (n(c_k, x) + s_k p_{k-1}(x | c_{k-1})) / (n(c_k) + s_k): a Dirichlet prior centred
+    on the shorter context. Source: MacKay & Peto, "A hierarchical Dirichlet language model", Natural Language Engineering 1,
+    1995. In the relative model, distances that lead out of the vocabulary keep their probability, so p sums to at most 1
+    and the likelihood is never overestimated.
     """
 
     def __init__(self, contexts: tuple[Context, ...], *, relative: bool, num_symbols: int):
@@ -99,13 +99,13 @@ class _Chain:
         self.strength = np.full(len(contexts), 4.0)
 
     def _hashes(self, tokens: GridTokens) -> list[tuple[Hashes, Hashes]]:
-        """(context, context with symbol) of every token, for every level."""
+        """Hashes of (context, context with symbol) of every token, for every context length."""
         symbol = _relative(tokens.symbol, tokens.own) if self.relative else tokens.symbol
         contexts = [_hash(context(tokens)) for context in self.contexts]
         return [(hashes, mix(hashes ^ mix(symbol.astype(np.uint64)))) for hashes in contexts]
 
     def fit(self, tokens: GridTokens) -> Floats:
-        """Count, then fit the strengths; returns p of every training token without its own piece, [N]."""
+        """Counts, then fits the strengths. Returns p of every training token, estimated without its own piece, [N]."""
         hashes = self._hashes(tokens)
         self.counts = [(_Counts.of(context), _Counts.of(both)) for context, both in hashes]
         piece = mix(tokens.piece.astype(np.uint64))
@@ -124,7 +124,7 @@ class _Chain:
         return self._probability(levels)
 
     def probability(self, tokens: GridTokens) -> Floats:
-        """p of every token, [N]."""
+        """Returns p of every token, [N]."""
         found = zip(self._hashes(tokens), self.counts, strict=True)
         return self._probability([(seen[context], seen_both[both]) for (context, both), (seen, seen_both) in found])
 
@@ -136,10 +136,10 @@ class _Chain:
 
 
 class CountModel:
-    """Mixes an absolute and a relative chain of contexts, with weights for every voice.
+    """A mixture of a back-off model over pitches and one over distances, with mixture weights for each voice.
 
     Args:
-        low, high: the range of MIDI pitches of the vocabulary, both included; the rest comes on top.
+        low, high: the range of MIDI pitches of the vocabulary, both included; the vocabulary also has the rest.
     """
 
     def __init__(self, *, low: int, high: int):
@@ -147,31 +147,34 @@ class CountModel:
             raise ValueError(f"low={low}, high={high} must satisfy 0 <= low < high <= 127; give MIDI pitches")
         self.low, self.high = low, high
         num_symbols = high - low + 2
-        self.chains = (
-            _Chain(ABSOLUTE, relative=False, num_symbols=num_symbols),
-            _Chain(RELATIVE, relative=True, num_symbols=num_symbols),
+        self.models = (
+            _BackOffModel(ABSOLUTE, relative=False, num_symbols=num_symbols),
+            _BackOffModel(RELATIVE, relative=True, num_symbols=num_symbols),
         )
 
     def fit(self, pieces: Sequence[Grid]) -> "CountModel":
-        """Count the training pieces ([T, V] each, two or more) and fit strengths and weights on them."""
+        """Fits the counts, strengths and weights on the training pieces ([T, V] each, two or more)."""
         if len(pieces) < 2:
-            raise ValueError(f"pieces has {len(pieces)} entries, must be 2 or more: each is judged by the others")
+            raise ValueError(
+                f"pieces has {len(pieces)} entries, must be 2 or more, since the weights are fitted by leaving one piece out"
+            )
         tokens = GridTokens.of(pieces, low=self.low, high=self.high)
-        each = np.stack([chain.fit(tokens) for chain in self.chains], axis=1)
+        each = np.stack([model.fit(tokens) for model in self.models], axis=1)
         voices = tokens.current.shape[1]
-        self.weights: NDArray[np.float64] = np.full((voices, len(self.chains)), 1 / len(self.chains))
-        for _ in range(50):  # expectation maximisation of a two-part mixture settles well before
+        self.weights: NDArray[np.float64] = np.full((voices, len(self.models)), 1 / len(self.models))
+        for _ in range(50):  # expectation maximisation of a mixture of two converges in fewer steps
             share = self.weights[tokens.voice] * each
             share /= share.sum(axis=1, keepdims=True)
             self.weights = np.stack([share[tokens.voice == voice].mean(axis=0) for voice in range(voices)])
         return self
 
     def probability(self, tokens: GridTokens) -> Floats:
-        """p of every token given those before it, [N]."""
-        each = np.stack([chain.probability(tokens) for chain in self.chains], axis=1)
-        return (self.weights[tokens.voice] * each).sum(axis=1)
+        """Returns p of every token given the tokens before it, [N]."""
+        each = np.stack([model.probability(tokens) for model in self.models], axis=1)
+        mixed: Floats = (self.weights[tokens.voice] * each).sum(axis=1)
+        return mixed
 
     def nats(self, pieces: Sequence[Grid]) -> Floats:
-        """-ln p of every piece, summed over all its tokens: float64 [pieces]."""
+        """Returns -ln p of every piece, summed over all its tokens: float64 [pieces]."""
         tokens = GridTokens.of(pieces, low=self.low, high=self.high)
         return np.bincount(tokens.piece, -np.log(self.probability(tokens))).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Turn summed negative log-likelihoods into rates that compare across tokenisers."""
+"""Turn summed negative log-likelihoods into rates that can be compared across tokenizers."""
 
 import math
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ import numpy as np
 def likelihood(
     nats_p: Sequence[float], *, tokens_p: Sequence[int], frames_p: Sequence[float], notes_p: Sequence[int]
 ) -> dict[str, float]:
-    """Nats per token, nats per frame and bits per note of a set of P pieces.
+    """Returns nats per token, nats per frame and bits per note of a set of P pieces.
 
-    Every rate is (sum over pieces of nats) / (sum over pieces of units): long pieces weigh more, as in published
-    results. Per token depends on the tokeniser; per frame and per note do not, since they divide the probability of
-    the whole piece by something that the music has.
+    Every rate is (nats summed over pieces) / (units summed over pieces), so long pieces have more weight, as in published
+    results. Nats per token depend on the tokenizer. The other two do not, since the numbers of frames and notes are
+    properties of the music.
 
     Args:
         nats_p: -ln p(piece), summed over the counted tokens of each piece, [P].
@@ -52,5 +52,5 @@ def likelihood(
 
 
 def sixteenths(duration_beats: float) -> int:
-    """The length of a piece in sixteenth-note frames: ceil(4 * beats), at least 1 for a piece with notes."""
+    """Returns the length of a piece in sixteenth-note frames: ceil(4 * beats), at least 1."""
     return max(math.ceil(4 * duration_beats - 1e-9), 1)

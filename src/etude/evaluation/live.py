@@ -1,56 +1,66 @@
-"""Samples beside held-out music that is cut as they are: scores of dimensions, Turing test, copying, and what alarms read."""
+"""Compare samples during training with held-out music: quality scores, a Turing test, copying and statistics for alarms."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from symusic import Score
 
 from etude.evaluation.copying import NgramIndex
-from etude.metrics.scores.alarms import Level, diversity
-from etude.metrics.scores.dimensions import Described, closeness, describe, dimension_scores, own_distances
+from etude.metrics.scores.alarms import ReferenceStatistic, diversity
+from etude.metrics.scores.dimensions import PieceFeatures, closeness, dimension_scores, distances_within_real, measure_features
 from etude.metrics.sets.turing import turing_test
 from etude.music.score import num_notes, trim
 from etude.tokens.tokenizer import Tokenizer
 
-COPIED = 12  # notes of a passage
-CUT = 0.9  # of held-out pieces come to their bars within the tokens that a sample gets
+COPY_LENGTH = 12  # notes of a passage that counts as copied
+LENGTH_QUANTILE = 0.9  # a sample may have as many tokens as this share of held-out pieces needs for the same number of bars
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """Excerpts of held-out music.
+class Excerpts:
+    """Excerpts of held-out music, with which samples are compared.
 
     Attributes:
-        num_bars: bars of an excerpt, at most.
-        num_tokens: of the model's tokens that a sample gets for as many bars.
-        scores: the excerpts. groups: number of the piece that each is from, int64 [n].
-        described: their metrics and histograms.
-        own: how far as many of them as there will be samples are from the others, see `dimensions.own_distances`.
-        levels: of their repetition, key drift, copying and diversity.
+        num_bars: largest number of bars of an excerpt.
+        num_tokens: number of the model's tokens to sample for that many bars.
+        scores: the excerpts.
+        groups: for each excerpt, the index of its piece, int64 [n].
+        features: their metrics and histograms.
+        expected: distances of a subset of the excerpts, as large as the set of samples, from the other excerpts; see
+            `dimensions.distances_within_real`.
+        reference: their repetition, key drift, copying and diversity.
     """
 
     num_bars: int
     num_tokens: int
     scores: list[Score]
     groups: NDArray[np.int64]
-    described: Described
-    own: dict[str, float]
-    levels: dict[str, Level]
+    features: PieceFeatures
+    expected: dict[str, float]
+    reference: dict[str, ReferenceStatistic]
 
 
-def hold_out(
-    bodies: Sequence[NDArray], *, tokenizer: Tokenizer, num_bars: int, count: int, num_samples: int, index: NgramIndex, seed: int
-) -> HeldOut:
-    """Cuts at most `count` beginnings of `num_bars` bars from pieces, as the tokenizer holds them.
+def cut_excerpts(
+    bodies: Sequence[NDArray[Any]],
+    *,
+    tokenizer: Tokenizer,
+    num_bars: int,
+    count: int,
+    num_samples: int,
+    index: NgramIndex,
+    seed: int,
+) -> Excerpts:
+    """Cuts excerpts from pieces: the first `num_bars` bars of at most `count` pieces, encoded and decoded by the tokenizer.
 
-    Where there are fewer than `num_samples`, later bars of the same pieces make up for them.
+    If there are fewer than `num_samples` pieces, later bars of the same pieces are added.
 
     Args:
-        bodies: base ids of the pieces, at least one; which come first is drawn by `seed`.
-        num_samples: that will stand beside.
-        index: n-grams of `COPIED` notes of training music.
+        bodies: body ids of the pieces (before byte pairs are merged), at least one piece; `seed` shuffles them.
+        num_samples: number of samples that will be compared with the excerpts.
+        index: n-grams of `COPY_LENGTH` notes of training music.
     """
     order = np.random.default_rng(seed).permutation(len(bodies))
     pieces = [np.array(bodies[i]) for i in order.tolist()]
@@ -61,7 +71,9 @@ def hold_out(
     groups: list[int] = []
     decoded: dict[int, Score] = {}
     for window in range(max(len(start) for start in starts) // num_bars + 1):
-        wanted = count if window == 0 else min(count, num_samples)  # a sample is a beginning: others only stand in
+        wanted = (
+            count if window == 0 else min(count, num_samples)
+        )  # samples are beginnings of pieces; later bars are used only if there are too few
         for number, (piece, start) in enumerate(zip(pieces, starts, strict=True)):
             if len(scores) < wanted and (window == 0 or (window + 1) * num_bars <= len(start)):
                 if number not in decoded:
@@ -70,76 +82,82 @@ def hold_out(
                 groups.append(number)
     kept = [i for i, score in enumerate(scores) if num_notes(score)]
     scores = [scores[i] for i in kept]
-    described = describe(scores)
-    levels = {
-        "repetition": Level.of(described.metrics["repetition"]),
-        "key drift": Level.of(described.metrics["key drift"]),
-        "copying": Level.of(copied_shares(scores, index)),
-        "diversity": Level(diversity(described.standardised(described.features)), 0.0),
+    features = measure_features(scores)
+    reference = {
+        "repetition": ReferenceStatistic.of(features.metrics["repetition"]),
+        "key drift": ReferenceStatistic.of(features.metrics["key drift"]),
+        "copying": ReferenceStatistic.of(copied_shares(scores, index)),
+        "diversity": ReferenceStatistic(diversity(features.standardised(features.matrix)), 0.0),
     }
-    return HeldOut(
+    return Excerpts(
         num_bars=num_bars,
-        num_tokens=int(np.ceil(np.quantile(lengths, CUT) * merged)),
+        num_tokens=int(np.ceil(np.quantile(lengths, LENGTH_QUANTILE) * merged)),
         scores=scores,
         groups=np.array([groups[i] for i in kept]),
-        described=described,
-        own=own_distances(described, count=num_samples, seed=seed),
-        levels=levels,
+        features=features,
+        expected=distances_within_real(features, count=num_samples, seed=seed),
+        reference=reference,
     )
 
 
 def _cut(score: Score, first_bar: int, num_bars: int) -> Score:
     try:
         return trim(score, first_bar=first_bar, num_bars=num_bars)
-    except ValueError:  # the last bars that its ids count may hold no note, and so not be in the score
+    except ValueError:  # the last bars of the ids may have no note, and are then not in the score
         return Score(score.ticks_per_quarter)
 
 
 def copied_shares(scores: Sequence[Score], index: NgramIndex) -> NDArray[np.float64]:
-    """Share of each piece's passages of `COPIED` notes that stand in training music, NaN for a shorter piece."""
-    return np.array([index.compare(score).share[COPIED] for score in scores])
+    """Returns the share of each piece's passages of `COPY_LENGTH` notes that occur in training music; NaN if shorter."""
+    return np.array([index.compare(score).share[COPY_LENGTH] for score in scores])
 
 
 def compare_samples(
-    samples: Sequence[Score], real: HeldOut, *, index: NgramIndex, seed: int
+    samples: Sequence[Score], real: Excerpts, *, index: NgramIndex, seed: int
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Scores of the samples, and the statistics for alarms.
+    """Returns the scores of the samples, and their statistics for alarms.
 
     Returns:
-        `rhythm`, `harmony`, `melody`, `structure`, `quality` (0..1, see `dimensions`), `copying` (0..1, 0 where the samples
-        are too short to tell), `turing`, `turing_low`, `turing_high`; and `repetition`, `key drift`, `copying`, `diversity`.
+        `rhythm`, `harmony`, `melody`, `structure`, `quality` (0..1, see `dimensions`), `copying` (0..1, 0 if the samples
+        are too short), `turing`, `turing_low`, `turing_high`; and `repetition`, `key drift`, `copying`, `diversity`.
     """
-    described = describe(samples)
-    values = dimension_scores(closeness(described, real.described, own=real.own))
-    judged = turing_test(described.features, real.described.features, real_groups=real.groups, seed=seed)
-    values |= {"turing": judged.score, "turing_low": judged.low, "turing_high": judged.high}
-    copying = Level.of(copied_shares(samples, index)).mean
+    features = measure_features(samples)
+    values = dimension_scores(closeness(features, real.features, expected=real.expected))
+    turing = turing_test(features.matrix, real.features.matrix, real_groups=real.groups, seed=seed)
+    values |= {"turing": turing.score, "turing_low": turing.low, "turing_high": turing.high}
+    copying = ReferenceStatistic.of(copied_shares(samples, index)).mean
     found = {
-        "repetition": Level.of(described.metrics["repetition"]).mean,
-        "key drift": Level.of(described.metrics["key drift"]).mean,
+        "repetition": ReferenceStatistic.of(features.metrics["repetition"]).mean,
+        "key drift": ReferenceStatistic.of(features.metrics["key drift"]).mean,
         "copying": copying,
-        "diversity": diversity(real.described.standardised(described.features)),
+        "diversity": diversity(real.features.standardised(features.matrix)),
     }
     return values | {"copying": copying if np.isfinite(copying) else 0.0}, found
 
 
 def grammar_error(
-    likely_btv: NDArray, tokens_bt: NDArray, inside_bt: NDArray, counted_bt: NDArray, *, tokenizer: Tokenizer
+    probabilities_btv: NDArray[Any],
+    tokens_bt: NDArray[Any],
+    inside_bt: NDArray[Any],
+    counted_bt: NDArray[Any],
+    *,
+    tokenizer: Tokenizer,
 ) -> float:
-    """Mean probability that a model gives to next tokens which its tokenizer's grammar forbids, 0..1; NaN without a place.
+    """Mean probability, 0..1, that a model gives to next tokens forbidden by the grammar; NaN if no position counts.
 
-    The share of draws that would be ungrammatical, after real beginnings, were they not constrained.
+    This is the share of tokens that would be ungrammatical if sampling after real beginnings were not constrained.
 
     Args:
-        likely_btv: probabilities of the next token at each place.
-        tokens_bt: rows that begin a piece with BOS.
-        inside_bt: places of that piece. counted_bt: those of them whose next token is one of the piece's body.
+        probabilities_btv: probabilities of the next token at each position.
+        tokens_bt: rows that begin with BOS and a piece.
+        inside_bt: bool, the positions of that piece.
+        counted_bt: bool, the positions whose next token is a body token of the piece.
     """
     wrong: list[float] = []
     for row, (tokens, inside) in enumerate(zip(tokens_bt, inside_bt, strict=True)):
         decoder = tokenizer.decoder(1)
-        for place in np.flatnonzero(inside).tolist():
-            decoder.push(tokens[place : place + 1])
-            if counted_bt[row, place]:
-                wrong.append(float(likely_btv[row, place] @ ~decoder.allowed()[0]))
+        for position in np.flatnonzero(inside).tolist():
+            decoder.push(tokens[position : position + 1])
+            if counted_bt[row, position]:
+                wrong.append(float(probabilities_btv[row, position] @ ~decoder.allowed()[0]))
     return sum(wrong) / len(wrong) if wrong else float("nan")

@@ -1,4 +1,4 @@
-"""What a checkpoint, or a folder of scores, is worth: likelihood, musical metrics beside controls, copying."""
+"""Evaluate a language model or a folder of scores: likelihood, musical metrics against controls, copying."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ def score_model(
     copying: bool = True,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Writes likelihood.csv, metrics.csv, histograms.csv, copying.csv, their pictures and report.html.
+    """Evaluates a language model: writes likelihood.csv, metrics.csv, histograms.csv, copying.csv, plots and report.html.
 
     Args:
         task: a trained model.
-        datamodule: the data of its training.
+        datamodule: the data module of its training.
         folder: the run's folder.
-        splits: on which the likelihood is measured.
-        num_samples: pieces to draw, 0 measures the likelihood alone.
-        num_real: most held-out pieces that stand beside the samples.
-        num_bars, temperature, top_k, top_p, min_p, max_new_tokens, seed: of the samples.
-        copying: whether to look for passages of the training set in the samples.
+        splits: the splits on which the likelihood is measured.
+        num_samples: number of pieces to sample; 0 measures the likelihood alone.
+        num_real: largest number of held-out pieces that are compared with the samples.
+        num_bars, temperature, top_k, top_p, min_p, max_new_tokens, seed: how to sample, see `LanguageModel.sample`.
+        copying: whether to search the samples for passages of the training set.
 
     Returns:
         {"likelihood": rows, "metrics": rows, "copying": rows}.
@@ -109,8 +109,9 @@ def _likelihood(task: LanguageModel, datamodule: Any, split: str, *, condition: 
 
 
 def _rows(datamodule: Any, split: str) -> list[int]:
-    """Rows of the split's manifest that the tokenizer can hold."""
-    return datamodule.view(split).table["row"].tolist()
+    """Returns the rows of the split's manifest that the tokenizer can represent."""
+    rows: list[int] = datamodule.view(split).table["row"].tolist()
+    return rows
 
 
 def _copying(report: Report, samples: Sequence[Score], real: Sequence[Score], datamodule: Any, folder: Path) -> Sequence[Row]:
@@ -122,19 +123,19 @@ def _copying(report: Report, samples: Sequence[Score], real: Sequence[Score], da
     rows = copying_rows({"samples": samples, "held-out real": real}, index=index)
     _table(report, "Copying from the training set", rows, folder / "copying.csv")
     report.text(
-        "Share of note n-grams (intervals and onset ratios, so transposition and tempo do not hide a copy) that stand "
-        "in the training set. Held-out real music is the level to compare with: far above it the model recites."
+        "Share of note n-grams (intervals and onset ratios, so transposition and tempo do not hide a copy) that occur "
+        "in the training set. Compare with held-out real music: a share far above its share means that the model copies."
     )
     return rows
 
 
 def score_files(*, files: str, folder: Path, seed: int = 0) -> dict[str, Any]:
-    """Writes metrics.csv, histograms.csv, pictures, quarantine.tsv and report.html for a folder of scores.
+    """Evaluates a folder of scores: writes metrics.csv, histograms.csv, plots, quarantine.tsv and report.html.
 
     Args:
         files: a folder, searched with its subfolders, or one file.
         folder: the run's folder.
-        seed: of the onset-shuffled control.
+        seed: of the control with shuffled onsets.
 
     Raises:
         ValueError: the folder is missing, or holds no readable score.
@@ -150,7 +151,7 @@ def score_files(*, files: str, folder: Path, seed: int = 0) -> dict[str, Any]:
     if quarantine:
         write_atomically(folder / "quarantine.tsv", "\n".join(["file\treason", *quarantine, ""]))
         print(
-            f"{len(quarantine)} files can't be read, wholly or in part; reasons in {folder / 'quarantine.tsv'}", file=sys.stderr
+            f"{len(quarantine)} files can't be read completely; the reasons are in {folder / 'quarantine.tsv'}", file=sys.stderr
         )
     if not scores:
         raise ValueError(f"files={files}: none of its {len(paths)} score files could be read; see quarantine.tsv")
@@ -165,8 +166,8 @@ def _compare(report: Report, groups: Mapping[str, Sequence[Score]], folder: Path
     rows = compare_scores(groups, reference=reference)
     _table(report, "Musical metrics", rows, folder / "metrics.csv")
     report.text(
-        "OA: overlapping area of the distances within and between the sets (Yang and Lerch 2020), 1 where they are "
-        f"alike. The onset-shuffled control keeps every note of '{reference}' but not its time."
+        "OA: overlapping area of the distances within and between the sets (Yang and Lerch 2020), 1 if they are "
+        f"alike. The shuffled control has the notes of '{reference}' at random onsets."
     )
     picture = metric_bars(rows, groups=list(groups), title="mean and standard deviation over pieces")
     (folder / "metrics.png").write_bytes(picture)

@@ -1,4 +1,4 @@
-"""One row of the style-transfer table: fakes against the truth, song by song and as a whole.
+"""Compare restyled mels with the true rendering of the same songs: the values of one row of the style-transfer table.
 
 Shapes: m mel bands, f frames.
 """
@@ -14,7 +14,7 @@ from etude.metrics.audio.mel_distances import frechet_distance, log_mel_l1, mel_
 from etude.metrics.audio.mel_features import chroma_correlation, chroma_similarity, onset_agreement, segment_features
 
 COLUMNS = {
-    # key: (name and unit, whether less is better)
+    # key: (name and unit, whether lower is better)
     "l1_nats": ("log-mel L1, nats", True),
     "mcd_db": ("mel-cepstral distortion, dB", True),
     "frechet_bel2": ("Fréchet distance, bel²", True),
@@ -30,16 +30,16 @@ def compare_mels(
 ) -> dict[str, float]:
     """Returns a value for each key of `COLUMNS`.
 
-    L1, distortion, onset agreement and chroma are means over songs, of those in which they are defined; Fréchet distance and
-    MMD compare all fakes with all truths as two sets of frames and segments, without regard to pairs.
+    L1, distortion, onset agreement and chroma are means over the songs in which they are defined. Fréchet distance and MMD
+    compare the set of all fakes with the set of all true mels, without using the pairs.
 
     Args:
-        pairs: (fake, truth) of each song, natural-log mels [m, f] in step; see `mel_distances.common_part` for lengths.
-        contract: of all mels.
-        segment_frames: of MMD's segments.
+        pairs: (fake, true) natural-log mels [m, f] of each song; see `mel_distances.common_part` for lengths.
+        contract: the settings of all mels.
+        segment_frames: frames of a segment for MMD.
 
     Raises:
-        ValueError: no song, fewer than two segments in all (MMD), or a pair that is not one.
+        ValueError: no song, fewer than two segments in all (for MMD), or a pair whose shapes don't fit.
     """
     songs = [(np.asarray(fake, np.float64), np.asarray(truth, np.float64)) for fake, truth in pairs]
     if not songs:

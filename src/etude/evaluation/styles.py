@@ -1,4 +1,4 @@
-"""What a style model is worth: its outputs beside doing nothing, the affine map, another song and the truth."""
+"""Evaluate a style-transfer model against baselines: the unchanged source, an affine map, another song and the truth."""
 
 import csv
 import sys
@@ -19,12 +19,12 @@ from etude.report.reports import Report
 from etude.report.style_plots import mel_panels
 from etude.tasks.style_transfer import StyleTransfer
 
-SEGMENT = 128  # frames that the classifier judges at once
-MOST_SEGMENTS = 600  # of a style that it learns from
+SEGMENT = 128  # frames that the style classifier sees at once
+MAX_SEGMENTS = 600  # for each style, to train the classifier on
 ROWS = {
-    "copy": "the source as it is",
-    "affine": "each band given the target's mean and deviation: no training",
-    "stranger": "the true rendering of another song in the target style: what sounding like the style is worth",
+    "copy": "the unchanged source",
+    "affine": "the source with each band scaled to the target's mean and deviation, without training",
+    "stranger": "the true rendering of another song in the target style: the right style, the wrong notes",
     "model": "the model",
     "oracle": "the true rendering in the target style",
 }
@@ -41,34 +41,37 @@ def score_styles(
     classifier_steps: int = 300,
     seed: int = 0,
 ) -> list[Row]:
-    """Writes style_transfer.csv, pictures and report.html: for every direction a row each of `ROWS`.
+    """Evaluates a style-transfer model: writes style_transfer.csv, plots and report.html.
 
-    Where the held-out songs are not the same in every style, there is no truth to compare with: the columns that need it
-    and the rows stranger and oracle are left out.
+    The table has the rows of `ROWS` for each direction. If the held-out songs are not the same in every style, there is no
+    true rendering to compare with: the columns that need it and the rows `stranger` and `oracle` are left out.
 
     Args:
-        task: a trained model. datamodule: the data of its training. folder: the run's folder.
-        split: val or test. num_songs: at most so many; None for all.
-        classifier_steps: of the judge of style, which is trained here, on real training audio.
-        seed: of the judge.
+        task: a trained model.
+        datamodule: the data module of its training.
+        folder: the run's folder.
+        split: val or test.
+        num_songs: largest number of songs; None for all.
+        classifier_steps: training steps of the style classifier, which is trained here on real training audio.
+        seed: of the style classifier.
 
     Returns:
-        The rows.
+        The rows of the table.
     """
     if split not in ("val", "test"):
         raise ValueError(f"split={split} is not held out; choose val or test")
     if num_songs is not None and num_songs < 1:
         raise ValueError(f"num_songs is {num_songs}, must be at least 1, or null for all")
-    judge = train_judge(datamodule, styles=task.styles, steps=classifier_steps, seed=seed)
+    classifier = train_classifier(datamodule, styles=task.styles, steps=classifier_steps, seed=seed)
     report = Report(f"Style transfer, {split}")
     report.text(
-        f"Style accuracy: a classifier trained on real audio in this run; on real held-out audio it is right in "
-        f"{100 * judge.held_out_accuracy:.1f} % of segments. It says nothing of music: noise can satisfy it."
+        f"Style accuracy is measured by a classifier trained on real audio during this evaluation. On held-out real audio it is "
+        f"right in {100 * classifier.held_out_accuracy:.1f} % of segments. It does not measure music: noise can fool it."
     )
     rows: list[Row] = []
     for source, target in ((task.styles[s], task.styles[t]) for s, t in task.pairs):
         print(f"scoring {source} to {target}", file=sys.stderr)
-        found, picture = _direction(task, datamodule, judge, source, target, split, num_songs)
+        found, picture = _direction(task, datamodule, classifier, source, target, split, num_songs)
         rows += found
         columns = [name for name in found[0] if name not in ("source", "target")]
         report.heading(f"{source} to {target}").table(columns, [[row.get(name) for name in columns] for row in found])
@@ -89,46 +92,47 @@ def score_styles(
 
 
 def whole_segments(mels: Sequence[Tensor]) -> Tensor:
-    """Whole segments [n, m, SEGMENT] of one or more mels [m, f]; a shorter mel has none."""
+    """Cuts mels [m, f] into segments [n, m, SEGMENT]; the rest of each mel, and mels that are shorter, are left out."""
     longer = [mel for mel in mels if mel.shape[1] >= SEGMENT]
-    cut = [mel[:, : mel.shape[1] // SEGMENT * SEGMENT].unflatten(1, (-1, SEGMENT)).transpose(0, 1) for mel in longer]
+    cut = [mel[:, : mel.shape[1] // SEGMENT * SEGMENT].reshape(len(mel), -1, SEGMENT).transpose(0, 1) for mel in longer]
     return torch.cat(cut) if cut else torch.zeros(0, len(mels[0]), SEGMENT)
 
 
-def pieces_of(datamodule: Any, split: str, style: str, *, most: int | None = None) -> list[Tensor]:
-    """The natural-log mels [m, f] of the pieces of a style in a split, at most so many."""
+def log_mels(datamodule: Any, split: str, style: str, *, max_pieces: int | None = None) -> list[Tensor]:
+    """Returns the natural-log mels [m, f] of the pieces of a style in a split, at most `max_pieces` of them."""
     count = datamodule.num_pieces(split, style)
-    return [datamodule.log_mel(split, style, i) for i in range(min(count, most or count))]
+    return [datamodule.log_mel(split, style, i) for i in range(min(count, max_pieces or count))]
 
 
-def train_judge(datamodule: Any, *, styles: Sequence[str], steps: int = 300, seed: int = 0) -> StyleClassifier:
-    """A judge of `styles`, in their order, trained on the training audio of a `StyleDataModule`.
+def train_classifier(datamodule: Any, *, styles: Sequence[str], steps: int = 300, seed: int = 0) -> StyleClassifier:
+    """Trains a classifier of `styles`, in their order, on the training audio of a `StyleDataModule`.
 
-    Its `held_out_accuracy` is of the validation audio where every style has some.
+    Its `held_out_accuracy` is measured on the validation audio, if every style has some.
 
     Raises:
-        ValueError: a style without `SEGMENT` frames at a stretch.
+        ValueError: a style that has no stretch of `SEGMENT` frames.
     """
 
-    def of(split: str, style: str) -> Tensor:
-        mels = pieces_of(datamodule, split, style)
+    def segments_of(split: str, style: str) -> Tensor:
+        mels = log_mels(datamodule, split, style)
         found = whole_segments(mels)
         if not len(found):
             seconds = SEGMENT * datamodule.contract.hop_length / datamodule.contract.sample_rate
             raise ValueError(
-                f"{style} has no {split} audio of {seconds:.1f} s at a stretch, which the judge of style hears; add some"
+                f"{style} has no {split} audio of {seconds:.1f} s without a break, "
+                "which the style classifier needs; add longer recordings"
             )
-        return found[:: -(-len(found) // MOST_SEGMENTS)]
+        return found[:: -(-len(found) // MAX_SEGMENTS)]
 
-    held_out = [of("val", style) for style in styles] if all(datamodule.num_pieces("val", s) for s in styles) else None
-    return train_style_classifier([of("train", s) for s in styles], held_out_per_style=held_out, seed=seed, steps=steps)
+    held_out = [segments_of("val", style) for style in styles] if all(datamodule.num_pieces("val", s) for s in styles) else None
+    return train_style_classifier([segments_of("train", s) for s in styles], held_out_per_style=held_out, seed=seed, steps=steps)
 
 
 def _direction(
-    task: StyleTransfer, datamodule: Any, judge: StyleClassifier, source: str, target: str, split: str, num_songs: int | None
+    task: StyleTransfer, datamodule: Any, classifier: StyleClassifier, source: str, target: str, split: str, num_songs: int | None
 ) -> tuple[list[Row], bytes]:
     def mels(style: str) -> list[Tensor]:
-        found = pieces_of(datamodule, split, style, most=num_songs)
+        found = log_mels(datamodule, split, style, max_pieces=num_songs)
         if not found:
             raise ValueError(f"there is no {split} audio of {style}; add files, or give data.split another share")
         return found
@@ -141,13 +145,13 @@ def _direction(
     }
     panels = {f"{source}, the source": sources[0], "affine": made["affine"][0], f"{target}, made": made["model"][0]}
     if datamodule.paired:
-        made |= {"oracle": truths} | ({"stranger": _strangers(truths)} if len(truths) > 1 else {})
+        made |= {"oracle": truths} | ({"stranger": _other_songs(truths)} if len(truths) > 1 else {})
         panels[f"{target}, true"] = truths[0]
     rows = []
     for name in (name for name in ROWS if name in made):
         row: Row = {"source": source, "target": target, "row": name}
         segments = whole_segments(made[name])
-        row["accuracy"] = judge.accuracy(segments, task.styles.index(target)) if len(segments) else float("nan")
+        row["accuracy"] = classifier.accuracy(segments, task.styles.index(target)) if len(segments) else float("nan")
         row |= compare_mels(zip(made[name], truths, strict=True), contract=task.contract) if datamodule.paired else _as_sets(
             made[name], truths
         )  # fmt: skip
@@ -156,8 +160,8 @@ def _direction(
     return rows, mel_panels({name: mel[:, : round(10 / seconds)] for name, mel in panels.items()}, frame_seconds=seconds)
 
 
-def _strangers(truths: list[Tensor]) -> list[Tensor]:
-    """For each song the next one, repeated or cut to its length."""
+def _other_songs(truths: list[Tensor]) -> list[Tensor]:
+    """Returns for each song the next song, repeated or cut to the same length."""
     others = [*truths[1:], *truths[:1]]
     return [
         other.repeat(1, -(-truth.shape[1] // other.shape[1]))[:, : truth.shape[1]]
@@ -176,7 +180,7 @@ def _as_sets(fakes: list[Tensor], truths: list[Tensor]) -> Mapping[str, float]:
 
 
 def real_time_factor(task: StyleTransfer, datamodule: Any, split: str, *, seconds: float = 60.0) -> float:
-    """Seconds of audio restyled in a second, from samples to samples, on the machine as it is."""
+    """Returns the seconds of audio that are restyled in one second, from samples to samples, on this machine."""
     contract, (source, target) = task.contract, task.styles[:2]
     pieces = [datamodule.samples(split, source, i) for i in range(datamodule.num_pieces(split, source))]
     samples = torch.cat(pieces)[: round(seconds * contract.sample_rate)][None]

@@ -1,10 +1,10 @@
-"""Restyled mels as a set: the truth is perfect, the source keeps but is not the style, noise is neither."""
+"""RestyledClips mels as a set: the truth is perfect, the source keeps but is not the style, noise is neither."""
 
 import numpy as np
 import pytest
 
 from etude.audio.mel import MelContract
-from etude.metrics.audio.restyled import Restyled, compare_restyled
+from etude.metrics.audio.restyled import RestyledClips, compare_restyled
 
 CONTRACT = MelContract(sample_rate=16000, n_fft=1024, hop_length=256, n_mels=40, f_min=30.0, f_max=8000.0)
 DRAW = np.random.default_rng(0)
@@ -27,29 +27,29 @@ OTHERS = clips(16, seed=2, tilt=3.0)
 
 
 def test_the_truth_is_perfect() -> None:
-    found, judged = compare_restyled([Restyled(SOURCES, TRUTHS + 1e-6, TRUTHS, True)], contract=CONTRACT)
+    found, turing = compare_restyled([RestyledClips(SOURCES, TRUTHS + 1e-6, TRUTHS, True)], contract=CONTRACT)
     assert found["rhythm"] == pytest.approx(1) and found["harmony"] == pytest.approx(1) and found["style"] == pytest.approx(1)
-    assert judged.low <= 0.5 and found["diversity"] == pytest.approx(found["diversity_real"])
+    assert turing.low <= 0.5 and found["diversity"] == pytest.approx(found["diversity_real"])
 
 
 def test_doing_nothing_keeps_the_music_but_is_told() -> None:
-    found, judged = compare_restyled([Restyled(SOURCES, SOURCES, OTHERS, False)], contract=CONTRACT)
+    found, turing = compare_restyled([RestyledClips(SOURCES, SOURCES, OTHERS, False)], contract=CONTRACT)
     assert found["rhythm"] == pytest.approx(1) and found["harmony"] == pytest.approx(1)
-    other, _ = compare_restyled([Restyled(SOURCES, clips(16, seed=3, tilt=3.0), OTHERS, False)], contract=CONTRACT)
-    assert found["style"] < other["style"] - 0.1 and judged.score > 0.9
+    other, _ = compare_restyled([RestyledClips(SOURCES, clips(16, seed=3, tilt=3.0), OTHERS, False)], contract=CONTRACT)
+    assert found["style"] < other["style"] - 0.1 and turing.score > 0.9
 
 
 def test_other_music_of_the_style_is_not_told_but_keeps_nothing() -> None:
-    found, judged = compare_restyled([Restyled(SOURCES, clips(16, seed=3, tilt=3.0), OTHERS, False)], contract=CONTRACT)
-    assert judged.low <= 0.5 <= judged.high and found["style"] > 0.8
+    found, turing = compare_restyled([RestyledClips(SOURCES, clips(16, seed=3, tilt=3.0), OTHERS, False)], contract=CONTRACT)
+    assert turing.low <= 0.5 <= turing.high and found["style"] > 0.8
     assert found["harmony"] < 0.4
 
 
 def test_one_output_for_all_has_no_diversity() -> None:
-    found, _ = compare_restyled([Restyled(SOURCES, OTHERS[:1].repeat(16, axis=0), OTHERS, False)], contract=CONTRACT)
+    found, _ = compare_restyled([RestyledClips(SOURCES, OTHERS[:1].repeat(16, axis=0), OTHERS, False)], contract=CONTRACT)
     assert found["diversity"] == 0 < found["diversity_real"]
 
 
 def test_too_few_clips_are_refused() -> None:
-    with pytest.raises(ValueError, match="two or more clips"):
-        compare_restyled([Restyled(SOURCES[:1], TRUTHS[:1], TRUTHS[:1], True)], contract=CONTRACT)
+    with pytest.raises(ValueError, match="fewer than two clips"):
+        compare_restyled([RestyledClips(SOURCES[:1], TRUTHS[:1], TRUTHS[:1], True)], contract=CONTRACT)

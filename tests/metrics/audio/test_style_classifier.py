@@ -1,4 +1,4 @@
-"""The judge tells styles by their sound, proves it on what it has not heard, and is not fooled by level."""
+"""The classifier tells styles by their sound, on held-out audio too, whatever the level."""
 
 import math
 from functools import cache
@@ -22,7 +22,7 @@ def segments(style: int, count: int, *, seed: int = 0) -> Tensor:
 
 
 @cache
-def judge() -> StyleClassifier:
+def classifier() -> StyleClassifier:
     return train_style_classifier(
         [segments(0, 60), segments(1, 20), segments(2, 60)],
         held_out_per_style=[segments(s, 40, seed=1) for s in range(3)],
@@ -31,16 +31,16 @@ def judge() -> StyleClassifier:
 
 
 def test_it_proves_itself_on_what_it_has_not_heard() -> None:
-    assert judge().held_out_accuracy > 0.95
-    shares = [judge().accuracy(segments(s, 40, seed=1), s) for s in range(3)]
-    assert judge().held_out_accuracy == pytest.approx(sum(shares) / 3)
-    assert judge().accuracy(segments(0, 40, seed=2), 1) < 0.05
+    assert classifier().held_out_accuracy > 0.95
+    shares = [classifier().accuracy(segments(s, 40, seed=1), s) for s in range(3)]
+    assert classifier().held_out_accuracy == pytest.approx(sum(shares) / 3)
+    assert classifier().accuracy(segments(0, 40, seed=2), 1) < 0.05
 
 
 @pytest.mark.parametrize("gain_nats", [-1.4, 1.4])
 @pytest.mark.parametrize("style", [0, 1, 2])
 def test_level_is_no_evidence(style: int, gain_nats: float) -> None:
-    assert judge().accuracy((segments(style, 40, seed=3) + gain_nats).clamp(min=FLOOR), style) > 0.9
+    assert classifier().accuracy((segments(style, 40, seed=3) + gain_nats).clamp(min=FLOOR), style) > 0.9
 
 
 def test_styles_that_differ_in_level_alone_are_hardly_told() -> None:
@@ -55,11 +55,11 @@ def test_labels_without_meaning_are_not_learnt() -> None:
     assert 0.3 < train_style_classifier(alike, held_out_per_style=held, steps=60).held_out_accuracy < 0.7
 
 
-def test_any_number_of_frames_is_judged_and_one_by_one_as_together() -> None:
+def test_any_number_of_frames_is_classifierd_and_one_by_one_as_together() -> None:
     for frames in (1, 2, 31, 100):
-        assert judge().predict(torch.randn(2, BANDS, frames) - 5).shape == (2,)
+        assert classifier().predict(torch.randn(2, BANDS, frames) - 5).shape == (2,)
     many = segments(1, 300, seed=4)
-    assert torch.equal(judge().predict(many), torch.cat([judge().predict(part) for part in many.split(7)]))
+    assert torch.equal(classifier().predict(many), torch.cat([classifier().predict(part) for part in many.split(7)]))
 
 
 def test_the_seed_is_all_that_matters_and_the_callers_state_is_left_alone() -> None:
@@ -70,11 +70,11 @@ def test_the_seed_is_all_that_matters_and_the_callers_state_is_left_alone() -> N
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
     again, other = (train_style_classifier(parts, seed=seed, steps=5) for seed in (3, 4))
-    assert torch.equal(one.judge.weight, again.judge.weight) and not torch.equal(one.judge.weight, other.judge.weight)
+    assert torch.equal(one.output.weight, again.output.weight) and not torch.equal(one.output.weight, other.output.weight)
 
 
 def test_without_held_out_segments_the_last_fifth_is_kept() -> None:
-    # the last fifth is labelled wrongly: a judge that had learnt from it would know
+    # the last fifth is labelled wrongly: a classifier that had learnt from it would know
     parts = [torch.cat([segments(s, 40), segments(1 - s, 10, seed=1)]) for s in (0, 1)]
     assert train_style_classifier(parts, steps=80).held_out_accuracy < 0.1
 

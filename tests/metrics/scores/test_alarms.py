@@ -5,11 +5,15 @@ import math
 import numpy as np
 import pytest
 
-from etude.metrics.scores.alarms import Level, alarms, diversity, key_drift, repetition
+from etude.metrics.scores.alarms import ReferenceStatistic, alarms, diversity, key_drift, repetition
 from etude.metrics.scores.notes import NoteArray
 from tests.metrics.scores.scores import build
 
-LEVELS = {"diversity": Level(1.0, 0.0), "repetition": Level(0.1, 0.1), "key drift": Level(1.0, 0.5)}
+LEVELS = {
+    "diversity": ReferenceStatistic(1.0, 0.0),
+    "repetition": ReferenceStatistic(0.1, 0.1),
+    "key drift": ReferenceStatistic(1.0, 0.5),
+}
 FINE = {"diversity": 0.9, "repetition": 0.15, "key drift": 1.2}
 
 
@@ -78,4 +82,4 @@ def test_collapse_is_half_of_real_music_or_of_the_runs_own_level() -> None:
 def test_what_is_not_defined_rings_nothing() -> None:
     nothing = dict.fromkeys(FINE, math.nan)
     assert alarms(nothing, LEVELS, running_diversity=1.0, tolerance=1) == {}
-    assert math.isnan(Level.of(np.array([math.nan])).mean)
+    assert math.isnan(ReferenceStatistic.of(np.array([math.nan])).mean)

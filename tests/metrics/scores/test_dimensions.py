@@ -8,19 +8,26 @@ from scipy.stats import wasserstein_distance
 from symusic import Score
 
 from etude.evaluation.controls import shuffled_control
-from etude.metrics.scores.dimensions import DIMENSIONS, closeness, describe, dimension_scores, distances, own_distances
+from etude.metrics.scores.dimensions import (
+    DIMENSIONS,
+    closeness,
+    dimension_scores,
+    distances,
+    distances_within_real,
+    measure_features,
+)
 from etude.metrics.scores.tables import HISTOGRAMS, PIECE_METRICS
 from etude.metrics.sets.distributions import wasserstein
 from tests.metrics.scores.scores import build
 from tests.songs import song
 
 PIECES = [song(seed) for seed in range(40)]
-REAL = describe(PIECES[:28])
-OWN = own_distances(REAL, count=12)
+REAL = measure_features(PIECES[:28])
+EXPECTED = distances_within_real(REAL, count=12)
 
 
 def scores(pieces: list[Score]) -> dict[str, float]:
-    return dimension_scores(closeness(describe(pieces), REAL, own=OWN))
+    return dimension_scores(closeness(measure_features(pieces), REAL, expected=EXPECTED))
 
 
 def test_every_dimension_is_made_of_known_measures() -> None:
@@ -49,18 +56,18 @@ def test_silence_scores_little_and_nothing_breaks() -> None:
 
 def test_a_dimension_that_real_music_lacks_is_left_out() -> None:
     drums = [build([[(12 * i, 6, 38) for i in range(16)]], drums=(0,)) for _ in range(6)]
-    real = describe(drums)
-    found = dimension_scores(closeness(real, real, own=own_distances(real, count=3)))
+    real = measure_features(drums)
+    found = dimension_scores(closeness(real, real, expected=distances_within_real(real, count=3)))
     assert found["rhythm"] == pytest.approx(1)
     assert math.isnan(dimension_scores({"on the beat": 1.0})["melody"]) and found["quality"] == pytest.approx(1)
 
 
 def test_distance_is_in_deviations_of_real_music() -> None:
-    moved = describe(PIECES[:28])
+    moved = measure_features(PIECES[:28])
     values = REAL.metrics["pitch range"]
     moved.metrics["pitch range"][:] = values + 2 * values.std()  # type: ignore[index]
     assert distances(moved, REAL)["pitch range"] == pytest.approx(2)
-    assert closeness(moved, REAL, own={})["pitch range"] == pytest.approx(math.exp(-2))
+    assert closeness(moved, REAL, expected={})["pitch range"] == pytest.approx(math.exp(-2))
 
 
 def test_wasserstein_is_scipys() -> None:
@@ -74,4 +81,4 @@ def test_wasserstein_is_scipys() -> None:
 
 def test_no_scores_are_refused() -> None:
     with pytest.raises(ValueError, match="scores is empty"):
-        describe([])
+        measure_features([])

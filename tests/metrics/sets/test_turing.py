@@ -5,12 +5,12 @@ import pytest
 from scipy.optimize import minimize
 
 from etude.evaluation.controls import shuffled_control
-from etude.metrics.scores.dimensions import describe
+from etude.metrics.scores.dimensions import measure_features
 from etude.metrics.sets.turing import _folds, logistic_regression, turing_test, wilson_interval
 from tests.songs import song
 
 PIECES = [song(seed) for seed in range(48)]
-REAL = describe(PIECES).features
+REAL = measure_features(PIECES).matrix
 
 
 def test_real_music_is_not_told_from_real_music() -> None:
@@ -24,7 +24,7 @@ def test_real_music_is_not_told_from_real_music() -> None:
 
 
 def test_shuffled_music_is_told() -> None:
-    shuffled = describe(shuffled_control(PIECES[:16])).features
+    shuffled = measure_features(shuffled_control(PIECES[:16])).matrix
     found = turing_test(shuffled, REAL[16:])
     assert found.score > 0.8 and found.low > 0.5
 

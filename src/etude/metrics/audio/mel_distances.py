@@ -1,4 +1,4 @@
-"""How far mels lie from each other: song by song where they are paired, set against set where they are not.
+"""Distances between mels: between the two mels of a pair, and between two unpaired sets of mels.
 
 Shapes: m mel bands, f frames, n segments, d features. All mels are natural-log magnitudes; numpy arrays or tensors.
 """
@@ -13,39 +13,43 @@ TOLERANCE_SHARE, TOLERANCE_FRAMES = 0.02, 4
 
 
 def common_part(a: ArrayLike, b: ArrayLike) -> tuple[Floats, Floats]:
-    """Both without the frames that only one of them has: float64 [m, f], [m, f], f the smaller number of frames.
+    """Cuts two mels to the same number of frames, that of the shorter one: float64 [m, f], [m, f].
 
     Args:
         a, b: [m, f], lengths that differ by at most 2 % of the longer or 4 frames, whichever is more.
 
     Raises:
-        ValueError: other shapes, another number of bands, no frame, or lengths further apart.
+        ValueError: not two-dimensional, different numbers of bands, no frames, or lengths that differ by more.
     """
     first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if first.ndim != 2 or second.ndim != 2 or len(first) != len(second):
-        raise ValueError(f"mels have shapes {first.shape} and {second.shape}; give both as [bands, frames] of one contract")
+        raise ValueError(
+            f"mels have shapes {first.shape} and {second.shape}; give both as [bands, frames] with the same mel settings"
+        )
     short, long = sorted((first.shape[1], second.shape[1]))
     if short == 0 or long - short > max(TOLERANCE_SHARE * long, TOLERANCE_FRAMES):
         raise ValueError(
-            f"mels have {first.shape[1]} and {second.shape[1]} frames, at most 2 % or 4 frames apart are compared; give one song"
+            f"mels have {first.shape[1]} and {second.shape[1]} frames, "
+            "which differ by more than 2 % and 4 frames; give two versions of the same song"
         )
     return first[:, :short], second[:, :short]
 
 
 def log_mel_l1(a: ArrayLike, b: ArrayLike) -> float:
-    """Mean absolute difference over bands and frames, in nats; 0 where equal. See `common_part` for lengths."""
+    """Mean absolute difference of two mels over bands and frames, in nats; 0 if equal. See `common_part` for lengths."""
     first, second = common_part(a, b)
     return float(np.abs(first - second).mean())
 
 
 def mel_cepstral_distortion(a: ArrayLike, b: ArrayLike) -> float:
-    """Mean over frames of (10 / ln 10) sqrt(2 sum_{d=1..13} (c_d - c'_d)^2) in dB; blind to level, 0 where equal up to it.
+    """Mel-cepstral distortion of two mels in dB: mean over frames of (10 / ln 10) sqrt(2 sum_{d=1..13} (c_d - c'_d)^2).
 
-    c: orthonormal DCT-II of the natural-log mel over the bands; c_0, the level, is left out. No time warping: the pairs are
-    in step. All 13 coefficients need more than 13 bands, with fewer all but c_0 count.
+    c is the orthonormal DCT-II of the natural-log mel over the bands. c_0, the level, is left out, so that mels which differ
+    by a gain alone have distortion 0. Frames are compared without time warping. With 13 bands or fewer, all coefficients
+    but c_0 count.
 
-    Source: Kubichek 1993, with log mels of any bank in place of mel-generalised cepstra, so that values compare between
-    runs of one contract alone.
+    Source: Kubichek 1993, with log mels of any filterbank in place of mel-generalised cepstra. Values are comparable only
+    between mels of the same settings.
     """
     first, second = common_part(a, b)
     difference = dct(first - second, type=2, norm="ortho", axis=0)[1 : CEPSTRA + 1]
@@ -53,16 +57,16 @@ def mel_cepstral_distortion(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def frechet_distance(frames_a: ArrayLike, frames_b: ArrayLike) -> float:
-    """Distance of two sets of frames as Gaussians, in squared bels, >= 0: |mu - mu'|^2 + tr(C + C' - 2 (C C')^(1/2)).
+    """Fréchet distance of two sets of frames, each taken as a Gaussian, in squared bels, >= 0.
 
-    Mels are taken as log10 magnitudes. The root's trace is the sum of the roots of the eigenvalues of C^(1/2) C' C^(1/2),
-    which are real and not negative, whatever the rank.
+    |mu - mu'|^2 + tr(C + C' - 2 (C C')^(1/2)), of log10 magnitudes. The trace of the square root is the sum of the square
+    roots of the eigenvalues of C^(1/2) C' C^(1/2), which are real and not negative for covariances of any rank.
 
     Args:
-        frames_a, frames_b: natural-log mels [m, f] of all songs of a set side by side, at least 2 frames each.
+        frames_a, frames_b: natural-log mels [m, f] of all songs of a set, joined along the frames, at least 2 frames each.
 
     Raises:
-        ValueError: too few frames or another number of bands.
+        ValueError: too few frames, or different numbers of bands.
 
     Source: Dowson and Landau 1982; Heusel et al. 2017 and Kilgour et al. 2019 on embeddings, here on the mels themselves.
     """
@@ -78,16 +82,18 @@ def frechet_distance(frames_a: ArrayLike, frames_b: ArrayLike) -> float:
 
 
 def mmd(features_a: ArrayLike, features_b: ArrayLike) -> float:
-    """Unbiased squared maximum mean discrepancy under a Gaussian kernel, around 0 (a little below too) where sets agree.
+    """Squared maximum mean discrepancy of two sets, by the unbiased estimate with a Gaussian kernel.
 
-    mean_{i != j} k(a_i, a_j) + mean_{i != j} k(b_i, b_j) - 2 mean k(a_i, b_j),  k = exp(-|x - y|^2 / (2 s^2)), s the median
-    distance of different points of both sets together.
+    Around 0, possibly slightly negative, if both sets have the same distribution:
+
+    mean_{i != j} k(a_i, a_j) + mean_{i != j} k(b_i, b_j) - 2 mean k(a_i, b_j),  k = exp(-|x - y|^2 / (2 s^2)), where s is
+    the median distance between different points of both sets together.
 
     Args:
-        features_a, features_b: [n, d], `mel_features.segment_features` for choice; at least 2 rows each.
+        features_a, features_b: [n, d], for example `mel_features.segment_features`; at least 2 rows each.
 
     Raises:
-        ValueError: fewer rows, or numbers of features that differ.
+        ValueError: fewer rows, or different numbers of features.
 
     Source: Gretton et al. 2012, eq. 3 and section 8 (median heuristic).
     """
@@ -95,11 +101,11 @@ def mmd(features_a: ArrayLike, features_b: ArrayLike) -> float:
     if a.ndim != 2 or b.ndim != 2 or min(len(a), len(b)) < 2 or a.shape[1] != b.shape[1]:
         raise ValueError(f"features have shapes {a.shape} and {b.shape}; give both as [2 or more segments, features]")
     both = np.concatenate([a, b])
-    both = both - both.mean(axis=0)  # products of large equal parts would cost the differences their digits
+    both = both - both.mean(axis=0)  # a large common offset would lose the precision of the differences
     squares = (both**2).sum(axis=1)
     distances = np.maximum(squares[:, None] + squares[None] - 2 * both @ both.T, 0)
     scale = 2 * np.median(np.sqrt(distances[np.triu_indices(len(both), k=1)])) ** 2
-    # where most points are one there is no scale: any difference is then a whole one
+    # most points are equal, so there is no scale: the kernel is 1 for equal points and 0 for others
     kernel = np.exp(-distances / scale) if scale > 0 else (distances <= 1e-12).astype(np.float64)
     np.fill_diagonal(kernel, 0.0)
     n, k = len(a), len(b)

@@ -1,6 +1,6 @@
-"""What is heard in a mel or a waveform: statistics of segments, onsets, pitch classes, and how far two songs agree in them.
+"""Features of mels and waveforms: segment statistics, onsets and pitch classes, and how well two songs agree in them.
 
-Shapes: m mel bands, f frames, n segments or samples; 12 pitch classes, C first. Mels are natural-log magnitudes.
+Shapes: m mel bands, f frames, n segments or samples; 12 pitch classes from C. Mels are natural-log magnitudes.
 """
 
 import math
@@ -16,13 +16,13 @@ from etude.metrics.audio.mel_distances import common_part
 
 Floats = NDArray[np.float64]
 ONSET_RANGE = math.log(10) * 80 / 20  # nats in 80 dB
-SOUNDING = 1e-3  # a frame sounds where its chroma is at most 60 dB below the loudest
+SOUNDING = 1e-3  # of the loudest frame's chroma (60 dB below it); quieter frames count as silent
 
 
 def segment_features(log_mel_mf: ArrayLike, *, segment_frames: int = 128) -> Floats:
     """Mean and standard deviation of each band, in nats, for each whole segment: float64 [n, 2 m].
 
-    What is left after the last whole segment is left out; a song shorter than one segment is one.
+    Frames after the last whole segment are not used. A song shorter than one segment counts as one segment.
 
     Raises:
         ValueError: no frames.
@@ -39,9 +39,10 @@ def segment_features(log_mel_mf: ArrayLike, *, segment_frames: int = 128) -> Flo
 
 
 def onset_strength(log_mel_mf: ArrayLike) -> Floats:
-    """Half-wave rectified spectral flux: mean over bands of what rises since the frame before, in nats, float64 [f].
+    """Onset strength of each frame: the half-wave rectified spectral flux, in nats, float64 [f].
 
-    Bands are floored at 80 dB under the song's loudest, so that noise out of silence is no onset.
+    It is the mean over bands of the increase since the previous frame. Values are limited from below to 80 dB under the
+    song's loudest, so that faint noise after silence is no onset.
 
     Source: Böck and Widmer 2013, section 2, without their vibrato filter; the floor as in librosa's `power_to_db`.
     """
@@ -51,10 +52,10 @@ def onset_strength(log_mel_mf: ArrayLike) -> Floats:
 
 
 def pick_onsets(strength: ArrayLike, *, frame_rate: float, threshold: float = 0.07) -> Floats:
-    """Times of the peaks of an onset strength, in seconds, ascending.
+    """Returns the onset times in seconds, ascending: the peaks of an onset strength.
 
-    A frame is an onset where its strength is the largest within 30 ms on both sides, exceeds the mean within 100 ms on
-    both sides by `threshold` times the song's largest strength, and the last onset is more than 30 ms ago.
+    A frame is an onset if its strength is the largest within 30 ms on both sides, if it exceeds the mean within 100 ms
+    on both sides by `threshold` times the song's largest strength, and if the previous onset is more than 30 ms ago.
 
     Args:
         strength: [f], see `onset_strength`.
@@ -76,16 +77,16 @@ def pick_onsets(strength: ArrayLike, *, frame_rate: float, threshold: float = 0.
 
 
 def onset_agreement(a: ArrayLike, b: ArrayLike, *, frame_rate: float, window_seconds: float = 0.05) -> float:
-    """F-measure, 0..1, of the onsets of two songs that are matched one to one within a window; NaN if neither has any.
+    """F-measure, 0..1, of the onsets of two songs, matched one to one within a window; NaN if neither has onsets.
 
-    2 matches / (onsets of a + onsets of b); the matching is the largest there is.
+    2 matches / (onsets of a + onsets of b), with the largest possible number of matches.
 
     Args:
         a, b: natural-log mels [m, f] of one song, see `common_part` for lengths.
         frame_rate: frames per second of both.
-        window_seconds: how far matched onsets may be apart.
+        window_seconds: largest time between matched onsets.
 
-    Source: MIREX onset detection, as in mir_eval's `onset.f_measure`, which gives 0 where we give NaN.
+    Source: MIREX onset detection, as in mir_eval's `onset.f_measure`, which returns 0 instead of NaN.
     """
     first, second = (pick_onsets(onset_strength(x), frame_rate=frame_rate) for x in common_part(a, b))
     total = len(first) + len(second)
@@ -93,9 +94,9 @@ def onset_agreement(a: ArrayLike, b: ArrayLike, *, frame_rate: float, window_sec
 
 
 def count_matches(a: Floats, b: Floats, *, window: float) -> int:
-    """Largest number of pairs, one of each ascending list, at most `window` apart.
+    """Returns the size of the largest one-to-one matching of two ascending lists, with pairs at most `window` apart.
 
-    On a line the earliest partner is always a best one, so one pass is enough.
+    Taking the earliest possible partner each time is optimal for sorted numbers, so one pass is enough.
     """
     matches = i = j = 0
     while i < len(a) and j < len(b):
@@ -112,28 +113,33 @@ def count_matches(a: Floats, b: Floats, *, window: float) -> int:
 
 
 def chroma_similarity(a: ArrayLike, b: ArrayLike, *, contract: MelContract) -> float:
-    """Mean cosine of the pitch classes heard in two mels, 0..1, over the frames in which `b` sounds; NaN if none does.
+    """Mean cosine similarity, 0..1, of the chroma of two mels over the frames in which `b` is not silent; NaN if none.
 
-    Two different tunes have a cosine far above 0 (0.7 to 0.9: broad bands and drums raise all classes): judge by
-    `chroma_correlation`, and see `mel_chroma_filterbank` for what few bands cannot tell.
+    Two unrelated tunes still have 0.7 to 0.9, since broad bands and drums raise all pitch classes: compare tunes with
+    `chroma_correlation` instead. `mel_chroma_filterbank` says what a mel of few bands cannot resolve.
 
     Args:
-        a: natural-log mel [m, f] that is judged. b: the truth, see `common_part` for lengths.
+        a: the natural-log mel [m, f] to compare.
+        b: the reference; see `common_part` for lengths.
     """
     return _cosine(*_mel_chroma(a, b, contract))
 
 
 def chroma_correlation(a: ArrayLike, b: ArrayLike, *, contract: MelContract) -> float:
-    """Whether the pitch classes come and go together, -1..1: about 0 for two different tunes; NaN if nothing changes.
+    """Correlation, -1..1, of the chroma of two mels over time: about 0 for two unrelated tunes; NaN if nothing changes.
 
-    Pearson's correlation over classes and frames of the frames' unit chroma vectors, each class's mean over the song taken
-    off, so that neither level nor a colour of sound that stays counts. Arguments as of `chroma_similarity`.
+    Pearson's correlation over pitch classes and frames. Each frame's chroma is scaled to length 1 and each class's mean
+    over the song is subtracted, so that neither the level nor a constant timbre counts. Arguments: see
+    `chroma_similarity`.
     """
     return _correlation(*_mel_chroma(a, b, contract))
 
 
 def waveform_chroma_similarity(a: ArrayLike, b: ArrayLike, *, sample_rate: int) -> float:
-    """As `chroma_similarity`, of two waveforms [n], in windows of a quarter of a second: semitones are told from 200 Hz up."""
+    """Like `chroma_similarity`, but of two waveforms [n], in windows of a quarter of a second.
+
+    Semitones are resolved from 200 Hz upwards.
+    """
     return _cosine(*common_part(waveform_chroma(a, sample_rate=sample_rate), waveform_chroma(b, sample_rate=sample_rate)))
 
 
@@ -143,7 +149,9 @@ def waveform_chroma_correlation(a: ArrayLike, b: ArrayLike, *, sample_rate: int)
 
 
 def waveform_chroma(samples: ArrayLike, *, sample_rate: int) -> Floats:
-    """Magnitude of each pitch class in windows of about a quarter of a second, a quarter of that apart: float64 [12, f].
+    """Magnitude of each pitch class over time: float64 [12, f].
+
+    Windows last about a quarter of a second; each starts a quarter of a window after the previous one.
 
     Args:
         samples: mono, [n], in [-1, 1], n at least 1.
@@ -166,12 +174,14 @@ def _mel_chroma(a: ArrayLike, b: ArrayLike, contract: MelContract) -> tuple[Floa
 
 
 def _sounding(chroma_12f: Floats) -> NDArray[np.bool_]:
+    """Which frames are not silent: bool [f]."""
     norms = np.linalg.norm(chroma_12f, axis=0)
-    return (norms > 0) & (norms >= SOUNDING * norms.max(initial=0))
+    sounding: NDArray[np.bool_] = (norms > 0) & (norms >= SOUNDING * norms.max(initial=0))
+    return sounding
 
 
 def _unit(chroma_12f: Floats) -> Floats:
-    """Frames of length 1, those that do not sound 0."""
+    """Each frame scaled to length 1; silent frames are 0."""
     return np.where(_sounding(chroma_12f), chroma_12f / np.maximum(np.linalg.norm(chroma_12f, axis=0), 1e-30), 0.0)
 
 

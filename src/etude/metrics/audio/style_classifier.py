@@ -1,4 +1,4 @@
-"""A judge of style, trained in the run on real audio: which style does a piece of a mel sound like?
+"""A classifier that names the style of a stretch of mel, trained on real audio during the evaluation.
 
 Shapes: n segments, m mel bands, f frames, s styles.
 """
@@ -20,11 +20,11 @@ WIDTH = 64
 class StyleClassifier(nn.Module):
     """Two convolutions over time that see all bands at once, pooled by mean and standard deviation over time.
 
-    Takes natural-log mels of any number of frames from 1 up. Judge with `predict` and `accuracy`; made by
-    `train_style_classifier`.
+    Takes natural-log mels of one or more frames. `train_style_classifier` makes one; `predict` and `accuracy` use it.
 
     Args:
-        num_styles: s. num_bands: m.
+        num_styles: number of styles, s.
+        num_bands: number of mel bands, m.
     """
 
     mean: Tensor
@@ -34,17 +34,18 @@ class StyleClassifier(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(num_bands, 1))
         self.register_buffer("std", torch.ones(num_bands, 1))
-        self.hear = nn.Conv1d(num_bands, WIDTH, 5, stride=2, padding=2)
-        self.combine = nn.Conv1d(WIDTH, WIDTH, 5, stride=2, padding=2)
-        self.judge = nn.Linear(2 * WIDTH, num_styles)
+        self.conv1 = nn.Conv1d(num_bands, WIDTH, 5, stride=2, padding=2)
+        self.conv2 = nn.Conv1d(WIDTH, WIDTH, 5, stride=2, padding=2)
+        self.output = nn.Linear(2 * WIDTH, num_styles)
         self.held_out_accuracy = float("nan")
 
     def forward(self, mel_nmf: Tensor) -> Tensor:
-        """Returns logits [n, s] of natural-log mels."""
-        x = F.relu(self.hear((mel_nmf - self.mean) / self.std))
-        x = F.relu(self.combine(x))
+        """Returns the logits [n, s] of natural-log mels [n, m, f]."""
+        x = F.relu(self.conv1((mel_nmf - self.mean) / self.std))
+        x = F.relu(self.conv2(x))
         pooled = torch.cat([x.mean(dim=-1), x.std(dim=-1, correction=0)], dim=1)
-        return self.judge(F.dropout(pooled, 0.2, self.training))
+        logits: Tensor = self.output(F.dropout(pooled, 0.2, self.training))
+        return logits
 
     @torch.no_grad()
     def predict(self, segments_nmf: Tensor) -> Tensor:
@@ -55,10 +56,10 @@ class StyleClassifier(nn.Module):
         """
         _check(segments_nmf, bands=self.mean.shape[0])
         self.eval()
-        return torch.cat([self(part).argmax(dim=1) for part in segments_nmf.float().split(256)])
+        return torch.cat([self(part).argmax(dim=1) for part in torch.split(segments_nmf.float(), 256)])
 
     def accuracy(self, segments_nmf: Tensor, style_index: int) -> float:
-        """Share of segments, 0..1, that are taken for the style."""
+        """Returns the share of segments, 0..1, that are classified as the style."""
         return float((self.predict(segments_nmf) == style_index).double().mean())
 
 
@@ -69,57 +70,59 @@ def train_style_classifier(
     seed: int = 0,
     steps: int = 300,
 ) -> StyleClassifier:
-    """Trains a judge on real audio and lets it prove itself on real audio that it has not heard.
+    """Trains a style classifier on real audio and measures its accuracy on held-out real audio.
 
-    Batches hold every style alike, whatever the amount of each. Each piece is made up to 12 dB louder or softer (what
-    falls to ln 1e-5 stays there), so that level is no evidence. Adam, a learning rate that falls to 0 in half a cosine;
-    the same seed gives the same weights. The caller's random state is left alone.
+    Every batch holds the same number of segments of each style, however much audio each has. Each segment is made up to
+    12 dB louder or softer (values at the floor ln 1e-5 stay there), so that loudness tells nothing about the style.
+    Adam, with a learning rate that falls to 0 along half a cosine. The same seed gives the same weights. The caller's
+    random state is not changed.
 
-    A judge like this can be fooled: noise may be taken for a style as surely as music. Never report its accuracy alone.
+    Such a classifier can be fooled: it may assign noise to a style as confidently as music. Never report its accuracy
+    alone.
 
     Args:
         segments_per_style: for each style natural-log mels [n, m, f] of the training songs (`contract.denormalise` where needed).
-        held_out_per_style: the same of songs that are not among them; None keeps the last fifth of each style's segments,
-            which are other songs only where segments come song by song.
-        seed: of initial weights, batches and gains.
-        steps: batches of 32; 300 take seconds.
+        held_out_per_style: the same, of other songs. None holds out the last fifth of each style's segments, which are
+            other songs only where the segments are ordered by song.
+        seed: of the initial weights, the batches and the gains.
+        steps: number of batches of 32; 300 take some seconds.
 
     Returns:
-        The judge; its `held_out_accuracy` is the mean over styles of the share of held-out segments it knew.
+        The classifier; its `held_out_accuracy` is the mean over styles of its accuracy on held-out segments.
 
     Raises:
         ValueError: fewer than two styles, or a style with too few segments or with another number of bands.
     """
     if len(segments_per_style) < 2:
-        raise ValueError(f"segments_per_style has {len(segments_per_style)} style; a judge needs at least 2 to tell apart")
+        raise ValueError(f"segments_per_style has {len(segments_per_style)} style; a classifier needs at least 2")
     train, held_out = _split(segments_per_style, held_out_per_style)
     for part in (*train, *held_out):
         _check(part, bands=train[0].shape[1])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        judge = _fit(train, steps=steps)
-    judge.held_out_accuracy = sum(judge.accuracy(part, style) for style, part in enumerate(held_out)) / len(held_out)
-    return judge
+        classifier = _fit(train, steps=steps)
+    classifier.held_out_accuracy = sum(classifier.accuracy(part, style) for style, part in enumerate(held_out)) / len(held_out)
+    return classifier
 
 
 def _fit(train: list[Tensor], *, steps: int) -> StyleClassifier:
-    judge = StyleClassifier(len(train), num_bands=train[0].shape[1])
-    # every style counts alike, as in the batches
-    judge.mean.copy_(torch.stack([part.mean(dim=(0, 2)) for part in train]).mean(dim=0)[:, None])
-    judge.std.copy_(torch.stack([part.std(dim=(0, 2)) for part in train]).mean(dim=0)[:, None].clamp(min=0.1))
-    optimizer = torch.optim.Adam(judge.parameters(), lr=LEARNING_RATE)
+    classifier = StyleClassifier(len(train), num_bands=train[0].shape[1])
+    # the mean over styles: every style has the same weight, as in the batches
+    classifier.mean.copy_(torch.stack([part.mean(dim=(0, 2)) for part in train]).mean(dim=0)[:, None])
+    classifier.std.copy_(torch.stack([part.std(dim=(0, 2)) for part in train]).mean(dim=0)[:, None].clamp(min=0.1))
+    optimizer = torch.optim.Adam(classifier.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
-    judge.train()
+    classifier.train()
     for _ in range(steps):
         style = torch.arange(BATCH_SIZE) % len(train)
-        pieces = torch.stack([train[s][int(torch.randint(len(train[s]), ()))] for s in style.tolist()])
-        louder = GAIN_NATS * (2 * torch.rand(BATCH_SIZE, 1, 1) - 1)
-        loss = F.cross_entropy(judge((pieces + louder * (pieces > FLOOR)).clamp(min=FLOOR)), style)
+        batch = torch.stack([train[s][int(torch.randint(len(train[s]), ()))] for s in style.tolist()])
+        gain = GAIN_NATS * (2 * torch.rand(BATCH_SIZE, 1, 1) - 1)
+        loss = F.cross_entropy(classifier((batch + gain * (batch > FLOOR)).clamp(min=FLOOR)), style)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
-    return judge.eval()
+    return classifier.eval()
 
 
 def _split(segments: Sequence[Tensor], held_out: Sequence[Tensor] | None) -> tuple[list[Tensor], list[Tensor]]:

@@ -1,4 +1,4 @@
-"""How near a set of pieces comes to real music in rhythm, harmony, melody and structure: one number each, 0..1.
+"""Scores, 0..1, of how close a set of pieces is to real music in rhythm, harmony, melody and structure.
 
 Shapes: n pieces, d features.
 """
@@ -6,6 +6,7 @@ Shapes: n pieces, d features.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +18,9 @@ from etude.metrics.scores.tables import piece_histograms, piece_metrics
 from etude.metrics.sets.distributions import histogram_overlap, wasserstein
 
 Floats = NDArray[np.float64]
-SMALLEST_SPREAD = 0.05  # of a share, or of a mean: a metric in which real music hardly varies
-LARGEST = 8.0  # deviations beyond which a feature says no more
-DRAWS = 8  # divisions of real music that say how far it is from itself
+MIN_SPREAD = 0.05  # least standard deviation that counts: of a share, or relative to a mean above 1
+MAX_DEVIATIONS = 8.0  # standardised features are clipped to this many standard deviations
+NUM_DRAWS = 8  # random divisions of real music, to measure how far parts of it are from each other
 
 DIMENSIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # dimension: (metrics of a piece, histograms of a piece); see `etude.metrics.scores.tables`
@@ -40,40 +41,41 @@ DIMENSIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 
 @dataclass(frozen=True)
-class Described:
-    """A set of pieces in numbers.
+class PieceFeatures:
+    """The metrics and histograms of a set of pieces.
 
     Attributes:
-        metrics: name -> float64 [n], NaN where a piece does not define it.
+        metrics: name -> float64 [n], NaN where it is not defined for a piece.
         histograms: name -> counts [n, bins].
     """
 
     metrics: Mapping[str, Floats]
-    histograms: Mapping[str, NDArray]
+    histograms: Mapping[str, NDArray[Any]]
 
     def __len__(self) -> int:
         return len(next(iter(self.metrics.values())))
 
-    def take(self, rows: NDArray) -> "Described":
-        """Those pieces."""
-        return Described(
+    def take(self, rows: NDArray[Any]) -> "PieceFeatures":
+        """Returns the features of the pieces with these indices."""
+        return PieceFeatures(
             {name: values[rows] for name, values in self.metrics.items()},
             {name: counts[rows] for name, counts in self.histograms.items()},
         )
 
     @property
-    def features(self) -> Floats:
-        """The metrics side by side, [n, d]."""
+    def matrix(self) -> Floats:
+        """The metrics as one matrix, [n, d]."""
         return np.stack(list(self.metrics.values()), axis=1)
 
     def standardised(self, features: Floats) -> Floats:
-        """`features` of other pieces in this set's means and deviations [n, d], 0 where not defined, at most 8 either way."""
+        """Standardises a feature matrix [n, d] by this set's means and deviations; NaN becomes 0, values are clipped to -8..8."""
         mean, scale = (np.array(column) for column in zip(*map(_moments, self.metrics.values()), strict=True))
-        return np.nan_to_num((features - mean) / scale, nan=0.0).clip(-LARGEST, LARGEST)
+        standardised: Floats = np.nan_to_num((features - mean) / scale, nan=0.0).clip(-MAX_DEVIATIONS, MAX_DEVIATIONS)
+        return standardised
 
 
-def describe(scores: Sequence[Score]) -> Described:
-    """Measures every metric and histogram of `DIMENSIONS` of every piece.
+def measure_features(scores: Sequence[Score]) -> PieceFeatures:
+    """Computes every metric and histogram of `DIMENSIONS` for every piece.
 
     Raises:
         ValueError: no scores.
@@ -86,34 +88,34 @@ def describe(scores: Sequence[Score]) -> Described:
         notes = NoteArray.from_score(score)
         rows.append({**piece_metrics(score), "repetition": repetition(notes), "key drift": key_drift(notes)})
         counts.append(piece_histograms(score))
-    return Described(
+    return PieceFeatures(
         {name: np.array([row[name] for row in rows], np.float64) for name in names},
         {name: np.stack([count[name] for count in counts]) for name in counts[0]},
     )
 
 
 def _moments(values: Floats) -> tuple[float, float]:
-    """Mean and a deviation that is never nearly 0."""
+    """Mean and standard deviation; the deviation is limited from below, so that one can divide by it."""
     defined = values[np.isfinite(values)]
     if not len(defined):
         return math.nan, 1.0
     mean = float(defined.mean())
-    return mean, max(float(defined.std()), SMALLEST_SPREAD * max(abs(mean), 1.0))
+    return mean, max(float(defined.std()), MIN_SPREAD * max(abs(mean), 1.0))
 
 
-def distances(samples: Described, real: Described) -> dict[str, float]:
-    """How far samples are from real music in each feature, 0 where they agree.
+def distances(samples: PieceFeatures, real: PieceFeatures) -> dict[str, float]:
+    """Returns the distance of samples from real music in each feature, 0 if they agree.
 
-    Of a metric the Wasserstein distance of its distributions over pieces in real music's standard deviations, infinite
-    where no sample defines what real music does; of a histogram the mass that the pooled ones do not share, 0..1. A feature
-    that fewer than three real pieces define is left out.
+    For a metric, it is the Wasserstein distance of its distributions over pieces, in standard deviations of real music; it
+    is infinite if the metric is defined for no sample. For a histogram, it is 1 minus the overlap of the pooled histograms,
+    0..1. A feature that is defined for fewer than three real pieces is left out.
     """
     found = {}
     for name, values in real.metrics.items():
         defined = values[np.isfinite(values)]
         if len(defined) >= min(3, len(real)) and len(defined):
-            mine = samples.metrics[name][np.isfinite(samples.metrics[name])]
-            found[name] = wasserstein(mine, defined) / _moments(values)[1] if len(mine) else math.inf
+            sampled = samples.metrics[name][np.isfinite(samples.metrics[name])]
+            found[name] = wasserstein(sampled, defined) / _moments(values)[1] if len(sampled) else math.inf
     for name, counts in real.histograms.items():
         if counts.any():
             shared = histogram_overlap(samples.histograms[name].sum(axis=0), counts.sum(axis=0))
@@ -121,45 +123,46 @@ def distances(samples: Described, real: Described) -> dict[str, float]:
     return found
 
 
-def own_distances(real: Described, *, count: int, seed: int = 0) -> dict[str, float]:
-    """How far `count` real pieces are from the other real ones, mean of eight draws: what samples can be expected to reach.
+def distances_within_real(real: PieceFeatures, *, count: int, seed: int = 0) -> dict[str, float]:
+    """Returns the distance of `count` real pieces from the other real pieces in each feature, the mean of eight random draws.
 
-    count is cut to half of the real pieces. Empty, which stands for 0, below four of them.
+    This is the distance that perfect samples can be expected to have. `count` is limited to half of the real pieces. With
+    fewer than four real pieces the result is empty, which stands for distances of 0.
     """
     count = min(count, len(real) // 2)
     if count < 2:
         return {}
     draw = np.random.default_rng(seed)
-    rows = [draw.permutation(len(real)) for _ in range(DRAWS)]
+    rows = [draw.permutation(len(real)) for _ in range(NUM_DRAWS)]
     found = [distances(real.take(row[:count]), real.take(row[count:])) for row in rows]
     names = set.intersection(*(set(part) for part in found))
     means = {name: float(np.mean([part[name] for part in found])) for name in sorted(names)}
     return {name: mean for name, mean in means.items() if math.isfinite(mean)}
 
 
-def closeness(samples: Described, real: Described, *, own: Mapping[str, float]) -> dict[str, float]:
-    """Each feature's closeness to real music, 1 where samples are as near to it as it is to itself, 0 far away.
+def closeness(samples: PieceFeatures, real: PieceFeatures, *, expected: Mapping[str, float]) -> dict[str, float]:
+    """Returns the closeness of samples to real music in each feature: 1 as close as other real music, 0 far away.
 
-    Of a metric exp(-max(distance - own distance, 0)), of a histogram min(1, shared mass / own shared mass).
+    For a metric exp(-max(distance - expected distance, 0)), for a histogram min(1, overlap / expected overlap).
 
     Args:
-        own: of `own_distances`; empty for 0.
+        expected: the result of `distances_within_real`; features that are missing there count as 0.
     """
     found = {}
     for name, distance in distances(samples, real).items():
-        expected = own.get(name, 0.0)
+        allowed = expected.get(name, 0.0)
         if name in real.histograms:
-            found[name] = min((1 - distance) / max(1 - expected, 1e-9), 1.0)
+            found[name] = min((1 - distance) / max(1 - allowed, 1e-9), 1.0)
         else:
-            found[name] = math.exp(-max(distance - expected, 0.0))
+            found[name] = math.exp(-max(distance - allowed, 0.0))
     return found
 
 
 def dimension_scores(closeness: Mapping[str, float]) -> dict[str, float]:
-    """Mean closeness of the features of each dimension, and of the dimensions as `quality`; all 0..1.
+    """Returns the mean closeness of the features of each dimension, and the mean of the dimensions as `quality`; all 0..1.
 
-    NaN for a dimension none of whose features real music defines (melody, in music for drums alone), which quality leaves
-    out.
+    A dimension is NaN, and left out of `quality`, if none of its features is defined for the real music, such as melody in
+    music for drums alone.
     """
     scores = {}
     for dimension, (metrics, histograms) in DIMENSIONS.items():

@@ -1,4 +1,4 @@
-"""Metrics of what sounds together. Drums are left out; time weighs: a long chord counts for more than a short one."""
+"""Metrics of harmony: pitches that sound at the same time. Drums are left out; chords are weighted by their duration."""
 
 import math
 from itertools import combinations
@@ -12,7 +12,7 @@ DISSONANT_CLASSES = (1, 2, 6)  # minor second/major seventh, major second/minor 
 
 
 def polyphony(notes: NoteArray) -> float:
-    """Mean number of different pitches that sound, where any sounds; >= 1, NaN without notes.
+    """Mean number of different pitches that sound at a time, silence left out; >= 1, NaN without notes.
 
     sum over time of sounding pitches / time with a sounding pitch. Source: muspy `polyphony`.
     """
@@ -22,17 +22,17 @@ def polyphony(notes: NoteArray) -> float:
 
 
 def polyphony_rate(notes: NoteArray, *, threshold: int = 2) -> float:
-    """Share of the piece's time in which more than `threshold` pitches sound, 0..1; NaN for a piece without length.
+    """Share of the piece's time in which more than `threshold` pitches sound, 0..1; NaN for an empty piece.
 
-    Source: Dong et al., "MuseGAN", AAAI 2018 (polyphonicity); muspy `polyphony_rate`, whose code asks for more than
-    the threshold, though its text says "multiple".
+    Source: Dong et al., "MuseGAN", AAAI 2018 (polyphonicity); muspy `polyphony_rate`, whose code counts pitches
+    above the threshold.
     """
     sounding = notes.sounding
     return float(sounding.ticks[sounding.polyphony > threshold].sum() / notes.end) if notes.end else math.nan
 
 
 def interval_class_time(notes: NoteArray) -> NDArray[np.float64]:
-    """Beats for which pairs of different pitches sound, by interval class: [unison/octave, 1, 2, 3, 4, 5, 6].
+    """Beats for which pairs of different pitches sound together, by interval class: [octave, 1, 2, 3, 4, 5, 6].
 
     Each pair of sounding pitches counts once for as long as both sound. Returns float64 [7].
     """
@@ -42,15 +42,15 @@ def interval_class_time(notes: NoteArray) -> NDArray[np.float64]:
     pairs[0] = (counts * (counts - 1)).sum(axis=1) / 2
     for interval in range(1, 7):
         pairs[interval] = (counts * np.roll(counts, -interval, axis=1)).sum(axis=1)
-    pairs[6] /= 2  # the tritone is its own inversion: each pair was met from both sides
+    pairs[6] /= 2  # the tritone is its own inversion, so each pair was counted twice
     return pairs @ sounding.ticks / notes.ticks_per_beat
 
 
 def dissonance_share(notes: NoteArray) -> float:
-    """Share of simultaneous pitch pairs that are dissonant, weighted by time, 0..1; NaN where nothing sounds together.
+    """Share of simultaneous pitch pairs that are dissonant, weighted by time, 0..1; NaN if no two pitches sound together.
 
-    Dissonant are seconds, sevenths and tritones (interval classes 1, 2, 6); the fourth counts as consonant, since most
-    fourths lie between upper voices. The share of consonances is 1 minus this.
+    Seconds, sevenths and tritones (interval classes 1, 2, 6) are dissonant. The fourth counts as consonant, since most
+    fourths lie between upper voices.
     Source: Piston, "Harmony", 1941, ch. 1; the share is over time as in Harte et al.'s chord recall, not over events.
     """
     time = interval_class_time(notes)
@@ -58,7 +58,7 @@ def dissonance_share(notes: NoteArray) -> float:
 
 
 def voice_lines(notes: NoteArray) -> NDArray[np.int64]:
-    """The highest sounding pitch of every pitched track in every segment: int64 [S, voices], -1 where it rests.
+    """Returns the highest sounding pitch of every pitched track in every segment: int64 [S, voices], -1 for a rest.
 
     Voices are the tracks that have pitched notes, in the order of the tracks.
     """
@@ -75,19 +75,19 @@ def voice_lines(notes: NoteArray) -> NDArray[np.int64]:
 
 
 def parallel_share(notes: NoteArray, *, interval: int) -> float:
-    """Share of the joint moves of two voices that are parallel perfect fifths (7) or octaves and unisons (0).
+    """Share of simultaneous moves of two voices that are parallel fifths (7) or parallel octaves and unisons (0).
 
-    A joint move: both voices of a pair (tracks, see `voice_lines`) change pitch at the same moment, sounding before
-    and after. It is parallel when both go the same way and the interval, modulo the octave, is `interval` before and
-    after. Moves of all pairs are pooled. 0..1; NaN where no two voices move together.
+    Two voices (tracks, see `voice_lines`) move simultaneously if both change pitch at the same tick and sound before and
+    after it. The move is parallel if both go in the same direction and the interval, modulo the octave, is `interval`
+    before and after. Moves of all pairs of voices are pooled. 0..1; NaN if no two voices move simultaneously.
 
     Raises:
-        ValueError: another interval.
+        ValueError: any other interval.
 
     Source: Fux, "Gradus ad Parnassum", 1725; counted over pairs of voices as in Huron, "Voice leading", 2016, ch. 2.
     """
     if interval not in (0, 7):
-        raise ValueError(f"interval={interval} is not forbidden in parallel; give 7 (fifths) or 0 (octaves, unisons)")
+        raise ValueError(f"interval={interval} is not one of the parallels counted; give 7 (fifths) or 0 (octaves, unisons)")
     lines = voice_lines(notes)
     moves = np.diff(lines, axis=0)
     moving = (moves != 0) & (lines[1:] >= 0) & (lines[:-1] >= 0)

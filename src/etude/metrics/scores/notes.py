@@ -1,4 +1,4 @@
-"""The notes of a score as flat arrays: what every metric reads.
+"""The notes of a score as flat arrays, from which the metrics are computed.
 
 Legend: N notes, T tracks, B bars, S segments (stretches of time between two changes of the sounding pitches).
 Times are integer ticks, half-open: a note sounds in [onset, onset + duration).
@@ -31,7 +31,7 @@ class NoteArray:
         is_drum: the track is a drum track.
         ticks_per_beat: ticks in a quarter note (a "beat" is a quarter note throughout, as in muspy).
         num_tracks: tracks in the score, those without notes included.
-        bar_starts: int64 [B + 1], the onset of every bar up to the one that holds the end of the last note, and the end
+        bar_starts: int64 [B + 1], the onset of every bar up to the bar in which the last note ends, and the end
             of that bar. Bars follow the time signatures, 4/4 before the first one. A piece that ends on a bar line has
             an (empty) bar after it, as in muspy.
     """
@@ -55,7 +55,7 @@ class NoteArray:
         """
         if not isinstance(score.ttype, Tick):
             raise ValueError(f"score counts time in {score.ttype}, must be in ticks; convert it with score.to('tick')")
-        fields: dict[str, list] = {name: [] for name in ("time", "duration", "pitch", "velocity")}
+        fields: dict[str, list[Ints]] = {name: [] for name in ("time", "duration", "pitch", "velocity")}
         sizes, drums = [], []
         for track in score.tracks:
             arrays = track.notes.numpy()
@@ -91,7 +91,7 @@ class NoteArray:
 
     @cached_property
     def pitched(self) -> "NoteArray":
-        """The notes that are not drums (bars and `num_tracks` as before)."""
+        """The notes without drums; bars and `num_tracks` stay the same."""
         return self if not self.is_drum.any() else self.select(~self.is_drum)
 
     def select(self, mask: NDArray[np.bool_]) -> "NoteArray":
@@ -108,7 +108,7 @@ class NoteArray:
     def replace(self, **changes: object) -> "NoteArray":
         """A copy with some fields changed; the caller keeps the order of the notes."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__} | changes
-        return NoteArray(**values)  # type: ignore[arg-type]
+        return NoteArray(**values)
 
     def resample(self, ticks_per_beat: int) -> "NoteArray":
         """The same notes at another resolution: onsets and ends rounded half up, no pitched note shorter than a tick.
@@ -145,15 +145,15 @@ class NoteArray:
 
     @cached_property
     def sounding(self) -> "Sounding":
-        """What sounds when, drums left out: see `Sounding`."""
+        """Which pitches sound at which time, drums left out: see `Sounding`."""
         return Sounding.of(self.pitched)
 
 
 @dataclass(frozen=True, eq=False)
 class Sounding:
-    """The piano roll in run-length form: between two neighbouring `times` nothing starts or stops.
+    """A run-length encoded piano roll: one row for each stretch of time in which no note starts or stops.
 
-    Size S x 128 in changes, not in ticks, so it costs the same at 12 and at 480 ticks per beat.
+    Its size does not depend on the resolution: it is the same at 12 and at 480 ticks per beat.
 
     Attributes:
         times: int64 [S + 1], the ticks at which a note starts or stops, increasing.
@@ -165,6 +165,7 @@ class Sounding:
 
     @classmethod
     def of(cls, notes: NoteArray) -> "Sounding":
+        """Builds the roll from notes."""
         longer_than_zero = notes.duration > 0
         start, pitch = notes.onset[longer_than_zero], notes.pitch[longer_than_zero]
         stop = start + notes.duration[longer_than_zero]
@@ -184,13 +185,15 @@ class Sounding:
     @cached_property
     def polyphony(self) -> Ints:
         """int64 [S], the number of different pitches that sound."""
-        return self.roll.sum(axis=1)
+        count: Ints = self.roll.sum(axis=1)
+        return count
 
     @cached_property
     def pitch_classes(self) -> Ints:
         """int64 [S, 12], the number of different pitches that sound in each pitch class."""
         padded = np.pad(self.roll, ((0, 0), (0, -NUM_PITCHES % 12)))
-        return padded.reshape(len(padded), padded.shape[1] // 12, 12).sum(axis=1)
+        count: Ints = padded.reshape(len(padded), padded.shape[1] // 12, 12).sum(axis=1)
+        return count
 
 
 def _union(start: Ints, stop: Ints, pitch: Ints) -> tuple[Ints, Ints, Ints]:

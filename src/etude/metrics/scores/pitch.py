@@ -5,6 +5,7 @@ Where muspy has the metric, the value is muspy's (Dong et al., "MusPy: A Toolkit
 """
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +50,7 @@ def pitch_in_scale_rate(notes: NoteArray, *, root: int, mode: str) -> float:
     rate = notes in the scale / notes, 0..1; NaN without notes.
 
     Raises:
-        ValueError: another mode.
+        ValueError: any other mode.
 
     Source: Dong et al., "MuseGAN", AAAI 2018; muspy `pitch_in_scale_rate`.
     """
@@ -72,8 +73,8 @@ def scale_consistency(notes: NoteArray) -> float:
     return float(histogram[roots % 12].sum(axis=1).max() / total) if total else math.nan
 
 
-def entropy(histogram: NDArray) -> float:
-    """Shannon entropy -sum p log2 p of a histogram of counts in bits, 0..log2(bins); NaN where it is empty."""
+def entropy(histogram: NDArray[Any]) -> float:
+    """Shannon entropy -sum p log2 p of a histogram of counts in bits, 0..log2(bins); NaN if it is empty."""
     total = histogram.sum()
     if total <= 0:
         return math.nan
@@ -95,12 +96,12 @@ def pitch_class_entropy(notes: NoteArray) -> float:
 
 
 def interval_histogram(notes: NoteArray, *, largest: int = 24) -> NDArray[np.int64]:
-    """Count the melodic intervals between neighbouring notes of a track, in semitones, upwards positive.
+    """Count the melodic intervals between successive notes of a track in semitones; upward intervals are positive.
 
     The melody of a track is the highest note at each onset (the skyline; Uitdenbogerd & Zobel, 1998).
 
     Returns:
-        int64 [2 * largest + 1]; index `largest` is the repeated note; wider leaps count in the outermost bins.
+        int64 [2 * largest + 1]; index `largest` is the repeated note; larger intervals count in the outermost bins.
     """
     steps = melodic_intervals(notes)
     return np.bincount(np.clip(steps, -largest, largest) + largest, minlength=2 * largest + 1)
@@ -115,7 +116,8 @@ def melodic_intervals(notes: NoteArray) -> NDArray[np.int64]:
     top = np.ones(len(order), bool)
     top[:-1] = (track[1:] != track[:-1]) | (onset[1:] != onset[:-1])
     track, pitch = track[top], pitch[top]
-    return np.diff(pitch)[track[1:] == track[:-1]]
+    intervals: NDArray[np.int64] = np.diff(pitch)[track[1:] == track[:-1]]
+    return intervals
 
 
 def step_share(notes: NoteArray) -> float:

@@ -1,7 +1,8 @@
-"""Metrics of when notes begin and how long they last.
+"""Metrics of rhythm: onsets and durations of notes.
 
-Where muspy has the metric, the value is muspy's at the same resolution (Dong et al., "MusPy", ISMIR 2020). Positions
-inside a bar saturate at fine resolutions, so compare grooves at 12 ticks per beat: `notes.resample(12)`.
+Where muspy has the metric, the value is muspy's at the same resolution (Dong et al., "MusPy", ISMIR 2020). At a fine
+resolution nearly every position in a bar is empty, so compute the metrics of positions at 12 ticks per beat:
+`notes.resample(12)`.
 """
 
 import math
@@ -17,7 +18,7 @@ DRUM_METRES = ("duple", "triple")
 
 
 def empty_beat_rate(notes: NoteArray) -> float:
-    """Share of beats in which no note sounds, 0..1; NaN for a piece without length.
+    """Share of beats in which no note sounds, 0..1; NaN for an empty piece.
 
     rate = 1 - touched beats / beats, beats = end // ticks_per_beat + 1. A note touches every beat from its onset to its
     end, the beat that begins at its end included. Drums count. Source: muspy `empty_beat_rate`.
@@ -47,8 +48,8 @@ def _empty_rate(notes: NoteArray, length: int) -> float:
 def empty_bar_rate(notes: NoteArray) -> float:
     """Share of the bars of the time signatures in which no note sounds, 0..1; NaN without notes.
 
-    Beyond muspy: follows changes of metre; a bar is not touched by a note that ends on its bar line, and the empty bar
-    after a piece that ends on a bar line does not count.
+    Unlike in muspy, bars follow changes of metre, a note that ends on a bar line does not count for the next bar, and the
+    empty bar after a piece that ends on a bar line does not count.
     """
     if notes.end < 1:
         return math.nan
@@ -99,10 +100,10 @@ def drum_in_pattern_rate(notes: NoteArray, *, metre: str) -> float:
     """Share of drum onsets on the quarters ('duple') or thirds ('triple') of a beat, 0..1; NaN without drums.
 
     Raises:
-        ValueError: another metre.
+        ValueError: any other metre.
 
-    Source: Dong et al., "MuseGAN", AAAI 2018; muspy `drum_in_pattern_rate` (a beat that can't be divided by 4 is
-    divided by 2, one that can't be divided by 2 or 3 has its beginning alone).
+    Source: Dong et al., "MuseGAN", AAAI 2018; muspy `drum_in_pattern_rate` (where the ticks of a beat can't be
+    divided by 4 they are divided by 2; where they can't be divided at all, only onsets on the beat count).
     """
     if metre not in DRUM_METRES:
         raise ValueError(f"metre={metre!r} is not a drum pattern; choose one of {DRUM_METRES}")
@@ -113,7 +114,7 @@ def drum_in_pattern_rate(notes: NoteArray, *, metre: str) -> float:
 
 
 def drum_pattern_consistency(notes: NoteArray) -> float:
-    """The larger drum-in-pattern rate of duple and triple, 0..1; NaN without drums.
+    """The larger of the duple and the triple drum-in-pattern rate, 0..1; NaN without drums.
 
     Source: muspy `drum_pattern_consistency`.
     """
@@ -127,13 +128,13 @@ def onset_histogram(notes: NoteArray, *, bins_per_beat: int = 12) -> NDArray[np.
 
 
 def duration_histogram(notes: NoteArray) -> NDArray[np.int64]:
-    """Count the pitched notes by length: bins of `DURATION_LABELS` (in beats), to the nearest. Returns int64 [10]."""
+    """Count the pitched notes by length: each counts in the nearest bin of `DURATION_LABELS` (in beats). Returns int64 [10]."""
     beats = notes.pitched.duration / notes.ticks_per_beat
     return np.bincount(np.searchsorted(DURATION_EDGES_BEATS, beats, side="right"), minlength=len(DURATION_LABELS))
 
 
 def notes_per_beat(notes: NoteArray) -> float:
-    """Notes begun per beat of the piece, >= 0, drums included; NaN for a piece without length."""
+    """Onsets per beat, >= 0, drums included; NaN for an empty piece."""
     return len(notes) * notes.ticks_per_beat / notes.end if notes.end else math.nan
 
 

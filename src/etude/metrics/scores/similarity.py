@@ -1,4 +1,4 @@
-"""How much a piece repeats itself."""
+"""Metrics of repetition: equal and similar bars of a piece."""
 
 import math
 
@@ -11,17 +11,17 @@ GRID = 12  # ticks per beat at which bars are compared
 
 
 def _bars_of(notes: NoteArray) -> tuple[NoteArray, NDArray[np.int64], NDArray[np.int64]]:
-    """The notes on the grid, the bar of each and its position inside that bar."""
+    """Returns the notes on the grid, the bar of each note and its position inside that bar."""
     notes = notes.resample(GRID)
     bar = np.searchsorted(notes.bar_starts, notes.onset, side="right") - 1
     return notes, bar, notes.onset - notes.bar_starts[bar]
 
 
 def repeated_bar_share(notes: NoteArray) -> float:
-    """Share of bars, after the first, that repeat an earlier bar note for note; 0..1, NaN with fewer than two bars.
+    """Share of bars, after the first, that equal an earlier bar exactly; 0..1, NaN with fewer than two bars.
 
-    Two bars are equal when the same pitches begin at the same positions (12 per beat) and last as long; bars in which
-    nothing begins are left out.
+    Two bars are equal if the same pitches begin at the same positions (12 per beat) and have the same durations. Bars in
+    which no note begins are left out.
     """
     notes, bar, position = _bars_of(notes)
     if len(notes) == 0:
@@ -36,8 +36,8 @@ def repeated_bar_share(notes: NoteArray) -> float:
 def self_similarity(notes: NoteArray) -> float:
     """Mean over bars of the cosine similarity to the most similar other bar, 0..1; NaN with fewer than two bars.
 
-    A bar is the count of onsets at each (position, pitch class), 12 positions per beat; drums and bars in which nothing
-    begins are left out. 1 means that every bar returns somewhere.
+    A bar is represented by the number of onsets at each (position, pitch class), with 12 positions per beat. Drums, and
+    bars in which no note begins, are left out. 1 means that every bar has an equal one.
     Source: the self-similarity matrix of Foote, "Visualizing music and audio using self-similarity", ACM MM 1999,
     reduced to the mean of each row's largest off-diagonal entry.
     """
@@ -57,4 +57,5 @@ def self_similarity_matrix(notes: NoteArray) -> NDArray[np.float64]:
     np.add.at(counts, (row, column), 1.0)
     norms = np.linalg.norm(counts, axis=1, keepdims=True)
     unit = counts / norms
-    return np.clip(unit @ unit.T, 0.0, 1.0)
+    similarity: NDArray[np.float64] = np.clip(unit @ unit.T, 0.0, 1.0)
+    return similarity

@@ -1,4 +1,4 @@
-"""All musical metrics of a set of pieces, and of samples beside real and shuffled music."""
+"""Tables of all musical metrics: of one set of pieces, or of several sets (samples, real, shuffled) compared."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -11,11 +11,11 @@ from etude.metrics.scores.notes import NoteArray
 from etude.metrics.sets import distributions
 from etude.music.theory import Key, estimate_key
 
-GRID = 12  # ticks per beat for what depends on positions: finer grids saturate, see `rhythm`
+GRID = 12  # ticks per beat for the metrics of positions in the bar or beat, see `rhythm`
 Histogram = NDArray[np.int64]
 
 PIECE_METRICS: dict[str, tuple[Callable[[NoteArray, NoteArray, Key], float], str]] = {
-    # name: (function of the notes, the notes at 12 per beat and the estimated key; what a reader should know)
+    # name: (function of the notes, the notes at 12 ticks per beat and the estimated key; unit or meaning)
     "pitches used": (lambda notes, grid, key: pitch.n_pitches_used(notes), "different pitches"),
     "pitch classes used": (lambda notes, grid, key: pitch.n_pitch_classes_used(notes), "of 12"),
     "pitch range": (lambda notes, grid, key: pitch.pitch_range(notes), "semitones"),
@@ -60,7 +60,7 @@ HISTOGRAMS: dict[str, tuple[Callable[[NoteArray, NoteArray, Key], Histogram], tu
 
 
 def piece_metrics(score: Score) -> dict[str, float]:
-    """Every metric of `PIECE_METRICS` for one piece; NaN where it is not defined (no drums, one voice)."""
+    """Every metric of `PIECE_METRICS` for one piece; NaN where it is not defined, as the drum pattern without drums."""
     notes, grid, key = _read(score)
     return {name: float(function(notes, grid, key)) for name, (function, _) in PIECE_METRICS.items()}
 
@@ -80,8 +80,8 @@ def evaluate_scores(scores: Sequence[Score]) -> list[dict[str, object]]:
     """Mean and standard deviation over pieces of every metric.
 
     Returns:
-        Rows of {"metric", "mean", "std" (n - 1), "pieces" (those that define the metric), "unit"}; a mean is NaN where
-        no piece defines the metric, a deviation where fewer than two do.
+        Rows of {"metric", "mean", "std" (n - 1), "pieces" (those for which the metric is defined), "unit"}. The
+        mean is NaN if the metric is defined for no piece, the deviation if it is for fewer than two.
 
     Raises:
         ValueError: no scores.
@@ -91,16 +91,16 @@ def evaluate_scores(scores: Sequence[Score]) -> list[dict[str, object]]:
 
 
 def compare_scores(groups: Mapping[str, Sequence[Score]], *, reference: str = "real") -> list[dict[str, object]]:
-    """Every metric of several sets side by side, such as samples, real and shuffled.
+    """Compares several sets of pieces, such as samples, real and shuffled music, in every metric.
 
     Args:
         groups: name -> scores, none empty.
-        reference: the group of real music, against which the others' overlapping areas are taken.
+        reference: the group of real music, with which the others are compared by overlapping area.
 
     Returns:
         Rows of {"metric", "unit"} and for every group "<group> mean", "<group> std"; for every group but the reference
-        "<group> OA", the overlapping area of Yang & Lerch (2020): near 1 where the group is like the reference. It is
-        NaN with fewer than three pieces in the reference or where a metric is undefined.
+        "<group> OA", the overlapping area of Yang & Lerch (2020): near 1 if the group is like the reference. It is
+        NaN if the metric is defined for fewer than three pieces of the reference or for none of the group.
 
     Raises:
         ValueError: an unknown reference or an empty group.
@@ -124,7 +124,7 @@ def compare_scores(groups: Mapping[str, Sequence[Score]], *, reference: str = "r
 def compare_histograms(
     groups: Mapping[str, Sequence[Score]], *, reference: str = "real"
 ) -> tuple[list[dict[str, object]], dict[str, dict[str, Histogram]]]:
-    """Pooled histograms of several sets and their distance from the reference.
+    """Compares several sets of pieces in every histogram with the reference set.
 
     Returns:
         Rows of {"histogram"} and for every group but the reference "<group> KL" (nats, pooled histograms, group to
@@ -136,7 +136,9 @@ def compare_histograms(
     """
     if reference not in groups:
         raise ValueError(f"reference={reference!r} is not a group; choose one of {sorted(groups)}")
-    pieces = {group: _stacked([piece_histograms(score) for score in _some(group, scores)]) for group, scores in groups.items()}
+    pieces = {
+        group: _stacked([piece_histograms(score) for score in _not_empty(group, scores)]) for group, scores in groups.items()
+    }
     pooled = {name: {group: pieces[group][name].sum(axis=0) for group in groups} for name in HISTOGRAMS}
     rows: list[dict[str, object]] = []
     for name in HISTOGRAMS:
@@ -153,14 +155,14 @@ def compare_histograms(
     return rows, pooled
 
 
-def _some(group: str, scores: Sequence[Score]) -> Sequence[Score]:
+def _not_empty(group: str, scores: Sequence[Score]) -> Sequence[Score]:
     if len(scores) == 0:
         raise ValueError(f"{group} holds no scores; give at least one")
     return scores
 
 
 def _columns(groups: Mapping[str, Sequence[Score]]) -> dict[str, dict[str, NDArray[np.float64]]]:
-    found = {group: [piece_metrics(score) for score in _some(group, scores)] for group, scores in groups.items()}
+    found = {group: [piece_metrics(score) for score in _not_empty(group, scores)] for group, scores in groups.items()}
     return {
         group: {name: np.array([piece[name] for piece in pieces]) for name in PIECE_METRICS} for group, pieces in found.items()
     }
@@ -173,7 +175,8 @@ def _stacked(pieces: list[dict[str, Histogram]]) -> dict[str, Histogram]:
 def _normalised(counts: Histogram) -> NDArray[np.float64]:
     """Histograms [pieces, bins] that sum to 1; pieces without any count are left out."""
     counts = counts[counts.sum(axis=1) > 0]
-    return counts / counts.sum(axis=1, keepdims=True)
+    shares: NDArray[np.float64] = counts / counts.sum(axis=1, keepdims=True)
+    return shares
 
 
 def _moments(values: NDArray[np.float64]) -> dict[str, float | int]:

@@ -1,11 +1,12 @@
 """Compare two sets of pieces by the distribution of a feature.
 
-Source: Yang & Lerch, "On the evaluation of generative models in music", Neural Computing and Applications 32, 2020:
-the distances within the real set against the distances between samples and real, each smoothed by a Gaussian kernel
-(Scott's bandwidth), compared by overlapping area (OA) and Kullback-Leibler divergence (KLD).
+Source: Yang & Lerch, "On the evaluation of generative models in music", Neural Computing and Applications 32, 2020.
+The distances within the real set and the distances between samples and real pieces are each smoothed by a Gaussian kernel
+(Scott's bandwidth) and compared by overlapping area (OA) and Kullback-Leibler divergence (KLD).
 """
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,22 +18,24 @@ KL_FLOOR = 1e-10
 
 def intra_distances(features: Floats) -> Floats:
     """Euclidean distances between every two different pieces of one set; features [pieces, dims] -> [P (P - 1) / 2]."""
-    distances = inter_distances(features, features)
-    return distances.reshape(len(features), -1)[np.triu_indices(len(features), k=1)]
+    distances = inter_distances(features, features).reshape(len(features), -1)
+    upper: Floats = distances[np.triu_indices(len(features), k=1)]
+    return upper
 
 
 def inter_distances(features: Floats, others: Floats) -> Floats:
     """Euclidean distances between every piece of one set and every piece of another, flat [P * Q]."""
     a, b = (np.asarray(x, np.float64).reshape(len(x), -1) for x in (features, others))
     squares = (a**2).sum(1)[:, None] + (b**2).sum(1)[None, :] - 2 * a @ b.T
-    return np.sqrt(np.maximum(squares, 0.0)).ravel()
+    distances: Floats = np.sqrt(np.maximum(squares, 0.0)).ravel()
+    return distances
 
 
 def density(values: Floats, *, grid: Floats) -> Floats:
     """Gaussian kernel density of `values` on an even, increasing `grid`, Scott's bandwidth std * n^(-1/5).
 
-    Values are counted on the grid first (each shared linearly by its two neighbours), so a million distances cost as
-    much as a hundred; the error is of the order of (grid step / bandwidth)^2.
+    Values are first counted on the grid, each shared linearly between its two neighbouring points, so that the cost
+    hardly depends on the number of values. The error is of the order of (grid step / bandwidth)^2.
     """
     step = grid[1] - grid[0]
     bandwidth = max(float(np.std(values, ddof=1)) * len(values) ** -0.2, 2 * step)
@@ -49,7 +52,7 @@ def _densities(first: Floats, second: Floats) -> tuple[Floats, Floats, float]:
     first, second = (np.asarray(x, np.float64)[np.isfinite(x)] for x in (first, second))
     for name, values in (("first", first), ("second", second)):
         if len(values) < 2:
-            raise ValueError(f"{name} has {len(values)} finite values, a density needs at least 2; compare more pieces")
+            raise ValueError(f"{name} has {len(values)} finite values, at least 2 are needed; compare more pieces")
     widths = [float(np.std(x, ddof=1)) * len(x) ** -0.2 for x in (first, second)]
     both = np.concatenate([first, second])
     margin = max(4 * max(widths), 1e-6 * max(float(np.abs(both).max()), 1.0))
@@ -61,7 +64,7 @@ def overlapping_area(first: Floats, second: Floats) -> float:
     """OA = integral of min(p, q) of the two kernel densities, 0 (apart) .. 1 (equal).
 
     Args:
-        first, second: values of a feature, or distances, one-dimensional; not-a-numbers are left out.
+        first, second: values of a feature, or distances, one-dimensional; NaN values are left out.
 
     Raises:
         ValueError: fewer than two finite values in either.
@@ -73,16 +76,17 @@ def overlapping_area(first: Floats, second: Floats) -> float:
 def kl_divergence(first: Floats, second: Floats) -> float:
     """KLD = sum p ln(p / q) of the two kernel densities in nats, >= 0, not symmetric.
 
-    Densities are normalised on the common grid and floored at 1e-10, as scipy's entropy would give infinity.
+    Densities are normalised on the common grid, and 1e-10 is added to each so that the result is finite.
     """
     p, q, _ = _densities(first, second)
     return histogram_kl(p, q, pseudocount=KL_FLOOR)
 
 
-def histogram_kl(counts: NDArray, reference: NDArray, *, pseudocount: float = 0.5) -> float:
+def histogram_kl(counts: NDArray[Any], reference: NDArray[Any], *, pseudocount: float = 0.5) -> float:
     """KL(counts || reference) of two histograms over the same bins in nats, >= 0.
 
-    `pseudocount` is added to every bin of both, 0.5 being Jeffreys' prior; it keeps empty bins of the reference finite.
+    `pseudocount` is added to every bin of both, which keeps the result finite where the reference has an
+    empty bin; 0.5 is Jeffreys' prior.
 
     Raises:
         ValueError: histograms of different shapes.
@@ -94,8 +98,8 @@ def histogram_kl(counts: NDArray, reference: NDArray, *, pseudocount: float = 0.
     return float(max((p * np.log(p / q)).sum(), 0.0))
 
 
-def histogram_overlap(counts: NDArray, reference: NDArray) -> float:
-    """Shared mass sum min(p, q) of two histograms, 0..1; NaN where either is empty."""
+def histogram_overlap(counts: NDArray[Any], reference: NDArray[Any]) -> float:
+    """Shared mass sum min(p, q) of two histograms, 0..1; NaN if either is empty."""
     p, q = np.asarray(counts, np.float64), np.asarray(reference, np.float64)
     if p.sum() <= 0 or q.sum() <= 0:
         return math.nan
@@ -117,14 +121,14 @@ def wasserstein(first: Floats, second: Floats) -> float:
 
 
 def set_overlap(samples: Floats, real: Floats) -> dict[str, float]:
-    """OA and KLD of samples against real music for one feature.
+    """Compares samples with real music in one feature by OA and KLD.
 
     Args:
-        samples, real: feature of every piece, [pieces] or [pieces, dims]; at least 3 real and 1 sample.
+        samples, real: feature of every piece, [pieces] or [pieces, dims]; at least 3 real pieces and 1 sample.
 
     Returns:
-        `oa` and `kld` of intra-set distances (real) and inter-set distances (samples to real): equal sets give an OA
-        near 1 and a KLD near 0.
+        `oa` and `kld` of intra-set distances (real) and inter-set distances (samples to real): sets of the same
+        distribution have an OA near 1 and a KLD near 0.
     """
     samples, real = (np.asarray(x, np.float64).reshape(len(x), -1) for x in (samples, real))
     within, between = intra_distances(real), inter_distances(samples, real)

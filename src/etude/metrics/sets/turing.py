@@ -5,20 +5,22 @@ Shapes: n pieces, d features.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
-LARGEST = 8.0  # deviations beyond which a feature says no more
+MAX_DEVIATIONS = 8.0  # standardised features are clipped to this many standard deviations
 
 
 @dataclass(frozen=True)
 class Turing:
-    """How well generated and real are told apart.
+    """The result of a musical Turing test.
 
     Attributes:
-        score: balanced accuracy on pieces that the classifier did not learn from: 0.5 indistinguishable, 1 always known.
+        score: balanced accuracy on pieces that the classifier did not learn from: 0.5 if generated and real can't be told apart,
+            1 if they always can.
         low, high: its confidence interval.
     """
 
@@ -40,24 +42,25 @@ def turing_test(
 ) -> Turing:
     """Cross-validated balanced accuracy of a logistic regression that tells generated from real.
 
-    score = (share of generated known as such + share of real known as such) / 2, each piece judged by a classifier that saw
-    neither it nor any piece of its group. Features are standardised, and undefined ones set to the mean, by the training
-    folds alone. The interval is Wilson's for 4 n m / (n + m) trials, which has the variance of the mean of two shares of n
-    and m; it takes pieces as independent, which cross-validation makes only nearly true.
+    score = (accuracy on generated pieces + accuracy on real pieces) / 2, where each piece is classified by a model that was
+    trained without it and its group. Features are standardised with statistics of the training folds, and NaN is replaced
+    by the mean. The interval is Wilson's for 4 n m / (n + m) trials, which has the variance of the mean of two shares of n
+    and m pieces. It takes pieces as independent, which is only approximately true in cross-validation.
 
     Args:
         generated: [n, d], real: [m, d]; NaN where a feature is not defined; n and m at least 2.
-        generated_groups, real_groups: int [n], [m]; rows of one number (excerpts of one piece, a restyled song and its
-            truth) stay in one fold. None: every row is a group of its own.
-        folds: at least 2; fewer where there are fewer groups.
-        ridge: weight of |w|^2 / 2 beside the summed log-loss, above 0.
+        generated_groups, real_groups: int [n], [m]; rows of the same group (excerpts of one piece, a restyled
+            song and the real one) stay in one fold. None: every row is its own group.
+        folds: at least 2; fewer if there are fewer groups.
+        ridge: weight of the penalty |w|^2 / 2, above 0; the log-loss is summed over pieces.
         confidence_z: normal quantile of the interval, 1.96 for 95 %.
-        seed: of the folds.
+        seed: of the random division into folds.
 
     Raises:
-        ValueError: fewer than two groups on a side, or other shapes.
+        ValueError: fewer than two groups of either kind, or shapes that don't fit.
 
-    Source: as classifier two-sample test Lopez-Paz and Oquab 2017, there with one split; Wilson 1927 for the interval.
+    Source: Lopez-Paz and Oquab 2017, classifier two-sample tests, there with one split into training and test;
+        Wilson 1927 for the interval.
     """
     sides = [np.asarray(side, np.float64) for side in (generated, real)]
     if any(side.ndim != 2 for side in sides) or sides[0].shape[1] != sides[1].shape[1]:
@@ -72,19 +75,19 @@ def turing_test(
         raise ValueError(f"generated has {counts[0]} groups, real {counts[1]}; a Turing test needs 2 of each: give more pieces")
     fold = _folds(groups, min(folds, *counts), seed)
     features, is_real = np.concatenate(sides), np.repeat([0.0, 1.0], [n, m])
-    known = np.zeros(n + m)
+    correct = np.zeros(n + m)
     for number in range(fold.max() + 1):
         test = fold == number
         train_x, test_x = _standardised(features[~test], features[test])
         weights = logistic_regression(train_x, is_real[~test], ridge=ridge)
-        known[test] = (test_x @ weights[1:] + weights[0] > 0) == is_real[test]
-    score = float((known[:n].mean() + known[n:].mean()) / 2)
+        correct[test] = (test_x @ weights[1:] + weights[0] > 0) == is_real[test]
+    score = float((correct[:n].mean() + correct[n:].mean()) / 2)
     low, high = wilson_interval(score, 4 * n * m / (n + m), confidence_z=confidence_z)
     return Turing(score, low, high)
 
 
-def _folds(groups: list[NDArray], count: int, seed: int) -> NDArray[np.int64]:
-    """The fold of every row, both sides' spread evenly; a group that is on both sides is one."""
+def _folds(groups: list[NDArray[Any]], count: int, seed: int) -> NDArray[np.int64]:
+    """Returns the fold of every row. The groups of each side are spread evenly; a group on both sides gets one fold."""
     draw = np.random.default_rng(seed)
     first = np.unique(groups[0])
     rest = np.setdiff1d(np.unique(groups[1]), first)
@@ -93,31 +96,32 @@ def _folds(groups: list[NDArray], count: int, seed: int) -> NDArray[np.int64]:
 
 
 def _standardised(train: Floats, test: Floats) -> tuple[Floats, Floats]:
-    """Both by the mean and deviation of `train`; what is undefined or does not vary there becomes 0."""
+    """Standardises both by the mean and deviation of `train`; NaN, and features that are constant in `train`, become 0."""
     defined = np.isfinite(train)
     count = np.maximum(defined.sum(axis=0), 1)
     mean = np.where(defined, train, 0.0).sum(axis=0) / count
     std = np.sqrt((np.where(defined, train - mean, 0.0) ** 2).sum(axis=0) / count)
     scale = np.where(std > 1e-9 * np.maximum(np.abs(mean), 1.0), std, np.inf)
-    one, other = (np.where(np.isfinite(x), (x - mean) / scale, 0.0).clip(-LARGEST, LARGEST) for x in (train, test))
+    one, other = (np.where(np.isfinite(x), (x - mean) / scale, 0.0).clip(-MAX_DEVIATIONS, MAX_DEVIATIONS) for x in (train, test))
     return one, other
 
 
-def logistic_regression(features: ArrayLike, labels: ArrayLike, *, ridge: float = 1.0, most_steps: int = 50) -> Floats:
-    """Weights [1 + d], the constant first, that minimise sum_i c_i ln(1 + exp(-s_i z_i)) + ridge |w|^2 / 2.
+def logistic_regression(features: ArrayLike, labels: ArrayLike, *, ridge: float = 1.0, max_steps: int = 50) -> Floats:
+    """Fits a logistic regression and returns its weights [1 + d], the intercept first.
 
-    z = w_0 + x . w, s is 1 for label 1 and -1 for label 0, c makes both labels weigh alike (n / (2 n_label)); the constant
-    is not penalised. Newton's method, halving a step that does not descend.
+    They minimise sum_i c_i ln(1 + exp(-s_i z_i)) + ridge |w|^2 / 2 with z = w_0 + x . w, where s is 1 for label 1 and -1 for
+    label 0, and c = n / (2 n_label) gives both labels the same total weight. The intercept is not penalised. Newton's
+    method; a step that does not reduce the loss is halved.
 
     Args:
         features: [n, d], finite. labels: [n], 0 or 1, both present.
-        ridge: above 0, or weights grow without end where the labels can be separated.
+        ridge: above 0, or the weights diverge if the labels are linearly separable.
     """
     x, y = np.asarray(features, np.float64), np.asarray(labels, np.float64)
     x = np.concatenate([np.ones((len(x), 1)), x], axis=1)
     share = np.where(y > 0, len(y) / (2 * max(y.sum(), 1)), len(y) / (2 * max((1 - y).sum(), 1)))
     penalty = np.full(x.shape[1], ridge)
-    penalty[0] = 1e-9  # the constant is free; this only keeps the matrix regular
+    penalty[0] = 1e-9  # the intercept is not penalised; this only keeps the matrix invertible
     sign = 2 * y - 1
 
     def loss(w: Floats) -> float:
@@ -125,7 +129,7 @@ def logistic_regression(features: ArrayLike, labels: ArrayLike, *, ridge: float 
 
     w, value = np.zeros(x.shape[1]), math.inf
     value = loss(w)
-    for _ in range(most_steps):
+    for _ in range(max_steps):
         p = 1 / (1 + np.exp(-np.clip(x @ w, -500, 500)))
         gradient = x.T @ (share * (p - y)) + penalty * w
         if np.abs(gradient).max() < 1e-8:

@@ -11,7 +11,7 @@ from etude.core.batch import Batch
 from etude.core.protocols import Samples, TokenViews, Translates
 from etude.core.technique import Technique
 from etude.evaluation.budget import TimeBudget
-from etude.evaluation.probes import MelProbe, MusicProbe, Options
+from etude.evaluation.probes import MelProbe, MusicProbe, ProbeOptions
 from etude.metrics.scores.alarms import alarms
 from etude.report.media import log_pictures, log_sounds
 
@@ -116,7 +116,7 @@ class LiveQuality(Technique):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        options = Options(
+        options = ProbeOptions(
             num_samples=self.num_samples, num_bars=self.num_bars, num_real=self.num_real, temperature=self.temperature,
             num_shown=self.num_shown, audio=self.audio, seed=self.seed, clock=lambda: self.budget.clock(),
         )  # fmt: skip
@@ -162,7 +162,7 @@ class LiveQuality(Technique):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        if self._due and self._probe is not None and self._probe.wants(self._batches, batch):
+        if self._due and self._probe is not None and self._probe.needs(self._batches, batch):
             self._batches.append(batch)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -183,10 +183,10 @@ class LiveQuality(Technique):
         assert self._probe is not None
         began = self.budget.clock()
         first, allowance = not self.values, FIRST * self._expected(trainer) if self.limited else math.inf
-        bars = self._next_bars(trainer) if not (first and self.limited) else self._probe.affordable(allowance)
+        bars = self._next_bars(trainer) if not (first and self.limited) else self._probe.bars_within(allowance)
         measuring = self.budget.clock()
         measured = self._probe.measure(bars, self._batches)
-        ringing = alarms(measured.found, measured.levels, running_diversity=self.running_diversity, tolerance=self.tolerance)
+        ringing = alarms(measured.found, measured.reference, running_diversity=self.running_diversity, tolerance=self.tolerance)
         for name, reason in ringing.items():
             if name not in self.ringing:
                 log.warning("live_quality, step %d, %s: %s", trainer.global_step, name, reason)
@@ -200,7 +200,7 @@ class LiveQuality(Technique):
         if self.num_shown and shown:
             folder = Path(trainer.default_root_dir) / "live" / f"{trainer.global_step:06d}"
             folder.mkdir(parents=True, exist_ok=True)
-            pictures, sounds = measured.show(folder)
+            pictures, sounds = measured.write_media(folder)
             log_pictures(trainer, "live", pictures)
             log_sounds(trainer, "live", sounds)
         self.bars, self.bar_seconds = bars, measured.sampling_seconds / bars
@@ -220,7 +220,7 @@ class LiveQuality(Technique):
         """Seconds that the whole run's budget will come to, at the pace so far."""
         steps, total = max(trainer.global_step, 1), float(trainer.estimated_stepping_batches)
         times = total / steps if math.isfinite(total) else 4.0  # an endless run goes on for as long again, and again
-        return self.budget.share * self.budget.rest * max(times, 1.0)
+        return self.budget.share * self.budget.training_seconds * max(times, 1.0)
 
     # --- state ---
 
