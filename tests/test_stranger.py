@@ -2,7 +2,7 @@
 
 import pickle
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from omegaconf import OmegaConf
 
 from etude import moved
+from etude.core import recipe_check
 from etude.core.checkpoint_files import load_checkpoint
 from etude.core.recipe_check import checked_recipe, may_be_taken_over
 from etude.run.programs import load_task
@@ -57,7 +58,7 @@ def own_code_that_writes_and_loads(saved: dict[str, Any], folder: Path) -> None:
     """(a) Etude's own writer and Lightning's own loader as networks: together they run a pickle."""
     pickled, evil = folder / "pickled.pt", folder / "ran"
     recipe_of(saved)["model"] = {
-        "_target_": "etude.report.reports.write_atomically", "path": str(pickled), "data": pickle.dumps(Payload(str(evil))),
+        "_target_": "etude.report.files.write_atomically", "path": str(pickled), "data": pickle.dumps(Payload(str(evil))),
     }  # fmt: skip
     recipe_of(saved)["discriminator"] = {
         "_target_": "pytorch_lightning.core.saving.pl_load", "path_or_url": str(pickled), "weights_only": False,
@@ -98,7 +99,7 @@ def a_network_that_is_none(saved: dict[str, Any], folder: Path) -> None:
 def a_tokenizer_that_is_none(saved: dict[str, Any], folder: Path) -> None:
     (folder / "source").write_text("x")
     saved["etude"]["tokenizer"] = {
-        "class": "etude.report.reports.write_atomically", "genres": [], "params": {"path": str(folder / "ran"), "data": "x"},
+        "class": "etude.report.files.write_atomically", "genres": [], "params": {"path": str(folder / "ran"), "data": "x"},
     }  # fmt: skip
 
 
@@ -106,6 +107,20 @@ RECIPES = (
     own_code_that_writes_and_loads, interpolation, interpolation_in_a_tuple, target_in_a_tuple, target_in_a_list,
     a_network_that_is_none, a_tokenizer_that_is_none,
 )  # fmt: skip
+
+
+@pytest.mark.parametrize("change", RECIPES[:-1])  # a tokenizer is checked once more where it is made
+def test_the_exploits_are_real(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[dict[str, Any], Path], None]
+) -> None:
+    """Without the check of recipes each of them writes a file."""
+    folder = tmp_path / "evil"
+    folder.mkdir()
+    path = altered(home, tmp_path / "x.ckpt", lambda saved: change(saved, folder))
+    monkeypatch.setattr(recipe_check, "checked_recipe", lambda recipe: recipe)
+    with pytest.raises(ValueError, match="does not go together"):
+        load_task(path)
+    assert (folder / "ran").is_file()
 
 
 @pytest.mark.parametrize("change", RECIPES)
@@ -236,6 +251,10 @@ MALFORMED: dict[str, Callable[[dict[str, Any]], object]] = {
     "tokenizer unknown": lambda saved: saved["etude"]["tokenizer"].update({"class": "etude.tokens.tokenizer.Nothing"}),
     "tokenizer abstract": lambda saved: saved["etude"]["tokenizer"].update({"class": "etude.tokens.tokenizer.Tokenizer"}),
     "tokenizer parameters": lambda saved: saved["etude"]["tokenizer"].update(params={"nothing": 1}),
+    "a huge network": lambda saved: recipe_of(saved)["model"].update(dim=10**6),
+    "many layers": lambda saved: recipe_of(saved)["model"].update(num_layers=10**6),
+    "no steps": lambda saved: saved.pop("global_step"),
+    "no batches": lambda saved: saved["etude"].update(batches_trained="x"),
     "holds itself": _itself,
     "doubles": _doubled,
 }
@@ -247,6 +266,58 @@ def test_a_malformed_checkpoint_is_told_in_one_line(home: Path, tmp_path: Path, 
     with pytest.raises(ValueError) as told:
         load_task(path)
     assert str(told.value).startswith(f"{path}: ") and "\n" not in str(told.value)
+
+
+def without(key: str, *places: str | int) -> Callable[[Any], object]:
+    return lambda saved: _at(saved, places).pop(key)
+
+
+def put(value: object, *places: str | int) -> Callable[[Any], None]:
+    return lambda saved: _at(saved, places[:-1]).__setitem__(places[-1], value)
+
+
+def _at(node: Any, places: Sequence[str | int]) -> Any:
+    for place in places:
+        node = node[place]
+    return node
+
+
+LOOP = ("loops", "fit_loop")
+STATES: dict[str, Callable[[Any], object]] = {
+    "loops a list": put([1], "loops"),
+    "no fit loop": without("fit_loop", "loops"),
+    "no progress": put({}, *LOOP, "epoch_loop.batch_progress"),
+    "progress of text": put("x", *LOOP, "epoch_loop.batch_progress", "total", "ready"),
+    "loader of text": put(["x"], *LOOP, "state_dict", "combined_loader"),
+    "sampler of text": put("x", *LOOP, "state_dict", "combined_loader", 0, "_index_sampler_state"),
+    "sampler empty": put({}, *LOOP, "state_dict", "combined_loader", 0, "_index_sampler_state"),
+    "optimizers null": put(None, "optimizer_states"),
+    "no optimizers": without("optimizer_states"),
+    "optimizer of text": put(["x"], "optimizer_states"),
+    "no groups": without("param_groups", "optimizer_states", 0),
+    "a group short": put([], "optimizer_states", 0, "param_groups"),
+    "moments of text": put("x", "optimizer_states", 0, "state"),
+    "moments of another size": put({"momentum_buffer": torch.zeros(3, 5)}, "optimizer_states", 0, "state", 1),
+    "schedules of text": put(["x"], "lr_schedulers"),
+    "no schedules": without("lr_schedulers"),
+    "callbacks a list": put([1], "callbacks"),
+    "average of text": put("x", "callbacks", "Ema"),
+    "average of other names": put({"x": torch.zeros(1)}, "callbacks", "Ema", "training_weights"),
+    "phases of text": put("x", "etude", "phases"),
+    "data of text": put("x", "MusicDataModule"),
+    "version of text": put("x", "pytorch-lightning_version"),
+    "version a number": put(3, "pytorch-lightning_version"),
+}
+
+
+@pytest.mark.parametrize("change", STATES.values(), ids=STATES.keys())
+def test_a_malformed_state_is_told_in_one_line(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Callable[[Any], object]
+) -> None:
+    """What optimizers, loops, loaders, schedules and techniques take over; a run of the same file goes on elsewhere."""
+    path = altered(home, tmp_path / "x.ckpt", change)
+    line = fails(capsys, "train", tmp_path / "run", f"ckpt={path}", "trainer.max_steps=12", "~sampling")
+    assert line.startswith(f"error: {path}: ")
 
 
 def test_any_part_of_a_recipe_may_be_anything(home: Path, tmp_path: Path) -> None:

@@ -4,9 +4,12 @@ import logging
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from etude.core.called import program
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +107,14 @@ def saved_step(path: Path) -> int:
     return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
 
 
+def saved_weights(path: Path) -> dict[str, "Tensor"]:
+    """The weights in a checkpoint of which `load_checkpoint` thinks well; they stay on the disk until they are read."""
+    import torch
+
+    weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    return weights
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Reads a checkpoint of Etude without running any code that it might hold, and checks all of it.
 
@@ -159,6 +170,8 @@ def _checked(checkpoint: Any) -> dict[str, Any]:
     own = checkpoint.get("etude") if isinstance(checkpoint, dict) else None
     if not isinstance(own, dict) or not own.get("recipe"):
         raise ValueError("not a checkpoint of Etude")
+    if type(checkpoint.get("global_step")) is not int or type(own.get("batches_trained")) is not int:
+        raise ValueError("it does not say how many steps it has been trained")
     weights = checkpoint.get("state_dict")
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise ValueError("it holds no weights")
@@ -174,11 +187,28 @@ def _checked(checkpoint: Any) -> dict[str, Any]:
 
 def unusable(path: Path, error: Exception) -> ValueError:
     """The one line that says that nothing could be built from the checkpoint in `path`, with the innermost cause."""
+    told = _innermost(error)
+    if isinstance(error, ValueError) and str(path) in told:
+        return error
+    return ValueError(
+        f"{path}: what it holds does not go together: {told[:300]}; give a checkpoint that `{program('train')}` wrote"
+    )
+
+
+def not_continued(path: Path, error: Exception) -> ValueError:
+    """The one line that says that training could not go on from the checkpoint in `path`, with the innermost cause."""
+    told = " ".join(str(error).split()) if isinstance(error, ValueError) else _innermost(error)
+    if isinstance(error, ValueError) and str(path) in told:
+        return error
+    remedy = (
+        "" if isinstance(error, ValueError) else "; it is malformed or does not fit these options; HYDRA_FULL_ERROR=1 tells more"
+    )
+    return ValueError(f"{path}: training can't go on from it: {told[:600]}{remedy}")
+
+
+def _innermost(error: Exception) -> str:
+    """The kind and the message of the first of the errors that led to `error`, in one line."""
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    told = " ".join(str(cause).split())
-    return ValueError(
-        f"{path}: what it holds does not go together: {type(cause).__name__}: {told[:300]}; "
-        f"give a checkpoint that `{program('train')}` wrote"
-    )
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())}"

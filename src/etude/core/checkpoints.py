@@ -138,6 +138,7 @@ class LastCheckpoint(Checkpoint):
             raise ValueError(f"save_every is {every_n_steps}, must be at least 1 step")
         self.path, self.every_n_steps = Path(path), every_n_steps
         self.asked = False
+        self.begun = False  # whether a batch has been trained since the run began or was resumed
         self._signal: int = signal.SIGINT
         self._saved_step = -1
         self._between = False  # a validation follows an optimizer step,
@@ -195,6 +196,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self.begun = True
         step = trainer.global_step
         if step == self._saved_step:  # gradients are being accumulated: half a step can't be resumed
             return

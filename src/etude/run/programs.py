@@ -5,7 +5,8 @@ import importlib.util
 import inspect
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,14 +44,16 @@ def load_task(path: Path) -> tuple["Task", DictConfig]:
     import torch
     from hydra.utils import get_class
 
+    from etude.core.building import no_larger_than
     from etude.core.checkpoint_files import load_checkpoint, unusable
 
     checkpoint = load_checkpoint(path)
     recipe = OmegaConf.create(checkpoint["etude"]["recipe"])
     made: Any = get_class(recipe.task._target_)
     try:
-        task = build_task(recipe, **made.parts_from(checkpoint["etude"]))
-        task.phases.restore(task, checkpoint["etude"])
+        with no_larger_than(checkpoint["state_dict"], path=path):
+            task = build_task(recipe, **made.parts_from(checkpoint["etude"]))
+            task.phases.restore(task, checkpoint["etude"])
         task.load_state_dict(checkpoint["state_dict"])
     except Exception as error:  # a file may be malformed in any way; it was checked that building it runs no foreign code
         raise unusable(path, error) from error
@@ -167,7 +170,8 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | Non
     from omegaconf import open_dict
     from pytorch_lightning import seed_everything
 
-    from etude.core.checkpoint_files import find_checkpoint, saved_step, verify_archive
+    from etude.core.building import no_larger_than
+    from etude.core.checkpoint_files import find_checkpoint, saved_step, saved_weights, verify_archive
     from etude.core.checkpoints import copy_durably
     from etude.core.protocols import ChecksAhead
     from etude.core.stopping import stopped_by
@@ -198,7 +202,8 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | Non
         continue_curves(trainer.loggers, step=saved_step(resume))
     tokenizer = instantiate(cfg.tokenizer) if cfg.get("tokenizer") is not None else None
     datamodule = prepare_data(cfg.data, tokenizer, folder)
-    task = build_task(cfg, **datamodule.parts)
+    with no_larger_than(saved_weights(resume), path=resume) if resume is not None else nullcontext():
+        task = build_task(cfg, **datamodule.parts)
     task.check_metric(cfg.monitor, "monitor", cfg.monitor_mode, techniques)
     if cfg.weights is not None:
         recipes.start_from(task, find_checkpoint(cfg.weights, cfg.outputs, option="weights"), techniques)
@@ -207,7 +212,8 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | Non
     if resume is not None:
         verify_archive(resume)  # again: Lightning reads it now, and preparing the data may have taken hours
     try:
-        trainer.fit(task, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+        with _telling(resume, trainer):
+            trainer.fit(task, datamodule=datamodule, ckpt_path=resume, weights_only=True)
     except SystemExit as end:  # Lightning's answer to Ctrl-C and other signals, after LastCheckpoint has written
         signal = stopped_by(end)
         if trainer.is_global_zero:
@@ -226,6 +232,25 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | Non
             sampling(task=trained, folder=folder, datamodule=datamodule)
         print(f"checkpoint: {best}\nresults:    {folder}", file=sys.stderr)
     return float(value) if value is not None else None
+
+
+@contextmanager
+def _telling(resume: Path | None, trainer: Any) -> Iterator[None]:
+    """Tells errors that come up before the first batch of a run that goes on from a checkpoint in one line that names its file.
+
+    What a checkpoint holds of optimizers, loops, loaders and techniques may be malformed in any way, and each takes it over at
+    a time of its own, the optimizer in its first step.
+    """
+    from etude.core.checkpoint_files import not_continued
+    from etude.core.checkpoints import LastCheckpoint
+
+    try:
+        yield
+    except Exception as error:
+        begun = any(isinstance(callback, LastCheckpoint) and callback.begun for callback in trainer.callbacks)
+        if resume is None or begun or type(error).__name__ == "MisconfigurationException":
+            raise
+        raise not_continued(resume, error) from error
 
 
 def build_trainer(cfg: DictConfig, folder: Path, techniques: list[Any]) -> Any:
