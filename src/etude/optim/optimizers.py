@@ -77,6 +77,9 @@ def muon(
     are about as large as AdamW's, so that rates compare. A player's own rate is that of its matrices; its other weights
     get the same share of it as adamw_lr is of lr.
 
+    Matrices that trainer=fsdp splits are put together before NewtonSchulz. That runs in bfloat16, which turns a difference in a
+    gradient's last bits, such as between fsdp and ddp, into one of up to a tenth of a step in a weight.
+
     When to use: networks that are mostly matrices, which learn in fewer steps; costs little on wide batches.
 
     Source: Jordan et al. 2024 (Muon); scaling of Liu et al. 2025 (Moonlight), equation 4.

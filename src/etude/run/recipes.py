@@ -126,10 +126,22 @@ def continued(cfg: DictConfig, checkpoint: dict[str, Any], options: list[str], *
     kept = taken_over(earlier, path)
     here = [f"ckpt={json.dumps(cfg.ckpt)}"]
     try:
-        return compose([*kept, *options, *here]), [*kept, *options]
+        found = compose([*kept, *options, *here])
     except ConfigCompositionException:  # something is set of a choice that is no longer made
         kept = [o for o in kept if not _outdated(o, options)]
-        return compose([*kept, *options, *here]), [*kept, *options]
+        found = compose([*kept, *options, *here])
+    _check_optimizer(found, recipe, path)
+    return found, [*kept, *options]
+
+
+def _check_optimizer(cfg: DictConfig, recipe: dict[str, Any], path: Path) -> None:
+    """Raises: ValueError where `cfg` has another optimizer than the run of the checkpoint `path`, whose moments it can't read."""
+    mine, theirs = (str(target).rpartition(".")[2] for target in (cfg.optimizer._target_, recipe["optimizer"]["_target_"]))
+    if mine != theirs:
+        raise ValueError(
+            f"ckpt={path} was trained with the optimizer {theirs}, and {mine} can't go on from what that remembers; leave out "
+            f"what chooses {mine}, or start a new run from the weights: weights={path} instead of ckpt="
+        )
 
 
 def _former_defaults(recipe: dict[str, Any], options: list[str]) -> list[str]:
