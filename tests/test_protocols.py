@@ -26,8 +26,6 @@ EXCEPTIONS = {  # (file, name that is looked for): why no protocol of ours can s
     ("core/phase_draws.py", "datamodule"): "a trainer of Lightning, before it has data",
     ("core/checkpoints.py", "final_weights"): "the callback also saves modules that are no tasks",
     ("tokens/classes.py", "table"): "of tokenizers, which other issues give a base",
-    ("data/audio/module.py", "root"): "of corpora: a folder has one, made-up data has none",
-    ("data/audio/module.py", "paired"): "of corpora",
 }
 
 

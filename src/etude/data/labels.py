@@ -4,11 +4,9 @@ import csv
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
 
 import numpy as np
 
-from etude.data.scores.manifest import SPLITS
 from etude.music.score import printable
 
 NO_LABEL = -1  # of padding, of a piece without a value, and of a value that no training piece has
@@ -105,53 +103,6 @@ class Labels:
             place: dict[str | None, int] = {name: number for number, name in enumerate(names)}
             found[column] = np.array([place.get(value, NO_LABEL) for value in self.values(split, column)], np.int64)
         return found
-
-
-class Labelled:
-    """What datamodules share about labels; `_rows` says what each knows of a split, piece by piece."""
-
-    file_column: ClassVar[str] = FILE  # of `_rows`, by which a user's CSV goes
-
-    @property
-    def quarantine(self) -> list[tuple[str, str, str]]:
-        """(file, piece, reason) of everything that is left out."""
-        raise NotImplementedError
-
-    def use_labels(self, targets: Sequence[str], labels_file: str | None) -> None:
-        """Takes the options; reads nothing."""
-        self.targets, self.labels_file = tuple(targets), labels_file
-        self._labels: Labels | None = None
-
-    def _rows(self, split: str) -> list[dict[str, Any]]:
-        raise NotImplementedError
-
-    def labels(self, split: str, column: str) -> list[str | None]:
-        """The value of a column for each piece of a split, in the order of its `pieces()`; columns of `labels_file` count, too.
-
-        Raises: ValueError for a column that is not there or holds no names, or a `labels_file` that does not fit the data.
-        """
-        return self._label_table().values(split, column)
-
-    def classes(self, split: str) -> dict[str, np.ndarray]:
-        """The class of each piece of a split for each of `targets`, int64 [n]; `NO_LABEL` where it has none."""
-        return self._label_table().numbers(split) if self.targets else {}
-
-    @property
-    def label_parts(self) -> dict[str, dict[str, tuple[str, ...]]]:
-        """What a task that learns labels is built with: {"labels": names of the classes of each of `targets`}."""
-        return {"labels": self._label_table().classes} if self.targets else {}
-
-    def _label_table(self) -> Labels:
-        if self._labels is None:
-            rows = {split: self._rows(split) for split in SPLITS}
-            extra: dict[str, dict[str, str]] = {}
-            if self.labels_file is not None:
-                needed = {str(row[self.file_column]): None for split in SPLITS for row in rows[split]}
-                known = {*needed, *(file for file, _, _ in self.quarantine)}
-                taken = {name for split in SPLITS for row in rows[split][:1] for name in row}
-                extra = read_labels(self.labels_file, known=known, needed=needed, taken=taken)
-            self._labels = Labels(self.targets, rows, extra=extra, name=self.file_column)
-        return self._labels
 
 
 def refuse_augmented(targets: Iterable[str], **ranges: object) -> None:

@@ -84,7 +84,9 @@ def _try(url: str, seconds: float, found: list[str | None]) -> None:
         urllib.request.urlopen(url, timeout=seconds).close()
     except urllib.error.HTTPError:  # an answer
         found.append(None)
+    except urllib.error.URLError as error:
+        found.append(str(error.reason or error))
     except (OSError, ValueError) as error:
-        found.append(str(getattr(error, "reason", None) or error))
+        found.append(str(error))
     else:
         found.append(None)

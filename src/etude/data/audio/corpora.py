@@ -37,6 +37,18 @@ Failures = list[tuple[str, str, str]]
 class AudioCorpus(ABC):
     """What the data module asks of a corpus of audio."""
 
+    without_root: ClassVar[str] = "is made of what the dependencies carry; for your files: data=audio_folder data.root=DIR"
+
+    @property
+    def root(self) -> str:
+        """The folder that holds its files; '' for a corpus that has none."""
+        return ""
+
+    @property
+    def paired(self) -> bool | None:
+        """Whether pieces of one name are one song in every style; None where their names and splits tell."""
+        return None
+
     @abstractmethod
     def available(self) -> list[str]:
         """The styles that there are, in order. Raises: ValueError, with the remedy, where the corpus isn't there."""

@@ -3,15 +3,12 @@
 import dataclasses
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -22,15 +19,14 @@ from etude.data.audio.build import UNIT, clips_folder, encode_all
 from etude.data.audio.corpora import AudioCorpus, Failures
 from etude.data.audio.splits import Piece, assign, is_paired, refuse_empty, same_songs, usable, whole_songs
 from etude.data.audio.statistics import band_statistics, complexities
+from etude.data.base import CorpusDataModule, at_root, checked_range
 from etude.data.cache.intact import made_anew
-from etude.data.labels import Labelled
-from etude.data.scores.manifest import SPLITS, check_shares
-from etude.data.scores.packing import Rule
+from etude.data.scores.manifest import SPLITS
 
-LOUDEST_CHANGE_DB = 40.0
+LOUDEST_CHANGE_DB = 40
 
 
-class StyleDataModule(Labelled, pl.LightningDataModule):
+class StyleDataModule(CorpusDataModule):
     """Real audio of several styles as batches of mel segments.
 
     Training batches hold {"mel": float32 [s, b, m, f]}, normalised to about [-1, 1] by the contract: for each of the s
@@ -78,37 +74,19 @@ class StyleDataModule(Labelled, pl.LightningDataModule):
 
         Raises: ValueError for an argument out of range.
         """
-        super().__init__()
-        self.corpus = corpus if root is None else _moved(corpus, root)
-        self.contract, self.cache_dir = contract, Path(cache_dir)
-        self.segment_frames, self.batch_size, self.batches_per_epoch = segment_frames, batch_size, batches_per_epoch
-        self.num_workers, self.prepare_workers = num_workers, prepare_workers or os.cpu_count() or 1
-        self.seed, self.waveform = seed, waveform
-        self.ratios = dict(zip(SPLITS, map(float, split), strict=False))
-        self.gain_db = _range_db(gain_db)
-        self._wanted = styles
-        self._check(split)
-        self.use_labels(targets, labels_file)
+        super().__init__(
+            cache_dir=cache_dir, batch_size=batch_size, batches_per_epoch=batches_per_epoch, num_workers=num_workers,
+            prepare_workers=prepare_workers, seed=seed, split=split, targets=targets, labels_file=labels_file,
+        )  # fmt: skip
+        self.corpus, self.contract, self.waveform = at_root(corpus, root), contract, waveform
+        self.segment_frames, self._wanted = segment_frames, styles
+        self.gain_db = checked_range("gain_db", gain_db, -LOUDEST_CHANGE_DB, LOUDEST_CHANGE_DB)
+        self._check_lowest(segment_frames=1)
         self._styles: tuple[str, ...] = ()
         self._pieces: list[Piece] | None = None
-        self._rules: dict[str, Rule] = {}
         self._selective: set[str] = set()  # rules that may leave a style out
 
-    def _check(self, split: Sequence[float]) -> None:
-        check_shares(split, self.batches_per_epoch)
-        for name, low in (("segment_frames", 1), ("batch_size", 1), ("num_workers", 0)):
-            if getattr(self, name) < low:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {low}")
-
     # --- preparing ---
-
-    def prepare_data(self) -> None:
-        """Decodes and encodes what the cache lacks; Lightning calls it on one rank of each machine."""
-        self.prepare()
-
-    def setup(self, stage: str) -> None:
-        """Opens the prepared data."""
-        self.prepare()
 
     def prepare(self) -> None:
         """Makes clips and splits ready; safe to repeat, and to call in several processes at once.
@@ -152,7 +130,7 @@ class StyleDataModule(Labelled, pl.LightningDataModule):
         if len(set(chosen)) < len(chosen):
             raise ValueError(f"styles={list(chosen)} names a style twice; name each once")
         if len(chosen) < (1 if self.waveform else 2):
-            where = getattr(self.corpus, "root", "") or type(self.corpus).__name__
+            where = self.corpus.root or type(self.corpus).__name__
             raise ValueError(
                 f"{where}: style transfer needs at least 2 styles, and here are {len(chosen)} ({', '.join(chosen) or 'none'}); "
                 "put the audio of each style into a subfolder of its own"
@@ -162,7 +140,7 @@ class StyleDataModule(Labelled, pl.LightningDataModule):
     def _split(self, pieces: list[Piece], styles: Sequence[str]) -> tuple[list[Piece], list[str]]:
         if pieces[0].split:
             return whole_songs(pieces, styles), []
-        paired = getattr(self.corpus, "paired", None)
+        paired = self.corpus.paired
         if paired and not same_songs(pieces, styles):
             raise ValueError("data.corpus.paired=true, but the styles' usable files differ in their names; make them the same")
         return assign(
@@ -257,23 +235,10 @@ class StyleDataModule(Labelled, pl.LightningDataModule):
         cache, name = self.cache_dir / "statistics", self._digest()
         return {**columns, **made_anew(lambda: complexities(clips, cache=cache, name=name))}
 
-    def admit(self, name: str, rule: Rule) -> None:
-        """Lets `name` choose which pieces training draws, from the next `train_dataloader` on; see `MusicDataModule.admit`.
-
-        rule: called with rows of `pieces()`, int64 [n], and the number of the batch; of each style at least one piece must
-            be admitted, unless `may_leave_styles_out`.
-        """
-        self._rules[name] = rule
-
     def may_leave_styles_out(self, name: str) -> None:
         """Lets the rule `name` admit no piece of a style, which batches then lack: they hold {"style": int64 [s, b]}, too, the
-        number of each row's style."""
+        number of each row's style. Otherwise rules must admit at least one piece of each style to every batch."""
         self._selective.add(name)
-
-    @property
-    def lookahead(self) -> int:
-        """Batches that may have been drawn and not trained yet, at most."""
-        return max(16, 4 * self.num_workers)
 
     def _admission(self, number: int) -> list[np.ndarray]:
         first, chances = 0, []
@@ -289,15 +254,11 @@ class StyleDataModule(Labelled, pl.LightningDataModule):
 
     # --- loading ---
 
-    def _place(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-
     @property
     def epoch_batches(self) -> int:
         """Batches of an epoch of training, on each rank."""
         least = min(sum(piece.frames for piece in self._of("train", style).pieces) for style in self.styles)
-        frames = self.segment_frames * self.batch_size * self._place()[1]
-        return self.batches_per_epoch or max(1, round(least / frames))
+        return self._batches_for(least, row=self.segment_frames)
 
     def train_dataloader(self) -> StatefulDataLoader:
         """Endless random segments, in epochs of a fixed number of batches; its state resumes in the middle of an epoch."""
@@ -321,14 +282,6 @@ class StyleDataModule(Labelled, pl.LightningDataModule):
         )
         return self._loader(segments, sampler)
 
-    def val_dataloader(self) -> StatefulDataLoader:
-        """All validation audio once, unchanged."""
-        return self._evaluation("val")
-
-    def test_dataloader(self) -> StatefulDataLoader:
-        """All test audio once, unchanged."""
-        return self._evaluation("test")
-
     def _evaluation(self, split: str) -> StatefulDataLoader:
         rank, world = self._place()
         clips = [self._of(split, style) for style in self.styles]
@@ -336,9 +289,6 @@ class StyleDataModule(Labelled, pl.LightningDataModule):
         batches = evaluation_batches(rows, batch_size=self.batch_size, rank=rank, world=world)
         segments = FixedSegments(clips, segment=self.segment_frames, waveform=self.waveform, labels=self._style_classes(split))
         return self._loader(segments, batches)
-
-    def _loader(self, segments: Any, batches: Any) -> StatefulDataLoader:
-        return StatefulDataLoader(segments, batch_sampler=batches, num_workers=self.num_workers, collate_fn=_as_it_is)
 
     # --- state ---
 
@@ -352,40 +302,7 @@ class StyleDataModule(Labelled, pl.LightningDataModule):
         """What a checkpoint needs to notice that the data changed; the loaders keep their own state."""
         return {"styles": list(self.styles), "contract": self.contract.fingerprint, "dataset": self._digest()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuses to resume on other data: the order of batches would not be the one that the checkpoint continues.
-
-        Raises: ValueError naming both.
-        """
-        for name, value in self.state_dict().items():
-            if state_dict[name] != value:
-                raise ValueError(
-                    f"the checkpoint was trained on {name} {state_dict[name]}, here it is {value}; resume with "
-                    "the same files and options, or start a new run from its weights"
-                )
-
 
 def _of(pieces: Sequence[Piece], split: str, style: str) -> list[Piece]:
     """Pieces of a split and style in the order of their songs, which is the same in every style where they are paired."""
     return sorted((p for p in pieces if (p.split, p.style) == (split, style)), key=lambda p: (p.song, p.name, p.start))
-
-
-def _moved(corpus: AudioCorpus, root: str) -> AudioCorpus:
-    if "root" not in {field.name for field in dataclasses.fields(corpus)}:
-        raise ValueError(
-            f"root={root}: the corpus {type(corpus).__name__} is made of what the dependencies carry; "
-            "for your files: data=audio_folder data.root=DIR"
-        )
-    return dataclasses.replace(corpus, root=root)  # type: ignore[call-arg]
-
-
-def _range_db(gain_db: Sequence[float] | None) -> tuple[float, float] | None:
-    if gain_db is None:
-        return None
-    if len(gain_db) != 2 or not -LOUDEST_CHANGE_DB <= gain_db[0] <= gain_db[1] <= LOUDEST_CHANGE_DB:
-        raise ValueError(f"gain_db={list(gain_db)} must be [lowest, highest] within [-40, 40], or null")
-    return float(gain_db[0]), float(gain_db[1])
-
-
-def _as_it_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    return batch

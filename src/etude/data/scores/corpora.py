@@ -42,6 +42,7 @@ class Corpus(ABC):
     """What the data module asks of a corpus; `reader` names how its files are parsed, a part of the cache's key."""
 
     reader: ClassVar[str] = "score"
+    without_root: ClassVar[str] = "comes with music21; for your files: data=folder data.root=DIR"
 
     @abstractmethod
     def files(self) -> list[Source]:

@@ -1,25 +1,23 @@
 """Music as a LightningDataModule: from a corpus and a tokenizer to packed, augmented, exactly resumable batches."""
 
 import dataclasses
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import pytorch_lightning as pl
 from symusic import Score
-from torch import Tensor
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from etude.data.base import CorpusDataModule, at_root, checked_range
 from etude.data.cache.fill import absent
 from etude.data.cache.intact import check_sums, made_anew
 from etude.data.cache.lock import held
-from etude.data.labels import Labelled, refuse_augmented
+from etude.data.labels import refuse_augmented
 from etude.data.scores import build
 from etude.data.scores.batches import PackedRows, RowSampler, evaluation_batches
 from etude.data.scores.corpora import Corpus
@@ -27,23 +25,20 @@ from etude.data.scores.documents import Augmentation, Documents
 from etude.data.scores.manifest import (
     SPLITS,
     ManifestPlan,
-    check_shares,
     lopsided_splits,
     piece_keys,
     read_quarantine,
     with_complexity,
 )
-from etude.data.scores.packing import Packer, Rule
+from etude.data.scores.packing import Packer
 from etude.data.scores.tokens import MAX_SHIFT
 from etude.data.scores.view import View, build_view, open_view, view_folder, with_byte_pairs
 from etude.tokens.tokenizer import LABELS, Tokenizer
 
-Batch = dict[str, Tensor]
-Number = TypeVar("Number", int, float)
 IDENTITY = frozenset({"path", "file", "sha256", "id", "split"})
 
 
-class MusicDataModule(Labelled, pl.LightningDataModule):
+class MusicDataModule(CorpusDataModule):
     """Real scores as batches of packed token rows.
 
     Training rows hold whole documents (or windows cut at bars) of `max_len` tokens; an epoch is a fixed number of
@@ -101,37 +96,30 @@ class MusicDataModule(Labelled, pl.LightningDataModule):
 
         Raises: ValueError for an argument out of range.
         """
-        super().__init__()
-        self.corpus = corpus if root is None else _moved(corpus, root)
-        self._make_tokenizer, self.cache_dir = tokenizer, Path(cache_dir)
+        super().__init__(
+            cache_dir=cache_dir, batch_size=batch_size, batches_per_epoch=batches_per_epoch, num_workers=num_workers,
+            prepare_workers=prepare_workers, seed=seed, split=split, targets=targets, labels_file=labels_file,
+        )  # fmt: skip
+        self.corpus, self._make_tokenizer, self.complexity = at_root(corpus, root), tokenizer, complexity
         self.max_len, self.max_eval_len, self.eval_overlap = max_len, max_eval_len, eval_overlap
-        self.batch_size, self.batches_per_epoch, self.num_workers = batch_size, batches_per_epoch, num_workers
-        self.prepare_workers = prepare_workers or os.cpu_count() or 1
-        self.seed, self.complexity = seed, complexity
         self.controls = tuple(LABELS if controls is None else (name for name in LABELS if name in controls))
         if controls is not None and (unknown := sorted(set(controls) - set(LABELS))):
             raise ValueError(f"controls={list(controls)}: {unknown[0]!r} is unknown; valid are {', '.join(LABELS)}")
-        self.ratios = dict(zip(SPLITS, map(float, split), strict=False))
         self.augmentation = Augmentation(
-            transpose=_pair("transpose", transpose, -MAX_SHIFT, MAX_SHIFT),
-            tempo_scale=_pair("tempo_scale", tempo_scale, 0.25, 4.0),
+            transpose=checked_range("transpose", transpose, -MAX_SHIFT, MAX_SHIFT),
+            tempo_scale=checked_range("tempo_scale", tempo_scale, 0.25, 4.0),
             velocity_shift=velocity_shift,
             control_dropout=control_dropout,
         )
-        self._check(split)
-        self.use_labels(targets, labels_file)
+        self._check()
         refuse_augmented(self.targets, transpose=self.augmentation.transpose, tempo_scale=self.augmentation.tempo_scale)
         self.folder: Path | None = None
         self._manifest: tuple[Path, pa.Table] | None = None
         self._score_rows: dict[str, np.ndarray] = {}
         self._tokenizer: Tokenizer | None = None
-        self._rules: dict[str, Rule] = {}
 
-    def _check(self, split: Sequence[float]) -> None:
-        check_shares(split, self.batches_per_epoch)
-        for name, low in (("max_len", 16), ("max_eval_len", 16), ("batch_size", 1), ("num_workers", 0)):
-            if getattr(self, name) < low:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {low}")
+    def _check(self) -> None:
+        self._check_lowest(max_len=16, max_eval_len=16)
         for name, value, high in (
             ("eval_overlap", self.eval_overlap, 0.9),
             ("control_dropout", self.augmentation.control_dropout, 1.0),
@@ -140,14 +128,6 @@ class MusicDataModule(Labelled, pl.LightningDataModule):
                 raise ValueError(f"{name}={value} must lie in [0, {high}]")
 
     # --- preparing ---
-
-    def prepare_data(self) -> None:
-        """Parses, tokenises and caches what is missing; Lightning calls it on one rank of each machine."""
-        self.prepare()
-
-    def setup(self, stage: str) -> None:
-        """Opens the prepared data."""
-        self.prepare()
 
     def prepare(self) -> None:
         """Makes manifest, tokenizer and token store ready; safe to repeat, and to call in several processes at once.
@@ -266,17 +246,6 @@ class MusicDataModule(Labelled, pl.LightningDataModule):
             self._plan.read(num_workers=self.prepare_workers)
             return with_complexity(table, self.cache_dir, self.prepare_workers)
 
-    def admit(self, name: str, rule: Rule) -> None:
-        """Lets `name` choose which pieces training draws, from the next `train_dataloader` on.
-
-        rule: called with rows of `manifest("train")`, int64 [n], and the number of the batch that is being drawn, counted
-            from the start of the run; returns the probability, float64 [n] in [0, 1], with which each is admitted in this
-            pass; a document that waits to be packed leaves when it is admitted no more. Chances of several rules multiply. A rule
-            must depend on nothing else than its arguments and what a checkpoint restores; what it learns from batch n may count
-            from draw n + `lookahead` on, as workers draw ahead.
-        """
-        self._rules[name] = rule
-
     def vary(
         self,
         *,
@@ -289,35 +258,23 @@ class MusicDataModule(Labelled, pl.LightningDataModule):
         Raises: ValueError for a range that the arguments of this class would not take either.
         """
         wish: dict[str, Any] = {
-            "transpose": _pair("transpose", transpose, -MAX_SHIFT, MAX_SHIFT),
-            "tempo_scale": _pair("tempo_scale", tempo_scale, 0.25, 4.0),
+            "transpose": checked_range("transpose", transpose, -MAX_SHIFT, MAX_SHIFT),
+            "tempo_scale": checked_range("tempo_scale", tempo_scale, 0.25, 4.0),
             "velocity_shift": velocity_shift,
         }
         self.augmentation = dataclasses.replace(
             self.augmentation, **{name: value for name, value in wish.items() if value is not None}
         )
 
-    @property
-    def lookahead(self) -> int:
-        """Batches that may have been drawn and not trained yet, at most; the same for few workers as for none."""
-        return max(16, 4 * self.num_workers)
-
     # --- loading ---
 
     def _documents(self, split: str, augmentation: Augmentation) -> Documents:
         return Documents(self.view(split), self.tokenizer, augmentation=augmentation, seed=self.seed)
 
-    def _place(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-
     @property
     def epoch_batches(self) -> int:
         """Batches of an epoch of training, on each rank."""
-        return self._epoch_batches(self._documents("train", self.augmentation))
-
-    def _epoch_batches(self, documents: Documents) -> int:
-        tokens = self.max_len * self.batch_size * self._place()[1]
-        return self.batches_per_epoch or max(1, round(documents.num_tokens / tokens))
+        return self._batches_for(self._documents("train", self.augmentation).num_tokens, row=self.max_len)
 
     def train_dataloader(self) -> StatefulDataLoader:
         """Endless packed rows, in epochs of a fixed number of batches; its state resumes in the middle of an epoch."""
@@ -326,20 +283,12 @@ class MusicDataModule(Labelled, pl.LightningDataModule):
         sampler = RowSampler(
             Packer(documents, self.max_len, rules=self._rules),
             batch_size=self.batch_size,
-            num_batches=self._epoch_batches(documents),
+            num_batches=self._batches_for(documents.num_tokens, row=self.max_len),
             rank=rank,
             world=world,
         )
         refuse_augmented(self.targets, transpose=self.augmentation.transpose, tempo_scale=self.augmentation.tempo_scale)
         return self._loader(PackedRows(documents, max_len=self.max_len, evaluation=False, labels=self.classes("train")), sampler)
-
-    def val_dataloader(self) -> StatefulDataLoader:
-        """Every validation piece once, unchanged."""
-        return self._evaluation("val")
-
-    def test_dataloader(self) -> StatefulDataLoader:
-        """Every test piece once, unchanged."""
-        return self._evaluation("test")
 
     def _evaluation(self, split: str) -> StatefulDataLoader:
         rank, world = self._place()
@@ -351,9 +300,6 @@ class MusicDataModule(Labelled, pl.LightningDataModule):
             PackedRows(documents, max_len=self.max_eval_len, evaluation=True, labels=self.classes(split)), batches
         )
 
-    def _loader(self, rows: PackedRows, batches: Any) -> StatefulDataLoader:
-        return StatefulDataLoader(rows, batch_sampler=batches, num_workers=self.num_workers, collate_fn=_as_it_is)
-
     # --- state ---
 
     def state_dict(self) -> dict[str, Any]:
@@ -361,37 +307,3 @@ class MusicDataModule(Labelled, pl.LightningDataModule):
         tokenizer = self.tokenizer.fingerprint  # prepares
         assert self.folder is not None
         return {"dataset": self.folder.name, "tokenizer": tokenizer}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuses to resume on other data: the order of batches would not be the one that the checkpoint continues.
-
-        Raises: ValueError naming both.
-        """
-        mine = self.state_dict()
-        for name, value in mine.items():
-            if state_dict[name] != value:
-                raise ValueError(
-                    f"the checkpoint was trained on {name} {state_dict[name]}, here it is {value}; resume with "
-                    "the same files and options, or start a new run from its weights"
-                )
-
-
-def _moved(corpus: Corpus, root: str) -> Corpus:
-    if "root" not in {field.name for field in dataclasses.fields(corpus)}:
-        raise ValueError(
-            f"root={root}: the corpus {type(corpus).__name__} comes with music21; for your files: data=folder data.root=DIR"
-        )
-    return dataclasses.replace(corpus, root=root)  # type: ignore[call-arg]
-
-
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
-
-
-def _pair(name: str, value: Sequence[Number] | None, low: float, high: float) -> tuple[Number, Number] | None:
-    """`value` as (lowest, highest) within [low, high]; null means no such augmentation."""
-    if value is None:
-        return None
-    if len(value) != 2 or not low <= value[0] <= value[1] <= high:
-        raise ValueError(f"{name}={list(value)} must be [lowest, highest] within [{low}, {high}], or null")
-    return value[0], value[1]
