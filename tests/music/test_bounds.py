@@ -22,14 +22,14 @@ TOO_MUCH = {
     "longer.abc": (HEAD + "A" + "9" * 5000 + " | B4|", "quarter notes, at most 256"),
     "chord.abc": (HEAD + "[CEG]9999 | B4 C4|", "quarter notes, at most 256"),
     "rests.abc": (HEAD + "Z9999 | B4 C4|", "quarter notes, at most 256"),
-    "metre.abc": (HEAD.replace("4/4", "9999/4") + "A4 | B4 C4|", "a metre of 9999 beats, at most 64"),
-    "inline.abc": (HEAD + "A4 [M:511/8] B4 C4|", "a metre of 511 beats"),
+    "metre.abc": (HEAD.replace("4/4", "9999/4") + "A4 | B4 C4|", "a metre has 9999 beats, at most 64"),
+    "inline.abc": (HEAD + "A4 [M:511/8] B4 C4|", "a metre has 511 beats"),
     "unit.abc": (HEAD.replace("1/8", "1/99999999") + "A4 | B4 C4|", "note value of 1/99999999"),
-    "bar.abc": (HEAD + "A4 | " + "B/4 C3/4 " * 600 + "|", "512 times its shortest note, it needs bar lines"),
+    "bar.abc": (HEAD + "A4 | " + "B/4 C3/4 " * 600 + "|", "512 times its shortest note; add bar lines"),
     "tuplet.abc": (HEAD + "(9999:2:9999 ABC | B4|", "a tuplet of more than 32 notes"),
     "octave.abc": (HEAD + "A" + "," * 999 + " B4|", "octaves away"),
-    "metre.musicxml": (MUSICXML.format(5000), "a metre of 5000 beats, at most 64"),
-    "metre.krn": ("**kern\n*M5000/4\n=1\n1C\n=2\n1C\n==\n*-\n", "a metre of 5000 beats"),
+    "metre.musicxml": (MUSICXML.format(5000), "a metre has 5000 beats, at most 64"),
+    "metre.krn": ("**kern\n*M5000/4\n=1\n1C\n=2\n1C\n==\n*-\n", "a metre has 5000 beats"),
 }
 
 

@@ -1,7 +1,7 @@
-"""One tune, several bands: a score's melody arranged for folk, rock or jazz, bar by bar in step.
+"""Arrange the melody of a score for a folk, rock or jazz band.
 
-The arrangements make *paired* audio: the same tune, key, tempo and bars in every style, each with its own instruments,
-drums, register, accompaniment and swing.
+The arrangements of one tune make *paired* audio: the same tune, key, tempo and bars in every style, each with its own
+instruments, drums, register, accompaniment and swing.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,8 @@ import numpy as np
 from symusic import Score, Tempo, TimeSignature, Track
 from symusic.core import NoteTickList
 
-from etude.music.score import DEFAULT_TEMPO_BPM, TICKS_PER_QUARTER, bar_ticks, end_tick, normalise
+from etude.music.notation import TICKS_PER_QUARTER
+from etude.music.score import DEFAULT_TEMPO_BPM, bar_ticks, end_tick, normalise, seconds_at
 from etude.music.theory import MAJOR_SCALE, MINOR_SCALE, Key, estimate_key
 
 Note = tuple[int, int, int, int]  # tick, duration, pitch, velocity
@@ -24,12 +25,12 @@ class Arrangement:
     """How a style plays a tune.
 
     melody, chords, bass: General-MIDI programs; None leaves the part out.
-    octave: octaves by which the melody is moved.
-    comping: where in the beats the chords are struck: strum (every beat), power (root and fifth, held for the chord's
-        length) or offbeat (after every beat, with sevenths).
-    walking: whether the bass walks through the chord a note a beat, instead of repeating the root on every half beat.
+    octave: octaves by which the melody is transposed.
+    comping: the rhythm of the chords: strum (on every beat), power (root and fifth, held as long as the chord) or
+        offbeat (half a beat after every beat, with sevenths).
+    walking: whether the bass plays the notes of the chord in turn, one a beat, instead of the root on every half beat.
     drums: none, straight (kick, snare, hats) or ride (ride cymbal, pedal hat).
-    swing: where in a beat its second half falls, 0.5 (straight) to 0.75; metres of three eighths a beat stay as they are.
+    swing: the position in the beat at which its second half begins, 0.5 (straight) to 0.75. Compound metres are not swung.
     """
 
     melody: int
@@ -50,14 +51,15 @@ ARRANGEMENTS = {
 
 
 def arrange(score: Score, style: str, *, max_seconds: float = 30.0) -> Score:
-    """Play the score's melody in a style.
+    """Arranges the melody of a score in a style.
 
-    The melody is the highest note at every onset; chords are the diatonic triads that hold most of the melody of each
-    half bar. Deterministic. The first `max_seconds` are kept, in whole bars.
+    The melody is the highest note at every onset. The chord of each half bar is the diatonic triad that contains most of
+    its melody. The result is deterministic and is cut to whole bars within `max_seconds`.
 
     Args:
+        score: any score with a pitched note.
         style: folk, rock or jazz.
-        max_seconds: at most so long, above 0.
+        max_seconds: greatest length, above 0.
 
     Raises:
         ValueError: an unknown style, or a score without a pitched note.
@@ -73,7 +75,7 @@ def arrange(score: Score, style: str, *, max_seconds: float = 30.0) -> Score:
         raise ValueError("score holds no pitched note in its first bars, so there is nothing to arrange")
     key = estimate_key(score)
     chords = [(start, stop, _chord(melody, start, stop, key)) for bar in bars for start, stop in _halves(bar)]
-    parts: list[tuple[int, list[Note]]] = [(plan.melody, _moved(melody, 12 * plan.octave, bars[-1][1]))]
+    parts: list[tuple[int, list[Note]]] = [(plan.melody, _transposed(melody, 12 * plan.octave, bars[-1][1]))]
     parts.append((plan.chords, _comping(chords, bars, plan.comping)))
     if plan.bass is not None:
         parts.append((plan.bass, _bass(chords, bars, walking=plan.walking)))
@@ -98,8 +100,6 @@ Bar = tuple[int, int, int]  # start, stop, beat in ticks
 def _bars(score: Score, max_seconds: float) -> list[Bar]:
     if not max_seconds > 0:
         raise ValueError(f"max_seconds={max_seconds} must be above 0")
-    from etude.music.score import seconds_at
-
     starts = bar_ticks(score)
     marks = [(0, TimeSignature(0, 4, 4)), *((mark.time, mark) for mark in score.time_signatures)]
     stops = [*starts[1:].tolist(), end_tick(score)]
@@ -122,8 +122,8 @@ def _melody(score: Score) -> list[Note]:
         if track.is_drum:
             continue
         for note in track.notes:
-            held = highest.get(note.time)
-            if held is None or note.pitch > held[2]:
+            known = highest.get(note.time)
+            if known is None or note.pitch > known[2]:
                 highest[note.time] = (note.time, note.duration, note.pitch, 96)
     notes = [highest[time] for time in sorted(highest)]
     following = [note[0] for note in notes[1:]]
@@ -133,7 +133,7 @@ def _melody(score: Score) -> list[Note]:
 
 
 def _halves(bar: Bar) -> list[tuple[int, int]]:
-    """Half bars of an even number of beats, whole bars of others."""
+    """Returns the halves of a bar of an even number of beats, from 4; any other bar as a whole."""
     start, stop, beat = bar
     beats = (stop - start) // beat
     if beats >= 4 and beats % 2 == 0:
@@ -143,18 +143,19 @@ def _halves(bar: Bar) -> list[tuple[int, int]]:
 
 
 def _chord(melody: Sequence[Note], start: int, stop: int, key: Key) -> tuple[int, int, int]:
-    """Pitch classes (root, third, fifth) of the diatonic triad that sounds with most of the melody in [start, stop)."""
+    """Pitch classes (root, third, fifth) of the diatonic triad that contains most of the melody in [start, stop)."""
     weight = np.zeros(12)
     for time, duration, pitch, _ in melody:
         weight[pitch % 12] += max(0, min(time + duration, stop) - max(time, start))
     scale = [(key.tonic + step) % 12 for step in (MAJOR_SCALE if key.mode == "major" else MINOR_SCALE)]
-    degrees = (0, 4, 3, 5, 1) if key.mode == "major" else (0, 6, 3, 5, 2)  # earlier ones win where they fit as well
+    degrees = (0, 4, 3, 5, 1) if key.mode == "major" else (0, 6, 3, 5, 2)  # of equally good ones, the first is chosen
     triads = [(scale[d], scale[(d + 2) % 7], scale[(d + 4) % 7]) for d in degrees]
     fits = [weight[list(triad)].sum() + 0.3 * weight[triad[0]] for triad in triads]
     return triads[int(np.argmax(np.round(fits, 6)))]
 
 
-def _moved(melody: Sequence[Note], semitones: int, stop: int) -> list[Note]:
+def _transposed(melody: Sequence[Note], semitones: int, stop: int) -> list[Note]:
+    """The melody moved by `semitones`, then by octaves into 40..100, and cut at tick `stop`."""
     moved = []
     for time, duration, pitch, velocity in melody:
         pitch += semitones
@@ -180,7 +181,7 @@ def _comping(chords: Sequence[tuple[int, int, tuple[int, int, int]]], bars: Sequ
             low = _above(root, 40)
             notes += [(start, stop - start, pitch, 80) for pitch in (low, _above(fifth, low), low + 12)]
             continue
-        seventh = (fifth + (fifth - third) % 12) % 12  # the next third of the scale, near enough to tell jazz by
+        seventh = (fifth + (fifth - third) % 12) % 12  # a third above the fifth: an approximate seventh
         classes = (root, third, fifth) if kind == "strum" else (third, fifth, seventh)
         pitches = [_above(pitch_class, 52) for pitch_class in classes]
         for time in range(start, stop, beat):
@@ -218,14 +219,14 @@ def _drums(bars: Sequence[Bar], kind: str) -> list[Note]:
 
 
 def _swung(notes: Sequence[Note], bars: Sequence[Bar], swing: float) -> list[Note]:
-    """Moves what lies in a beat so that its middle falls at `swing` of it: linear within either half."""
+    """Moves the middle of each beat to the fraction `swing` of it; times between are moved linearly."""
     if swing == 0.5:
         return list(notes)
     starts = np.array([bar[0] for bar in bars])
 
     def warp(tick: int) -> int:
         start, stop, beat = bars[max(0, int(np.searchsorted(starts, tick, side="right")) - 1)]
-        if tick >= stop or beat % 2 or beat > TICKS_PER_QUARTER:  # a dotted beat swings by itself
+        if tick >= stop or beat % 2 or beat > TICKS_PER_QUARTER:  # compound metres are not swung
             return tick
         base = start + (tick - start) // beat * beat
         phase = (tick - base) / beat

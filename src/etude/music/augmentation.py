@@ -1,6 +1,6 @@
-"""Augmentation of scores: each change moves the notes and the marks that name it (key, tempo) together.
+"""Augmentation of scores: transposition, tempo and velocity. Key signatures and tempo marks change with the notes.
 
-Every function returns a new score and leaves its argument as it was.
+Every function returns a new score and does not change its argument.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ MIDI_MAX = 127
 
 
 def transpose(score: Score, semitones: int) -> Score:
-    """The score `semitones` higher (negative: lower), with its key signatures; drum tracks stay as they are.
+    """Returns the score transposed by `semitones`, key signatures included; drum tracks stay the same.
 
     Raises:
         ValueError: a pitch would leave 0..127.
@@ -37,9 +37,9 @@ def transpose(score: Score, semitones: int) -> Score:
 
 
 def transposition_range(score: Score) -> tuple[int, int]:
-    """The least and greatest `semitones` that keep every part playable on its instrument: (<= 0, >= 0).
+    """Returns the lowest and highest transposition that keeps every part in the range of its instrument: (<= 0, >= 0).
 
-    The range of a part is its instrument's (see `instruments`), widened to what the part already plays.
+    The range of a part is that of its instrument (see `instruments`), extended to the notes that the part already has.
     """
     lowest, highest = -MIDI_MAX, MIDI_MAX
     for track in score.tracks:
@@ -53,9 +53,9 @@ def transposition_range(score: Score) -> tuple[int, int]:
 
 
 def scale_tempo(score: Score, factor: float) -> Score:
-    """The score played `factor` times as fast: its tempo marks are multiplied, its ticks stay.
+    """Returns the score played `factor` times as fast: tempo marks are multiplied, ticks stay the same.
 
-    Where no mark holds at the start, the default of 120 quarters a minute is written out and scaled.
+    If there is no tempo mark at the start, the default of 120 quarters per minute is scaled and written there.
 
     Raises:
         ValueError: factor not above 0.
@@ -72,7 +72,7 @@ def scale_tempo(score: Score, factor: float) -> Score:
 
 
 def scale_velocity(score: Score, delta: int) -> Score:
-    """The score with `delta` added to every velocity, kept within 1..127 (0 would end a note)."""
+    """Returns the score with `delta` added to every velocity, limited to 1..127 (0 would mean note-off)."""
     changed = score.copy()
     for track in changed.tracks:
         notes = track.notes.numpy()

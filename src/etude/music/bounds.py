@@ -1,26 +1,26 @@
-"""What a score in notation may ask for, checked in its text before a parser expands it.
+"""Limits for notation files, checked in their text before music21 parses them.
 
-A line of text can ask for hours of work: music21 takes time that grows with the square of a metre's beats, and with
-the square of what stands between two bar lines of ABC. What no real score needs is refused here, in no time.
+One line of text can cause hours of work: the time of music21 grows with the square of the number of beats of a metre, and
+with the square of the length of a bar of ABC. Files that exceed what any real score needs are refused here quickly.
 """
 
 import re
 from fractions import Fraction
 from pathlib import Path
 
-MAX_BEATS = 64  # of a metre; music21 needs 0.5 s for 64/4 and 20 s for 511/4
-MAX_UNIT = 512  # notes are no shorter than a 512th
+MAX_BEATS = 64  # of a metre: music21 needs 0.5 s for 64/4 and 20 s for 511/4
+MAX_UNIT = 512  # the shortest note value is a 512th
 MAX_NOTE_QUARTERS = 256  # 64 whole notes
-MAX_BAR_UNITS = 512  # length of a bar of ABC, counted in its shortest note
+MAX_BAR_UNITS = 512  # longest bar of ABC, in units of its shortest note
 MAX_TUPLET = 32
 MAX_OCTAVES = 10
-BASE_SECONDS, SECONDS_PER_MB = 60.0, 20.0  # to read a file; music21 reads about a megabyte of MusicXML a second
-BASE_BYTES, BYTES_PER_BYTE = 2 * 2**30, 64  # of memory; music21 needs about 30 bytes for each of MusicXML
-PACKED = 10  # how much smaller an .mxl archive is than its document
+BASE_SECONDS, SECONDS_PER_MB = 60.0, 20.0  # time limit for a file: music21 reads about a megabyte of MusicXML per second
+BASE_BYTES, BYTES_PER_BYTE = 2 * 2**30, 64  # memory limit for a file: music21 needs about 30 bytes for each byte of MusicXML
+MXL_RATIO = 10  # estimated size of the document over that of its .mxl archive
 
 _ABC_FIELD = re.compile(r"^([A-Za-z]):[ \t]*(.*)$")
 _ABC_TOKEN = re.compile(
-    r"\[([A-Za-z]):([^\]]*)\]"  # 1, 2: a field inside a line
+    r"\[([A-Za-z]):([^\]]*)\]"  # 1, 2: an inline field
     r'|"[^"]*"|![^!]*!|\+[^+]*\+'  # chord symbols and decorations
     r"|\((\d+)(?::(\d*))?(?::(\d*))?"  # 3, 4, 5: a tuplet
     r"|(\[)(?=[\^_=A-Ga-gxz])"  # 6: a chord begins
@@ -30,9 +30,9 @@ _ABC_TOKEN = re.compile(
 
 
 def reading_limits(path: Path) -> tuple[float, int]:
-    """The most seconds and the most bytes of memory that reading the file at `path` may take, by its size."""
+    """Returns the seconds and bytes of memory that reading the file at `path` may take, based on its size."""
     size = path.stat().st_size if path.is_file() else 0
-    size *= PACKED if path.suffix.lower() == ".mxl" else 1
+    size *= MXL_RATIO if path.suffix.lower() == ".mxl" else 1
     return BASE_SECONDS + SECONDS_PER_MB * size / 2**20, BASE_BYTES + BYTES_PER_BYTE * size
 
 
@@ -50,28 +50,28 @@ def check_humdrum(text: str) -> None:
 
 def check_abc(tune: str) -> None:
     """Raises ValueError for a metre, note, bar, tuplet or octave beyond what any tune needs."""
-    bar = _AbcBar()
+    checker = _AbcChecker()
     for line in tune.splitlines():
         field = _ABC_FIELD.match(line)
         if field:
-            bar.field(field[1], field[2])
+            checker.field(field[1], field[2])
         elif not line.startswith("%"):
-            bar.line(line.partition("%")[0])
+            checker.line(line.partition("%")[0])
 
 
-class _AbcBar:
-    """Follows one tune from bar line to bar line; lengths are in quarters."""
+class _AbcChecker:
+    """Checks one tune bar by bar; lengths are in quarter notes."""
 
     def __init__(self) -> None:
         self.unit, self.metre = Fraction(1, 2), Fraction(4)
-        self.chord: Fraction | None = None  # the longest note of a chord that is open
+        self.chord: Fraction | None = None  # inside a chord: its longest note so far
         self._next_bar()
 
     def _next_bar(self) -> None:
         self.length, self.shortest = Fraction(0), Fraction(1)
 
     def field(self, name: str, value: str) -> None:
-        """A field such as M: (metre) or L: (unit of length)."""
+        """Processes a field such as M: (metre) or L: (unit note length)."""
         number = re.match(r"\s*\(?([\d+\s]+)\)?\s*/\s*(\d+)", value)
         if name in "MmLl" and number:
             beats, unit = sum(_integer(part) for part in re.findall(r"\d+", number[1])), _integer(number[2])
@@ -86,7 +86,7 @@ class _AbcBar:
             self._next_bar()
 
     def line(self, line: str) -> None:
-        """A line of music."""
+        """Processes a line of music."""
         for found in _ABC_TOKEN.finditer(line):
             if found[1]:
                 self.field(found[1], found[2])
@@ -96,11 +96,12 @@ class _AbcBar:
             elif found[6]:
                 self.chord = Fraction(0)
             elif found[7] or found[8]:
-                self._sound(found)
+                self._note(found)
             elif found[13]:
                 self._next_bar()
 
-    def _sound(self, found: re.Match[str]) -> None:
+    def _note(self, found: re.Match[str]) -> None:
+        """Processes a note, a rest or the end of a chord."""
         if len(found[9] or "") > MAX_OCTAVES:
             raise ValueError(f"{found[0][:20]} is more than {MAX_OCTAVES} octaves away")
         halvings = len(found[11])
@@ -122,16 +123,14 @@ class _AbcBar:
         self.length += length
         self.shortest = min(self.shortest, length) if length else self.shortest
         if self.length > MAX_BAR_UNITS * self.shortest:
-            raise ValueError(
-                f"a bar holds more than {MAX_BAR_UNITS} times its shortest note, it needs bar lines (at {found[0][:20]})"
-            )
+            raise ValueError(f"a bar holds more than {MAX_BAR_UNITS} times its shortest note; add bar lines (at {found[0][:20]})")
 
 
 def _integer(digits: str) -> int:
-    return int(digits[:12])  # more digits are too many by any bound, and slow
+    return int(digits[:12])  # more digits exceed every limit and would be slow to convert
 
 
 def _check_beats(beats: str) -> None:
     numbers = [_integer(part) for part in re.findall(r"\d+", beats)]
     if sum(numbers) > MAX_BEATS:
-        raise ValueError(f"a metre of {beats.strip()[:12]} beats, at most {MAX_BEATS} are read")
+        raise ValueError(f"a metre has {beats.strip()[:12]} beats, at most {MAX_BEATS} are read")

@@ -1,9 +1,8 @@
-"""How hard a piece is, along four axes: rhythm, harmony, melody, structure.
+"""Complexity features of a piece in rhythm, harmony, melody and structure.
 
-Every feature is a finite number that is larger the harder the piece is, 0 or near it for the simplest, so that a
-curriculum can rank pieces by it. Two are therefore the complements of what musicians name: motif *novelty* is one minus
-repetition, bar *novelty* one minus self-similarity. All depend on the score alone. Rhythm counts every track, melody
-and harmony leave the drums out.
+Every feature is finite, larger for a more complex piece and about 0 for the simplest, so that a curriculum can rank pieces
+by it. Two features are therefore complements of usual measures: motif *novelty* is 1 minus repetition, and bar *novelty* is
+1 minus self-similarity. Features depend on the score alone. Rhythm uses every track; melody and harmony leave out drums.
 """
 
 from dataclasses import dataclass
@@ -16,9 +15,9 @@ from etude.music.score import bar_ticks, num_notes
 from etude.music.theory import MODES, Key, estimate_key, fifths_distance, key_correlations, scale_pitch_classes
 
 GRID = 24  # steps per quarter: resolves 32nds (every 3rd step) and sextuplets (every 4th)
-BEAT_GRID = 12  # steps per beat for syncopation: a finer grid counts a human player's deviations as syncopation
+BEAT_GRID = 12  # steps per beat for syncopation: on a finer grid, the imprecise timing of a player would count as syncopation
 KEY_WINDOW_BARS = 4
-MAX_INTERVAL = 24  # semitones; larger leaps count as one kind
+MAX_INTERVAL = 24  # semitones; larger intervals count as one class
 MOTIF_INTERVALS = 3
 BAR_SLICES = 16
 MAX_SIMILARITY_BARS = 1024  # the self-similarity matrix grows with the square of the bars
@@ -27,7 +26,7 @@ CHORD_THRESHOLD = 1e-9
 
 @dataclass(frozen=True)
 class _Notes:
-    """The notes of a score as columns, by track and onset; `bar` and `beat` place them in the metre."""
+    """The notes of a score as columns, sorted by track and onset, and the bars of the piece."""
 
     track: np.ndarray  # [N]
     onset: np.ndarray  # [N] ticks
@@ -39,12 +38,13 @@ class _Notes:
     ticks_per_quarter: int
 
     def bar_of(self, ticks: np.ndarray) -> np.ndarray:
-        """The bar in which each tick lies."""
-        return np.searchsorted(self.bars, ticks, side="right") - 1
+        """Returns the index of the bar that contains each tick."""
+        index: np.ndarray = np.searchsorted(self.bars, ticks, side="right") - 1
+        return index
 
 
 def complexity(score: Score) -> dict[str, float]:
-    """The complexity features of `score`, named 'rhythmic_*', 'harmonic_*', 'melodic_*' and 'structural_*'.
+    """Returns the complexity features of `score`, named 'rhythmic_*', 'harmonic_*', 'melodic_*' and 'structural_*'.
 
     Raises:
         ValueError: the score holds no notes.
@@ -89,11 +89,11 @@ def _notes(score: Score) -> _Notes:
 
 
 def syncopation(notes: _Notes) -> float:
-    """Weighted note-to-beat distance, the mean over onsets of a track; 0 when every onset is on a beat.
+    """Syncopation: the mean weighted note-to-beat distance over the onsets of each track; 0 if all are on beats.
 
-    A note at x between the beats b1 and b2 = b1 + 1 has, with T the distance in beats to the nearer of the two, the
-    distance D = 0 if x is a beat; 2 / T if it ends after b2 and by b2 + 1; 1 / T otherwise. Times are rounded to 1/12
-    beat. Of a chord the longest note counts.
+    A note at x between the beats b1 and b2 = b1 + 1 has the distance 0 if x is on a beat, 2 / T if it ends after b2 but not
+    after b2 + 1, and 1 / T otherwise, where T is the distance in beats to the nearer beat. Times are rounded to 1/12 beat.
+    Only the longest note of a chord counts.
 
     Source: Gómez, Melvin, Rappaport & Toussaint 2005, "Mathematical measures of syncopation".
     """
@@ -112,9 +112,9 @@ def syncopation(notes: _Notes) -> float:
 
 
 def onset_entropy(notes: _Notes) -> float:
-    """Shannon entropy in bits of the onsets' positions in the bar, rounded to 1/24 quarter; chords count once a track.
+    """Shannon entropy in bits of the onsets' positions in the bar, rounded to 1/24 quarter; a chord counts once per track.
 
-    Source: Shannon 1948, H = -sum p log2 p, with p the shares of the positions.
+    Source: Shannon 1948, H = -sum p log2 p, with p the relative frequencies of the positions.
     """
     bar = notes.bar_of(notes.onset)
     position = np.round((notes.onset - notes.bars[bar]) * GRID / notes.ticks_per_quarter).astype(np.int64)
@@ -123,10 +123,10 @@ def onset_entropy(notes: _Notes) -> float:
 
 
 def tuplet_share(notes: _Notes) -> float:
-    """The share of onsets on a third or sixth of a quarter (a triplet or sextuplet) and on no 32nd, 0 to 1.
+    """Share of onsets, 0 to 1, that are on a third or sixth of a quarter (triplets, sextuplets) but on no 32nd.
 
-    Onsets are rounded to 1/24 quarter from the start of their bar; the steps 4, 8, 16 and 20 are the tuplets'. Own
-    definition; played, unquantised timing raises it towards 1/6.
+    Onsets are rounded to 1/24 quarter from the start of their bar; the steps 4, 8, 16 and 20 count as tuplets. Our own
+    definition. Unquantised performances tend to 1/6.
     """
     bar = notes.bar_of(notes.onset)
     step = np.round((notes.onset - notes.bars[bar]) * GRID / notes.ticks_per_quarter).astype(np.int64) % GRID
@@ -134,17 +134,18 @@ def tuplet_share(notes: _Notes) -> float:
 
 
 def metre_changes(score: Score, num_bars: int) -> float:
-    """Changes of time signature for each bar: 0 in one metre, up to 1."""
+    """Number of changes of the time signature divided by the number of bars, 0 to 1."""
     metres = [(mark.numerator, mark.denominator) for mark in score.time_signatures]
     changes = sum(before != after for before, after in pairwise(metres))
     return min(1.0, changes / num_bars)
 
 
 def key_distance(notes: _Notes, key: Key) -> float:
-    """The mean distance in fifths, 0 to 6, between the key of each four bars and the key of the piece.
+    """Mean distance on the circle of fifths, 0 to 6, between the key of each four bars and the key of the piece.
 
-    Windows without a pitch are left out. The key of a window is the one with the best profile correlation; where the
-    piece's own is within 0.05 of it, that one holds, since four bars seldom decide between neighbours.
+    Windows without pitched notes are left out. The key of a window is the one whose profile correlates best. If the key of
+    the piece correlates at most 0.05 less, it counts as the key of the window, since four bars rarely distinguish closely
+    related keys.
 
     Source: local keys by Krumhansl 1990, chapter 4; the distance is the circle of fifths of key signatures.
     """
@@ -162,10 +163,10 @@ def key_distance(notes: _Notes, key: Key) -> float:
 
 
 def chord_change_rate(notes: _Notes) -> float:
-    """Changes of chord for each beat, 0 to 1: the best of 24 triads in each beat, silent beats left out.
+    """Number of chord changes per beat, 0 to 1; silent beats are left out.
 
-    A beat's chord maximises the cosine between the beat's pitch-class durations and the triad's three pitch classes; a
-    tie keeps the chord that sounds.
+    The chord of a beat is the one of 24 triads with the largest cosine between the beat's pitch-class durations and the
+    triad's three pitch classes. On a tie the previous chord is kept.
 
     Source: template matching of Fujishima 1999, "Realtime chord recognition of musical sound".
     """
@@ -187,7 +188,7 @@ def chord_change_rate(notes: _Notes) -> float:
 
 
 def out_of_scale(notes: _Notes, key: Key) -> float:
-    """The share of sounding time outside the scale of `key`, 0 to 1; in minor the raised sixth and seventh are in."""
+    """Share of note durations outside the scale of `key`, 0 to 1; in minor, the raised sixth and seventh count as inside."""
     scale = set(scale_pitch_classes(key))
     if key.mode == "minor":
         scale |= {(key.tonic + 9) % 12, (key.tonic + 11) % 12}
@@ -197,14 +198,14 @@ def out_of_scale(notes: _Notes, key: Key) -> float:
 
 
 def _melodic(notes: _Notes) -> dict[str, float]:
-    """Features of the tracks' top lines: the highest note of each onset of each pitched track.
+    """Features of the melodies of the tracks: the highest note at each onset of each pitched track.
 
-    melodic_interval_entropy: Shannon entropy in bits of the intervals in semitones, leaps beyond two octaves as one.
+    melodic_interval_entropy: Shannon entropy in bits of the intervals in semitones; those beyond two octaves are one class.
         Source: the interval distribution of Eerola & North 2000, "Expectancy-based model of melodic complexity".
-    melodic_range: the widest range of a line in semitones.
-    melodic_motif_novelty: distinct motifs of three intervals over all of them, 0 to 1; 1 minus this is repetition. 0
-        where no line has four notes.
-        Source: the n-gram reading of repetition in Conklin & Anagnostopoulou 2001, transposition-invariant.
+    melodic_range: the largest range of a melody in semitones.
+    melodic_motif_novelty: distinct motifs of three intervals over all motifs, 0 to 1; 1 minus this is repetition. 0
+        if no melody has four notes.
+        Source: repetition of n-grams as in Conklin & Anagnostopoulou 2001, transposition-invariant.
     """
     pitched = np.flatnonzero(~notes.is_drum)
     line = pitched[_first_of_runs(notes.track[pitched], notes.onset[pitched])]
@@ -225,10 +226,10 @@ def _melodic(notes: _Notes) -> dict[str, float]:
 
 
 def bar_novelty(notes: _Notes) -> float:
-    """One minus the mean similarity of each bar to the most similar bar before it, 0 (all bars alike) to 1.
+    """One minus the mean similarity of each bar to the most similar earlier bar, 0 (all bars equal) to 1.
 
-    Similarity is the cosine of two bars' durations of pitch classes (and of drum keys) starting in each sixteenth of
-    the bar. Empty bars are left out; a piece of one bar gives 0. Of longer pieces the first 1,024 bars count.
+    The similarity of two bars is the cosine of their durations by pitch class (or drum key) and sixteenth of the bar in
+    which the note begins. Empty bars are left out; a piece of one bar gives 0. Only the first 1,024 bars are used.
 
     Source: the self-similarity matrix of Foote 1999, "Visualizing music and audio using self-similarity", by bars.
     """
@@ -258,10 +259,10 @@ def _beat_edges(notes: _Notes) -> np.ndarray:
 
 
 def _pitch_class_durations(notes: _Notes, edges: np.ndarray) -> np.ndarray:
-    """Ticks for which each pitch class sounds between successive edges: [edges - 1, 12].
+    """Returns the ticks for which each pitch class sounds between successive edges: [edges - 1, 12].
 
-    The time sounded before a tick t is the sum over notes of min(max(t - onset, 0), duration), piecewise linear in t:
-    its differences at the edges give each span without a loop over notes and spans.
+    The total duration sounded before a tick t is the sum over notes of min(max(t - onset, 0), duration). Its differences
+    between the edges are the result, without a loop over notes and edges.
     """
     table = np.zeros((len(edges) - 1, 12))
     for pitch_class in range(12):
@@ -282,14 +283,14 @@ def _ramp(times: np.ndarray, starts: np.ndarray) -> np.ndarray:
 
 
 def _first_of_runs(*columns: np.ndarray) -> np.ndarray:
-    """True where a row of sorted columns differs from the row before, and in the first."""
+    """Bool [N]: True where a row of sorted columns differs from the previous row, and for the first row."""
     changed = [column[1:] != column[:-1] for column in columns]
     first = np.ones(min(1, len(columns[0])), dtype=bool)
     return np.concatenate([first, np.logical_or.reduce(changed)])
 
 
 def _entropy(values: np.ndarray) -> float:
-    """Shannon entropy in bits of the relative frequencies of `values`; 0 where there are none."""
+    """Shannon entropy in bits of the relative frequencies of `values`; 0 for no values."""
     _, counts = np.unique(values, return_counts=True)
     shares = counts / max(1, counts.sum())
     return float(abs((shares * np.log2(shares)).sum()))

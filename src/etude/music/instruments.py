@@ -1,8 +1,8 @@
 """General-MIDI instruments: the name and playable range of each program, and the names of the drum keys.
 
-Ranges are sounding MIDI pitches, what a player of the instrument is usually asked for; programs that imitate none have
-that of a synthesizer (36-96) or of the whole keyboard (21-108). Names follow General MIDI System Level 1, shortened;
-ranges the recommended ones of General-MIDI manuals, from memory: they bound transposition, no more.
+Ranges are sounding MIDI pitches that players of the instrument usually play. Programs that imitate no instrument have the
+range of a synthesizer (36-96) or of a piano keyboard (21-108). Names are those of General MIDI System Level 1, shortened.
+Ranges follow the recommendations of General-MIDI manuals approximately; they are used only to limit transposition.
 """
 
 _TABLE = """

@@ -1,9 +1,8 @@
-"""Notated music (MusicXML, ABC, Humdrum) as a `symusic.Score`, through music21.
+"""Read notation (MusicXML, ABC, Humdrum) into a `symusic.Score` with music21.
 
-Times are ticks, `TICKS_PER_QUARTER` to a quarter note. What notation says beyond notes in time is resolved as a
-player would: ties are merged, transposing instruments sound at concert pitch, chord symbols and grace notes are left
-out, repeats are played once. A piece that starts with an upbeat starts with a rest, so that bar lines fall on multiples
-of the bar. Parsing happens in memory: music21's pickle cache is neither read nor written.
+Times are ticks, `TICKS_PER_QUARTER` to a quarter note. Tied notes are merged, transposing instruments are converted to
+concert pitch, chord symbols and grace notes are left out, and repeats are not expanded. A piece with an upbeat starts with
+a rest that completes the first bar. Parsing happens in memory: music21's pickle cache is neither read nor written.
 """
 
 import io
@@ -24,19 +23,21 @@ if TYPE_CHECKING:
 
 TICKS_PER_QUARTER = 480
 DEFAULT_VELOCITY = 70  # music21's mezzo forte: 0.55 of 127
-SNARE_DRUM = 38  # General MIDI; sounds an unpitched note whose instrument the file does not name
-MAX_XML_BYTES = 256 * 2**20  # a full opera is about 100 MB; beyond is a decompression bomb
+SNARE_DRUM = 38  # General MIDI drum key for unpitched notes whose instrument the file does not name
+MAX_XML_BYTES = 256 * 2**20  # a full opera is about 100 MB; a larger document may be a decompression bomb
 
 
 def musicxml_text(data: bytes) -> bytes:
-    """The MusicXML document in `data`, which is one or a compressed .mxl archive of one.
+    """Returns the MusicXML document in `data`, which is the document itself or an .mxl archive with it.
 
-    Raises ValueError (also as zipfile.BadZipFile) when the archive holds no score or one beyond `MAX_XML_BYTES`.
+    Raises:
+        ValueError: the archive contains no score, or one larger than `MAX_XML_BYTES`.
+        zipfile.BadZipFile: the archive is damaged.
     """
     if not data.startswith(b"PK"):
         return _utf8(data)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        # not by META-INF/container.xml: exporters write file names into it without escaping, which no parser reads
+        # META-INF/container.xml is not used: some exporters write file names into it without escaping them
         paths = [
             name
             for name in archive.namelist()
@@ -50,7 +51,7 @@ def musicxml_text(data: bytes) -> bytes:
 
 
 def _utf8(document: bytes) -> bytes:
-    """An XML document as UTF-8: older exporters wrote UTF-16, which music21 does not take."""
+    """Converts an XML document to UTF-8, since music21 can't read the UTF-16 of older exporters."""
     if not document.startswith((b"\xff\xfe", b"\xfe\xff")):
         return document
     text = document.decode("utf-16")
@@ -58,23 +59,23 @@ def _utf8(document: bytes) -> bytes:
 
 
 def read_musicxml(data: bytes) -> Score:
-    """The score in a MusicXML document or .mxl archive; raises what the parser raises on a damaged one."""
+    """Reads the score of a MusicXML document or .mxl archive; any exception of the parser is passed on."""
     from music21.musicxml.xmlObjects import MusicXMLWarning
     from music21.musicxml.xmlToM21 import MusicXMLImporter
 
-    importer: Any = MusicXMLImporter()  # music21 leaves it untyped
+    importer: Any = MusicXMLImporter()  # type: ignore[no-untyped-call]
     document = musicxml_text(data)
     check_musicxml(document)
     importer.xmlText = document
     with warnings.catch_warnings():
-        # music21 says so when it leaves out a wedge, a pedal or a bracket; none of them is in a score of notes
+        # music21 warns about hairpins, pedals and brackets that it leaves out; a `Score` has none of them anyway
         warnings.simplefilter("ignore", MusicXMLWarning)
         importer.parseXMLText()
     return from_music21(importer.stream)
 
 
 def read_humdrum(text: str) -> Score:
-    """The score in a Humdrum **kern document."""
+    """Reads the score of a Humdrum **kern document."""
     from music21.humdrum.spineParser import HumdrumDataCollection
 
     check_humdrum(text)
@@ -84,7 +85,7 @@ def read_humdrum(text: str) -> Score:
 
 
 def split_abc(text: str) -> list[tuple[str, str]]:
-    """The tunes of an ABC tune book as (title, text): each starts at its `X:` field, after the book's own header."""
+    """Splits an ABC tune book into tunes (title, text), each from its `X:` field on; the header of the book is left out."""
     starts = [match.start() for match in re.finditer(r"^X:", text, flags=re.MULTILINE)]
     if not starts:
         return [("", text)]
@@ -94,7 +95,7 @@ def split_abc(text: str) -> list[tuple[str, str]]:
 
 
 def read_abc(text: str) -> Score:
-    """The score in one ABC tune."""
+    """Reads the score of one ABC tune."""
     from music21 import converter
 
     check_abc(text)
@@ -102,13 +103,13 @@ def read_abc(text: str) -> Score:
 
 
 def from_music21(stream: "Stream[Any]") -> Score:
-    """Convert a music21 stream: every part a track, with name, program, metre, key and tempo marks.
+    """Converts a music21 stream to a score: a track for each part, and the metre, key and tempo marks.
 
     Args:
-        stream: a Score, Part or any stream with notes; an Opus (several pieces) is refused, convert its scores.
+        stream: a Score, Part or any stream with notes; an Opus (several pieces) is refused: convert its scores.
 
     Returns:
-        a score of `TICKS_PER_QUARTER`, sorted, without empty tracks; it has no notes where the stream has none.
+        A sorted score of `TICKS_PER_QUARTER` without empty tracks; it has no notes if the stream has none.
     """
     from music21 import stream as m21
 
@@ -131,7 +132,7 @@ def from_music21(stream: "Stream[Any]") -> Score:
 
 
 class _Marks:
-    """Metre, key and tempo marks by tick; the first part that writes one at a tick has the say."""
+    """Metre, key and tempo marks by tick; of several parts with a mark at the same tick, the first one counts."""
 
     def __init__(self) -> None:
         self.metres: dict[int, TimeSignature] = {}
@@ -139,14 +140,14 @@ class _Marks:
         self.tempos: dict[int, Tempo] = {}
 
     def add(self, tick: int, element: Any, transposition: int) -> None:
-        """Record `element` if it is such a mark; `transposition` in semitones takes a written key to concert pitch."""
+        """Adds `element` if it is such a mark; a key is transposed to concert pitch by `transposition` semitones."""
         from music21 import key, meter, tempo
 
         if isinstance(element, meter.TimeSignature):
             self.metres.setdefault(tick, TimeSignature(tick, element.numerator, element.denominator))
         elif isinstance(element, key.KeySignature):
             minor = int(isinstance(element, key.Key) and element.mode == "minor")
-            # a semitone is seven fifths; the circle closes after twelve, and sharps are kept within the usual -7..7
+            # a semitone is seven steps on the circle of fifths, modulo 12; the result is within the usual -7..7 sharps
             sharps = element.sharps if transposition % 12 == 0 else (element.sharps + 7 * transposition + 6) % 12 - 6
             if -7 <= sharps <= 7:
                 self.keys.setdefault(tick, KeySignature(tick, sharps, minor))
@@ -157,14 +158,14 @@ class _Marks:
 
 
 def _ticks(quarters: Any) -> int:
-    """Ticks of a length or offset that music21 gives in quarters, as float, int or Fraction."""
+    """Converts a length or offset of music21, in quarters as float, int or Fraction, to ticks."""
     return round(float(quarters) * TICKS_PER_QUARTER)
 
 
 def _walk(stream: "Stream[Any]", start: Any) -> Iterator[tuple[Any, int, Any]]:
-    """Every element of nested measures and voices as (offset in quarters, 0 for marks or 1 for notes, element).
+    """Yields every element of nested measures and voices as (offset in quarters, 0 for marks or 1 for notes, element).
 
-    One walk over the tree: `flatten()` would build a second tree of the same objects.
+    Unlike music21's `flatten()`, it does not build a second tree of the same objects.
     """
     for element in stream.elements:
         offset = start + stream.elementOffset(element)
@@ -175,7 +176,7 @@ def _walk(stream: "Stream[Any]", start: Any) -> Iterator[tuple[Any, int, Any]]:
 
 
 def _upbeat_rest(part: "Stream[Any]") -> int:
-    """Ticks of rest that complete the first measure where it is shorter than its metre, 0 where it is not."""
+    """Returns the ticks of rest that complete a first measure shorter than its metre; 0 if it is complete."""
     from music21 import meter, stream
 
     measures = [element for element in part.elements if isinstance(element, stream.Measure)]
@@ -189,11 +190,14 @@ def _upbeat_rest(part: "Stream[Any]") -> int:
 
 
 def _convert_part(part: Any, events: list[tuple[int, Any]], upbeat: int, marks: _Marks) -> Track:
-    """One part as a track; its marks go to `marks`. Notes are `upbeat` ticks later; marks at the very start are not."""
+    """Converts one part to a track and adds its marks to `marks`.
+
+    Notes and marks are moved by `upbeat` ticks, except for marks at tick 0.
+    """
     from music21 import chord, dynamics, harmony, instrument, note
 
     rows: list[list[int]] = []  # onset, end, pitch, velocity
-    tied: dict[int, int] = {}  # sounding pitch -> row that a coming tie stop prolongs
+    tied: dict[int, int] = {}  # sounding pitch -> row of the note that a following tied note prolongs
     name = getattr(part, "partName", None) or ""
     program, is_drum, transposition, velocity = 0, False, 0, DEFAULT_VELOCITY
     for tick, element in events:
@@ -227,10 +231,10 @@ def _convert_part(part: Any, events: list[tuple[int, Any]], upbeat: int, marks: 
 
 
 def _add_note(rows: list[list[int]], tied: dict[int, int], row: list[int], tie: str | None) -> None:
-    """Append `row`, or prolong the note that is tied to it; `tie` is None, 'start', 'continue', 'stop' or 'let-ring'.
+    """Appends `row`, or prolongs the note that is tied to it; `tie` is None, 'start', 'continue', 'stop' or 'let-ring'.
 
-    A note of the pitch that a tie started on, right where that one ends, prolongs it even when it has no tie mark of
-    its own: real files leave many ends of ties unmarked.
+    A note that begins where a tied note of the same pitch ends prolongs it even without a tie mark of its own, since many
+    files do not mark the end of ties.
     """
     onset, end, pitch, _ = row
     before = tied.pop(pitch, None)
@@ -244,6 +248,6 @@ def _add_note(rows: list[list[int]], tied: dict[int, int], row: list[int], tie: 
 
 
 def _drum_key(member: Any) -> int:
-    """The General-MIDI drum key of an unpitched note: what its instrument says, else a snare drum."""
+    """Returns the General-MIDI drum key of an unpitched note: that of its instrument, or else the snare drum."""
     key = getattr(member.storedInstrument, "percMapPitch", None)
     return SNARE_DRUM if key is None else int(key)

@@ -1,7 +1,7 @@
-"""Scores: reading them from any supported file, guarding against damaged ones, and their bars and lengths.
+"""Read scores from files, refuse damaged ones, and compute bars and lengths of scores.
 
-The representation is `symusic.Score` in ticks, `TICKS_PER_QUARTER` to a quarter note. MIDI is read by symusic (about
-0.1 ms a file), notation by music21 (about 60 ms a piece, see `notation`).
+A score is a `symusic.Score` in ticks, `TICKS_PER_QUARTER` to a quarter note. MIDI is read by symusic (about 0.1 ms a file),
+notation by music21 (about 60 ms a piece, see `notation`).
 """
 
 import os
@@ -26,39 +26,39 @@ SUFFIXES = MIDI_SUFFIXES | MUSICXML_SUFFIXES | ABC_SUFFIXES | HUMDRUM_SUFFIXES
 KINDS = {"midi": MIDI_SUFFIXES, "musicxml": MUSICXML_SUFFIXES, "abc": ABC_SUFFIXES, "humdrum": HUMDRUM_SUFFIXES}
 
 MAX_DURATION_SECONDS = 3 * 60 * 60
-MAX_DURATION_BEATS = 100_000  # nine hours at 180 quarters a minute: bounds arrays where a tempo mark hides the length
+MAX_DURATION_BEATS = 100_000  # nine hours at 180 quarters a minute: limits arrays where a very fast tempo makes the seconds few
 MAX_FILE_BYTES = 64 * 2**20
-DEFAULT_TEMPO_BPM = 120.0  # Source: Standard MIDI Files 1.0, what holds where no tempo is set
+DEFAULT_TEMPO_BPM = 120.0  # Source: Standard MIDI Files 1.0, the tempo where none is set
 MAX_REASON_CHARACTERS = 160
 
 
 class ScoreError(ValueError):
-    """A file or piece that can't be used; the text is one printable line: '<file>: <what is wrong>; <remedy>'."""
+    """A file or piece that can't be used; its message is one printable line: '<file>: <problem>; <remedy>'."""
 
     def __init__(self, path: str | Path, problem: str, remedy: str) -> None:
         super().__init__(f"{printable(path)}: {printable(problem)}; {remedy}")
         self.path, self.problem, self.remedy = path, problem, remedy
 
     def __reduce__(self) -> tuple[type["ScoreError"], tuple[str | Path, str, str]]:
-        """Pickle by its three parts, so that it crosses from a parsing process to its parent."""
+        """Pickles its three parts, so that a parsing process can send it to its parent."""
         return ScoreError, (self.path, self.problem, self.remedy)
 
 
 def printable(text: str | Path) -> str:
-    """`text` as one line that any terminal and UTF-8 file takes; bytes of a non-UTF-8 file name show as \\xNN."""
+    """Returns `text` as one line of printable characters; bytes of a file name that are not UTF-8 become \\xNN."""
     line = os.fsencode(text).decode("utf-8", "backslashreplace") if isinstance(text, Path) else text
     line = line.encode("utf-8", "backslashreplace").decode("utf-8")
     return " ".join("".join(character if character.isprintable() else " " for character in line).split())
 
 
 def kind(path: Path) -> str:
-    """How the file at `path` is read, by its suffix: midi, musicxml, abc or humdrum; the suffix itself for others."""
+    """Returns the kind of a file by its suffix: midi, musicxml, abc or humdrum; the suffix itself for any other."""
     suffix = path.suffix.lower()
     return next((name for name, suffixes in KINDS.items() if suffix in suffixes), suffix)
 
 
 def read_all(path: str | Path) -> tuple[list[tuple[str, Score]], str]:
-    """(piece name, score) of every sound piece of a file, and what is wrong with the others in one line ('' if nothing)."""
+    """Returns (piece name, score) of every readable piece of a file, and the problems of the others in one line, or ''."""
     pieces: list[tuple[str, Score]] = []
     try:
         for piece in read_pieces(path):
@@ -69,10 +69,10 @@ def read_all(path: str | Path) -> tuple[list[tuple[str, Score]], str]:
 
 
 def read_pieces(path: str | Path) -> Iterator[tuple[str, Score]]:
-    """Yield (piece name, score) for every piece in a MIDI, MusicXML, ABC or Humdrum file.
+    """Yields (piece name, score) for every piece in a MIDI, MusicXML, ABC or Humdrum file.
 
-    A file of one piece is named by its stem; the tunes of an ABC book are 'stem#number title'. A book gives its sound
-    tunes first and raises for the others together at the end, so one bad tune loses no good one. Repeats are not
+    The piece of a file with one piece has the name of the file without its suffix. The tunes of an ABC book are named
+    'stem#number title'. All readable tunes are yielded first; then one error is raised for all others. Repeats are not
     expanded.
 
     Raises:
@@ -91,7 +91,7 @@ def read_pieces(path: str | Path) -> Iterator[tuple[str, Score]]:
 
 
 def read_score(path: str | Path) -> Score:
-    """The first piece of the file at `path`; raises ScoreError as `read_pieces` does."""
+    """Reads the first piece of the file at `path`; raises ScoreError as `read_pieces` does."""
     return next(score for _, score in read_pieces(path))
 
 
@@ -102,7 +102,7 @@ def _read_bytes(path: Path) -> bytes:
             raise ScoreError(path, f"the file has {size} bytes, over {MAX_FILE_BYTES}", "split it into pieces")
         data = path.read_bytes()
     except OSError as error:
-        raise ScoreError(path, f"can't be read ({error.strerror})", "give a file that you may read") from error
+        raise ScoreError(path, f"can't be read ({error.strerror})", "allow reading it, or give another file") from error
     if not data.strip():
         raise ScoreError(path, "the file is empty", "copy or export it again")
     return data
@@ -116,9 +116,9 @@ def _read_one(path: Path, suffix: str, data: bytes) -> Score:
             score = notation.read_musicxml(data)
         else:
             score = notation.read_humdrum(_text(data))
-    except (ScoreError, MemoryError):  # want of memory is of this process: it says nothing about the file
+    except (ScoreError, MemoryError):  # out of memory is a problem of this process, not of the file
         raise
-    except Exception as error:  # the parsers raise whatever their internals meet on a damaged file
+    except Exception as error:  # parsers raise all kinds of exceptions on a damaged file
         raise ScoreError(path, f"damaged {suffix} file ({_reason(error)})", "export it again, or remove it") from error
     return normalise(_checked(score, path))
 
@@ -131,7 +131,7 @@ def _read_midi(path: Path, data: bytes) -> Score:
             "give the file the suffix of what it holds, or export it as MIDI",
         )
     if len(data) > 12 and data[12] & 0x80:
-        raise ScoreError(path, "its times are SMPTE frames, not beats", "export it in ticks per quarter")
+        raise ScoreError(path, "its times are in SMPTE frames, not in beats", "export it with ticks per quarter note")
     return Score.from_midi(data)
 
 
@@ -157,7 +157,7 @@ def _read_tunes(path: Path, data: bytes) -> Iterator[tuple[str, Score]]:
 
 
 def _text(data: bytes) -> str:
-    """ABC and Humdrum predate Unicode: UTF-8 where it decodes, else Latin-1, which decodes anything."""
+    """Decodes ABC or Humdrum, which have no fixed encoding, as UTF-8, or as Latin-1 if it is not valid UTF-8."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -172,7 +172,7 @@ def _reason(error: Exception) -> str:
 
 
 def _checked(score: Score, path: Path) -> Score:
-    """`score` itself, if it has notes at sensible times; what would not end or fill the memory is refused here."""
+    """Returns `score` itself if its notes, times and marks are valid and it is not too long; else raises ScoreError."""
     if score.ticks_per_quarter <= 0:
         raise ScoreError(path, "its resolution is 0 ticks per quarter", "export it again")
     if num_notes(score) == 0:
@@ -180,7 +180,7 @@ def _checked(score: Score, path: Path) -> Score:
     events = (score.tempos, score.time_signatures, score.key_signatures, *(track.notes for track in score.tracks))
     times = [timed.numpy()["time"] for timed in events]
     durations = np.concatenate([track.notes.numpy()["duration"] for track in score.tracks])
-    # ticks are 32-bit: a file that counts past them comes back with negative times, as negative deltas do
+    # ticks have 32 bits: times that overflow become negative
     if min(int(t.min()) for t in times if len(t)) < 0 or int(durations.min()) < 0:
         raise ScoreError(path, "it holds negative times", "export it again, or remove it")
     metre = score.time_signatures.numpy()
@@ -200,13 +200,13 @@ def _checked(score: Score, path: Path) -> Score:
 
 
 def normalise(score: Score) -> Score:
-    """A new score of `TICKS_PER_QUARTER`: sorted, no empty track, no repeated mark, no note shorter than a tick."""
+    """Returns a sorted copy with `TICKS_PER_QUARTER`, without empty tracks, repeated marks and notes shorter than a tick."""
     score = score.resample(TICKS_PER_QUARTER, min_dur=1)
     tracks = [track for track in score.tracks if len(track.notes)]
     score.tracks.clear()
     score.tracks.extend(tracks)
     score.sort()
-    # MIDI files repeat their marks in every track; the last one at a tick holds
+    # MIDI files may repeat their marks in every track; the last one at a tick counts
     score.time_signatures = _distinct(score.time_signatures, lambda mark: (mark.numerator, mark.denominator))
     score.key_signatures = _distinct(score.key_signatures, lambda mark: (mark.key, mark.tonality))
     score.tempos = _distinct(score.tempos, lambda mark: mark.mspq)
@@ -214,7 +214,7 @@ def normalise(score: Score) -> Score:
 
 
 def _distinct(marks: Iterable[Any], value: Callable[[Any], object]) -> list[Any]:
-    """`marks` in order of time: the last one at each tick, and only where it changes the one before."""
+    """Returns the marks by time: the last one at each tick, without those that equal the previous mark."""
     last = {mark.time: mark for mark in marks}
     kept: list[Any] = []
     for _, mark in sorted(last.items()):
@@ -229,9 +229,9 @@ def num_notes(score: Score) -> int:
 
 
 def end_tick(score: Score) -> int:
-    """The tick at which the last note ends, 0 without notes; what only holds marks after it does not count."""
+    """The tick at which the last note ends, 0 without notes; marks after it do not count."""
     ends = [track.notes.numpy() for track in score.tracks if len(track.notes)]
-    # 64 bits, since the sum of a damaged file's time and duration may not fit in 32
+    # 64 bits, since in a damaged file the sum may not fit in 32
     return max((int((notes["time"].astype(np.int64) + notes["duration"]).max()) for notes in ends), default=0)
 
 
@@ -241,7 +241,7 @@ def duration_beats(score: Score) -> float:
 
 
 def seconds_at(score: Score, ticks: np.ndarray) -> np.ndarray:
-    """The times in seconds [N] of `ticks` [N], by the tempo marks (`DEFAULT_TEMPO_BPM` where none holds yet)."""
+    """Converts `ticks` [N] to seconds [N] by the tempo marks, with `DEFAULT_TEMPO_BPM` before the first mark."""
     marks = score.tempos.numpy()
     starts = np.concatenate([[0], marks["time"]]).astype(np.int64)
     mspq = np.concatenate([[60e6 / DEFAULT_TEMPO_BPM], marks["mspq"]])
@@ -250,7 +250,8 @@ def seconds_at(score: Score, ticks: np.ndarray) -> np.ndarray:
     elapsed = np.concatenate([[0.0], np.cumsum(np.diff(starts) * rates[:-1])])
     ticks = np.asarray(ticks, dtype=np.int64)
     index = np.searchsorted(starts, ticks, side="right") - 1
-    return elapsed[index] + (ticks - starts[index]) * rates[index]
+    seconds: np.ndarray = elapsed[index] + (ticks - starts[index]) * rates[index]
+    return seconds
 
 
 def duration_seconds(score: Score) -> float:
@@ -261,8 +262,8 @@ def duration_seconds(score: Score) -> float:
 def bar_ticks(score: Score) -> np.ndarray:
     """The ticks at which bars start, int64 [bars], the first at 0 and the last before the end of the last note.
 
-    4/4 holds until the first time signature. A time signature within a bar ends that bar and starts another. Metre:
-    a bar of n/d lasts 4 n / d quarters.
+    The metre is 4/4 until the first time signature. A time signature within a bar ends that bar and starts another. A bar
+    of n/d lasts 4 n / d quarters.
     """
     quarter = score.ticks_per_quarter
     marks = [(mark.time, 4 * quarter * mark.numerator // mark.denominator) for mark in score.time_signatures]
@@ -278,9 +279,9 @@ def num_bars(score: Score) -> int:
 
 
 def trim(score: Score, *, first_bar: int = 0, num_bars: int | None = None) -> Score:
-    """The part of `score` from bar `first_bar` on, `num_bars` long (None: to the end), moved to time 0.
+    """Returns `num_bars` bars of `score` from `first_bar` on (None: to the end), moved to time 0.
 
-    Notes that start in it are kept and cut at its end; the metre, key and tempo that hold at its start are set there.
+    Notes that start in them are kept and cut at the end. The metre, key and tempo in effect at the start are set there.
 
     Raises:
         ValueError: first_bar outside 0 .. bars - 1, or num_bars below 1.
@@ -295,12 +296,12 @@ def trim(score: Score, *, first_bar: int = 0, num_bars: int | None = None) -> Sc
     stop = int(bars[last]) if last < len(bars) else max(end_tick(score), start + 1)
     part = score.clip(start, stop).shift_time(-start)
     part.time_signatures = [
-        TimeSignature(max(0, m.time - start), m.numerator, m.denominator) for m in _held(score.time_signatures, start, stop)
+        TimeSignature(max(0, m.time - start), m.numerator, m.denominator) for m in _marks_in(score.time_signatures, start, stop)
     ]
     part.key_signatures = [
-        KeySignature(max(0, m.time - start), m.key, m.tonality) for m in _held(score.key_signatures, start, stop)
+        KeySignature(max(0, m.time - start), m.key, m.tonality) for m in _marks_in(score.key_signatures, start, stop)
     ]
-    part.tempos = [Tempo(max(0, m.time - start), mspq=m.mspq) for m in _held(score.tempos, start, stop)]
+    part.tempos = [Tempo(max(0, m.time - start), mspq=m.mspq) for m in _marks_in(score.tempos, start, stop)]
     for track in part.tracks:
         notes = track.notes.numpy()
         ends = np.minimum(notes["time"] + notes["duration"], stop - start)
@@ -309,7 +310,7 @@ def trim(score: Score, *, first_bar: int = 0, num_bars: int | None = None) -> Sc
     return part
 
 
-def _held(marks: Iterable[Any], start: int, stop: int) -> list[Any]:
-    """The marks in [start, stop) and the one that holds at `start`."""
+def _marks_in(marks: Iterable[Any], start: int, stop: int) -> list[Any]:
+    """Returns the marks in [start, stop) and the one in effect at `start`."""
     before = [mark for mark in marks if mark.time <= start]
     return before[-1:] + [mark for mark in marks if start < mark.time < stop]

@@ -1,7 +1,7 @@
-"""Scores as bytes and back, exactly: plain numbers and text, which run nothing and are checked as they are read.
+"""Serialise scores to bytes and back, exactly. The format is plain numbers and text, so reading it can run no code.
 
-4 bytes       length of the head, unsigned, little-endian
-head          JSON: {"tpq", "globals": {list: length}, "markers": [text], "tracks": [{"name", "program", "is_drum",
+4 bytes       length of the header, unsigned, little-endian
+header        JSON: {"tpq", "globals": {list: length}, "markers": [text], "tracks": [{"name", "program", "is_drum",
               "lists": {list: length}, "lyrics": [text]}]}
 columns       int32, little-endian: for each list, in the order of `GLOBALS` and then of `LISTS` for each track, one column of
               its length for each field
@@ -41,7 +41,7 @@ def _columns(owner: Any, name: str) -> list[np.ndarray]:
 
 
 def score_to_bytes(score: Score) -> bytes:
-    """The bytes of a score in ticks; `score_from_bytes` gives an equal one."""
+    """Serialises a score in ticks; `score_from_bytes` restores an equal one."""
     blocks: list[np.ndarray] = []
 
     def lengths(owner: Any, names: tuple[str, ...]) -> dict[str, int]:
@@ -66,29 +66,30 @@ def score_to_bytes(score: Score) -> bytes:
 
 
 def score_from_bytes(data: bytes) -> Score:
-    """The score of `score_to_bytes`.
+    """Restores a score from the bytes of `score_to_bytes`.
 
-    Raises: ValueError where the bytes are not those of a score.
+    Raises:
+        ValueError: the bytes are not those of a score.
     """
     try:
         return _read(data)
     except ValueError:
         raise
-    except Exception as error:  # bytes from elsewhere may be wrong in any way
+    except Exception as error:  # damaged or foreign bytes can cause any exception
         raise ValueError(f"not the bytes of a score ({type(error).__name__})") from error
 
 
 def _read(data: bytes) -> Score:
     (size,) = LENGTH.unpack_from(data)
     head = json.loads(data[4 : 4 + size])
-    columns = np.frombuffer(bytearray(data[4 + size :]), INT32)  # symusic takes arrays that may be written to
+    columns = np.frombuffer(bytearray(data[4 + size :]), INT32)  # symusic needs writable arrays
     at = 0
 
     def take(lengths: Mapping[str, Any], name: str) -> list[np.ndarray]:
         nonlocal at
         count, fields = lengths[name], FIELDS[name]
         if type(count) is not int or not 0 <= count * len(fields) <= len(columns) - at:
-            raise ValueError(f"not the bytes of a score: {name} counts {count!r}")
+            raise ValueError(f"not the bytes of a score: the length of {name} is {count!r}")
         found = [columns[at + i * count : at + (i + 1) * count] for i in range(len(fields))]
         at += count * len(fields)
         return found

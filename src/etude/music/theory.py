@@ -1,4 +1,4 @@
-"""Keys: names, scales, signatures, and estimation from the notes."""
+"""Keys: names, scales, signatures, and estimation of the key from the notes."""
 
 import re
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Key:
 
     def __post_init__(self) -> None:
         if self.tonic not in range(12):
-            raise ValueError(f"tonic is {self.tonic}, must be a pitch class 0 (C) to 11 (B); take it modulo 12")
+            raise ValueError(f"tonic is {self.tonic}, must be a pitch class from 0 (C) to 11 (B)")
         if self.mode not in MODES:
             raise ValueError(f"mode is {self.mode!r}, must be 'major' or 'minor'; give one of these")
 
@@ -41,10 +41,10 @@ class Key:
 
     @classmethod
     def parse(cls, text: str) -> "Key":
-        """The key that `text` names: 'G major', 'f# minor', 'Bb', 'E-flat minor', 'Am', 'c' (lower case alone: minor).
+        """Parses the name of a key: 'G major', 'f# minor', 'Bb', 'E-flat minor', 'Am', 'c' (lower case alone: minor).
 
         Raises:
-            ValueError: not the name of a key; lists those that there are.
+            ValueError: not the name of a key; the message lists the valid names.
         """
         match = re.fullmatch(
             r"\s*([A-Ga-g])(-?flat|-?sharp|[#♯b♭-])?\s*(major|maj|minor|min|m)?\s*",
@@ -61,11 +61,11 @@ class Key:
 
     @classmethod
     def from_signature(cls, signature: KeySignature) -> "Key":
-        """The key of a signature mark: `signature.key` sharps (negative: flats), tonality 0 major or 1 minor."""
+        """The key of a key signature: `signature.key` sharps (negative: flats), tonality 0 major or 1 minor."""
         return cls((7 * signature.key + 9 * signature.tonality) % 12, MODES[signature.tonality])
 
     def signature(self, time: int = 0) -> KeySignature:
-        """The signature mark of this key at tick `time`, spelled as its name is."""
+        """The key signature of this key at tick `time`, with the same spelling as its name."""
         relative_major = (self.tonic + (3 if self.mode == "minor" else 0)) % 12
         sharps = (7 * relative_major + 5) % 12 - 5  # -5 .. 6
         if self == Key(3, "minor"):
@@ -84,7 +84,7 @@ def scale_pitch_classes(key: Key) -> frozenset[int]:
 
 def fifths_distance(first: Key, second: Key) -> int:
     """Steps on the circle of fifths between the signatures of two keys, 0 (same or relative key) to 6."""
-    steps = (first.signature().key - second.signature().key) % 12
+    steps = int(first.signature().key - second.signature().key) % 12
     return min(steps, 12 - steps)
 
 
@@ -104,9 +104,9 @@ def pitch_class_durations(score: Score) -> np.ndarray:
 
 
 def key_correlations(histogram: np.ndarray) -> np.ndarray:
-    """Correlate pitch-class weights [..., 12] with the 24 key profiles: [..., 24], 12 major tonics, then 12 minor.
+    """Correlates pitch-class weights [..., 12] with the 24 key profiles: [..., 24], 12 major tonics, then 12 minor.
 
-    Pearson correlation; 0 where the weights are all equal, which says nothing of a key.
+    Pearson correlation; 0 if all weights are equal.
 
     Source: Krumhansl 1990, chapter 4 (the Krumhansl-Schmuckler algorithm).
     """
@@ -114,14 +114,14 @@ def key_correlations(histogram: np.ndarray) -> np.ndarray:
     profiles = profiles - profiles.mean(axis=1, keepdims=True)
     weights = histogram - histogram.mean(axis=-1, keepdims=True)
     norm = np.linalg.norm(weights, axis=-1, keepdims=True) * np.linalg.norm(profiles, axis=1)
-    return np.divide(weights @ profiles.T, norm, out=np.zeros_like(norm), where=norm > 1e-12)
+    correlations: np.ndarray = np.divide(weights @ profiles.T, norm, out=np.zeros_like(norm), where=norm > 1e-12)
+    return correlations
 
 
 def estimate_key(score: Score) -> Key:
-    """The key whose profile correlates best with the durations of the score's pitch classes.
+    """Estimates the key of a score: the one whose profile correlates best with the durations of the pitch classes.
 
-    Deterministic: of equal correlations the lowest tonic wins, major before minor. A score of drums alone has no pitch
-    and gives C major.
+    Of equal correlations, major comes before minor and the lowest tonic first. A score of drums alone gives C major.
 
     Source: Krumhansl & Kessler 1982; Krumhansl 1990, chapter 4.
     """

@@ -1,27 +1,28 @@
-"""Byte-pair encoding over token ids: frequent successions become tokens of their own, in words that no bar line splits.
+"""Byte-pair encoding of token ids: frequent pairs of ids become one token; no merge crosses a bar line.
 
-Source: Fradet et al. 2023, "Byte Pair Encoding for Symbolic Music". Deviation: words are bars (REMI, Octuple notes)
-or the span of one time shift (TSD, MIDILike), so that no merge reaches over a bar line.
+Source: Fradet et al. 2023, "Byte Pair Encoding for Symbolic Music". Deviation: pairs are merged
+only within words, which are bars (REMI), notes (Octuple) or the tokens of one time shift (TSD, MIDILike).
 """
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from etude.tokens.grammar import Grammar, State
 
-FIRST_CHARACTER = 0x4E00  # 20,000 characters in a row, none of them white space
+FIRST_CHARACTER = 0x4E00  # start of 20,000 consecutive characters without white space; id n is written as character n
 CACHE_SIZE = 4096
 Merge = tuple[int, int]
 
 
 class BytePairs:
-    """Merges of pairs of ids; the n-th merge makes id `base_size` + n.
+    """Learnt merges of pairs of ids; the n-th merge has id `base_size` + n.
 
     Args:
         merges: pairs of earlier ids, in the order in which they were learnt.
-        base_size: number of ids without merges.
-        starts_word: which base ids begin a word: bool [base_size].
+        base_size: number of ids before merging.
+        starts_word: bool [base_size], which base ids begin a word.
     """
 
     def __init__(self, merges: Sequence[Sequence[int]], *, base_size: int, starts_word: np.ndarray) -> None:
@@ -38,13 +39,13 @@ class BytePairs:
 
     @classmethod
     def train(cls, pieces: Iterable[np.ndarray], *, vocab_size: int, base_size: int, starts_word: np.ndarray) -> "BytePairs":
-        """Learn merges from base ids until there are `vocab_size` ids, or no pair comes twice.
+        """Learns merges from base ids until there are `vocab_size` ids, or until no pair occurs twice.
 
         Raises:
-            ValueError: vocab_size not above base_size, or beyond what fits.
+            ValueError: vocab_size not above base_size, or above 20,000.
         """
         if not base_size < vocab_size <= 20_000:
-            raise ValueError(f"vocab_size is {vocab_size}; give {base_size + 1} to 20000: the base vocabulary and more")
+            raise ValueError(f"vocab_size is {vocab_size}; give {base_size + 1} to 20000, more than the base vocabulary has")
         from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
         model = Tokenizer(models.BPE())
@@ -55,19 +56,20 @@ class BytePairs:
         return cls(_merges(model.to_str(), base_size), base_size=base_size, starts_word=starts_word)
 
     def compress(self, ids: np.ndarray) -> np.ndarray:
-        """Base ids to merged ids, int32."""
+        """Converts base ids to merged ids, int32."""
         if not self.merges or len(ids) == 0:
             return np.asarray(ids, dtype=np.int32)
         return np.array(self._model.encode(_text(np.asarray(ids), self.starts_word)).ids, dtype=np.int32)
 
     def expand(self, ids: np.ndarray) -> np.ndarray:
-        """Merged ids to base ids, int32; inverse of `compress`."""
+        """Converts merged ids to base ids, int32; inverse of `compress`."""
         ids = np.asarray(ids)
         lengths = self.lengths[ids]
         if len(ids) == 0 or lengths.max() == 1:
             return ids.astype(np.int32)
         within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        return self._flat[np.repeat(self._offsets[ids], lengths) + within]
+        base: np.ndarray = self._flat[np.repeat(self._offsets[ids], lengths) + within]
+        return base
 
 
 def _text(ids: np.ndarray, starts_word: np.ndarray) -> str:
@@ -82,7 +84,7 @@ def _texts(pieces: Iterable[np.ndarray], starts_word: np.ndarray) -> Iterator[st
 
 
 def _merges(text: str, base_size: int) -> list[Merge]:
-    """The merges of a saved Hugging Face model, as ids."""
+    """Reads the merges, as ids, of a Hugging Face model in JSON."""
     import json
 
     ids = {chr(FIRST_CHARACTER + i): i for i in range(base_size)}
@@ -93,7 +95,7 @@ def _merges(text: str, base_size: int) -> list[Merge]:
     return merges
 
 
-def _model(merges: Sequence[Merge], base_size: int):  # type: ignore[no-untyped-def]  # tokenizers is imported late
+def _model(merges: Sequence[Merge], base_size: int) -> Any:
     if not merges:
         return None
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -109,14 +111,14 @@ def _model(merges: Sequence[Merge], base_size: int):  # type: ignore[no-untyped-
 
 
 class BytePairGrammar(Grammar):
-    """The grammar of merged ids: an id is allowed where its expansion is, token by token."""
+    """The grammar of merged ids: an id is allowed if all tokens of its expansion are allowed one after the other."""
 
     def __init__(self, base: Grammar, pairs: BytePairs) -> None:
         self._base, self._pairs = base, pairs
         self.feature_names = base.feature_names
         self.vocab_size = len(pairs.expansions)
         self._cache: dict[Hashable, np.ndarray] = {}
-        self._trie: dict = {}
+        self._trie: dict[int, Any] = {}
         for token in range(pairs.base_size, self.vocab_size):
             node = self._trie
             for part in pairs.expansions[token]:
@@ -147,7 +149,7 @@ class BytePairGrammar(Grammar):
             self._cache[key] = mask
         return mask
 
-    def _walk(self, node: dict, state: State, mask: np.ndarray) -> None:
+    def _walk(self, node: dict[int, Any], state: State, mask: np.ndarray) -> None:
         allowed = self._base.mask(state)
         for part, child in node.items():
             if part >= 0 and allowed[part]:

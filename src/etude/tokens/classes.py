@@ -1,4 +1,4 @@
-"""What each token of any tokenizer stands for: its class, its pitch, its place in the bar, its length."""
+"""The meaning of each token of a tokenizer as numbers: its class, pitch, position in the bar and duration."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from etude.tokens.tokenizer import Tokenizer
 
 CLASSES = ("control", "pitch", "time", "duration", "velocity", "other")
 CONTROL, PITCH, TIME, DURATION, VELOCITY, OTHER = range(len(CLASSES))
-TWELFTHS = 12  # of a quarter: the unit of positions and lengths
+TWELFTHS = 12  # units of positions and durations per quarter note
 _KINDS = {
     PITCH: (tokens.PITCH, tokens.PITCH_DRUM, tokens.NOTE_ON, tokens.DRUM_ON, tokens.NOTE_OFF, tokens.DRUM_OFF),
     TIME: (tokens.BAR, tokens.POSITION, tokens.TIME_SHIFT),
@@ -23,9 +23,11 @@ _KINDS = {
 class TokenClasses:
     """Arrays over ids [V].
 
-    kind: index into CLASSES; specials and labels are controls, a grid's rest is a pitch. pitch: MIDI, -1 for none, drums
-    among them. onset: whether the pitch is one that begins (not the end of a note). position: of a time token in its bar, in
-    twelfths of a quarter, -1 for none. units: length of a time shift or a duration in twelfths of a quarter, -1 for none.
+    kind: index into CLASSES. Special and control tokens have the class control, the rest of a grid has the class pitch.
+    pitch: MIDI pitch, -1 for tokens without one and for drums.
+    onset: whether the token begins a note of this pitch (a NoteOff ends one).
+    position: of a time token, the position in its bar in twelfths of a quarter, -1 for others.
+    units: of a time shift or a duration, its length in twelfths of a quarter, -1 for others.
     """
 
     kind: np.ndarray
@@ -36,7 +38,7 @@ class TokenClasses:
 
 
 def token_classes(tokenizer: Tokenizer) -> TokenClasses:
-    """Reads the classes off a tokenizer's vocabulary; a token of byte pairs has those of its first base token."""
+    """Derives the arrays from the vocabulary of a tokenizer; a merged token has the values of its first base token."""
     size = tokenizer.base_size
     kind = np.full(size, OTHER)
     kind[: tokenizer.first_body] = CONTROL
@@ -52,7 +54,7 @@ def token_classes(tokenizer: Tokenizer) -> TokenClasses:
         position[table.of_kind[tokens.POSITION]] = table.number[table.of_kind[tokens.POSITION]]
         timed = table.mask(tokens.TIME_SHIFT, tokens.DURATION)
         units[timed] = table.units[timed]
-    else:  # a grid: every token but the bar is what a voice sounds
+    else:  # a grid: every token except Bar is the pitch or rest of a voice
         for i, token in enumerate(tokenizer.vocab[tokenizer.first_body :], tokenizer.first_body):
             kind[i] = TIME if token == "Bar" else PITCH
             if token.startswith("Pitch_"):

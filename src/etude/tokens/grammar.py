@@ -1,7 +1,7 @@
-"""Constrained decoding: at each step, which tokens keep a piece decodable.
+"""Constrained decoding: masks of the tokens that may come next, so that every sample can be decoded to a score.
 
-A `Grammar` is a finite automaton over hashable states (tuples), so that masks can be cached per state and
-explored ahead (byte-pair tokens are allowed if their expansion is). A `Decoder` runs a batch of them.
+A `Grammar` is an automaton whose states are tuples, so that masks can be cached by state and tokens can be tried ahead
+(a byte-pair token is allowed if its expansion is). A `Decoder` runs a grammar for a batch of sequences.
 """
 
 from abc import ABC, abstractmethod
@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 
 PAD, BOS, EOS, CONT = 0, 1, 2, 3
-UNLIMITED = -1  # the value of "bars left" without a limit
-CLOSED = -2  # of "bars left" once the last bar is over: what is open ends, then EOS
+UNLIMITED = -1  # value of "bars left" if there is no limit
+CLOSED = -2  # value of "bars left" after the last bar: only sounding notes may end, then EOS must follow
 
 State = tuple[Any, ...]
 
 
 class Grammar(ABC):
-    """The language of decodable token sequences of one tokenizer.
+    """The sequences of body tokens that a tokenizer can decode, as an automaton.
 
-    Specials and control tokens never reach a grammar: the decoder handles them.
-    `step` may assume a token that `mask` allows; the decoder checks.
+    Special and control tokens are handled by the decoder and are no part of the grammar. `step` may assume that the token is
+    allowed by `mask`; the decoder checks this.
     """
 
     vocab_size: int
@@ -29,40 +29,40 @@ class Grammar(ABC):
 
     @abstractmethod
     def start(self, num_bars: int) -> State:
-        """The state before the first body token, with `num_bars` bars to come (UNLIMITED for no limit)."""
+        """Returns the state before the first body token of a piece of `num_bars` bars (UNLIMITED for no limit)."""
 
     @abstractmethod
     def step(self, state: State, token: int) -> State:
-        """The state after an allowed body token."""
+        """Returns the state after an allowed body token."""
 
     @abstractmethod
     def mask(self, state: State) -> np.ndarray:
-        """Which tokens may follow: bool [V], read-only, never all False. Includes EOS where the piece may end."""
+        """Returns which tokens may follow: bool [V], read-only, never all False; EOS is included if the piece may end."""
 
     @abstractmethod
     def key(self, state: State) -> Hashable:
-        """Equal for states that allow the same continuations up to the next bar line."""
+        """Returns a key for caches; equal for states that allow the same continuations up to the next bar line."""
 
     @abstractmethod
     def features(self, state: State) -> tuple[int, ...]:
-        """The features, in the order of `feature_names`, of the token that led to this state."""
+        """Returns the features, in the order of `feature_names`, of the last token."""
 
 
 def frozen(mask: np.ndarray) -> np.ndarray:
-    """The mask, made read-only, since it is shared by every state with the same key."""
+    """Makes a mask read-only, since it is shared by all states with the same key, and returns it."""
     mask.flags.writeable = False
     return mask
 
 
 def bars_after(left: int, crossed: int) -> int:
-    """Bars left after crossing so many bar lines."""
+    """Returns the bars left after `crossed` bar lines; CLOSED if that is below 0."""
     if left == UNLIMITED or not crossed:
         return left
     return left - crossed if left >= crossed else CLOSED
 
 
 def check_num_bars(num_bars: int | None) -> int:
-    """The number of bars as a grammar counts it.
+    """Returns `num_bars`, or UNLIMITED for None, as `Grammar.start` expects it.
 
     Raises:
         ValueError: below 1.
@@ -70,21 +70,21 @@ def check_num_bars(num_bars: int | None) -> int:
     if num_bars is None:
         return UNLIMITED
     if num_bars < 1:
-        raise ValueError(f"num_bars is {num_bars}; give 1 or more, or leave it out for a free length")
+        raise ValueError(f"num_bars is {num_bars}; give 1 or more, or leave it out for any length")
     return num_bars
 
 
 class Decoder:
-    """Runs a grammar over a batch of sequences that grow by one token at a time.
+    """Tracks a batch of sequences, which grow by one token at a time, and tells which tokens may come next.
 
-    Feed everything through `push`: BOS, controls, the prompt and the sampled tokens. Before a row's prompt begins,
-    or after its EOS, push PAD: it changes nothing.
+    Pass every token to `push`: BOS, control tokens, the prompt and the sampled tokens. Push PAD for a row whose prompt has not
+    begun or that is finished; it changes nothing.
 
     Args:
-        grammar: the language.
+        grammar: the grammar of the tokenizer.
         batch: number of rows, B.
-        first_body: the first id that is neither special nor control.
-        num_bars: exactly this many bars, or None for a free length.
+        first_body: the first id that is neither a special nor a control token.
+        num_bars: exactly this many bars, or None for any length.
     """
 
     def __init__(self, grammar: Grammar, *, batch: int, first_body: int, num_bars: int | None = None) -> None:
@@ -100,14 +100,14 @@ class Decoder:
 
     @property
     def finished(self) -> np.ndarray:
-        """Which rows have had their EOS: bool [B]."""
+        """Which rows have ended with EOS: bool [B]."""
         return self._finished
 
     def push(self, ids_b: Sequence[int] | np.ndarray) -> None:
-        """Append one token to each row.
+        """Appends one token to each row.
 
         Raises:
-            ValueError: where a body token can't follow in its row, naming row and token.
+            ValueError: a body token is not allowed in its row.
         """
         grammar, nothing = self._grammar, (0,) * len(self._grammar.feature_names)
         for row, token in enumerate(np.asarray(ids_b).tolist()):
@@ -119,15 +119,15 @@ class Decoder:
             state = self._states[row]
             if self._finished[row] or not grammar.mask(state)[token]:
                 raise ValueError(
-                    f"row {row}: token {token} can't follow here (allowed are the tokens of decoder.allowed()); "
-                    "feed prompts as the tokenizer encodes them, from the start of a piece"
+                    f"row {row}: token {token} is not allowed here (see decoder.allowed()); "
+                    "pass prompts as the tokenizer encodes them, from the start of a piece"
                 )
             state = grammar.step(state, token)
             self._states[row] = state
             self._features[row] = grammar.features(state)
 
     def allowed(self) -> np.ndarray:
-        """Which tokens may come next in each row: bool [B, V]; a finished row allows PAD alone."""
+        """Returns which tokens may come next in each row: bool [B, V]; a finished row allows only PAD."""
         masks = [
             self._only_pad if done else self._grammar.mask(state)
             for state, done in zip(self._states, self._finished, strict=True)
@@ -135,6 +135,6 @@ class Decoder:
         return np.stack(masks)
 
     def features(self) -> dict[str, np.ndarray]:
-        """The features of the token last pushed to each row: name -> int64 [B]; zeros for specials and controls."""
+        """Returns the features of the last token of each row: name -> int64 [B]; 0 for special and control tokens."""
         columns = zip(*self._features, strict=True)
         return {name: np.array(column, dtype=np.int64) for name, column in zip(self._grammar.feature_names, columns, strict=True)}

@@ -1,10 +1,10 @@
-"""How MidiTok is set up: every choice that its configuration leaves open."""
+"""The configuration of MidiTok that the tokenizers use."""
 
 from typing import Any
 
 from etude.tokens.miditok_preparation import DENOMINATORS, NUMERATORS
 
-DRUM_PITCHES = (27, 88)  # General MIDI 2; other drum notes are left out
+DRUM_PITCHES = (27, 88)  # the drum keys of General MIDI 2; other drum notes are left out
 
 
 def build(
@@ -16,9 +16,9 @@ def build(
     program_changes: bool,
     max_bars: int,
 ) -> Any:
-    """MidiTok's tokenizer: one stream for all programs, no rests, chords, pedals or bends, tempos by the octave.
+    """Builds MidiTok's tokenizer: one stream for all programs, without rests, chords, pedals and pitch bends.
 
-    Args: as in `MidiTokTokenizer`.
+    Args: see `MidiTokTokenizer`.
     """
     import miditok
 

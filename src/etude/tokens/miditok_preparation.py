@@ -1,9 +1,9 @@
-"""What a score loses before MidiTok sees it, so that its silent drops and slow paths are never reached.
+"""Prepare scores for MidiTok, so that it changes nothing silently.
 
-MidiTok 3.1 drops time signatures that it doesn't know (later bars are then misplaced), moves those within a bar to the
-next bar, rounds cut time to a sixth of a quarter (its beat is the half note), and prunes repeated tempos in quadratic
-time. Here metres are rewritten to equal bars that it knows or refused, short bars get a metre of their own, and
-tempos are pruned.
+MidiTok 3.1 drops time signatures that it doesn't know (which misplaces later bars), moves time signatures within a bar to
+the next bar, rounds the notes of cut time to a sixth of a quarter (its beat is the half note), and removes repeated tempos
+in quadratic time. Here metres are replaced by supported ones with bars of the same length, or refused; shortened bars get
+a time signature of their own; and repeated tempos are removed.
 """
 
 import numpy as np
@@ -14,10 +14,10 @@ DENOMINATORS = (4, 8, 16)
 
 
 def supported_metre(numerator: int, denominator: int) -> tuple[int, int]:
-    """A metre of equal bar length with a denominator of 4, 8 or 16 and up to 15 beats.
+    """Returns a metre with the same bar length, a denominator of 4, 8 or 16 and up to 15 beats.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such metre.
     """
     n, d = numerator, denominator
     while 0 < d < DENOMINATORS[0]:
@@ -27,18 +27,19 @@ def supported_metre(numerator: int, denominator: int) -> tuple[int, int]:
     if d not in DENOMINATORS or n not in NUMERATORS:
         raise ValueError(
             f"metre {numerator}/{denominator} can't be written as 1-15 quarters, eighths or sixteenths; "
-            "notate it with shorter bars"
+            "write the piece with shorter bars"
         )
     return n, d
 
 
 def metres(score: Score) -> list[TimeSignature]:
-    """Time signatures from tick 0 on, each at a bar line of the one before.
+    """Returns supported time signatures from tick 0 on, each at a bar line.
 
-    A bar that the next signature cuts short gets one of its own length where a sixteenth measures it.
+    A bar that the next time signature cuts short gets a time signature of its own length, if that is a whole number of
+    sixteenths.
 
     Raises:
-        ValueError: a metre without an equal that is supported.
+        ValueError: a metre that has no supported equivalent.
     """
     marks: dict[int, tuple[int, int]] = {0: (4, 4)}
     for mark in sorted(score.time_signatures, key=lambda mark: mark.time):
@@ -65,14 +66,14 @@ def _metre_of(ticks: int, ticks_per_quarter: int) -> tuple[int, int] | None:
 
 
 def prepare(score: Score, *, tempos: np.ndarray) -> Score:
-    """A copy with notes, supported metres and tempos of the vocabulary only; tracks by program, drums last.
+    """Returns a copy with only notes, supported metres and tempos of the vocabulary; tracks by program, drums last.
 
     Args:
         score: any score.
-        tempos: the vocabulary's tempos in beats per minute, increasing.
+        tempos: the tempos of the vocabulary in beats per minute, increasing.
 
     Raises:
-        ValueError: no notes, or a metre that can't be written.
+        ValueError: no notes, or a metre that can't be represented.
     """
     result = Score(score.ticks_per_quarter)
     for track in score.tracks:
@@ -80,7 +81,7 @@ def prepare(score: Score, *, tempos: np.ndarray) -> Score:
             kept = Track(name=track.name, program=track.program, is_drum=track.is_drum)
             kept.notes = track.notes
             result.tracks.append(kept)
-    # a fixed order, so that a decoded piece is encoded again to the same tokens
+    # a fixed order, so that encoding a decoded piece gives the same tokens
     result.tracks = sorted(result.tracks, key=lambda track: (track.is_drum, track.program))
     if not len(result.tracks):
         raise ValueError("the piece has no notes; leave it out")
@@ -97,9 +98,10 @@ def prepare(score: Score, *, tempos: np.ndarray) -> Score:
 
 
 def cut_at_next_onset(time: np.ndarray, duration: np.ndarray, pitch: np.ndarray) -> np.ndarray:
-    """Durations, cut where the same pitch is struck again later; all arrays [notes], times in ticks."""
+    """Cuts durations at the next onset of the same pitch; all arrays [notes], times in ticks."""
     onsets, index = np.unique(np.stack([pitch.astype(np.int64), time.astype(np.int64)]), axis=1, return_inverse=True)
     following = np.full(onsets.shape[1], np.iinfo(np.int32).max, dtype=np.int64)
     same = onsets[0, 1:] == onsets[0, :-1]
     following[:-1][same] = onsets[1, 1:][same]
-    return np.minimum(duration, following[index.reshape(-1)] - time).astype(np.int32)
+    cut: np.ndarray = np.minimum(duration, following[index.reshape(-1)] - time).astype(np.int32)
+    return cut

@@ -1,4 +1,4 @@
-"""Metrical position, voice and bar lines of whole token sequences of MidiTok's schemes, without loops."""
+"""Metrical positions, voices and bar lines of whole token sequences of MidiTok's schemes, vectorised."""
 
 import numpy as np
 
@@ -25,18 +25,18 @@ VOICED = (PROGRAM, PITCH, PITCH_DRUM, NOTE_ON, DRUM_ON, NOTE_OFF, DRUM_OFF, VELO
 
 
 def last(values: np.ndarray, where: np.ndarray, initial: int) -> np.ndarray:
-    """values at the latest index up to each at which `where` holds, `initial` before the first."""
+    """Returns for each index the value at the latest index up to it at which `where` is true, `initial` before the first."""
     index = np.maximum.accumulate(np.where(where, np.arange(len(values)), -1))
     return np.where(index >= 0, values[index], initial)
 
 
 def features(ids: np.ndarray, table: TokenTable, *, by_shift: bool) -> dict[str, np.ndarray]:
-    """The features of base ids.
+    """Returns the features of base ids.
 
-    position: 1 + twelfths of a quarter since the bar began; voice, of note tokens: 1 + program family, 17 for drums.
+    position: 1 + twelfths of a quarter since the start of the bar. voice, for note tokens: 1 + program family, 17 for drums.
 
     Args:
-        by_shift: time goes by TimeShift tokens (TSD, MIDILike), not by Bar and Position (REMI, Octuple).
+        by_shift: time is given by TimeShift tokens (TSD, MIDILike), not by Bar and Position tokens (REMI, Octuple).
     """
     kind = table.kind[ids]
     if len(ids) == 0:
@@ -55,7 +55,7 @@ def _position_units(ids: np.ndarray, table: TokenTable) -> np.ndarray:
 
 
 def shift_time(ids: np.ndarray, table: TokenTable) -> tuple[np.ndarray, np.ndarray]:
-    """Units since the bar began and index of the bar, after each token."""
+    """Returns the units since the start of the bar, and the index of the bar, after each token."""
     kind = table.kind[ids]
     is_sig = kind == TIME_SIG
     denominator = last(table.denominator[ids], is_sig, 4)
@@ -71,9 +71,9 @@ def shift_time(ids: np.ndarray, table: TokenTable) -> tuple[np.ndarray, np.ndarr
 
 
 def bar_starts(ids: np.ndarray, table: TokenTable, *, by_shift: bool) -> np.ndarray:
-    """Indices at which bars begin: the Bar token, or the token after the TimeShift that reaches or passes a bar line.
+    """Returns the indices at which bars begin: the Bar token, or the token after the TimeShift that reaches a bar line.
 
-    Bars in which nothing happens are left out where time goes by shifts.
+    With TimeShift tokens, bars without any token are left out.
     """
     kind = table.kind[ids]
     if by_shift:

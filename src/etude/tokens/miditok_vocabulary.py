@@ -1,4 +1,4 @@
-"""Lookup tables over the body tokens of MidiTok's schemes: what each id means, in numbers."""
+"""Look-up tables of the body tokens of MidiTok's schemes: the kind and value of each id."""
 
 from collections.abc import Sequence
 
@@ -16,15 +16,18 @@ KINDS = (
 ) = range(len(KINDS))  # fmt: skip
 PITCHED = (PITCH, NOTE_ON, NOTE_OFF)
 DRUMS = -1
-UNITS_PER_QUARTER = 48  # ticks in which positions are counted: a twelfth of a sixteenth
-MAX_POSITIONS = 12 * 15  # a position per twelfth of a quarter, in bars of up to 15 quarters
+UNITS_PER_QUARTER = 48  # units of positions: a twelfth of a sixteenth
+MAX_POSITIONS = 12 * 15  # twelfths of a quarter in bars of up to 15 quarters
 
 
 class TokenTable:
-    """Arrays over ids [V], 0 where a kind has no such number.
+    """Arrays over ids [V]; 0 where a kind of token has no such value.
 
-    kind: index into KINDS. number: the pitch, program, position, bar or velocity. units: TimeShift in twelfths of a
-    beat; a TimeSig's bar length in units. denominator: of a TimeSig. family: program family + 1, 17 for drums.
+    kind: index into KINDS.
+    number: the pitch, program, position, bar or velocity.
+    units: of a TimeShift or Duration, twelfths of a beat; of a TimeSig, the length of the bar in units.
+    denominator: of a TimeSig.
+    family: of a Program, the program family + 1, 17 for drums.
     """
 
     def __init__(self, vocab: Sequence[str], *, first_body: int) -> None:
@@ -57,7 +60,7 @@ class TokenTable:
         self.of_kind[NONE] = np.empty(0, dtype=np.int64)
 
     def mask(self, *kinds: int) -> np.ndarray:
-        """Tokens of any of the kinds: bool [V]."""
+        """Returns which tokens are of one of the kinds: bool [V]."""
         mask = np.zeros(self.size, dtype=bool)
         for kind in kinds:
             mask[self.of_kind[kind]] = True
@@ -65,5 +68,5 @@ class TokenTable:
 
 
 def position_feature(units: int) -> int:
-    """1 + twelfths of a quarter since the bar began, up to MAX_POSITIONS."""
+    """Returns 1 + twelfths of a quarter since the start of the bar, at most MAX_POSITIONS."""
     return min(units * 12 // UNITS_PER_QUARTER + 1, MAX_POSITIONS)

@@ -1,4 +1,4 @@
-"""Which tokens keep a flattened Octuple sequence decodable."""
+"""The grammar of flattened Octuple sequences."""
 
 from collections.abc import Hashable
 
@@ -27,12 +27,13 @@ NAMES = ("Bar", "TimeSig", "Tempo", "Position", "Program", "Pitch", "Velocity", 
 
 
 class OctupleGrammar(Grammar):
-    """Eight fields per note; bars never go back, nor positions within a bar; the metre changes only with the bar.
+    """Eight fields per note; bars never decrease, nor positions within a bar; the metre changes only with the bar.
 
-    With a number of bars n, Bar_n closes the piece: EOS must follow, and decoding drops the unfinished note.
+    With a fixed number of bars n, Bar_n ends the piece: EOS must follow, and decoding drops this incomplete note.
 
-    State: (index of the next field, bar, TimeSig token, positions per bar, denominator, position, still in the bar of
-    the note before, program, bar that closes or UNLIMITED, a note has been heard, kind of the last token, family).
+    State: (index of the next field, bar, TimeSig token, positions per bar, denominator, position, whether the bar is
+    that of the previous note, program, number of bars or UNLIMITED, whether there was a note, kind of the last token,
+    family).
     """
 
     feature_names = ("position", "voice")

@@ -1,4 +1,4 @@
-"""Which tokens keep a REMI sequence decodable."""
+"""The grammar of REMI sequences."""
 
 import numpy as np
 
@@ -26,12 +26,12 @@ NO_PROGRAM = -2
 class RemiGrammar(Grammar):
     """Bar, TimeSig, then positions that increase within the bar, each with an optional Tempo and notes.
 
-    A note is [Program] Pitch Velocity Duration, the program said again where it changes (or always, as the tokenizer
-    is set). With a number of bars, the Bar token after the last bar closes the piece: EOS must follow, and decoding
-    ignores it, so a model's wish to go on ends the piece instead of crowding its last bar.
+    A note is [Program] Pitch Velocity Duration, with the program where it changes or always, as the tokenizer is set. With a
+    fixed number of bars, one more Bar token after the last bar is allowed and ends the piece: EOS must follow, and decoding
+    ignores it. So a model that would continue ends the piece instead of adding notes to its last bar.
 
     State: (kind of the last token, position in the bar or -1, positions per bar, denominator, program or NO_PROGRAM,
-    bars left, a note has been heard, family).
+    bars left, whether there was a note, family).
     """
 
     feature_names = ("position", "voice")

@@ -1,4 +1,4 @@
-"""Token sequences as rows of a training batch, for pieces that come from no data set."""
+"""Build training rows from token sequences that are not from a data set, such as samples."""
 
 from collections.abc import Sequence
 from itertools import cycle
@@ -13,20 +13,21 @@ IGNORED = -100
 
 
 def packed_rows(tokenizer: Tokenizer, sequences: Sequence[Tensor], *, rows: int, length: int) -> dict[str, Tensor]:
-    """Fills `rows` rows of `length` tokens with pieces, each from its beginning, the last of a row cut where it ends.
+    """Fills `rows` rows of `length` tokens with pieces, each from its beginning; the last piece of a row is cut.
 
     Args:
-        sequences: body ids of each piece, int64 [n], without BOS and EOS; taken in turn, from the first again when all are.
+        tokenizer: the tokenizer of the sequences.
+        sequences: body ids of each piece, int64 [n], without BOS and EOS; used in order, and repeated if there are too few.
 
     Returns:
-        tokens, targets (-100 where nothing is counted), documents (-1 padding), positions, feature_* and piece (-1), all
-        [rows, length], as the data module's.
+        A batch like those of the data module: tokens, targets (-100 where the loss does not count), documents (-1 padding),
+        positions, feature_* and piece (always -1), all [rows, length].
 
     Raises:
         ValueError: no sequences.
     """
     if not sequences:
-        raise ValueError("there are no sequences; give at least one")
+        raise ValueError("sequences is empty; give at least one")
     shape = (rows, length)
     found = {
         "tokens": torch.full(shape, PAD),
@@ -41,7 +42,7 @@ def packed_rows(tokenizer: Tokenizer, sequences: Sequence[Tensor], *, rows: int,
         at = number = 0
         while at < length - 1:
             body = next(pieces)
-            taken = min(len(body) + 1, length - at)  # BOS and the body; the last token is followed by EOS where it fits
+            taken = min(len(body) + 1, length - at)  # BOS and the body; EOS is the last target if it fits
             span = slice(at, at + taken)
             inputs = torch.cat([torch.tensor([BOS]), body])[:taken]
             found["tokens"][row, span] = inputs

@@ -1,4 +1,4 @@
-"""Four voices on a grid: one token per voice and step, as in the JSB chorale benchmark."""
+"""A tokenizer for four voices on a grid: one token per voice and step, as in the JSB chorale benchmark."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,23 +14,23 @@ TICKS_PER_QUARTER = 480
 VOICES = ("Soprano", "Alto", "Tenor", "Bass")
 CHOIR_AAHS = 52
 VELOCITY = 80
-MAX_BAR_QUARTERS = 8  # with bar tokens: the longest bar that can be written
+MAX_BAR_QUARTERS = 8  # with bar tokens: the longest bar
 
 
 class SatbGrid(Tokenizer):
-    """Frames [T, 4] of soprano, alto, tenor and bass, interleaved into 4 T tokens; a held note is repeated.
+    """A tokenizer of frames [T, 4] of soprano, alto, tenor and bass, as 4 T tokens; a note has a token in every step.
 
-    What the grid can't hold: a note struck again at the same pitch (decoding merges repeats into one held note, also
-    over bar lines), dynamics, tempo changes and rhythms finer than a step. Real scores are encoded where they consist
-    of exactly four tracks, each one voice after quantisation; where a voice divides briefly (up to 5 % of its steps),
-    the bass keeps its lowest note and the others their highest. Voices are ordered by mean pitch.
+    The grid can't represent repeated notes (decoding joins them to one note, also across bar lines), dynamics, tempo changes
+    and rhythms finer than a step. A score can be encoded if it has exactly four tracks of one voice each after quantisation.
+    Where a voice divides briefly (up to 5 % of its steps), the bass keeps its lowest note and the others their highest.
+    Voices are ordered by mean pitch.
 
     Args:
-        genres: genre labels for the controls.
+        genres: genre labels, each with a control token.
         steps_per_beat: steps per quarter note.
-        low, high: MIDI pitch range, both included. The default is the benchmark's 36-81 with room for transposition.
-        bar_steps: steps per bar where there are no bar tokens; the metrical position is the step modulo this.
-        bar_tokens: put a Bar token before each bar's first frame, so that metre and pickups are known. Off for the
+        low, high: MIDI pitch range, both included. The default is the benchmark's 36-81, extended for transposition.
+        bar_steps: steps per bar if there are no bar tokens; the metrical position is the step modulo this.
+        bar_tokens: put a Bar token before the first frame of each bar, which represents metre and upbeats. False for the
             benchmark, which has no metre and counts pitch tokens alone.
     """
 
@@ -61,21 +61,21 @@ class SatbGrid(Tokenizer):
     # --- frames ---
 
     def encode_frames(self, frames: np.ndarray, *, bar_starts: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
-        """Ids of frames [T, 4] of MIDI pitches, -1 for a rest.
+        """Encodes frames [T, 4] of MIDI pitches, -1 for a rest.
 
         Args:
             frames: soprano, alto, tenor, bass per step.
-            bar_starts: frames at which bars begin, for bar tokens; every `bar_steps` by default.
+            bar_starts: with bar tokens, the frames at which bars begin; every `bar_steps` by default.
 
         Returns:
-            int32 [4 T], and one more per bar with bar tokens.
+            Ids, int32 [4 T], with bar tokens one more per bar.
 
         Raises:
             ValueError: wrong shape, or a pitch out of range.
         """
         frames = np.asarray(frames)
         if frames.ndim != 2 or frames.shape[1] != 4 or len(frames) == 0:
-            raise ValueError(f"frames have shape {frames.shape}; four voices want [T, 4] with T >= 1")
+            raise ValueError(f"frames have shape {frames.shape}; give [T, 4] for four voices, with T >= 1")
         pitches = frames[frames != REST]
         if pitches.size and not (self.low <= pitches.min() and pitches.max() <= self.high):
             raise ValueError(
@@ -89,13 +89,14 @@ class SatbGrid(Tokenizer):
         return np.insert(ids.reshape(-1), starts * 4, self.bar_id).astype(np.int32)
 
     def decode_frames(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Frames int16 [T, 4] of the body tokens among ids; an unfinished last frame is dropped."""
+        """Decodes the body tokens among ids to frames int16 [T, 4]; an incomplete last frame is dropped."""
         body = self._voices(np.asarray(ids))
         frames = body[: len(body) // 4 * 4].reshape(-1, 4) - self.rest_id - 1
         return np.where(frames < 0, REST, frames + self.low).astype(np.int16)
 
     def _voices(self, ids: np.ndarray) -> np.ndarray:
-        return ids[(ids >= self.first_body) & (ids != self.bar_id)].astype(np.int64)
+        voices: np.ndarray = ids[(ids >= self.first_body) & (ids != self.bar_id)].astype(np.int64)
+        return voices
 
     # --- scores ---
 
@@ -104,7 +105,7 @@ class SatbGrid(Tokenizer):
         return self.encode_frames(frames, bar_starts=self._score_bars(score, len(frames)))
 
     def encode_prompt(self, score: Score) -> np.ndarray:
-        """As `encode`; any other score is reduced to its top, bottom and two inner notes, folded into the range."""
+        """Like `encode`, but a score that is not in four voices is reduced to four notes per step, within the range."""
         try:
             return self.encode(score)
         except ValueError:
@@ -140,7 +141,9 @@ class SatbGrid(Tokenizer):
         starts = starts[starts < num_frames]
         longest = np.diff(np.append(starts, num_frames)).max()
         if longest > self.max_bar_steps:
-            raise ValueError(f"a bar is {longest} steps long, the grid holds up to {self.max_bar_steps}; use tokenizer=remi")
+            raise ValueError(
+                f"a bar is {longest} steps long, the grid has bars of up to {self.max_bar_steps}; use tokenizer=remi"
+            )
         return starts
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> Score:
@@ -161,7 +164,7 @@ class SatbGrid(Tokenizer):
         return score
 
     def _bars(self, ids: np.ndarray, num_frames: int) -> list[tuple[int, int]]:
-        """Start and length, in steps, of the bars at which the length changes."""
+        """Returns (start, length) in steps of the first bar and of every bar whose length differs from the previous one."""
         if not self.bar_tokens:
             return [(0, self.bar_steps)]
         body = ids[ids >= self.first_body]
@@ -170,7 +173,7 @@ class SatbGrid(Tokenizer):
             return [(0, self.bar_steps)]
         lengths = np.diff(np.append(starts, num_frames))
         if len(lengths) > 1 and lengths[-1] < lengths[-2]:
-            lengths[-1] = lengths[-2]  # a last bar that stops early is of the metre before it
+            lengths[-1] = lengths[-2]  # an incomplete last bar has the metre of the bar before it
         change = np.append(True, np.diff(lengths) != 0) & (lengths > 0)
         return [(int(s), int(n)) for s, n in zip(starts[change], lengths[change], strict=True)]
 

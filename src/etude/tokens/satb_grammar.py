@@ -1,4 +1,4 @@
-"""Which tokens keep a sequence of the SATB grid decodable."""
+"""The grammar of the SATB grid."""
 
 from collections.abc import Hashable
 
@@ -10,15 +10,16 @@ ALL_VOICES = 0b1111
 
 
 class SatbGrammar(Grammar):
-    """Whole frames of four tokens, with at least one note in each voice; bars as the tokenizer writes them.
+    """Complete frames of four tokens, with at least one note in each voice, and bars as the tokenizer encodes them.
 
-    State: (voice next, frames so far in the bar, bars left, which voices have sounded (bits), a token has been read, features).
+    State: (next voice, frames so far in the bar, bars left, which voices have had a note (bits), whether there was a token,
+    features).
 
     Args:
         rest_id: id of Rest; the pitches follow it.
-        bar_id: id of Bar, the last of the vocabulary, or -1 for a grid without.
+        bar_id: id of Bar, the last of the vocabulary, or -1 without bar tokens.
         vocab_size: V.
-        bar_steps: frames per bar; with bar tokens the most that a bar may have.
+        bar_steps: frames per bar; with bar tokens the largest number of them.
     """
 
     feature_names = ("position", "voice")
@@ -54,8 +55,8 @@ class SatbGrammar(Grammar):
         else:
             notes, bar = left != 0, False
             end = boundary and started and left in (0, UNLIMITED)
-        # each voice needs a note, or the piece could not be encoded again: in the last frame before a forced end, a voice
-        # that has had none may not rest
+        # each voice needs a note, or the piece could not be encoded again: a voice without one may not rest in the last
+        # possible frame
         last = frame == self._bar_steps - 1 and left == (0 if bars else 1)
         return self._build(notes, notes and (bool(heard >> voice & 1) or not last), bar, end and heard == ALL_VOICES)
 
@@ -75,4 +76,5 @@ class SatbGrammar(Grammar):
         return state[:-1]
 
     def features(self, state: State) -> tuple[int, ...]:
-        return state[-1]
+        features: tuple[int, ...] = state[-1]
+        return features

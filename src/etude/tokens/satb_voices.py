@@ -1,19 +1,19 @@
-"""Scores to frames of four voices, and runs of equal frames back to notes."""
+"""Convert scores to frames of four voices, and runs of equal frames to notes."""
 
 import numpy as np
 from symusic import Score
 
 REST = -1
-DIVISI_SHARE = 0.05  # of a voice's sounding steps; above it, the voice counts as more than one
+DIVISI_SHARE = 0.05  # largest share of a voice's steps in which it may divide; above it, it counts as several voices
 MELODIC_TRACKS = 4
 
 
 def voices_to_frames(score: Score, *, steps_per_beat: int) -> np.ndarray:
-    """The frames of a piece in four tracks of one voice each, highest voice first.
+    """Converts a piece in four tracks of one voice each to frames, highest voice first.
 
-    Onsets and ends are rounded to the grid, a note lasting at least one step. Where a voice divides briefly (up to 5 %
-    of its steps) the bass keeps its lowest note, the others their highest; a note that overlaps the next one is cut
-    at its onset.
+    Onsets and ends are rounded to the grid, but a note lasts at least one step. Where a voice divides briefly (up to 5 % of
+    its steps), the bass keeps its lowest note and the others their highest. A note that overlaps the next one ends at its
+    onset.
 
     Returns:
         int16 [T, 4] of MIDI pitches, -1 for a rest.
@@ -22,7 +22,7 @@ def voices_to_frames(score: Score, *, steps_per_beat: int) -> np.ndarray:
         ValueError: not exactly four tracks with notes, or a track of several voices.
     """
     tracks = [track for track in score.tracks if len(track.notes) and not track.is_drum]
-    refusal = "the SATB grid wants exactly four tracks of one voice each; use tokenizer=remi"
+    refusal = "the SATB grid needs exactly four tracks of one voice each; use tokenizer=remi"
     if len(tracks) != MELODIC_TRACKS:
         raise ValueError(f"found {len(tracks)} tracks with notes; {refusal}")
     notes = [track.notes.numpy() for track in tracks]
@@ -40,7 +40,7 @@ def voices_to_frames(score: Score, *, steps_per_beat: int) -> np.ndarray:
 
 
 def _grid(note: dict[str, np.ndarray], ticks_per_quarter: int, steps_per_beat: int) -> tuple[np.ndarray, np.ndarray]:
-    """Start and end of each note in steps, at least one step long."""
+    """Returns the start and end of each note in steps; each lasts at least one step."""
     scale = steps_per_beat / ticks_per_quarter
     start = np.floor(note["time"] * scale + 0.5).astype(np.int64)
     end = np.floor((note["time"] + note["duration"]) * scale + 0.5).astype(np.int64)
@@ -48,7 +48,7 @@ def _grid(note: dict[str, np.ndarray], ticks_per_quarter: int, steps_per_beat: i
 
 
 def _fill(column: np.ndarray, start: np.ndarray, end: np.ndarray, pitch: np.ndarray, *, keep_lowest: bool) -> int:
-    """Write notes into one voice, later onsets over earlier ones; returns how many steps sound."""
+    """Writes notes into one voice, later onsets over earlier ones; returns the number of steps that sound."""
     rank = -pitch.astype(np.int64) if keep_lowest else pitch.astype(np.int64)
     for i in np.lexsort((rank, start)).tolist():
         column[start[i] : end[i]] = pitch[i]
@@ -56,10 +56,10 @@ def _fill(column: np.ndarray, start: np.ndarray, end: np.ndarray, pitch: np.ndar
 
 
 def reduce_to_frames(score: Score, *, steps_per_beat: int, low: int, high: int) -> np.ndarray:
-    """Four voices taken from any piece: top note, highest and lowest inner note, bottom note of each step.
+    """Reduces any piece to four voices: the top note, the highest and lowest inner note and the bottom note of each step.
 
-    With one note sounding the others rest, with two alto and tenor, with three the tenor. Pitches outside low..high
-    are folded in by octaves. Drums are left out.
+    If fewer notes sound, the tenor rests first, then the alto, then the bass. Pitches outside low..high are moved into it by
+    octaves. Drums are left out.
 
     Returns:
         int16 [T, 4] of MIDI pitches, -1 for a rest.
@@ -90,7 +90,7 @@ def reduce_to_frames(score: Score, *, steps_per_beat: int, low: int, high: int) 
 
 
 def fold(pitch: int, *, low: int, high: int) -> int:
-    """The pitch moved by octaves into low..high, the nearest end where the range is under an octave."""
+    """Moves a pitch by octaves into low..high; if that is impossible, since the range is below an octave, returns `low`."""
     while pitch < low:
         pitch += 12
     while pitch > high:
@@ -99,7 +99,7 @@ def fold(pitch: int, *, low: int, high: int) -> int:
 
 
 def runs(column: np.ndarray) -> list[tuple[int, int, int]]:
-    """(start, end, pitch) of each run of equal pitches of one voice, rests left out."""
+    """Returns (start, end, pitch) of each run of equal pitches of one voice, rests left out."""
     if len(column) == 0:
         return []
     edges = np.flatnonzero(np.diff(column)) + 1
@@ -109,7 +109,7 @@ def runs(column: np.ndarray) -> list[tuple[int, int, int]]:
 
 
 def metre(length: int, *, steps_per_beat: int) -> tuple[int, int]:
-    """Numerator and denominator of a bar of `length` steps, in the largest note value up to a quarter that fits."""
+    """Returns the time signature of a bar of `length` steps, with the largest note value up to a quarter that fits."""
     denominator = 4
     while length * denominator % (4 * steps_per_beat) and denominator < 64:
         denominator *= 2

@@ -1,4 +1,4 @@
-"""Which tokens keep a TSD or a MIDILike sequence decodable."""
+"""The grammar of TSD and MIDILike sequences."""
 
 from collections.abc import Hashable
 
@@ -29,18 +29,18 @@ from etude.tokens.remi_grammar import NO_PROGRAM
 
 PITCHED_STARTS, DRUM_STARTS = (PITCH, NOTE_ON), (PITCH_DRUM, DRUM_ON)
 STARTS = (*PITCHED_STARTS, *DRUM_STARTS)
-Counts = dict[int, int]  # program * 128 + pitch -> how many notes
+Counts = dict[int, int]  # program * 128 + pitch -> number of sounding notes
 
 
 class ShiftGrammar(Grammar):
-    """A TimeSig first, later ones at bar lines only; between time shifts an optional Tempo, then notes.
+    """A TimeSig first, later ones only at bar lines; between time shifts an optional Tempo, then notes.
 
-    In MIDILike a NoteOff may come only for a note of an earlier time, and EOS only when every note is off, so that
-    each note has an end and a length. With a number of bars, the shift that reaches the end of the last bar closes the
-    piece: notes still on may end, then EOS must follow.
+    In MIDILike a NoteOff is allowed only for a note of an earlier time, and EOS only when no note sounds, so that every note
+    has an end and a duration above 0. With a fixed number of bars, the shift that reaches the end of the last bar ends the
+    piece: sounding notes may end, then EOS must follow.
 
-    State: (kind of the last token, units since the bar began, units per bar, denominator, program or NO_PROGRAM, bars
-    left, a note has been heard, family, notes on, notes on since the last shift).
+    State: (kind of the last token, units since the start of the bar, units per bar, denominator, program or NO_PROGRAM, bars
+    left, whether there was a note, family, sounding notes, those of them that began after the last shift).
     """
 
     feature_names = ("position", "voice")

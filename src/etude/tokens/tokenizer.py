@@ -1,8 +1,8 @@
-"""The face that every tokenizer shows: one stream of integers for every scheme.
+"""The base class of tokenizers: a score is one sequence of integer ids, whatever the scheme.
 
-Ids are laid out as specials (PAD, BOS, EOS, CONT), then control tokens (what a piece should be like), then the
-scheme's own body tokens. Augmentations act on ids as maps id -> id, so that a store of encoded pieces can be
-transposed as it is read.
+The vocabulary consists of special tokens (PAD, BOS, EOS, CONT), then control tokens (properties of a piece, such as its
+key), then the body tokens of the scheme. Augmentations are maps id -> id, so that cached tokens can be transposed while
+they are read.
 """
 
 import hashlib
@@ -23,8 +23,24 @@ SPECIALS = ("<pad>", "<bos>", "<eos>", "<cont>")
 TONICS = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
 MODES = ("major", "minor")
 METRES = ("2/2", "3/2", "4/2", "2/4", "3/4", "4/4", "5/4", "6/4", "3/8", "6/8", "9/8", "12/8", "other")
-LENGTHS = (*range(1, 17), 18, 20, 22, 24, 28, 32, 40, 48, 64, 80, 96, 128, 192, 256)  # bars; the nearest is taken
-TEMPO_BINS = tuple(round(40 * 2 ** (i / 4)) for i in range(11))  # 40 to 226 beats per minute, a quarter of an octave
+LENGTHS = (
+    *range(1, 17),
+    18,
+    20,
+    22,
+    24,
+    28,
+    32,
+    40,
+    48,
+    64,
+    80,
+    96,
+    128,
+    192,
+    256,
+)  # in bars; other lengths are rounded to the nearest
+TEMPO_BINS = tuple(round(40 * 2 ** (i / 4)) for i in range(11))  # 40 to 226 beats per minute, 4 bins per octave
 FAMILIES = (
     "piano", "chromatic percussion", "organ", "guitar", "bass", "strings", "ensemble", "brass", "reed", "pipe",
     "synth lead", "synth pad", "synth effects", "ethnic", "percussive", "sound effects", "drums",
@@ -33,7 +49,7 @@ LABELS = ("genre", "key", "metre", "tempo_bpm", "num_bars", "programs")
 
 
 def program_family(program: int) -> int:
-    """The General MIDI family 0-15 of a program 0-127; 16 for drums, written as -1 or 128.
+    """Returns the General MIDI family 0-15 of a program 0-127, and 16 for drums (-1 or 128).
 
     Raises:
         ValueError: outside -1..128.
@@ -44,14 +60,14 @@ def program_family(program: int) -> int:
 
 
 class Tokenizer(ABC):
-    """Scores to ids and back, with augmentation maps, features and constrained decoding.
+    """Converts scores to ids and back, with augmentation maps, token features and constrained decoding.
 
-    Law: `encode(transpose(score, n)) == transposition(n)[encode(score)]` wherever no id maps to -1.
+    For every subclass: `encode(transpose(score, n)) == transposition(n)[encode(score)]` if no id maps to -1.
 
     Args:
-        genres: the genre labels of the corpus; each gets a control token.
-        body: the scheme's own tokens.
-        params: the constructor arguments besides `genres`, plain values; they are the identity of the tokenizer.
+        genres: the genre labels of the corpus; each has a control token.
+        body: the body tokens of the scheme.
+        params: the constructor arguments except `genres`, as plain values; they identify the tokenizer.
     """
 
     def __init__(self, *, genres: Sequence[str], body: Sequence[str], params: Mapping[str, Any]) -> None:
@@ -74,7 +90,7 @@ class Tokenizer(ABC):
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over class, parameters and vocabulary: two tokenizers that agree on it agree on every id."""
+        """SHA-256 of class, parameters and vocabulary: tokenizers with equal fingerprints give equal ids."""
         identity = [type(self).__name__, self.params, self.genres, self.vocab]
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
@@ -82,34 +98,35 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, score: Score) -> np.ndarray:
-        """The body ids of a piece, int32, without BOS, EOS and controls.
+        """Returns the body ids of a piece, int32, without BOS, EOS and control tokens.
 
         Raises:
-            ValueError: where the scheme can't hold the piece, naming why and what to do.
+            ValueError: the scheme can't represent the piece; the message says why and what to do.
         """
 
     def encode_prompt(self, score: Score) -> np.ndarray:
-        """As `encode`, but may simplify a piece that the scheme can't hold; for pieces to be continued."""
+        """Like `encode`, but may simplify a piece that the scheme can't represent; for prompts."""
         return self.encode(score)
 
     def check_request(self, labels: Mapping[str, object]) -> None:
-        """Refuses labels that have no token, or that no piece of this scheme can have, such as a metre that it does not write.
+        """Checks labels that are asked of samples.
 
         Raises:
-            ValueError: naming the label, the value and the remedy.
+            ValueError: a label without a token, or one that no piece of this scheme can have, such as an unsupported metre.
         """
         self.controls(labels)
 
     @abstractmethod
     def decode(self, ids: Sequence[int] | np.ndarray) -> Score:
-        """The score of a sequence of ids (480 ticks per quarter); specials and controls are skipped, but a tempo
-        control sets the tempo where the body holds none. A body broken off in the middle is decoded as far as it goes.
+        """Decodes ids to a score of 480 ticks per quarter; an incomplete sequence is decoded as far as possible.
+
+        Special and control tokens are skipped, except that a tempo control sets the tempo if the body has none.
         """
 
     # --- controls ---
 
     def controls(self, labels: Mapping[str, object]) -> list[int]:
-        """The control ids of a piece's labels, in a fixed order; missing and None labels are left out.
+        """Returns the control ids of a piece's labels, in a fixed order; labels that are missing or None are left out.
 
         Args:
             labels: any of genre (str), key ("G major"), metre ("3/4"; rare ones become "other"), tempo_bpm (the nearest
@@ -117,7 +134,7 @@ class Tokenizer(ABC):
                 by family).
 
         Raises:
-            ValueError: an unknown label, genre or key, or a value of the wrong form, with the valid ones.
+            ValueError: an unknown label, genre or key, or an invalid value; the message lists the valid ones.
         """
         for name in labels:
             if name not in LABELS:
@@ -159,7 +176,7 @@ class Tokenizer(ABC):
         return [f"instrument:{FAMILIES[f]}" for f in sorted({program_family(int(p)) for p in programs})]
 
     def _control_tempo(self, ids: np.ndarray) -> float | None:
-        """The tempo in beats per minute that a control among the ids asks for."""
+        """Returns the tempo in beats per minute of a tempo control among the ids, None without one."""
         for token in ids[ids < self.first_body].tolist():
             if self.vocab[token].startswith("tempo:"):
                 return float(self.vocab[token].removeprefix("tempo:"))
@@ -168,9 +185,9 @@ class Tokenizer(ABC):
     # --- augmentation maps ---
 
     def transposition(self, semitones: int) -> np.ndarray:
-        """Ids after transposing by `semitones`: int32 [V], -1 where a pitch leaves the range.
+        """Returns the map of ids for a transposition by `semitones`: int32 [V], -1 where a pitch leaves the range.
 
-        Key controls move with the music; drums stay.
+        Key controls are transposed too; drums stay the same.
         """
         table = np.arange(self.base_size, dtype=np.int32)
         for i, tonic in enumerate(TONICS):
@@ -181,12 +198,12 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def _transpose_body(self, table: np.ndarray, semitones: int) -> None:
-        """Write the map of the body's pitch tokens into `table`."""
+        """Writes the map of the body's pitch tokens into `table`."""
 
     def tempo_scaling(self, factor: float) -> np.ndarray:
-        """Ids after playing `factor` times as fast: int32 [V]; clipped to the ends of the tempo range.
+        """Returns the map of ids for playing `factor` times as fast: int32 [V].
 
-        Tempo tokens and tempo controls move to the bin nearest to the scaled tempo.
+        Tempo tokens and tempo controls are mapped to the bin nearest to the scaled tempo, within the tempo range.
 
         Raises:
             ValueError: factor not above 0.
@@ -201,68 +218,68 @@ class Tokenizer(ABC):
         return table
 
     def _tempo_moves(self, factor: float) -> dict[int, int]:
-        """The map of the body's tempo tokens; empty where a scheme has none."""
+        """Returns the map of the body's tempo tokens; empty if the scheme has none."""
         return {}
 
     def velocity_scaling(self, bins: int) -> np.ndarray:
-        """Ids after playing `bins` velocity bins louder (softer below 0): int32 [V]; clipped to the range."""
+        """Returns the map of ids for playing `bins` velocity bins louder (softer below 0): int32 [V], within the range."""
         table = np.arange(self.base_size, dtype=np.int32)
         for token, target in self._velocity_moves(bins).items():
             table[token] = target
         return table
 
     def _velocity_moves(self, bins: int) -> dict[int, int]:
-        """The map of the body's velocity tokens; empty where a scheme has none."""
+        """Returns the map of the body's velocity tokens; empty if the scheme has none."""
         return {}
 
     @abstractmethod
     def pitch_range(self, ids: np.ndarray) -> tuple[int, int]:
-        """Lowest and highest MIDI pitch among the ids, drums left out.
+        """Returns the lowest and highest MIDI pitch among the ids, drums left out.
 
         Raises:
-            ValueError: no pitch at all.
+            ValueError: no pitch.
         """
 
     # --- structure ---
 
     @property
     def base_size(self) -> int:
-        """Number of base ids, over which maps are defined; below `len` where byte pairs were merged."""
+        """Number of base ids, which the maps are defined on; smaller than `len` if there are byte-pair tokens."""
         return len(self.vocab)
 
     def compress(self, ids: np.ndarray) -> np.ndarray:
-        """Base ids to the model's ids; the same where nothing was merged."""
+        """Converts base ids to the ids of the model by merging byte pairs; the same ids without byte pairs."""
         return ids
 
     def expand(self, ids: np.ndarray) -> np.ndarray:
-        """The model's ids to base ids; inverse of `compress`."""
+        """Converts the ids of the model to base ids; inverse of `compress`."""
         return ids
 
     @abstractmethod
     def bar_starts(self, ids: np.ndarray) -> np.ndarray:
-        """Indices into ids at which bars begin, int64, increasing; windows are cut there."""
+        """Returns the indices into ids at which bars begin, int64, increasing; long pieces are cut there."""
 
     @property
     @abstractmethod
     def feature_sizes(self) -> dict[str, int]:
-        """Number of values of each feature, the 0 of specials and controls included."""
+        """Number of values of each feature, including 0 for special and control tokens."""
 
     @abstractmethod
     def features(self, ids: np.ndarray) -> dict[str, np.ndarray]:
-        """The features of each token: name -> int64 [len(ids)]; 0 for specials and controls."""
+        """Returns the features of each token: name -> int64 [len(ids)]; 0 for special and control tokens."""
 
     @abstractmethod
     def grammar(self) -> Grammar:
-        """The language of this tokenizer's decodable sequences; built once."""
+        """Returns the grammar of this tokenizer's decodable sequences; it is built once."""
 
     def decoder(self, batch: int, *, num_bars: int | None = None) -> Decoder:
-        """Constrained decoding of `batch` sequences; with `num_bars`, EOS comes after exactly that many bars."""
+        """Returns a decoder for `batch` sequences; with `num_bars`, EOS is allowed after exactly that many bars."""
         return Decoder(self.grammar(), batch=batch, first_body=self.first_body, num_bars=num_bars)
 
     # --- state ---
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values from which `from_state` rebuilds the same tokenizer."""
+        """Returns plain values from which `from_state` builds the same tokenizer."""
         return {
             "class": f"{type(self).__module__}.{type(self).__qualname__}",
             "genres": list(self.genres),
@@ -271,14 +288,14 @@ class Tokenizer(ABC):
 
     @staticmethod
     def from_state(state: Mapping[str, Any]) -> "Tokenizer":
-        """The tokenizer that a `state_dict` describes.
+        """Builds the tokenizer that a `state_dict` describes.
 
         Raises:
             ValueError: the state names no tokenizer class.
         """
         module, _, name = current(str(state["class"])).rpartition(".")
         if not module.startswith("etude."):
-            raise ValueError(f"tokenizer class is {state['class']!r}; only classes of etude are built")
+            raise ValueError(f"tokenizer class is {state['class']!r}; only classes of etude are allowed")
         cls = getattr(importlib.import_module(module), name, None)
         if not (isinstance(cls, type) and issubclass(cls, Tokenizer) and cls.__module__ == module):
             raise ValueError(f"tokenizer class is {state['class']!r}, which is not a Tokenizer")

@@ -1,4 +1,4 @@
-"""A trained language model's weights for a tokenizer with other labels: rows of the same token are taken over."""
+"""Adapt the weights of a trained language model to a tokenizer with other labels, by copying the rows of equal tokens."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,13 +11,17 @@ from etude.tokens.tokenizer import Tokenizer
 def rows_by_token(
     weights: Mapping[str, Tensor], theirs: Tokenizer, *, own: Mapping[str, Tensor], tokenizer: Tokenizer, path: Path
 ) -> dict[str, Tensor]:
-    """Returns the weights with each row of the vocabulary where `tokenizer` has that token; new tokens keep their own rows.
+    """Returns the weights with the rows of the vocabulary in the order of `tokenizer`; new tokens keep their initial rows.
 
     Args:
-        weights: of a checkpoint. theirs: its tokenizer. path: its file, for messages.
-        own: the new model's weights.
+        weights: the weights of a checkpoint.
+        theirs: the tokenizer of the checkpoint.
+        own: the weights of the new model.
+        tokenizer: the tokenizer of the new model.
+        path: the file of the checkpoint, for messages.
 
-    Raises: ValueError where the tokens of the music differ.
+    Raises:
+        ValueError: the body tokens of the tokenizers differ.
     """
     if theirs.vocab[theirs.first_body :] != tokenizer.vocab[tokenizer.first_body :]:
         raise ValueError(

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from symusic import Note, Score, Tempo, TimeSignature, Track
 
-from etude.music.score import TICKS_PER_QUARTER, ScoreError
+from etude.music.notation import TICKS_PER_QUARTER
+from etude.music.score import ScoreError
 
 DOWNLOAD_URL = "https://raw.githubusercontent.com/czhuang/JSB-Chorales-dataset/master/Jsb16thSeparated.json"
 STEPS_PER_BEAT = 4
