@@ -389,7 +389,8 @@ class Task(Measurable):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint["etude"]
         self.batches_trained = saved["batches_trained"]
-        self.steps_trained = saved.get("steps_trained", checkpoint["global_step"])  # older checkpoints lack the count
+        # checkpoints of before the count was saved hold Lightning's
+        self.steps_trained = saved["steps_trained"] if "steps_trained" in saved else checkpoint["global_step"]
         self.phases.load(self, checkpoint)
         if "trained_weights" in checkpoint:  # of a run that was over
             checkpoint["state_dict"] = checkpoint["trained_weights"]

@@ -133,7 +133,7 @@ def test_a_complete_cache_is_used_without_writing_or_locking(
 
     monkeypatch.setattr("etude.data.scores.module.held", refuse)
     for name in ("build", "tokens"):
-        monkeypatch.setattr(f"etude.data.{name}.Writer", refuse)
+        monkeypatch.setattr(f"etude.data.scores.{name}.Writer", refuse)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")}
     assert contents(module(root, tmp_path / "cache")) == expected
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")} == before
