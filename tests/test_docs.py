@@ -63,6 +63,13 @@ def test_every_module_is_in_the_reference(site: Path) -> None:
             assert f'id="{name}"' in pages, name
 
 
+def test_every_page_of_results_is_in_the_navigation(site: Path) -> None:
+    start = (site / "index.html").read_text()
+    pages = [path.stem for path in (ROOT / "docs" / "results").glob("*.md") if not path.stem.endswith("_notes")]
+    assert pages and all(f'href="results/{name}/"' in start for name in pages)
+    assert 'href="reference/core/"' in start and 'href="configuration/technique/"' in start
+
+
 def test_every_technique_is_described(site: Path) -> None:
     page = (site / "techniques" / "index.html").read_text()
     for path in (ROOT / "conf" / "technique").glob("*.yaml"):

@@ -30,6 +30,12 @@ def at_home(text: str) -> str:
     return re.sub(r"\[([^\]]*)\]\(([^)\s]+)\)", link, text)
 
 
+def in_navigation(section: str, pages: list[str | dict[str, str]]) -> None:
+    """Puts pages into an empty section of the navigation in mkdocs.yml."""
+    (entry,) = (entry for entry in mkdocs_gen_files.config["nav"] if section in entry)
+    entry[section] = pages
+
+
 PAGES = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
@@ -60,14 +66,23 @@ def configuration() -> None:
         "",
     ]
     lines += ["| group | choices |", "|---|---|"]
+    pages: list[str | dict[str, str]] = ["configuration.md"]
     for folder in groups:
         name = folder.relative_to(conf).as_posix()
         page = f"configuration/{name.replace('/', '_')}.md"
         write(page, group_page(folder))
+        pages.append({name: page})
         choices = ", ".join(f"`{path.stem}`" for path in sorted(folder.glob("*.yaml")))
         lines.append(f"| [`{name}`]({page}) | {choices} |")
     lines += ["", "## What `train` begins with", "", "```yaml", (conf / "train.yaml").read_text().rstrip(), "```", ""]
     write("configuration.md", "\n".join(lines))
+    in_navigation("Configuration", pages)
+
+
+def results() -> None:
+    """Every page of docs/results in the navigation, by its heading."""
+    paths = [path for path in sorted((ROOT / "docs" / "results").glob("*.md")) if not path.stem.endswith("_notes")]
+    in_navigation("Results", [{path.read_text().partition("\n")[0].lstrip("# "): f"results/{path.name}"} for path in paths])
 
 
 def documented(path: Path) -> str:
@@ -76,13 +91,14 @@ def documented(path: Path) -> str:
 
 
 def reference() -> None:
-    """One page for each folder of src/etude, with every module in it; the techniques on a page of their own."""
+    """One page for each folder of src/etude, with every module in it; and each page in the navigation."""
     package = ROOT / "src" / "etude"
     modules: dict[str, list[Path]] = {}
     for path in sorted(package.rglob("*.py")):
         if path.name != "__init__.py":
             modules.setdefault(path.parent.relative_to(package).as_posix(), []).append(path)
     lines = ["# Reference", "", "From the docstrings.", "", "| module | what it holds |", "|---|---|"]
+    pages: list[str | dict[str, str]] = ["reference.md"]
     for folder, paths in modules.items():
         page = f"reference/{'etude' if folder == '.' else folder.replace('/', '_')}.md"
         title = "etude" if folder == "." else f"etude.{folder.replace('/', '.')}"
@@ -92,7 +108,9 @@ def reference() -> None:
             parts += [f"::: {name}", ""]
             lines.append(f"| [`{name}`]({page}#{name}) | {documented(path)} |")
         write(page, "\n".join(parts))
+        pages.append({title: page})
     write("reference.md", "\n".join([*lines, ""]))
+    in_navigation("Reference", pages)
 
 
 def techniques() -> None:
@@ -138,5 +156,6 @@ write("changelog.md", at_home((ROOT / "CHANGELOG.md").read_text()))
 write("contributing.md", at_home((ROOT / "CONTRIBUTING.md").read_text()))
 configuration()
 techniques()
+results()
 reference()
 examples()
