@@ -30,6 +30,8 @@ def selection(config: pytest.Config) -> Selection | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    long = {item.path for item in items if item.path.suffix == ".ipynb" or item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in long)  # first, so that no process is left alone with one of them at the end
     chosen = selection(config)
     if chosen is None:
         return
