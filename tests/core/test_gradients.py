@@ -113,7 +113,7 @@ def test_training_is_bit_for_bit_the_same_with_and_without_asking(tmp_path: Path
     asked, other = fit(tmp_path, Asks(ask_everything), **options)
     assert same(weights(alone), weights(asked)) and curve == other
     assert isinstance(alone, Probe) and isinstance(asked, Probe)
-    pools = [[value for value, _ in task.pool._kept] for task in (alone, asked)]
+    pools = [[value for value, _ in task.pool._stored] for task in (alone, asked)]
     assert len(pools[0]) == 6 and all(torch.equal(one, two) for one, two in zip(*pools, strict=True))
 
 

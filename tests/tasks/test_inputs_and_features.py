@@ -91,12 +91,12 @@ def test_features_are_of_documents_wherever_they_lie(model: Any) -> None:
 
 def test_a_network_of_notes_takes_no_embeddings() -> None:
     task = language_model(GridTransformer, dim=32)
-    with pytest.raises(ValueError, match=r"GridTransformer reads notes, not embeddings.*model=tiny"):
+    with pytest.raises(ValueError, match=r"GridTransformer takes notes, not embeddings.*model=tiny"):
         task.inputs(rows((4,)))
 
 
 def test_a_language_model_must_be_causal() -> None:
-    with pytest.raises(ValueError, match=r"model.causal=false shows it; set it to true"):
+    with pytest.raises(ValueError, match=r"model.causal=false sees; set it to true"):
         language_model(causal=False)
 
 

@@ -163,7 +163,7 @@ def test_the_share_of_the_cycle_s_gradient_that_reaches_the_first_generator() ->
     def gradients(share: float) -> list[Tensor]:
         made = trained(task(styles=("folk", "rock"), cycle_gradient=share, input_noise=0.0))
         source, target = torch.zeros(2, dtype=torch.long), torch.ones(2, dtype=torch.long)
-        x = made.bands.white(CONTRACT.denormalise(batch(2)["mel"][0]), source)
+        x = made.bands.standardise(CONTRACT.denormalise(batch(2)["mel"][0]), source)
         fake = made._generate(x, source, target, None)
         made._way_back({"generator/cycle"}, x, fake, source, target)["generator/cycle"].backward()
         return [torch.zeros(1) if g.outlet.weight.grad is None else g.outlet.weight.grad for g in made.generators]
@@ -178,7 +178,7 @@ def test_the_share_of_the_cycle_s_gradient_that_reaches_the_first_generator() ->
 def test_the_way_back_is_measured_in_nats() -> None:
     bands, style = task(styles=("folk", "rock")).bands, torch.ones(2, dtype=torch.long)
     one, other = torch.zeros(2, 16, 5), torch.ones(2, 16, 5)
-    expected = (bands.coloured(other, style) - bands.coloured(one, style)).abs().mean()
+    expected = (bands.destandardise(other, style) - bands.destandardise(one, style)).abs().mean()
     torch.testing.assert_close(cycle_loss(other, one, scale_nm1=bands.deviation(style)), expected)
     torch.testing.assert_close(expected, statistics(2)[1, 1].mean())
 
@@ -279,7 +279,9 @@ def test_training_brings_shifted_styles_together(tmp_path: Any) -> None:
     source = CONTRACT.denormalise(batch(2, pieces=16, frames=64, seed=999)["mel"][0])
 
     def togetherness(mel: Tensor) -> float:
-        return float(torch.corrcoef(made.bands.white(mel, torch.ones(16, dtype=torch.long)).transpose(0, 1).flatten(1)).mean())
+        return float(
+            torch.corrcoef(made.bands.standardise(mel, torch.ones(16, dtype=torch.long)).transpose(0, 1).flatten(1)).mean()
+        )
 
     before = togetherness(made.affine(source, source="folk", target="rock"))
     after = togetherness(made.translate(source, source="folk", target="rock"))

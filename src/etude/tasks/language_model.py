@@ -33,12 +33,12 @@ class LanguageModel(Task):
     """Trains a decoder-only model on the negative log-likelihood of the next token.
 
     A batch holds `tokens`, `targets` (-100 where nothing is counted), `documents`, `positions` and `feature_*`, all
-    [b, t]; see `etude.data.scores.module`. It may hold `embeddings` [b, t, d], which the network then reads in place of
-    the tokens' own. `trace` holds `logits` [b, t, v] and `token_nll` [b, t], 0 where nothing is counted.
+    [b, t]; see `etude.data.scores.module`. It may hold `embeddings` [b, t, d], which the network then uses instead of the
+    embeddings of the tokens. `trace` holds `logits` [b, t, v] and `token_nll` [b, t], 0 where nothing is counted.
 
     Args:
-        model: called with vocab_size and feature_sizes, gives the network.
-        tokenizer: turns scores into tokens; travels in the checkpoint.
+        model: builds the network; called with vocab_size and feature_sizes.
+        tokenizer: turns scores into tokens; stored in the checkpoint.
         optimizer, scheduler, loss_weights, seed: see `Task`.
     """
 
@@ -61,20 +61,23 @@ class LanguageModel(Task):
         if isinstance(self.model, GridTransformer):
             self.model.check_vocabulary(tokenizer.vocab)
         if isinstance(self.model, Transformer) and not self.model.causal:
-            raise ValueError("task=language_model predicts the next token, which model.causal=false shows it; set it to true")
+            raise ValueError(
+                "task=language_model predicts the next token, which a network with model.causal=false sees; set it to true"
+            )
 
     def logits(self, batch: Batch) -> Tensor:
         """Returns the logits [b, t, v] of each next token."""
-        return self.model(
+        logits: Tensor = self.model(
             batch["tokens"],
             documents_bt=batch["documents"],
             positions_bt=batch["positions"],
             features=_features(batch),
             **({"embeddings_btd": batch["embeddings"]} if "embeddings" in batch else {}),
         )
+        return logits
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Returns {"nll": mean negative log-likelihood of a counted token, in nats}; see the class for what it traces."""
+        """Returns {"nll": mean negative log-likelihood of the counted tokens, in nats}; the class says what `trace` holds."""
         logits, targets = self.logits(batch), batch["targets"]
         token_nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none")
         self.trace = {"logits": logits, "token_nll": token_nll.view_as(targets)}
@@ -102,22 +105,22 @@ class LanguageModel(Task):
         return {"nll": Measured(nll.sum() / count.clamp(min=1), count, nll, counted)}
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
-        """Returns {"embeddings": the tokens' embeddings [b, t, d]}, from which `with_inputs` makes a batch.
+        """Returns {"embeddings": the tokens' embeddings [b, t, d]}, which `with_inputs` puts back into a batch.
 
-        Raises: ValueError where the network takes none.
+        Raises: ValueError if the network takes no embeddings.
         """
         if not isinstance(self.model, Transformer):
-            raise ValueError(f"{type(self.model).__name__} reads notes, not embeddings; for continuous inputs: model=tiny")
+            raise ValueError(f"{type(self.model).__name__} takes notes, not embeddings; for continuous inputs set model=tiny")
         return {"embeddings": batch["embeddings"] if "embeddings" in batch else self.model.embed(batch["tokens"])}
 
     def with_inputs(self, batch: Batch, inputs: Mapping[str, Tensor]) -> Batch:
-        """Returns the batch with these embeddings in place of those of its tokens, which stay as targets."""
+        """Returns the batch with these embeddings instead of those of its tokens; the targets stay as they are."""
         return {**batch, "embeddings": inputs["embeddings"]}
 
     def features(self, batch: Batch) -> Tensor:
-        """Returns one row for each document of the batch, [n, d]: the mean of the last hidden states over its counted tokens.
+        """Returns one row for each document of the batch, [n, d]: the last hidden states, averaged over its counted tokens.
 
-        Documents come in the order of the rows and within a row; `documents` says of which piece each is.
+        Documents are in the order of the rows, and within a row in the order of time; `documents` gives the piece of each.
         """
         hidden = self._network().hidden(
             batch["tokens"], documents_bt=batch["documents"], positions_bt=batch["positions"], features=_features(batch),
@@ -130,11 +133,12 @@ class LanguageModel(Task):
         return sums / count[:, None].to(sums.dtype)
 
     def documents(self, batch: Batch, name: str = "piece") -> Tensor:
-        """Returns the batch's entry `name` [b, t], such as `piece` or `label_genre`, once for each document: [n]."""
-        return batch[name].flatten()[self._documents(batch)[0]]
+        """Returns the batch's entry `name`, such as `piece` or `label_genre`, once for each document: [n]."""
+        entry_bt: Tensor = batch[name]
+        return entry_bt.flatten()[self._documents(batch)[0]]
 
     def _documents(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Where each document starts among the flattened tokens [n], and which of them each token belongs to [b * t]."""
+        """Returns where each document starts in the flattened tokens [n], and the document of each token [b * t]."""
         real, starts = batch["documents"].flatten() >= 0, starts_of_pieces(batch["documents"])
         starts = starts[real[starts]]
         opens = torch.zeros_like(real, dtype=torch.int64).index_fill(0, starts, 1)
@@ -143,7 +147,7 @@ class LanguageModel(Task):
     def _network(self) -> Transformer | GridTransformer:
         if isinstance(self.model, Transformer | GridTransformer):
             return self.model
-        raise ValueError(f"{type(self.model).__name__} has no hidden states to describe music by; take one of Etude's networks")
+        raise ValueError(f"{type(self.model).__name__} has no method `hidden`, which features need; take one of Etude's networks")
 
     @torch.inference_mode()
     def sample(
@@ -161,19 +165,19 @@ class LanguageModel(Task):
         seed: int = 0,
         on_step: Callable[[int], None] | None = None,
     ) -> list[Score]:
-        """Draws pieces from the model; each is decodable, whatever the model's weights.
+        """Samples pieces from the model. The grammar of the tokenizer ensures that every sample can be decoded.
 
         Args:
-            labels: what is asked for: genre, key ("G major"), tempo_bpm, metre ("4/4"), programs.
-            prompt: a score to continue; it opens every sample.
-            num_bars: length of a sample, the prompt's bars included; None lets the model end.
+            labels: requested properties: genre, key ("G major"), tempo_bpm, metre ("4/4"), programs.
+            prompt: a score to continue; every sample begins with it.
+            num_bars: length of a sample, the prompt included; None lets the model decide.
             temperature, top_k, top_p, min_p: see `etude.models.symbolic.sampling.generate`.
             seed: the same seed gives the same samples.
             on_step: called with the number of tokens drawn so far.
 
         Raises:
-            ValueError: a label that the tokenizer does not know (the message lists the valid ones), or a prompt that
-                it can't represent.
+            ValueError: the tokenizer does not know a label (the message lists the valid ones), or can't represent the
+                prompt.
         """
         asked = dict(labels or {})
         self.tokenizer.check_request(asked)
@@ -216,13 +220,13 @@ class LanguageModel(Task):
         return rows_by_token(weights, theirs, own=self.state_dict(), tokenizer=mine, path=path)
 
     def prompt_changes(self, prompt: Score) -> list[str]:
-        """What the tokenizer changes or leaves out of a prompt, one phrase each; empty where it holds all.
+        """Returns what the tokenizer changes in a prompt or leaves out of it, one phrase each; empty if nothing.
 
         Raises:
-            ValueError: it can't write the prompt's metre, so that bar lines would fall elsewhere; the message has the remedy.
+            ValueError: the tokenizer can't represent the prompt's metre, so bar lines would move.
         """
         written = self.tokenizer.decode(self.tokenizer.encode_prompt(prompt))
-        if len(bar_ticks(prompt)) > 1 and not bar_lengths(prompt) & bar_lengths(written):  # one bar may be a part of one
+        if len(bar_ticks(prompt)) > 1 and not bar_lengths(prompt) & bar_lengths(written):  # a single bar may be incomplete
             asked, got = ("{}/{}".format(*first_metre(score)) for score in (prompt, written))
             raise ValueError(
                 f"prompt: its metre is {asked}, and this model's {type(self.tokenizer).__name__} writes {got}; give a prompt in "
@@ -232,7 +236,7 @@ class LanguageModel(Task):
 
     @classmethod
     def parts_from(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
-        """The tokenizer of a checkpoint."""
+        """Returns the constructor arguments that come from the data, read from a checkpoint: the tokenizer."""
         return {"tokenizer": Tokenizer.from_state(saved["tokenizer"])}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -247,10 +251,10 @@ class LanguageModel(Task):
             raise ValueError(
                 "the checkpoint was trained with another tokenizer or other genres "
                 f"(fingerprint {str(found)[:12]}, here {self.tokenizer.fingerprint[:12]}); "
-                "give the data= and tokenizer= options of that run, which stand in its config.yaml"
+                "give the data= and tokenizer= options of that run, which are in its config.yaml"
             )
 
 
 def _features(batch: Batch) -> dict[str, Tensor]:
-    """What is known for each input token besides itself, [b, t] each."""
+    """Returns the features of the input tokens, [b, t] each."""
     return {name.removeprefix("feature_"): values for name, values in batch.items() if name.startswith("feature_")}

@@ -1,4 +1,4 @@
-"""What tasks of several styles share: restyled mels measured against real ones, and weights of a run of as many styles.
+"""Base class of style-transfer tasks: validation against real mels, and loading the weights of another run.
 
 Shapes: s styles, b pieces of each, m mel bands, f frames.
 """
@@ -16,17 +16,17 @@ from etude.core.protocols import Paired
 from etude.core.task import Task
 from etude.metrics.audio.mel_distances import frechet_distance
 
-Way = tuple[int, int]  # source and target style
+Direction = tuple[int, int]  # indices of source and target style
 
 
-class ComparedStyles(Task):
-    """A task whose held-out mels are compared with real ones. A subclass defines `restyled` and its `styles`."""
+class StyleTask(Task):
+    """A task that translates between styles. A subclass defines `restyled` and sets `styles`."""
 
     styles: tuple[str, ...]
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._seen: dict[Way, tuple[list[Tensor], list[Tensor]]] = {}
+        self._validated: dict[Direction, tuple[list[Tensor], list[Tensor]]] = {}
 
     def weights_from(self, saved: Mapping[str, Any], path: Path) -> Mapping[str, Tensor]:
         if len(theirs := saved["etude"].get("styles", ())) != len(self.styles):
@@ -35,33 +35,33 @@ class ComparedStyles(Task):
             )
         return super().weights_from(saved, path)
 
-    def restyled(self, batch: Batch) -> dict[Way, tuple[Tensor, Tensor]]:
-        """Returns for each way what it makes of its source and the batch's real mels of its target, natural-log [b, m, f]."""
+    def restyled(self, batch: Batch) -> dict[Direction, tuple[Tensor, Tensor]]:
+        """Returns for each direction the translated mels and the real mels of its target style, natural-log [b, m, f]."""
         raise TypeError(f"{type(self).__name__} must define restyled(batch)")
 
     def measures(self) -> tuple[Measure, ...]:
         return (Measure("frechet", "bel^2"), Measure("l1", "nats"))
 
     def measure(self, batch: Batch) -> dict[str, Measured]:
-        """Returns frechet and l1 of the pieces of this batch. l1 means something where the songs are the same in every style.
+        """Returns the Fréchet distance and L1 of this batch. L1 is meaningful only if every style has the same songs.
 
-        A Fréchet distance of few frames is too high, and means over batches are not the distance of all: validation compares
-        all held-out pieces at once.
+        The Fréchet distance of few frames is biased upwards, and the mean over batches is not the distance of the whole set:
+        validation therefore compares all held-out pieces at once.
         """
         frechet, l1 = _compare(self.restyled(batch))
         count = torch.tensor(batch["mel"].shape[1])
         return {"frechet": Measured(torch.tensor(frechet), count), "l1": Measured(torch.tensor(l1), count)}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        for way, (fake_bmf, real_bmf) in self.restyled(batch).items():
-            fakes, reals = self._seen.setdefault(way, ([], []))
+        for direction, (fake_bmf, real_bmf) in self.restyled(batch).items():
+            fakes, reals = self._validated.setdefault(direction, ([], []))
             fakes.append(fake_bmf.cpu())
             reals.append(real_bmf.cpu())
 
     def on_validation_epoch_end(self) -> None:
-        """Logs val/frechet (bel^2), and where the held-out songs are the same in every style val/l1 (nats)."""
-        found = {way: (torch.cat(fakes), torch.cat(reals)) for way, (fakes, reals) in self._seen.items()}
-        self._seen.clear()
+        """Logs val/frechet (bel^2) and, if every style has the same held-out songs, val/l1 (nats)."""
+        found = {direction: (torch.cat(fakes), torch.cat(reals)) for direction, (fakes, reals) in self._validated.items()}
+        self._validated.clear()
         if not found:
             return
         frechet, l1 = _compare(found)
@@ -71,8 +71,8 @@ class ComparedStyles(Task):
             self.log("val/l1", l1, prog_bar=True, sync_dist=True)
 
 
-def _compare(found: Mapping[Way, tuple[Tensor, Tensor]]) -> tuple[float, float]:
-    """The mean over ways of the Fréchet distance of frames, bel^2, and of the mean absolute difference, nats."""
+def _compare(found: Mapping[Direction, tuple[Tensor, Tensor]]) -> tuple[float, float]:
+    """Returns the Fréchet distance of frames, in bel^2, and the mean absolute difference, in nats, averaged over directions."""
     distances, errors = [], []
     for fake_bmf, real_bmf in found.values():
         frames = [mel.cpu().transpose(0, 1).flatten(1).numpy() for mel in (fake_bmf, real_bmf)]

@@ -1,12 +1,13 @@
-"""Restyling audio as mels, learned from audio of each style that need not match: GANs of every kind in one dictionary.
+"""Style transfer of audio, as mel spectrograms, learned by GANs from unpaired recordings of each style.
 
 Shapes: s styles, b pieces of each, n rows (s * b), m mel bands, f frames, e style dimensions.
 
-A mel is white in its style when each band has mean 0 and deviation 1 over that style's training audio. Generators and
-discriminators see white mels, so a generator that changes nothing is the closed-form per-band affine map.
+Generators and discriminators work on standardised mels: each band has mean 0 and deviation 1 over the training audio of its
+style. So a generator that changes nothing gives the per-band affine map between the two styles.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any, ClassVar, cast
 
@@ -26,53 +27,59 @@ from etude.losses.rhythm import onset_loss
 from etude.losses.style_terms import D, G, check_options, full_weights
 from etude.models.mel.generator import StyleEncoder
 from etude.models.mel.image_pool import ImagePool
-from etude.models.mel.style_bands import StyleBands, rows_of
-from etude.tasks.style_measures import ComparedStyles
+from etude.models.mel.style_bands import BandStatistics, repeat_style
+from etude.tasks.style_measures import StyleTask
 
-LOUDEST = 2.0  # nats above the contract's ceiling, which full scale hardly reaches, that a made mel may stand
-PLACES = 64  # frames of a piece that patch_nce compares
+HEADROOM = 2.0  # nats by which a generated mel may exceed the contract's ceiling; full-scale audio hardly reaches the ceiling
+NUM_POSITIONS = 64  # frames of a piece that patch_nce compares
 
 
-class StyleTransfer(ComparedStyles):
-    """Learns to restyle between every two styles; which terms have a weight makes it a CycleGAN, a StarGAN, a CUT, ...
+class StyleTransfer(StyleTask):
+    """Learns to translate between all pairs of styles; the loss weights make it a CycleGAN, a StarGAN, a CUT and others.
 
-    Terms (weight 0 leaves a term out, and its cost), each the mean over source styles; x is white in its style s, y(x)
-    the generator's output for another style t, e noise of `input_noise`:
+    The loss terms, each averaged over source styles. x is a standardised mel of style s, y(x) the generator's output for
+    another style t, e noise of deviation `input_noise`. A term of weight 0 is not computed.
 
-    - generator/adversarial, discriminator/game: the GAN's two sides; discriminator/r1: |dD/dx|^2 at real x, divided by
-      the frames, every `r1_every` batches.
-    - generator/cycle: |back(y(x + e) + e) - x| in nats (Zhu et al. 2017). Of its gradient the share `cycle_gradient` reaches
-      the generator that made y. 1 is CycleGAN's; 0 is back-translation, as in unsupervised translation of text (Lample et
-      al. 2018): each generator learns the true way back from the other's outputs, but nothing asks it to leave in them
-      what the way back needs. The noise keeps what is left from being hidden.
+    - generator/adversarial, discriminator/game: the adversarial losses of generator and discriminator.
+    - discriminator/r1: gradient penalty |dD/dx|^2 at real x, divided by the number of frames, every `r1_every` batches.
+    - generator/cycle: cycle consistency |back(y(x + e) + e) - x| in nats (Zhu et al. 2017). The share `cycle_gradient` of its
+      gradient reaches the generator of y: 1 is CycleGAN; 0 is back-translation, as in unsupervised translation of text
+      (Lample et al. 2018), where each generator learns to reconstruct x from the other's outputs, but is not asked to keep
+      in its own outputs what the reconstruction needs. The noise keeps generators from hiding that information in small
+      details.
     - generator/identity: |generator(x of t, to t) - x| in nats, every `identity_every` batches until `identity_until`.
-    - generator/patch_nce: contrast between frames of x and y(x) in the generator's own layers (CUT, Park et al. 2020).
-    - generator/feature_matching: the discriminator's layers on the way back against those on x.
-    - generator/rhythm, generator/harmony: onsets and pitch classes of y(x) against those of x.
+    - generator/patch_nce: contrastive loss between frames of x and y(x) in hidden layers of the generator (CUT, Park et al.
+      2020).
+    - generator/feature_matching: distance of the discriminator's features of the reconstruction and of x.
+    - generator/rhythm, generator/harmony: distance of the onsets and of the pitch classes of y(x) and x.
 
     Args:
-        model: called with n_mels and style_dim, gives a generator.
-        discriminator: called with the number of styles and n_mels, gives logits and features for (mel, style).
-        contract: how audio became mels. styles: their names. statistics: band means and deviations in nats, [s, 2, m].
+        model: builds a generator; called with n_mels and style_dim.
+        discriminator: builds the discriminator; called with the number of styles and n_mels. It returns logits and features.
+        contract: the mel settings.
+        styles: names of the styles, at least two.
+        statistics: means and standard deviations of the bands in each style, in nats, [s, 2, m].
         optimizer, scheduler, loss_weights, player_lr, seed: see `Task`.
-        shared: one generator for all directions, told by style vectors; else one for each ordered pair (all of which a batch
-            uses with two or three styles, not with more).
-        style_dim: e of a shared generator. reference_share: how often, in [0, 1], it is told the style by a clip, not by name.
-        adversarial: lsgan, hinge or non_saturating.
-        cycle_gradient: share of the cycle's gradient that reaches the first generator, in [0, 1].
-        input_noise: standard deviation of e, in deviations of a band.
-        huber: nats below which cycle and identity are squares instead of magnitudes; 0 for magnitudes throughout.
-        r1_every, identity_every: batches between two such terms. identity_until: batch after which identity ends.
-        pool_size: past outputs the discriminator also sees (Shrivastava et al. 2017); 0 for none.
+        shared: whether one generator, conditioned on style vectors, serves all directions; otherwise each ordered pair of styles
+            has a generator of its own. With two or three styles a batch uses all of them, with more styles it does not.
+        style_dim: size e of the style vectors of a shared generator.
+        reference_share: how often, in [0, 1], the style vector of the target comes from a clip instead of the style's name.
+        adversarial: adversarial loss: lsgan, hinge or non_saturating.
+        cycle_gradient: share of the gradient of the cycle loss that reaches the first generator, in [0, 1].
+        input_noise: standard deviation of e, relative to that of a band.
+        huber: Huber threshold of the cycle and identity losses in nats; 0 for the absolute difference.
+        r1_every, identity_every: batches between two evaluations of the term.
+        identity_until: batch after which the identity loss ends.
+        pool_size: past outputs that the discriminator also gets (Shrivastava et al. 2017); 0 for none.
 
     Raises:
-        ValueError: a weight of an unknown term, or an option out of its range.
+        ValueError: loss_weights names an unknown term, or an option is out of its range.
     """
 
     takes_visible = True
     lazy_terms: ClassVar[frozenset[str]] = frozenset({D + "r1", G + "identity"})
     example_axis: ClassVar[int | None] = 1
-    least_styles: ClassVar[int | None] = 2  # a batch of some styles trains the ways between these
+    least_styles: ClassVar[int | None] = 2  # a batch of some styles trains the directions between these
 
     def __init__(
         self,
@@ -116,16 +123,16 @@ class StyleTransfer(ComparedStyles):
         self.r1_every, self.identity_every, self.identity_until = r1_every, identity_every, identity_until
         count = len(self.styles)
         self.pairs = [(s, t) for s in range(count) for t in range(count) if s != t]
-        build = lambda: model(n_mels=contract.n_mels, style_dim=2 * style_dim if shared else 0)  # noqa: E731
+        build = partial(model, n_mels=contract.n_mels, style_dim=2 * style_dim if shared else 0)
         self.generators = nn.ModuleList(build() for _ in range(1 if shared else len(self.pairs)))
         self.sources = nn.Embedding(count, style_dim) if shared else None
         self.targets = nn.Embedding(count, style_dim) if shared else None
         self.encoder = StyleEncoder(contract.n_mels, style_dim) if shared and reference_share else None
-        self.judge = discriminator(count, n_mels=contract.n_mels)
+        self.judge = discriminator(count, n_mels=contract.n_mels)  # the discriminator; checkpoints know it by this name
         width = getattr(self.generators[0], "outlet").in_features if weights[G + "patch_nce"] else 0  # noqa: B009
         self.heads = nn.ModuleList(nn.Linear(width, 64) for _ in range(3 if width else 0))
         self.pool = ImagePool(pool_size)
-        self.bands = StyleBands(statistics)
+        self.bands = BandStatistics(statistics)
         self.register_buffer("chroma_bands", mel_chroma_filterbank(contract).clone(), persistent=False)
 
     @property
@@ -134,7 +141,7 @@ class StyleTransfer(ComparedStyles):
         return {"generator": [self.generators, self.heads, *extra], "discriminator": [self.judge]}
 
     def configure_model(self) -> None:
-        """Raises: ValueError under trainer=fsdp, whose split networks this task's parts don't take yet."""
+        """Raises a ValueError under trainer=fsdp, which this task does not support yet."""
         if self.device_mesh is not None:
             raise ValueError(
                 "task=style_transfer does not run under trainer=fsdp; its networks are small: trainer=ddp, technique=[]"
@@ -142,7 +149,7 @@ class StyleTransfer(ComparedStyles):
 
     # --- generators ---
 
-    def _vectors(self, source_n: Tensor, target_n: Tensor, reference_nmf: Tensor | None = None) -> Tensor | None:
+    def _style_vectors(self, source_n: Tensor, target_n: Tensor, reference_nmf: Tensor | None = None) -> Tensor | None:
         if self.sources is None or self.targets is None:
             return None
         target_ne = self.targets(target_n)
@@ -152,28 +159,28 @@ class StyleTransfer(ComparedStyles):
         return torch.cat([self.sources(source_n), target_ne], dim=-1)
 
     def _directions(self, source_n: Tensor, target_n: Tensor) -> Iterator[tuple[nn.Module, slice]]:
-        """The generator of each run of rows that go the same way."""
+        """Yields each generator with the consecutive rows that it translates."""
         if self.shared:
             yield self.generators[0], slice(None)
             return
-        ways = list(zip(source_n.tolist(), target_n.tolist(), strict=True))
+        directions = list(zip(source_n.tolist(), target_n.tolist(), strict=True))
         start = 0
-        for way, rows in groupby(ways):
+        for direction, rows in groupby(directions):
             stop = start + len(list(rows))
-            yield self.generators[self.pairs.index(way)], slice(start, stop)
+            yield self.generators[self.pairs.index(direction)], slice(start, stop)
             start = stop
 
     def _generate(
         self, x_nmf: Tensor, source_n: Tensor, target_n: Tensor, vectors: Tensor | None, visible: Tensor | None = None
     ) -> Tensor:
-        """White in the source style to white in the target style."""
+        """Returns mels standardised in the target style, of mels standardised in the source style."""
         out = [
             generator(x_nmf[rows], None if vectors is None else vectors[rows], None if visible is None else visible[rows])
             for generator, rows in self._directions(source_n, target_n)
         ]
         return torch.cat(out)
 
-    def _noisy(self, x_nmf: Tensor) -> Tensor:
+    def _add_noise(self, x_nmf: Tensor) -> Tensor:
         return x_nmf + self.input_noise * torch.randn_like(x_nmf) if self.input_noise else x_nmf
 
     # --- training ---
@@ -183,16 +190,18 @@ class StyleTransfer(ComparedStyles):
         styles, pieces = mel_sbmf.shape[:2]
         on = {name for name, weight in self.loss_weights.items() if weight}
         source_n = batch.get("style", torch.arange(styles, device=self.device)[:, None].expand(-1, pieces)).flatten()
-        shift = int(torch.randint(1, styles, ())) if styles > 2 else 1  # every style goes to another, all to different ones
+        shift = int(torch.randint(1, styles, ())) if styles > 2 else 1  # each style is translated to a different one
         target_n = source_n.roll(-shift * pieces)
         log_nmf = self.contract.denormalise(mel_sbmf.flatten(0, 1))
-        x_nmf = self.bands.white(log_nmf, source_n)
-        of_target_nmf = x_nmf.unflatten(0, (styles, pieces)).roll(-shift, 0).flatten(0, 1)  # real, row by row of style t
+        x_nmf = self.bands.standardise(log_nmf, source_n)
+        of_target_nmf = (
+            torch.unflatten(x_nmf, 0, (styles, pieces)).roll(-shift, 0).flatten(0, 1)
+        )  # real mels of the target style of each row
         visible = batch["visible"].flatten(0, 1) if "visible" in batch else None
-        vectors = self._vectors(source_n, target_n, of_target_nmf)
-        seen_nmf = self._noisy(x_nmf)
-        fake_nmf = self._generate(seen_nmf, source_n, target_n, vectors, visible)
-        self.trace = {"generator/input": seen_nmf, "generator/output": fake_nmf, "source": source_n, "target": target_n}
+        vectors = self._style_vectors(source_n, target_n, of_target_nmf)
+        input_nmf = self._add_noise(x_nmf)
+        fake_nmf = self._generate(input_nmf, source_n, target_n, vectors, visible)
+        self.trace = {"generator/input": input_nmf, "generator/output": fake_nmf, "source": source_n, "target": target_n}
         if visible is not None:
             self.trace["generator/visible"] = visible
         terms: dict[str, Tensor] = {}
@@ -200,50 +209,56 @@ class StyleTransfer(ComparedStyles):
             with frozen(self.judge):
                 logits, _ = self.judge(fake_nmf, target_n)
             terms[G + "adversarial"] = generator_loss(logits, self.adversarial)
-        terms |= self._way_back(on, x_nmf, fake_nmf, source_n, target_n)
-        terms |= self._kept(on, log_nmf, x_nmf, fake_nmf, source_n, target_n, vectors)
+        terms |= self._cycle_terms(on, x_nmf, fake_nmf, source_n, target_n)
+        terms |= self._preservation_terms(on, log_nmf, x_nmf, fake_nmf, source_n, target_n, vectors)
         until = float("inf") if self.identity_until is None else self.identity_until
         if G + "identity" in on and self.batches_trained % self.identity_every == 0 and self.batches_trained < until:
-            same_nmf = self._generate(of_target_nmf, source_n, target_n, self._vectors(target_n, target_n))
+            identity_nmf = self._generate(of_target_nmf, source_n, target_n, self._style_vectors(target_n, target_n))
             terms[G + "identity"] = identity_loss(
-                same_nmf, of_target_nmf, scale_nm1=self.bands.deviation(target_n), huber=self.huber
+                identity_nmf, of_target_nmf, scale_nm1=self.bands.deviation(target_n), huber=self.huber
             )
-        return terms | self._game(on, x_nmf, source_n, *self.pool.swap(fake_nmf.detach(), target_n))
+        return terms | self._discriminator_terms(on, x_nmf, source_n, *self.pool.swap(fake_nmf.detach(), target_n))
 
-    def _way_back(self, on: set[str], x_nmf: Tensor, fake_nmf: Tensor, source_n: Tensor, target_n: Tensor) -> dict[str, Tensor]:
+    def _cycle_terms(
+        self, on: set[str], x_nmf: Tensor, fake_nmf: Tensor, source_n: Tensor, target_n: Tensor
+    ) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
         if not on & {G + "cycle", G + "feature_matching"}:
             return terms
-        start_nmf = fake_nmf.detach()
+        detached_nmf = fake_nmf.detach()
         if self.cycle_gradient:
-            start_nmf = torch.lerp(start_nmf, fake_nmf, self.cycle_gradient)  # the value of either, a share of the gradient
-        back_nmf = self._generate(self._noisy(start_nmf), target_n, source_n, self._vectors(target_n, source_n))
+            # the same values, but only a share of the gradient
+            detached_nmf = torch.lerp(detached_nmf, fake_nmf, self.cycle_gradient)
+        reconstructed_nmf = self._generate(
+            self._add_noise(detached_nmf), target_n, source_n, self._style_vectors(target_n, source_n)
+        )
         if G + "cycle" in on:
-            terms[G + "cycle"] = cycle_loss(back_nmf, x_nmf, scale_nm1=self.bands.deviation(source_n), huber=self.huber)
+            scale_nm1 = self.bands.deviation(source_n)
+            terms[G + "cycle"] = cycle_loss(reconstructed_nmf, x_nmf, scale_nm1=scale_nm1, huber=self.huber)
         if G + "feature_matching" in on:
             with frozen(self.judge):
                 terms[G + "feature_matching"] = feature_matching(
-                    self.judge(back_nmf, source_n)[1], self.judge(x_nmf, source_n)[1]
+                    self.judge(reconstructed_nmf, source_n)[1], self.judge(x_nmf, source_n)[1]
                 )
         return terms
 
-    def _kept(
+    def _preservation_terms(
         self, on: set[str], log_nmf: Tensor, x_nmf: Tensor, fake_nmf: Tensor, source_n: Tensor, target_n: Tensor,
         vectors: Tensor | None,
     ) -> dict[str, Tensor]:  # fmt: skip
-        """What the source keeps of itself: rhythm, harmony, and which frame is which."""
+        """Returns the terms that keep properties of the source: rhythm, harmony and the content of each frame."""
         terms: dict[str, Tensor] = {}
         if on & {G + "rhythm", G + "harmony"}:
-            fake_log_nmf = self.bands.coloured(fake_nmf.float(), target_n)
+            fake_log_nmf = self.bands.destandardise(fake_nmf.float(), target_n)
             if G + "rhythm" in on:
                 terms[G + "rhythm"] = onset_loss(self.contract.normalise(fake_log_nmf), self.contract.normalise(log_nmf))
             if G + "harmony" in on:
                 terms[G + "harmony"] = chroma_loss(fake_log_nmf, log_nmf, filterbank_12m=cast(Tensor, self.chroma_bands))
         if G + "patch_nce" in on:
-            queries = self._layers(fake_nmf, source_n, target_n, vectors)
+            queries = self._hidden_layers(fake_nmf, source_n, target_n, vectors)
             with torch.no_grad():
-                keys = self._layers(x_nmf, source_n, target_n, vectors)
-            places = torch.randperm(x_nmf.shape[-1], device=self.device)[:PLACES]
+                keys = self._hidden_layers(x_nmf, source_n, target_n, vectors)
+            places = torch.randperm(x_nmf.shape[-1], device=self.device)[:NUM_POSITIONS]
             nce = [
                 patch_nce(head(q[..., places].transpose(1, 2)), head(k[..., places].transpose(1, 2)))
                 for head, q, k in zip(self.heads, queries, keys, strict=True)
@@ -251,8 +266,8 @@ class StyleTransfer(ComparedStyles):
             terms[G + "patch_nce"] = torch.stack(nce).mean()
         return terms
 
-    def _layers(self, mel_nmf: Tensor, source_n: Tensor, target_n: Tensor, vectors: Tensor | None) -> list[Tensor]:
-        """First, middle and last hidden layer of each row's generator."""
+    def _hidden_layers(self, mel_nmf: Tensor, source_n: Tensor, target_n: Tensor, vectors: Tensor | None) -> list[Tensor]:
+        """Returns the first, middle and last hidden layer of the generator of each row."""
         found = [
             cast(Any, generator).features(mel_nmf[rows], None if vectors is None else vectors[rows])
             for generator, rows in self._directions(source_n, target_n)
@@ -260,15 +275,17 @@ class StyleTransfer(ComparedStyles):
         layers = [torch.cat(layer) for layer in zip(*found, strict=True)]
         return [layers[0], layers[len(layers) // 2], layers[-1]]
 
-    def _game(self, on: set[str], x_nmf: Tensor, source_n: Tensor, fake_nmf: Tensor, style_n: Tensor) -> dict[str, Tensor]:
+    def _discriminator_terms(
+        self, on: set[str], x_nmf: Tensor, source_n: Tensor, fake_nmf: Tensor, style_n: Tensor
+    ) -> dict[str, Tensor]:
         if D + "game" not in on:
             return {}
-        penal = D + "r1" in on and self.batches_trained % self.r1_every == 0
-        real_nmf = x_nmf.detach().requires_grad_(penal)
+        penalised = D + "r1" in on and self.batches_trained % self.r1_every == 0
+        real_nmf = x_nmf.detach().requires_grad_(penalised)
         real_logits, _ = self.judge(real_nmf, source_n)
         fake_logits, _ = self.judge(fake_nmf, style_n)
         terms = {D + "game": discriminator_loss(real_logits, fake_logits, self.adversarial)}
-        if penal:
+        if penalised:
             terms[D + "r1"] = r1_penalty(real_logits, real_nmf) / x_nmf.shape[-1]
         return terms
 
@@ -280,24 +297,25 @@ class StyleTransfer(ComparedStyles):
 
     def retrace(self, batch: Batch, trace: Mapping[str, Tensor]) -> dict[str, Tensor]:
         source_n, target_n = trace["source"], trace["target"]
-        vectors = self._vectors(source_n, target_n)
+        vectors = self._style_vectors(source_n, target_n)
         seen, visible = trace["generator/input"], trace.get("generator/visible")
         return {"generator/output": self._generate(seen, source_n, target_n, vectors, visible)}
 
-    def critic_features(self, output_nmf: Tensor, trace: Mapping[str, Tensor]) -> list[list[Tensor]]:
-        """The discriminator's layers on an output for the inputs of `trace`, scale by scale."""
-        return self.judge(output_nmf, trace["target"])[1]
+    def discriminator_features(self, output_nmf: Tensor, trace: Mapping[str, Tensor]) -> list[list[Tensor]]:
+        """Returns the discriminator's hidden layers of each scale, for an output that belongs to the inputs in `trace`."""
+        features: list[list[Tensor]] = self.judge(output_nmf, trace["target"])[1]
+        return features
 
     # --- use ---
 
     @property
     def context_frames(self) -> int:
-        """Frames on each side that have a say in a frame of the output."""
+        """Frames on each side that an output frame depends on (half of the receptive field)."""
         return max(int(cast(Any, generator).context_frames) for generator in self.generators)
 
     @property
     def stride(self) -> int:
-        """Frames of which a chunk's start must be a multiple."""
+        """The start of an excerpt must be a multiple of this many frames."""
         return int(cast(Any, self.generators[0]).stride)
 
     def _index(self, style: str) -> int:
@@ -307,39 +325,41 @@ class StyleTransfer(ComparedStyles):
 
     @torch.inference_mode()
     def translate(self, log_mel_bmf: Tensor, *, source: str, target: str, reference: Tensor | None = None) -> Tensor:
-        """Restyles natural-log mels [b, m, f], f at least 1, from one style to another.
+        """Translates natural-log mels [b, m, f], f at least 1, from one style to another.
 
         Args:
-            source, target: names of styles; the same ones give the input back.
-            reference: natural-log mels [m, f] of a clip that stands for the target style, in place of its name; of a shared
-                generator with `reference_share`. What it adds to the name has not been measured.
+            source, target: names of styles; if they are equal, the input is returned.
+            reference: natural-log mels [m, f] of a clip that represents the target style instead of its name; only for a
+                shared generator trained with `reference_share`. Its benefit over the name has not been measured.
 
         Raises:
-            ValueError: an unknown style, or a reference where the model takes none.
+            ValueError: a style is unknown, or a reference is given and the model takes none.
         """
         s, t = self._index(source), self._index(target)
         if reference is not None and self.encoder is None:
-            raise ValueError("reference: this model knows styles by name alone; train with task.shared=true to follow a clip")
+            raise ValueError(
+                "reference: this model knows styles only by name; train with task.shared=true to use a reference clip"
+            )
         if s == t and reference is None:
             return log_mel_bmf.clone()
-        source_b, target_b = (rows_of(i, len(log_mel_bmf), self.device) for i in (s, t))
-        vectors = self._vectors(source_b, target_b)
+        source_b, target_b = (repeat_style(i, len(log_mel_bmf), self.device) for i in (s, t))
+        vectors = self._style_vectors(source_b, target_b)
         if reference is not None and self.encoder is not None and vectors is not None:
-            clip_1mf = self.bands.white(reference.to(self.device)[None], target_b[:1])
+            clip_1mf = self.bands.standardise(reference.to(self.device)[None], target_b[:1])
             named = vectors[:, : vectors.shape[1] // 2]
             vectors = torch.cat([named, self.encoder(clip_1mf).expand(len(target_b), -1)], dim=-1)
-        white = self.bands.white(log_mel_bmf.to(self.device), source_b)
-        made = self.bands.coloured(self._generate(white, source_b, target_b, vectors).float(), target_b)
-        # a band that hardly moved in training can be driven beyond any sound by a brighter recording
-        return made.clamp(max=self.contract.ceiling + LOUDEST).to(log_mel_bmf)
+        x_bmf = self.bands.standardise(log_mel_bmf.to(self.device), source_b)
+        fake_bmf = self.bands.destandardise(self._generate(x_bmf, source_b, target_b, vectors).float(), target_b)
+        # a band that was almost constant in training can get impossible values from a brighter recording
+        return fake_bmf.clamp(max=self.contract.ceiling + HEADROOM).to(log_mel_bmf)
 
     def affine(self, log_mel_bmf: Tensor, *, source: str, target: str) -> Tensor:
-        """The closed-form baseline: each band given the mean and deviation of the target style, [b, m, f]."""
-        source_b, target_b = (rows_of(self._index(i), len(log_mel_bmf), self.device) for i in (source, target))
-        return self.bands.coloured(self.bands.white(log_mel_bmf.to(self.device), source_b), target_b).to(log_mel_bmf)
+        """Returns the affine baseline [b, m, f]: each band is mapped to the mean and deviation of the target style."""
+        source_b, target_b = (repeat_style(self._index(i), len(log_mel_bmf), self.device) for i in (source, target))
+        return self.bands.destandardise(self.bands.standardise(log_mel_bmf.to(self.device), source_b), target_b).to(log_mel_bmf)
 
     def nearest_style(self, log_mel_mf: Tensor, *, among: Iterable[str]) -> str:
-        """The style of `among` whose band means and deviations are nearest to a clip's, loudness apart."""
+        """Returns the style of `among` whose band statistics are nearest to those of a clip, regardless of loudness."""
         distances = self.bands.distances(log_mel_mf)
         return min(among, key=lambda style: float(distances[self._index(style)]))
 
@@ -349,32 +369,32 @@ class StyleTransfer(ComparedStyles):
         mel_sbmf = self.contract.denormalise(batch["mel"])
         found = {}
         for s, t in self.pairs:
-            source_b, target_b = (rows_of(i, mel_sbmf.shape[1], self.device) for i in (s, t))
-            x_bmf = self.bands.white(mel_sbmf[s], source_b)
-            white = self._generate(x_bmf, source_b, target_b, self._vectors(source_b, target_b))
-            found[s, t] = self.bands.coloured(white.float(), target_b), mel_sbmf[t]
+            source_b, target_b = (repeat_style(i, mel_sbmf.shape[1], self.device) for i in (s, t))
+            x_bmf = self.bands.standardise(mel_sbmf[s], source_b)
+            fake_bmf = self._generate(x_bmf, source_b, target_b, self._style_vectors(source_b, target_b))
+            found[s, t] = self.bands.destandardise(fake_bmf.float(), target_b), mel_sbmf[t]
         return found
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
-        """Returns {"mel": normalised mels [s, b, m, f]}, at once what is restyled and the examples of each style."""
+        """Returns {"mel": normalised mels [s, b, m, f]}: inputs of the generators and real examples for the discriminator."""
         return {"mel": batch["mel"]}
 
     def with_inputs(self, batch: Batch, inputs: Mapping[str, Tensor]) -> Batch:
-        """Returns the batch with other mels, in both of their parts."""
+        """Returns the batch with these mels instead of its own, in both of their uses."""
         return {**batch, "mel": inputs["mel"]}
 
     def features(self, batch: Batch) -> Tensor:
-        """Returns one row for each piece of each style, [s * b, d]: the discriminator's last hidden layer, as its own style."""
+        """Returns one row for each piece of each style, [s * b, d]: the discriminator's last hidden layer, a mean over frames."""
         style_n = torch.arange(len(self.styles), device=self.device).repeat_interleave(batch["mel"].shape[1])
         log_nmf = self.contract.denormalise(batch["mel"].flatten(0, 1))
-        scales = self.judge(self.bands.white(log_nmf, style_n), style_n)[1]
+        scales = self.judge(self.bands.standardise(log_nmf, style_n), style_n)[1]
         return torch.cat([layers[-1].flatten(2).mean(-1) for layers in scales], dim=-1)
 
     # --- checkpoints ---
 
     @classmethod
     def parts_from(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
-        """What a task is built with again, from a checkpoint's own part."""
+        """Returns the constructor arguments that come from the data, read from a checkpoint."""
         return {
             "contract": MelContract(**saved["contract"]),
             "styles": tuple(saved["styles"]),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from etude.models.symbolic.grid_context import OWN, REST, contexts
+from etude.models.symbolic.grid_context import OWN, REST, compute_context
 from etude.models.symbolic.grid_transformer import GridTransformer
 from etude.tokens.grammar import BOS, EOS
 from etude.tokens.satb import SatbGrid
@@ -105,7 +105,7 @@ def test_controls_reach_every_frame() -> None:
 
 def test_context_is_relative() -> None:
     x = torch.tensor(frames(40, 7, rests=False))[None]
-    low, high = contexts(x), contexts(x + 3)
+    low, high = compute_context(x), compute_context(x + 3)
     different = (low.ids != high.ids).any(dim=(0, 1, 2)).nonzero().flatten().tolist()
     # Before a voice has sounded, intervals are taken from its stand-in, which does not move.
     settled = slice(8, None)
@@ -117,7 +117,7 @@ def test_context_is_relative() -> None:
 
 def test_context_of_a_hand_made_piece() -> None:
     x = torch.tensor([[60, 57, 53, 48], [60, 57, 53, 48], [62, 57, 53, 50], [62, REST, 53, 50]])[None]
-    found = contexts(x)
+    found = compute_context(x)
     names = {"own": 3, "to_voice": 4, "age": 8, "back": 12}
     alto_2 = found.ids[0, 2, 1]  # soprano of frame 2 is known, alto not
     assert alto_2[names["own"]] == 57
@@ -133,7 +133,7 @@ def test_repeats_are_found() -> None:
     rng = np.random.default_rng(0)
     theme = rng.integers(50, 70, (16, 4))
     x = torch.tensor(np.concatenate([theme, theme]))[None]
-    found = contexts(x, [32])
+    found = compute_context(x, [32])
     at = found.ids[0, 20, 2]  # 18 tokens into the repetition: what follows is known from the first time
     assert at[-4] == 25 + int(theme[4, 2]) - int(found.references[0, 20, 2, 2])
     assert at[-3] == 5  # 18 tokens: ceil(log2(19))

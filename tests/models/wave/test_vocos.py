@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etude.audio.mel import MelContract
-from etude.models.wave.discriminators import SpectraDiscriminator
-from etude.models.wave.vocos import LOUDEST, Vocos, inverse_stft
+from etude.models.wave.discriminators import MultiResolutionDiscriminator
+from etude.models.wave.vocos import MAX_LOG_MAGNITUDE, Vocos, inverse_stft
 
 CONTRACT = MelContract()
 SMALL = MelContract(sample_rate=8000, n_fft=64, hop_length=16, n_mels=8, f_max=4000.0)
@@ -89,7 +89,7 @@ def test_any_input_gives_finite_samples() -> None:
     with torch.no_grad():
         assert net(torch.full((1, 8, 9), 100.0)).isfinite().all()
         assert net(torch.full((1, 8, 9), -100.0)).isfinite().all()
-        assert net.polar(torch.full((1, 8, 9), 100.0))[0].max() <= LOUDEST
+        assert net.polar(torch.full((1, 8, 9), 100.0))[0].max() <= MAX_LOG_MAGNITUDE
 
 
 def test_the_default_size() -> None:
@@ -106,17 +106,17 @@ def test_impossible_sizes_are_told(options: dict[str, int]) -> None:
 def test_the_discriminator_sees_a_phase_and_takes_silence() -> None:
     """One score map for each resolution; it is not blind to a change that leaves every magnitude as it was."""
     torch.manual_seed(0)
-    judge = SpectraDiscriminator(n_ffts=(64, 128), channels=4)
+    discriminator = MultiResolutionDiscriminator(n_ffts=(64, 128), channels=4)
     x = torch.randn(2, 1024)
-    (one, other), (upside_down, _) = judge(x)[0], judge(-x)[0]
+    (one, other), (upside_down, _) = discriminator(x)[0], discriminator(-x)[0]
     assert one.shape[0] == 2 and one.shape != other.shape
     assert not torch.allclose(one, upside_down, atol=1e-4)
     silence = torch.zeros(1, 1024, requires_grad=True)
-    sum(s.sum() for s in judge(silence)[0]).backward()
+    sum(s.sum() for s in discriminator(silence)[0]).backward()
     assert silence.grad.isfinite().all()  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("n_ffts", [[], [62], [0]])
 def test_impossible_resolutions_are_told(n_ffts: list[int]) -> None:
     with pytest.raises(ValueError, match="n_ffts"):
-        SpectraDiscriminator(n_ffts=n_ffts)
+        MultiResolutionDiscriminator(n_ffts=n_ffts)

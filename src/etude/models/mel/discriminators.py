@@ -1,4 +1,4 @@
-"""Discriminators of mel spectrograms, one opinion for each patch, one output channel for each style.
+"""Discriminators of mel spectrograms, with a logit for each patch and an output channel for each style.
 
 Shapes: b batch, m mel bands, f frames, c channels, s styles, h, w patches.
 """
@@ -9,32 +9,33 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm as with_spectral_norm
 
 SLOPE = 0.2
-SILENCE = -1.0  # of a normalised mel
+SILENCE = -1.0  # value of silence in a normalised mel
 
 
 class PatchDiscriminator(nn.Module):
-    """Judges patches of a mel at several resolutions, in the style asked for.
+    """PatchGAN discriminator of a mel spectrogram at one or several resolutions, conditioned on the style.
 
-    Each scale is a PatchGAN: `num_layers` convolutions 4 x 4 of stride 2 whose channels double, one 3 x 3 and an output
-    3 x 3, all with leaky ReLU, without normalisation; scale i sees the mel averaged i times over 2 x 2. Takes any number
-    of frames from 1 up: short or odd pieces are extended with silence.
+    Each scale has `num_layers` convolutions 4 x 4 with stride 2 whose channels double, one 3 x 3 convolution and a 3 x 3
+    output, with leaky ReLU and without normalisation; the input of scale i is the mel after i average poolings over 2 x 2.
+    Any number of frames is accepted: the mel is padded with silence to a multiple of the stride.
 
     Args:
-        num_styles: s, output channels; the style asked for picks one.
-        n_mels: not used, any number of bands will do.
-        channels: of the first layer; the following double up to 8 times as many.
-        num_layers: strided layers, at least 1; a patch sees 7 * 2^num_layers - 2 frames and bands: 26 with 2, 54 with 3.
+        num_styles: s, the number of output channels, of which the style selects one.
+        n_mels: ignored; any number of bands is accepted.
+        channels: channels of the first layer; each next layer has twice as many, up to 8 times.
+        num_layers: strided layers, at least 1; the receptive field is 7 * 2^num_layers - 2 frames and bands,
+            so 26 with 2 layers and 54 with 3.
         num_scales: 1 to 3.
-        spectral_norm: divide each weight by its largest singular value (one power iteration a pass in training).
-        frequency_channel: show each place how high it lies, -1 (lowest band) to 1, which a convolution can't know; an
-            instrument's register is a part of its style.
+        spectral_norm: divide each weight by its largest singular value (one power iteration per training pass).
+        frequency_channel: add an input channel with the height of the band, from -1 (lowest) to 1. A convolution does not know
+            it, and the register of an instrument is part of a style.
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: an argument is out of its range.
 
     Source: Isola et al. 2017 (PatchGAN); Wang et al. 2018 (several scales); Choi et al. 2020, StarGAN v2 (an output for
     each style); Miyato et al. 2018 (spectral norm); Liu et al. 2018 (coordinates). Deviation: no instance norm, which
-    would take the level away that a style may have, and 3 x 3 at stride 1, which keeps any number of patches.
+    would remove the level, a property of a style, and 3 x 3 kernels at stride 1, which keep the number of patches.
     """
 
     def __init__(
@@ -62,27 +63,27 @@ class PatchDiscriminator(nn.Module):
 
     @property
     def stride(self) -> int:
-        """Frames, and bands, of which a piece is extended to a multiple."""
-        return 2 ** (self.num_layers + self.num_scales - 1)
+        """Frames and bands are padded to a multiple of this."""
+        return int(2 ** (self.num_layers + self.num_scales - 1))
 
     def forward(self, mel_bmf: Tensor, style_b: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
-        """Judges normalised mels.
+        """Returns the logits and hidden features of normalised mels.
 
         Args:
-            mel_bmf: normalised log mels, -1 silence; any m and f from 1 up.
-            style_b: the index of the style that each is judged as, int64.
+            mel_bmf: normalised log mels, -1 is silence; m and f at least 1.
+            style_b: index of the style whose logits are returned, int64.
 
         Returns:
             For each scale the logits [b, 1, h, w] of the style, and the features [b, c, h, w] of each hidden layer.
         """
-        x = _extended(mel_bmf, self.stride)[:, None]
+        x = _padded(mel_bmf, self.stride)[:, None]
         logits, features = [], []
         for scale, layers in enumerate(self.scales):
             if scale:
                 x = F.avg_pool2d(x, 2)
             found = self._features(x, layers)
             features.append(found[:-1])
-            logits.append(_of_style(found[-1], style_b))
+            logits.append(_select_style(found[-1], style_b))
         return logits, features
 
     def _features(self, mel_b1mf: Tensor, layers: nn.Module) -> list[Tensor]:
@@ -98,21 +99,21 @@ class PatchDiscriminator(nn.Module):
 
 
 class FrameDiscriminator(nn.Module):
-    """Judges short stretches of a mel, all bands at once, in the style asked for.
+    """One-dimensional discriminator over the frames of a mel spectrogram, conditioned on the style.
 
-    Convolutions over time whose channels are the bands: 5 frames, then 5 at stride 2 `num_layers` times, 3 and 3, with
-    leaky ReLU. It knows how high a band lies by itself, and costs a tenth of a two-dimensional one.
+    The bands are the input channels of convolutions over time: kernel 5, then `num_layers` times kernel 5 with stride 2, then
+    3 and 3, with leaky ReLU. It costs a tenth of a two-dimensional discriminator and needs no frequency channel.
 
     Args:
-        num_styles: s, output channels; the style asked for picks one.
-        n_mels: m.
-        channels: of every hidden layer.
-        num_layers: strided layers, at least 1; an opinion rests on 33 frames with 2, 65 with 3. It must span a few beats: what
-            tells that a harmony does not belong is what stands around it.
+        num_styles: s, the number of output channels, of which the style selects one.
+        n_mels: number of bands m.
+        channels: channels of every hidden layer.
+        num_layers: strided layers, at least 1; the receptive field is 33 frames with 2, 65 with 3. It should span a few beats:
+            only the context shows that a harmony does not fit.
         spectral_norm: divide each weight by its largest singular value.
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: an argument is out of its range.
 
     Source: Kaneko and Kameoka 2018 (CycleGAN-VC), with one output channel for each style (Choi et al. 2020).
     """
@@ -129,7 +130,7 @@ class FrameDiscriminator(nn.Module):
         self.layers = nn.ModuleList(with_spectral_norm(layer) if spectral_norm else layer for layer in layers)
 
     def forward(self, mel_bmf: Tensor, style_b: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
-        """Judges mels [b, m, f] as style_b [b]: ([logits [b, 1, w]], [features [b, c, w] of each hidden layer])."""
+        """Returns ([logits [b, 1, w]], [features [b, c, w] of each hidden layer]) of mels [b, m, f] for the styles [b]."""
         found = []
         x = mel_bmf
         for index, layer in enumerate(self.layers):
@@ -145,11 +146,11 @@ def _patch_layers(inputs: int, channels: int, num_layers: int, outputs: int, spe
     return nn.ModuleList(with_spectral_norm(layer) if spectral_norm else layer for layer in layers)
 
 
-def _extended(mel_bmf: Tensor, stride: int) -> Tensor:
-    """Bands and frames extended with silence to a multiple of the stride."""
+def _padded(mel_bmf: Tensor, stride: int) -> Tensor:
+    """Returns the mel with bands and frames padded with silence to a multiple of the stride."""
     bands, frames = (-size % stride for size in mel_bmf.shape[-2:])
     return F.pad(mel_bmf, (0, frames, 0, bands), value=SILENCE)
 
 
-def _of_style(logits_bshw: Tensor, style_b: Tensor) -> Tensor:
+def _select_style(logits_bshw: Tensor, style_b: Tensor) -> Tensor:
     return logits_bshw[torch.arange(len(style_b), device=style_b.device), style_b][:, None]

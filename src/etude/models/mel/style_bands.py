@@ -1,4 +1,4 @@
-"""Styles as the mean and deviation of their bands: what a restyling begins with, in closed form.
+"""Mean and standard deviation of each mel band in each style, and the affine maps between styles that follow from them.
 
 Shapes: n rows, m mel bands, f frames, s styles.
 """
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 
-class StyleBands(nn.Module):
-    """Makes mels white, each band of mean 0 and deviation 1 over its style's training audio, and colours them again.
+class BandStatistics(nn.Module):
+    """Standardises mels by band: each band gets mean 0 and deviation 1 over the training audio of its style.
 
-    White in one style and coloured in another is the per-band affine map between the two.
+    Standardising with one style and reverting with another gives the per-band affine map between the two styles.
 
     Args:
-        statistics: means and deviations of natural-log mels in nats, [s, 2, m]; a checkpoint keeps them with the task's parts.
+        statistics: means and standard deviations of natural-log mels in nats, [s, 2, m]; the task stores them in checkpoints.
     """
 
     def __init__(self, statistics: Tensor) -> None:
@@ -26,28 +26,28 @@ class StyleBands(nn.Module):
         mean_nm, deviation_nm = cast(Tensor, self.statistics)[style_n].unbind(1)
         return mean_nm[..., None], deviation_nm[..., None]
 
-    def white(self, log_mel_nmf: Tensor, style_n: Tensor) -> Tensor:
-        """Natural-log mels to white ones, each row by the statistics of its style."""
+    def standardise(self, log_mel_nmf: Tensor, style_n: Tensor) -> Tensor:
+        """Returns natural-log mels standardised by band, each row with the statistics of its style."""
         mean, deviation = self._of(style_n)
         return (log_mel_nmf - mean) / deviation
 
-    def coloured(self, white_nmf: Tensor, style_n: Tensor) -> Tensor:
-        """The inverse of `white`."""
+    def destandardise(self, mel_nmf: Tensor, style_n: Tensor) -> Tensor:
+        """Returns natural-log mels of standardised ones: the inverse of `standardise`."""
         mean, deviation = self._of(style_n)
-        return white_nmf * deviation + mean
+        return mel_nmf * deviation + mean
 
     def deviation(self, style_n: Tensor) -> Tensor:
-        """Nats of one unit of each band of white mels, [n, m, 1]."""
+        """Returns the standard deviation of each band in nats, [n, m, 1]."""
         return self._of(style_n)[1]
 
     def distances(self, log_mel_mf: Tensor) -> Tensor:
-        """How far a clip's band means and deviations are from each style's, loudness apart: squared nats [s]."""
+        """Returns the distances [s], in squared nats, of a clip's band statistics to those of each style, loudness aside."""
         means_sm, deviations_sm = cast(Tensor, self.statistics).to(log_mel_mf).unbind(1)
         shift_sm = log_mel_mf.mean(-1) - means_sm
         shape_sm = shift_sm - shift_sm.mean(-1, keepdim=True)
         return (shape_sm.square() + (log_mel_mf.std(-1) - deviations_sm).square()).sum(-1)
 
 
-def rows_of(style: int, count: int, device: torch.device) -> Tensor:
-    """`count` rows of one style, int64 [n]."""
+def repeat_style(style: int, count: int, device: torch.device) -> Tensor:
+    """Returns the index of one style `count` times, int64 [n]."""
     return torch.full((count,), style, device=device)

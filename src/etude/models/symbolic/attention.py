@@ -1,6 +1,6 @@
-"""Self-attention over packed pieces, causal or in both directions, with rotary positions, grouped heads and a key-value cache.
+"""Self-attention over packed pieces, causal or bidirectional, with rotary positions, grouped heads and a key-value cache.
 
-Shape legend: b batch, t time, n = b * t tokens, d model width, h query heads, g key-value heads, k head width.
+Shapes: b batch, t time, n = b * t tokens, d model width, h query heads, g key-value heads, k head width.
 """
 
 from __future__ import annotations
@@ -21,37 +21,37 @@ from etude.models.symbolic import kernels
 
 @dataclass(frozen=True, kw_only=True)
 class Packing:
-    """Which tokens may see each other in a batch: those of the same piece, up to the present where attention is causal.
+    """Restricts attention to tokens of the same piece, in one of three equivalent forms.
 
-    Exactly one field is set, by the constructor method that suits the device; all give the same attention.
+    Exactly one field is set, depending on the constructor: `split`, `mask` or `variable`. `choose` takes the fastest.
     """
 
-    lengths: tuple[int, ...] | None = None  # runs of the flattened rows, attended one by one
+    lengths: tuple[int, ...] | None = None  # tokens of each piece of the flattened rows; attention is computed piece by piece
     mask_b1tt: Tensor | None = None  # True where attention is allowed
-    offsets: Tensor | None = None  # int32 starts of the runs and n at the end, for the variable-length CUDA kernel
+    offsets: Tensor | None = None  # int32 start of each piece, then n, for the variable-length CUDA kernel
 
     @classmethod
     def split(cls, documents_bt: Tensor) -> Self:
-        """Runs attended one by one: no work between pieces, and no mask. The fast way on CPU."""
+        """Returns a packing that computes attention piece by piece, without a mask: the fastest on CPU."""
         starts = starts_of_pieces(documents_bt)
         ends = torch.cat((starts[1:], starts.new_tensor([documents_bt.numel()])))
         return cls(lengths=tuple((ends - starts).tolist()))
 
     @classmethod
     def mask(cls, documents_bt: Tensor, *, causal: bool = True) -> Self:
-        """A block-diagonal mask, causal or in both directions, for any device and precision; memory grows with t^2."""
+        """Returns a packing with a block-diagonal mask, for any device and precision; memory grows with t^2."""
         same_btt = documents_bt[:, :, None] == documents_bt[:, None, :]
         return cls(mask_b1tt=(same_btt.tril() if causal else same_btt)[:, None])
 
     @classmethod
     def variable(cls, documents_bt: Tensor) -> Self:
-        """Offsets for `torch.nn.attention.varlen` (CUDA, half precision)."""
+        """Returns a packing with offsets for `torch.nn.attention.varlen` (CUDA, half precision)."""
         starts = starts_of_pieces(documents_bt)
         return cls(offsets=torch.cat((starts, starts.new_tensor([documents_bt.numel()]))).int())
 
     @classmethod
     def choose(cls, documents_bt: Tensor, *, dtype: torch.dtype, fused: bool = True, causal: bool = True) -> Self:
-        """The fastest of the three for the device and precision of the computation."""
+        """Returns the fastest packing for the device and precision of the computation."""
         if fused and documents_bt.device.type == "cpu":
             return cls.split(documents_bt)
         if fused and documents_bt.is_cuda and dtype in (torch.float16, torch.bfloat16):
@@ -60,14 +60,14 @@ class Packing:
 
 
 def starts_of_pieces(documents_bt: Tensor) -> Tensor:
-    """Where each run of one number begins among the flattened tokens, int64 [runs]; padding makes runs of its own."""
+    """Returns the index of the first flattened token of each piece, int64 [pieces]; padding counts as pieces, too."""
     starts = torch.ones_like(documents_bt, dtype=torch.bool)
     starts[:, 1:] = documents_bt[:, 1:] != documents_bt[:, :-1]
     return starts.flatten().nonzero().flatten()
 
 
 def positions_in(documents_bt: Tensor) -> Tensor:
-    """Each token's position inside its piece, [b, t] int64."""
+    """Returns each token's position in its piece, int64 [b, t]."""
     index = torch.arange(documents_bt.numel(), device=documents_bt.device)
     starts = torch.zeros_like(index)
     runs = starts_of_pieces(documents_bt)
@@ -76,12 +76,12 @@ def positions_in(documents_bt: Tensor) -> Tensor:
 
 
 class KVCache:
-    """Keys and values of the tokens seen so far, in static buffers: a token costs one write and no copy.
+    """Key-value cache in preallocated buffers, so that adding a token copies nothing.
 
     Args:
-        num_layers, batch, num_kv_heads, head_dim: shape of the model and of the batch.
-        max_len: tokens that fit.
-        dtype, device: of the buffers; keys and values are cast to dtype on writing.
+        num_layers, batch, num_kv_heads, head_dim: sizes of the model and of the batch.
+        max_len: number of tokens that fit.
+        dtype, device: dtype and device of the buffers; keys and values are cast to dtype when they are written.
     """
 
     def __init__(
@@ -98,20 +98,22 @@ class KVCache:
         shape = (num_layers, batch, num_kv_heads, max_len, head_dim)
         self.keys, self.values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
         self.batch, self.max_len, self.length = batch, max_len, 0
-        self.rotary: tuple[Tensor, Tensor] | None = None  # cos and sin of every position, filled by the model
-        self.step: Callable[[Tensor, Tensor, Tensor, KVCache], Tensor | None] | None = None  # `decoding`'s, likewise
+        self.rotary: tuple[Tensor, Tensor] | None = None  # cos and sin of every position, set by the model
+        self.step: Callable[[Tensor, Tensor, Tensor, KVCache], Tensor | None] | None = (
+            None  # a `decoding.SingleStep`, set by the model
+        )
 
     def reserve(self, time: int) -> None:
-        """Raise a ValueError unless `time` more tokens fit."""
+        """Raises a ValueError unless `time` more tokens fit."""
         end = self.length + time
         if end > self.max_len:
             raise ValueError(
                 f"cache max_len={self.max_len} is full: {end} tokens do not fit; "
-                f"make it with new_cache(..., max_len={end}) or more"
+                f"create it with new_cache(..., max_len={end}) or more"
             )
 
     def append(self, layer: int, k_bgtk: Tensor, v_bgtk: Tensor) -> tuple[Tensor, Tensor]:
-        """Write one layer's new keys and values; returns all of that layer's, [b, g, length + t, k]."""
+        """Adds new keys and values of one layer; returns all keys and values of that layer, [b, g, length + t, k]."""
         end = self.length + k_bgtk.shape[2]
         keys, values = self.keys[layer], self.values[layer]
         keys[:, :, self.length : end] = k_bgtk
@@ -123,17 +125,17 @@ class Attention(nn.Module):
     """Multi-head attention, softmax(q k' / sqrt(k)) v, without bias and without dropout on the weights.
 
     With qk_norm the queries and keys are normalised per head and the queries scaled by one learnt temperature a head,
-    which bounds the scores (a gain per channel would not commute with the rotation).
+    which bounds the attention scores (a gain per channel would not commute with the rotation).
 
     Args:
         dim: model width d, a multiple of num_heads.
         num_heads, num_kv_heads: h and g; g divides h.
-        qk_norm: normalise queries and keys.
-        fused: use the functions of `kernels`, which refuse second derivatives; False for plain PyTorch, which has them.
-        rotate_values: turn the values too, and the result back (Miyato et al. 2024, eq. 7).
-        causal: let a token attend up to the present alone; False for both directions, which takes no cache.
+        qk_norm: whether to normalise queries and keys.
+        fused: use the functions of `kernels`, which raise on second derivatives; False uses plain PyTorch, which supports them.
+        rotate_values: rotate the values, too, and the result back (Miyato et al. 2024, eq. 7).
+        causal: whether a token attends only to itself and earlier tokens; False is bidirectional and takes no cache.
 
-    Source: Vaswani et al. 2017; Henry et al. 2020 (query-key normalisation, temperature learnt per head here);
+    Source: Vaswani et al. 2017; Henry et al. 2020 (query-key normalisation; here with one temperature per head);
     Ainslie et al. 2023 (grouped heads).
     """
 
@@ -159,50 +161,52 @@ class Attention(nn.Module):
         cache: KVCache | None = None,
         layer: int = 0,
     ) -> Tensor:
-        """Attend within each piece of the packing, or (None) within each row, after what is in the cache."""
+        """Returns the attention output [b, t, d]; tokens attend within their piece (packing) or row, and to the cache."""
         batch, time, dim = x_btd.shape
         q_hnk, k_gnk = self._query_key(x_btd, rotary)
         v_ngk = self.value(x_btd).view(batch * time, self.num_kv_heads, self.head_dim)
         v_gnk = kernels.rotary(v_ngk, *rotary, fused=self.fused) if self.rotate_values else v_ngk.transpose(0, 1)
         if cache is not None:
-            mixed = _cached(q_hnk, k_gnk, v_gnk, batch, cache, layer)
-        elif self.fused and self.causal and q_hnk.is_cpu and torch.is_grad_enabled() and _runs(packing, batch, time):
-            mixed = kernels.causal_attention(q_hnk, k_gnk, v_gnk, lengths=_runs(packing, batch, time))
+            mixed = _attend_with_cache(q_hnk, k_gnk, v_gnk, batch, cache, layer)
+        elif self.fused and self.causal and q_hnk.is_cpu and torch.is_grad_enabled() and _lengths(packing, batch, time):
+            mixed = kernels.causal_attention(q_hnk, k_gnk, v_gnk, lengths=_lengths(packing, batch, time))
         else:
-            exact = not self.fused and torch.is_grad_enabled()  # of PyTorch's kernels, one can be differentiated twice
+            exact = not self.fused and torch.is_grad_enabled()  # only PyTorch's math kernel can be differentiated twice
             with sdpa_kernel(SDPBackend.MATH) if exact else nullcontext():
                 mixed = _scaled_dot_product(q_hnk, k_gnk, v_gnk, batch, packing, causal=self.causal)
-        if self.rotate_values:  # what is read arrives turned by the difference of the two tokens' angles
+        if self.rotate_values:  # rotate back, so that values are rotated by the difference of the two angles
             cos, sin = rotary
-            mixed_hnk = kernels.rotary(mixed.reshape(batch * time, self.num_heads, -1), cos, -sin, fused=self.fused)
-            mixed = mixed_hnk.transpose(0, 1)
-        return self.output(mixed.reshape(batch, time, dim))
+            rotated_hnk = kernels.rotary(mixed.reshape(batch * time, self.num_heads, -1), cos, -sin, fused=self.fused)
+            mixed = rotated_hnk.transpose(0, 1)
+        output: Tensor = self.output(mixed.reshape(batch, time, dim))
+        return output
 
     def _query_key(self, x_btd: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Queries [h, n, k], scaled, and keys [g, n, k], both turned."""
+        """Returns the scaled queries [h, n, k] and the keys [g, n, k], both rotated."""
         tokens = x_btd.shape[0] * x_btd.shape[1]
         qk_nhk = self.query_key(x_btd).view(tokens, self.num_heads + self.num_kv_heads, self.head_dim)
         scale = self.head_dim**-0.5
         if self.temperature is not None:
             gain = torch.cat((self.temperature * scale, self.temperature.new_ones(self.num_kv_heads)))
             qk_nhk = kernels.rms_norm(qk_nhk, gain, fused=self.fused)
-        q_hnk, k_gnk = kernels.rotary(qk_nhk, *rotary, fused=self.fused).split((self.num_heads, self.num_kv_heads))
+        qk_hnk = kernels.rotary(qk_nhk, *rotary, fused=self.fused)
+        q_hnk, k_gnk = torch.split(qk_hnk, [self.num_heads, self.num_kv_heads])
         return (q_hnk if self.temperature is not None else q_hnk * scale), k_gnk
 
     def maps(self, x_btd: Tensor, rotary: tuple[Tensor, Tensor], *, packing: Packing | None = None, **_: object) -> list[Tensor]:
-        """What each token attends to, for the arguments of `forward`: of each run of tokens [h, l, l], rows summing to 1.
+        """Returns the attention weights of each piece, [h, l, l], rows summing to 1; arguments as of `forward`.
 
-        The fused kernels never form it: this computes it anew, in memory that grows with l^2.
+        The fused kernels never store them, so they are computed here, in memory that grows with l^2.
         """
         q_hnk, k_gnk = self._query_key(x_btd, rotary)
         k_hnk = k_gnk.repeat_interleave(self.num_heads // self.num_kv_heads, dim=0)
-        runs = list(_runs(packing, *x_btd.shape[:2]))
+        runs = list(_lengths(packing, *x_btd.shape[:2]))
         if packing is not None and packing.offsets is not None:
             runs = packing.offsets.diff().tolist()
         if sum(runs) != q_hnk.shape[1]:
-            raise ValueError("attention maps need pieces as runs; a mask has none: train with model.fused=true")
+            raise ValueError("attention maps need a packing by pieces, not a mask; train with model.fused=true")
         found = []
-        for q, k in zip(q_hnk.split(runs, dim=1), k_hnk.split(runs, dim=1), strict=True):
+        for q, k in zip(torch.split(q_hnk, runs, 1), torch.split(k_hnk, runs, 1), strict=True):
             scores = (q @ k.transpose(1, 2)).float()
             if self.causal:
                 hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
@@ -211,23 +215,23 @@ class Attention(nn.Module):
         return found
 
 
-def _runs(packing: Packing | None, batch: int, time: int) -> tuple[int, ...]:
-    """Lengths of the runs of tokens that see each other; empty where the packing is of another kind."""
+def _lengths(packing: Packing | None, batch: int, time: int) -> tuple[int, ...]:
+    """Returns the number of tokens of each piece; empty for a packing of another kind."""
     return (time,) * batch if packing is None else packing.lengths or ()
 
 
 def _batched(x_hnk: Tensor, batch: int) -> Tensor:
-    """[h, n, k] -> [b, h, t, k]"""
+    """Reshapes [h, n, k] to [b, h, t, k]."""
     heads, tokens, width = x_hnk.shape
     return x_hnk.reshape(heads, batch, tokens // batch, width).transpose(0, 1)
 
 
-def _cached(q_hnk: Tensor, k_gnk: Tensor, v_gnk: Tensor, batch: int, cache: KVCache, layer: int) -> Tensor:
+def _attend_with_cache(q_hnk: Tensor, k_gnk: Tensor, v_gnk: Tensor, batch: int, cache: KVCache, layer: int) -> Tensor:
     q_bhtk = _batched(q_hnk, batch)
     time = q_bhtk.shape[2]
     keys, values = cache.append(layer, _batched(k_gnk, batch), _batched(v_gnk, batch))
     query = q_bhtk.to(keys.dtype)
-    if time == 1:  # the heads that share a key-value head become its queries: no repetition of the cache
+    if time == 1:  # treat the heads that share a key-value head as its queries, so that the cache is not repeated
         query = query.reshape(batch, keys.shape[1], -1, query.shape[-1])
         mixed = F.scaled_dot_product_attention(query, keys, values, scale=1.0)
         return mixed.reshape(batch, -1).to(q_hnk.dtype)
@@ -243,20 +247,20 @@ def _cached(q_hnk: Tensor, k_gnk: Tensor, v_gnk: Tensor, batch: int, cache: KVCa
 def _scaled_dot_product(
     q_hnk: Tensor, k_gnk: Tensor, v_gnk: Tensor, batch: int, packing: Packing | None, *, causal: bool
 ) -> Tensor:
-    """PyTorch's kernels for every kind of packing; the result is [b, t, h, k] or [n, h, k]."""
+    """Returns attention by PyTorch's kernels, [b, t, h, k] or [n, h, k] depending on the packing."""
     if packing is not None and packing.offsets is not None:
-        return _variable_length(q_hnk, k_gnk, v_gnk, packing.offsets, causal=causal)
+        return _variable_length_attention(q_hnk, k_gnk, v_gnk, packing.offsets, causal=causal)
     if packing is not None and packing.lengths is not None:
-        runs = zip(*(x.split(packing.lengths, dim=1) for x in (q_hnk, k_gnk, v_gnk)), strict=True)
+        pieces = zip(*(torch.split(x, list(packing.lengths), 1) for x in (q_hnk, k_gnk, v_gnk)), strict=True)
         attend = partial(F.scaled_dot_product_attention, is_causal=causal, enable_gqa=True, scale=1.0)
-        return torch.cat([attend(q[None], k[None], v[None])[0] for q, k, v in runs], dim=1).transpose(0, 1)
+        return torch.cat([attend(q[None], k[None], v[None])[0] for q, k, v in pieces], dim=1).transpose(0, 1)
     q, k, v = (_batched(x, batch) for x in (q_hnk, k_gnk, v_gnk))
     mask = None if packing is None else packing.mask_b1tt
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and mask is None, enable_gqa=True, scale=1.0)
     return mixed.transpose(1, 2)
 
 
-def _variable_length(q_hnk: Tensor, k_gnk: Tensor, v_gnk: Tensor, offsets: Tensor, *, causal: bool) -> Tensor:
+def _variable_length_attention(q_hnk: Tensor, k_gnk: Tensor, v_gnk: Tensor, offsets: Tensor, *, causal: bool) -> Tensor:
     from torch.nn.attention import varlen  # CUDA only
 
     longest = int((offsets[1:] - offsets[:-1]).max())
@@ -264,5 +268,5 @@ def _variable_length(q_hnk: Tensor, k_gnk: Tensor, v_gnk: Tensor, offsets: Tenso
     q, k, v = (x.transpose(0, 1).contiguous() for x in (q_hnk, k_gnk, v_gnk))
     k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
     mixed = varlen.varlen_attn(q, k, v, offsets, offsets, longest, longest, scale=1.0, window_size=(-1, 0 if causal else -1))
-    assert isinstance(mixed, Tensor)  # a tuple only when auxiliary outputs are asked for
+    assert isinstance(mixed, Tensor)  # it is a tuple only if auxiliary outputs are requested
     return mixed

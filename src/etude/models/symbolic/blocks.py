@@ -1,6 +1,6 @@
 """The residual block of the Transformers.
 
-Shape legend: b batch, t time, d model width, f hidden width.
+Shapes: b batch, t time, d model width, f hidden width.
 """
 
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from etude.models.symbolic.attention import Attention, KVCache, Packing
 
 
 class FeedForward(nn.Module):
-    """W_down(swish(W_gate x) * W_up x), without bias.
+    """SwiGLU feed-forward layer: W_down(swish(W_gate x) * W_up x), without bias.
 
     Source: Shazeer 2020, eq. 6.
     """
@@ -23,11 +23,12 @@ class FeedForward(nn.Module):
         self.output = nn.Linear(hidden_dim, dim, bias=False)
 
     def forward(self, x_btd: Tensor) -> Tensor:
-        return self.output(F.silu(self.gate(x_btd)) * self.up(x_btd))
+        output: Tensor = self.output(F.silu(self.gate(x_btd)) * self.up(x_btd))
+        return output
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x)), with dropout on what is added."""
+    """Pre-norm Transformer block: x + attention(norm(x)), then x + feed_forward(norm(x)), with dropout on both branches."""
 
     def __init__(self, *, attention: Attention, feed_forward: FeedForward, dropout: float, fused: bool) -> None:
         super().__init__()

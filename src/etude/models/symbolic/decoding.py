@@ -1,10 +1,10 @@
-"""One token for every row with as few operations as possible: generation on CPU is bound by their number.
+"""A fast path for generating one token per row on CPU, where the number of operations limits the speed.
 
-The general path takes about 25 operations a layer, module calls and autograd functions included; this takes 14. It
-reads copies of the weights laid out for it (queries, keys and values in one matrix, gate and up in one), made when a
-cache meets its first single token, and is equal to the general path within rounding (tested).
+The general path takes about 25 operations per layer, counting module calls and autograd functions; this one takes 14. It uses
+copies of the weights (queries, keys and values in one matrix, gate and up in one), made at the first single token of a cache.
+The result equals that of the general path within rounding (tested).
 
-Shape legend: b batch, d model width, h query heads, g key-value heads, k head width.
+Shapes: b batch, d model width, h query heads, g key-value heads, k head width.
 """
 
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ from etude.models.symbolic.blocks import Block
 
 
 class _Linear:
-    """x W', and residual + x W'; bfloat16 weights are laid out once as oneDNN's kernels want them.
+    """Computes x W' and residual + x W'; bfloat16 weights are stored in the layout of oneDNN's kernels.
 
-    This saves a third of a product's time at batch 1 and 16; `torch.compile` uses it when it freezes weights.
+    The layout saves a third of the time of a product at batch 1 and 16; `torch.compile` uses it, too, for frozen weights.
     """
 
     def __init__(self, weight: Tensor, batch: int) -> None:
@@ -30,7 +30,8 @@ class _Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.packed:
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
+            output: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
+            return output
         return torch.mm(x, self.weight)
 
     def add(self, residual: Tensor, x: Tensor) -> Tensor:
@@ -44,15 +45,15 @@ class _Layer(NamedTuple):
     attention_output: _Linear
     gate_up: _Linear  # d to 2f
     feed_forward_output: _Linear
-    length: Tensor | None  # [b (h + g), 1], what each query and key is normalised to
+    length: Tensor | None  # [b (h + g), 1], the norm that each query and key is scaled to
 
 
 class SingleStep:
-    """The blocks of a Transformer for one new token a row.
+    """Applies the blocks of a Transformer to one new token per row.
 
     Args:
-        blocks: the Transformer's; later changes of their weights are not seen.
-        cache: whose keys and values it reads and extends.
+        blocks: the blocks of the Transformer; later changes of their weights have no effect.
+        cache: key-value cache that is read and extended.
     """
 
     def __init__(self, blocks: Sequence[Block], cache: KVCache) -> None:
@@ -63,7 +64,7 @@ class SingleStep:
         self.buffers = list(zip(cache.keys.unbind(), cache.values.unbind(), strict=True))
         weight = first.output.weight
         self.length = torch.full((cache.batch, 1), weight.shape[0] ** 0.5, dtype=weight.dtype)
-        exact = torch.promote_types(weight.dtype, torch.float32)  # a product this small is slower in bfloat16
+        exact = torch.promote_types(weight.dtype, torch.float32)  # so small a product is slower in bfloat16
         self.identity = torch.eye(self.head_dim, dtype=exact)
         # right half of a row gets + first half, left half gets - second half
         sign = torch.ones(self.head_dim, dtype=exact)
@@ -86,18 +87,18 @@ class SingleStep:
         )
 
     def __call__(self, x_bd: Tensor, cos: Tensor, sin: Tensor, cache: KVCache) -> Tensor | None:
-        """The last block's output [b, d]; keys and values are written at the cache's length, which stays as it is.
+        """Returns the last block's output [b, d]; writes keys and values at the cache's length, which does not change.
 
-        None where something to be normalised is all zero (a pruned head), which only the general path can do.
+        Returns None if a vector to be normalised is all zeros (a pruned head), which only the general path supports.
 
         Args:
             x_bd: embedded tokens.
-            cos, sin: [1, 1, k/2] of their position.
-            cache: of the rows.
+            cos, sin: cosine and sine of the rotary angles of their position, [1, 1, k/2].
+            cache: key-value cache of the rows.
         """
         batch, heads = x_bd.shape[0], self.num_heads + self.num_kv_heads
         cos, sin = cos.flatten().repeat(2), sin.flatten().repeat(2)
-        rotation = torch.addcmul(self.identity * cos, self.swap, sin)  # one product instead of four passes
+        rotation = torch.addcmul(self.identity * cos, self.swap, sin)  # one matrix product instead of four elementwise operations
         position = cache.length
         norms: list[Tensor] = []
         for weights, (keys, values) in zip(self.layers, self.buffers, strict=True):
@@ -109,7 +110,7 @@ class SingleStep:
                 qk, norm = torch._weight_norm_interface(qk, weights.length, 0)
                 norms.append(norm)
             qk = torch.mm(qk.to(rotation.dtype), rotation).view(batch, heads, self.head_dim)
-            query, key = qk.split((self.num_heads, self.num_kv_heads), 1)
+            query, key = torch.split(qk, [self.num_heads, self.num_kv_heads], 1)
             keys.select(2, position).copy_(key)
             values.select(2, position).copy_(qkv.narrow(1, heads, self.num_kv_heads))
             query = query.reshape(batch, self.num_kv_heads, -1, self.head_dim).to(keys.dtype)

@@ -1,9 +1,9 @@
-"""What four voices on a grid have done so far, relative to the voice that comes next.
+"""Key-independent input features of four voices on a grid: what happened before each token.
 
-A network that reads intervals, ages and repetitions instead of pitches need not learn each of them in twelve keys. Every
-quantity is a function of the tokens before the one that is predicted, whatever the key but for `own`.
+A network that gets intervals, durations and repetitions instead of pitches need not learn them separately in twelve keys.
+Every feature is a function of the tokens before the predicted one, and does not depend on the key, except for `own`.
 
-Shape legend: d pieces, f frames, v voices (0 soprano .. 3 bass), u = f * 4 tokens, c categorical quantities.
+Shapes: d pieces, f frames, v voices (0 soprano .. 3 bass), u = f * 4 tokens, c categorical features.
 """
 
 from collections.abc import Sequence
@@ -13,25 +13,25 @@ import torch
 from torch import Tensor
 
 REST = -1
-STAND_IN = (71, 66, 60, 52)  # the "last pitch" of a voice that has not sounded: the benchmark's mean of each voice
+INITIAL_PITCHES = (71, 66, 60, 52)  # "last pitch" of a voice before its first note: mean of the voice in the JSB chorales
 SPAN = 25  # intervals are clipped to +-SPAN semitones
-INTERVALS = 2 * SPAN + 2  # the last: a rest
-AGES = 19  # frames since a voice moved, 0..17 and more; the last: it rests
-LENGTHS = 12  # of repeated passages, in powers of two
-LAG = 16  # tokens: passages repeat at whole quarters of the sixteenth grid
+INTERVALS = 2 * SPAN + 2  # the last value stands for a rest
+AGES = 19  # frames since a voice changed its pitch, 0 to 17 or more; the last value stands for a rest
+LENGTHS = 12  # length of a repeated passage, in powers of two
+LAG = 16  # tokens in a quarter note of the sixteenth grid; repetitions are searched at multiples of it
 PITCHES = 128
-OPENING = 32  # frames from the start that are told apart
-FADE = 0.5 ** (1 / 16)  # the recent chroma halves in a bar of sixteenths
+OPENING = 32  # the number of the frame is a feature up to this one
+CHROMA_DECAY = 0.5 ** (1 / 16)  # decay per frame of the recent chroma: half in a bar of sixteenths
 
 SIZES: tuple[int, ...] = (
     16, 12, OPENING,  # frame modulo a 4/4 and a 3/4 bar, frames since the start
     PITCHES,  # own: last pitch of the voice
-    *(INTERVALS,) * 4,  # from it to the last pitch of each voice
-    *(AGES,) * 4,  # since when each voice holds
-    *(INTERVALS,) * 8,  # from each voice's last pitch to the one before, and to the one before that
-    INTERVALS,  # own: the fourth pitch back
-    INTERVALS, LENGTHS,  # what came after the longest repeat of the last tokens, and its length
-    INTERVALS, LENGTHS,  # the same for this voice alone
+    *(INTERVALS,) * 4,  # interval from it to the last pitch of each voice
+    *(AGES,) * 4,  # frames since each voice changed its pitch
+    *(INTERVALS,) * 8,  # intervals from the last pitch of each voice to the two before
+    INTERVALS,  # interval from own to the fourth last pitch of the voice
+    INTERVALS, LENGTHS,  # pitch that followed the longest earlier occurrence of the last tokens, and length of that passage
+    INTERVALS, LENGTHS,  # the same for the tokens of this voice only
 )  # fmt: skip
 OWN = 3
 CHROMA = 24
@@ -39,10 +39,10 @@ CHROMA = 24
 
 @dataclass(frozen=True)
 class Context:
-    """For every token of every frame, and of one frame after the last.
+    """Features of every token of every frame, and of one frame after the last.
 
-    ids: int64 [d, f + 1, 4, c], `SIZES` says how many values each column has.
-    chroma: float [d, f + 1, 4, 24], share of each pitch class above the voice's own, in all of the past and lately.
+    ids: int64 [d, f + 1, 4, c], categorical features; `SIZES` gives the number of values of each.
+    chroma: float [d, f + 1, 4, 24], share of each pitch class, counted from `own`, in the whole past and in the recent past.
     references: int64 [d, f + 1, 4, 4], the last pitch of each voice.
     """
 
@@ -51,17 +51,17 @@ class Context:
     references: Tensor
 
 
-def contexts(frames_dfv: Tensor, lengths: Sequence[int] | None = None) -> Context:
-    """Describes what is known before each token.
+def compute_context(frames_dfv: Tensor, lengths: Sequence[int] | None = None) -> Context:
+    """Returns the features of what is known before each token.
 
     Args:
-        frames_dfv: int64 [d, f, 4] MIDI pitches, `REST` for a rest; what stands after a piece's end is of no account.
-        lengths: frames of each piece where they differ.
+        frames_dfv: MIDI pitches, int64 [d, f, 4], `REST` for a rest; values after the end of a piece are ignored.
+        lengths: frames of each piece; None if all have f.
     """
     pieces, length, _ = frames_dfv.shape
     device = frames_dfv.device
-    stand_in = torch.tensor(STAND_IN, device=device).expand(pieces, 1, 4)
-    before = torch.cat([stand_in, frames_dfv], dim=1)  # row t: the frame before frame t
+    initial = torch.tensor(INITIAL_PITCHES, device=device).expand(pieces, 1, 4)
+    before = torch.cat([initial, frames_dfv], dim=1)  # row t: the frame before frame t
     time = torch.arange(length + 1, device=device)[None, :, None]
     sounding = before != REST
     last = before.gather(1, _latest(sounding, time))
@@ -101,12 +101,12 @@ def _changed(x_dfv: Tensor) -> Tensor:
 
 
 def _latest(flags_dfv: Tensor, time: Tensor) -> Tensor:
-    """The row of the last True at or before each row, 0 where there is none."""
+    """Returns the index of the last True at or before each frame, 0 if there is none."""
     return torch.where(flags_dfv, time, 0).cummax(1).values
 
 
 def _as_known(x_dfv: Tensor) -> Tensor:
-    """[d, f, v, 4]: the entry of each voice as known before token (f, v); the voices above have moved already."""
+    """Returns the latest known value of each voice before token (f, v), [d, f, v, 4]; voices above belong to the same frame."""
     later = torch.cat([x_dfv[:, 1:], x_dfv[:, -1:]], dim=1)
     above = torch.ones(4, 4, dtype=torch.bool, device=x_dfv.device).tril(-1)
     return torch.where(above, later[:, :, None, :], x_dfv[:, :, None, :])
@@ -121,7 +121,7 @@ def _bucket(length: Tensor) -> Tensor:
 
 
 def _repeats_by_length(tokens_du: Tensor, lengths: Sequence[int], *, every: int) -> tuple[Tensor, Tensor]:
-    """`_repeats` of each piece by itself: its cost grows with the square of the length, and padding is not free."""
+    """Returns `_repeats` of each piece separately: its cost grows with the square of the length, padding included."""
     following, size = torch.zeros_like(tokens_du), torch.zeros_like(tokens_du)
     for row, frames in enumerate(lengths):
         stop = 4 * (frames + 1)
@@ -131,18 +131,18 @@ def _repeats_by_length(tokens_du: Tensor, lengths: Sequence[int], *, every: int)
 
 
 def _repeats(tokens_du: Tensor, *, every: int) -> tuple[Tensor, Tensor]:
-    """What followed the longest earlier passage that equals the last tokens, and that passage's length.
+    """Finds the longest earlier passage that equals the last tokens; returns the token that followed it, and its length.
 
-    every: 1 compares all tokens, 4 those of the same voice. Among passages of equal length the latest counts.
+    every: 1 compares all tokens, 4 only those of the same voice. Among passages of equal length the latest is taken.
 
     Returns:
-        The following token and the length, [d, u] each; where the length is 0 the token means nothing.
+        The following token and the length, [d, u] each; the token is undefined where the length is 0.
     """
     pieces, size = tokens_du.shape
     lags = range(LAG, size, LAG)
     if not lags:
         return torch.zeros_like(tokens_du), torch.zeros_like(tokens_du)
-    tokens = tokens_du.to(torch.int16)  # small numbers: the arrays below are large
+    tokens = tokens_du.to(torch.int16)  # int16 saves memory: the arrays below are large
     equal = torch.zeros(pieces, len(lags), size, dtype=torch.bool, device=tokens.device)
     for number, lag in enumerate(lags):
         torch.eq(tokens[:, lag:], tokens[:, :-lag], out=equal[:, number, lag:])
@@ -152,7 +152,7 @@ def _repeats(tokens_du: Tensor, *, every: int) -> tuple[Tensor, Tensor]:
     if every == 1:
         run -= miss.cummax(2).values
     else:
-        run -= miss.unflatten(2, (-1, every)).cummax(2).values.flatten(2)
+        run -= torch.unflatten(miss, 2, (-1, every)).cummax(2).values.flatten(2)
     shifted = torch.zeros_like(run)
     shifted[..., every:] = run[..., :-every]  # passages that end before this token
     for number, lag in enumerate(lags):
@@ -173,7 +173,7 @@ def _chroma(frames_dfv: Tensor, own_dfv: Tensor) -> Tensor:
     total = total / total.sum(2, keepdim=True).clamp(min=1)
     time = torch.arange(length + 1, device=frames_dfv.device)
     lag = time[:, None] - time[None]
-    weight = torch.where(lag >= 0, (1 - FADE) * FADE ** lag.clamp(min=0), 0.0)
+    weight = torch.where(lag >= 0, (1 - CHROMA_DECAY) * CHROMA_DECAY ** lag.clamp(min=0), 0.0)
     both = torch.stack([total * 4, weight @ heard], dim=2)  # [d, f + 1, 2, 12]
     turn = (torch.arange(12, device=frames_dfv.device) + own_dfv[..., None]) % 12  # [d, f + 1, 4, 12]
     turned = both[:, :, None].expand(-1, -1, 4, -1, -1).gather(4, turn[:, :, :, None].expand(-1, -1, -1, 2, -1))

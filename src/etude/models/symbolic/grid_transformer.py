@@ -1,10 +1,10 @@
 """A Transformer over the frames of a four-voice grid, with a small network over the voices of a frame.
 
-The trunk sees one position per frame (a quarter of the tokens), the decoder adds the voices of the frame that are known
-already. Inputs are relative to the voice that comes next (`grid_context`), outputs are relative to the last pitch of each
-voice, and half of the rotary angles turn with pitch: what is learnt in one key holds in all twelve.
+The trunk has one position per frame, a quarter of the tokens; the decoder adds the voices of the frame that are known already.
+Inputs are relative to the voice that is predicted next (`grid_context`), outputs are relative to the last pitch of each voice,
+and some of the rotary angles depend on pitch. So what is learned in one key applies to all twelve.
 
-Shape legend: b rows, t tokens, n = b * t, m frames of all pieces, d trunk width, e decoder width, c context columns,
+Shapes: b rows, t tokens, n = b * t, m frames of all pieces, d trunk width, e decoder width, c context columns,
 v vocabulary, p pitches.
 """
 
@@ -18,22 +18,22 @@ from torch.nn import functional as F
 
 from etude.models.symbolic import kernels
 from etude.models.symbolic.attention import Attention, KVCache, Packing
-from etude.models.symbolic.grid_context import CHROMA, REST, SIZES, Context, contexts
-from etude.models.symbolic.transformer import Block, FeedForward
+from etude.models.symbolic.blocks import Block, FeedForward
+from etude.models.symbolic.grid_context import CHROMA, REST, SIZES, Context, compute_context
 
 INIT_STD = 0.02
-IMPOSSIBLE = -1e4  # the logit of what can't stand at a place of a frame
-NUM_REFERENCES = 5  # last pitch of each voice, the soprano's before the frame
+IMPOSSIBLE = -1e4  # logit of a token that is impossible at a position in a frame
+NUM_REFERENCES = 5  # last pitch of each voice, and the soprano's pitch before the frame
 EOS = 2
 PITCH_TURNS = (1 / 12, 5 / 12, 3 / 12, 4 / 12, 1 / 30, 1 / 90)  # turns per semitone: octave, fifths, thirds, register
 
 
 class ContextEmbedding(nn.Module):
-    """Sums an embedding of every column of a `Context`, one table per voice, and of its chroma.
+    """Embeds a `Context`: the sum of an embedding of each categorical feature, with one table per voice, and of the chroma.
 
     Args:
         dim: width of the result.
-        dropout: probability of leaving out a column; half of it, of leaving out a column for a whole batch row.
+        dropout: probability of dropping a feature of a token; with half of it, all features of a token are dropped.
         fused: sum in one kernel, which has no second derivative.
     """
 
@@ -55,7 +55,7 @@ class ContextEmbedding(nn.Module):
         nn.init.normal_(self.voice.weight, std=0.1)
 
     def forward(self, ids: Tensor, chroma: Tensor, voices: Tensor) -> Tensor:
-        """[..., c] ids, [..., 24] chroma and [...] voices to [..., dim]."""
+        """Returns embeddings [..., dim] of ids [..., c], chroma [..., 24] and voices [...]."""
         flat = (ids + self.starts + voices[..., None] * self.sizes).flatten(0, -2)
         weights = None
         if self.training and self.dropout:
@@ -68,19 +68,20 @@ class ContextEmbedding(nn.Module):
             columns = F.embedding(flat, self.table.weight)
             summed = (columns if weights is None else columns * weights[..., None]).sum(-2)
         summed = summed.view(*voices.shape, -1)
-        return summed + self.voice(voices) + self.chroma(chroma)
+        embedded: Tensor = summed + self.voice(voices) + self.chroma(chroma)
+        return embedded
 
 
 @dataclass
 class Frames:
-    """Where the frames of a batch are.
+    """Positions and pitches of the frames of a batch.
 
-    start: [m] flat index of the token after which a frame's soprano is predicted.
-    piece: [m] number of the frame's piece among all pieces of the batch; frames of a piece are contiguous.
-    number: [m] of the frame in its piece.
-    places: [m, 4] whether the token at start + voice exists in the piece.
+    start: [m], flat index of the token after which the soprano of the frame is predicted.
+    piece: [m], index of the frame's piece among all pieces of the batch; frames of a piece are contiguous.
+    number: [m], index of the frame in its piece.
+    places: [m, 4], whether the token at start + voice exists in the piece.
     pitches: [pieces, frames, 4]; lengths: frames of each piece, the last of which may be unknown.
-    controls: [n] flat; True for tokens before the first frame; owner: [n] piece of every token.
+    controls: [n], True for tokens before the first frame. owner: [n], piece of each token.
     """
 
     start: Tensor
@@ -94,33 +95,33 @@ class Frames:
 
 
 class GridCache:
-    """What generation remembers: all frames, the controls, the trunk's keys and values, the frame under way."""
+    """State of generation: all frames, the control vector, the trunk's key-value cache, the current frame."""
 
     def __init__(self, keys: KVCache, batch: int) -> None:
         self.keys, self.batch = keys, batch
         self.pitches = torch.empty(batch, 0, dtype=torch.long, device=keys.keys.device)
         self.condition: Tensor | None = None
-        self.under_way: Tensor | None = None  # [b, 4, e] of the frame that is being filled
+        self.current_frame: Tensor | None = None  # the decoder's input [b, 4, e] for the frame that is being generated
 
 
 class GridTransformer(nn.Module):
     """Predicts the next token of a `SatbGrid` without bar tokens.
 
-    Control tokens act as one vector per piece, the sum of their embeddings, added to every frame.
+    The control tokens of a piece are summed to one vector, which is added to every frame.
 
     Args:
-        vocab_size: v; the last of them are Rest and the pitches low..high.
+        vocab_size: number of tokens v; the last ones are Rest and the pitches low to high.
         low, high: the tokenizer's pitch range.
-        dim, num_layers, num_heads, hidden_dim: of the trunk.
-        decoder_dim, decoder_layers: width e and residual layers of the network over a frame's voices.
-        max_len: longest piece in tokens that `new_cache` makes room for by default.
-        dropout: of embeddings and residual branches.
-        context_dropout: of each column of the context.
-        feature_sizes: the tokenizer's; must have `voice`.
+        dim, num_layers, num_heads, hidden_dim: sizes of the trunk.
+        decoder_dim, decoder_layers: width e and number of residual layers of the decoder.
+        max_len: default capacity of `new_cache`, in tokens.
+        dropout: dropout of embeddings and residual branches.
+        context_dropout: dropout of each feature of the context.
+        feature_sizes: feature sizes of the tokenizer; must contain `voice`.
         fused: see `etude.models.symbolic.transformer.Transformer`.
 
     Raises:
-        ValueError: a tokenizer that is no four-voice grid without bar tokens.
+        ValueError: the tokenizer is no four-voice grid without bar tokens, or dim does not fit.
 
     Source: relative inputs and outputs after Huang et al. 2019 (Music Transformer) and Guo et al. 2023 (RIPO attention);
     rotated values after Miyato et al. 2024 (GTA); frames then voices after Hadjeres et al. 2017 (DeepBach), causally.
@@ -177,7 +178,7 @@ class GridTransformer(nn.Module):
         self.reset_parameters()
 
     def check_vocabulary(self, vocab: Sequence[str]) -> None:
-        """Raises a ValueError unless the vocabulary ends in Rest and the pitches low..high, as the grid's does."""
+        """Raises a ValueError unless the vocabulary ends with Rest and the pitches low to high."""
         if [vocab[self.rest_id], vocab[self.rest_id + 1], vocab[-1]] != ["Rest", f"Pitch_{self.low}", f"Pitch_{self.high}"]:
             raise ValueError(
                 f"model=grid with low={self.low}, high={self.high} needs tokenizer=satb with the same range and "
@@ -185,7 +186,7 @@ class GridTransformer(nn.Module):
             )
 
     def reset_parameters(self) -> None:
-        """Draws all weights anew."""
+        """Initialises all weights."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=INIT_STD)
@@ -193,7 +194,7 @@ class GridTransformer(nn.Module):
                     nn.init.zeros_(module.bias)
         for stack in (self.blocks, self.decoder):
             for name, parameter in stack.named_parameters():
-                if name.endswith("output.weight"):  # what writes into the residual stream
+                if name.endswith("output.weight"):  # layers that add to the residual stream
                     nn.init.normal_(parameter, std=INIT_STD / math.sqrt(2 * len(stack)))
         for head in (self.relative, self.absolute):
             nn.init.normal_(head.weight, std=INIT_STD / 2)
@@ -205,9 +206,9 @@ class GridTransformer(nn.Module):
         self, tokens_bt: Tensor, *, documents_bt: Tensor | None = None, positions_bt: Tensor | None = None,
         features: Mapping[str, Tensor] | None = None, cache: GridCache | None = None,
     ) -> Tensor:  # fmt: skip
-        """Logits [b, t, v] of the next token; arguments as `Transformer.forward`. Positions are counted in frames here.
+        """Returns logits [b, t, v] of the next token; arguments as of `Transformer.forward`, but `positions_bt` is ignored.
 
-        A place whose next token belongs to no frame (inside the controls, padding) gets constant logits.
+        Where the next token belongs to no frame (among the control tokens, in padding) the logits are constant.
         """
         if features is None or "voice" not in features:
             raise ValueError("features must hold 'voice', as SatbGrid.features gives it")
@@ -221,16 +222,16 @@ class GridTransformer(nn.Module):
         self, tokens_bt: Tensor, *, documents_bt: Tensor | None = None, positions_bt: Tensor | None = None,
         features: Mapping[str, Tensor],
     ) -> Tensor:  # fmt: skip
-        """What the trunk tells the decoder at every place that predicts a voice, [b, t, e]; 0 at the other places."""
+        """Returns the trunk's output at every token that predicts a voice, [b, t, e]; 0 at all other tokens."""
         frames, trunk_m4e, *_ = self._read(tokens_bt, documents_bt, features["voice"])
         return self._at_tokens(trunk_m4e, frames, tokens_bt, empty=0.0)
 
     def _read(
         self, tokens_bt: Tensor, documents_bt: Tensor | None, voice_bt: Tensor
     ) -> tuple[Frames, Tensor, Tensor, Tensor, Tensor]:
-        """The frames, what the decoder starts from in each [m, 4, e], and the decoder's ids, chroma and references."""
+        """Returns the frames, the trunk's output for each [m, 4, e], and the decoder's ids, chroma and references."""
         frames = self._frames(tokens_bt, documents_bt, voice_bt)
-        context = contexts(frames.pitches, frames.lengths)
+        context = compute_context(frames.pitches, frames.lengths)
         at = frames.piece, frames.number
         ids, chroma, references = context.ids[at], context.chroma[at], context.references[at]
         condition = torch.zeros(len(frames.lengths), self.dim, device=tokens_bt.device)
@@ -244,7 +245,7 @@ class GridTransformer(nn.Module):
 
     @staticmethod
     def _at_tokens(values_m4: Tensor, frames: Frames, tokens_bt: Tensor, *, empty: float) -> Tensor:
-        """[m, 4, ...] of the frames to [b, t, ...] of the tokens, `empty` where no frame has a place."""
+        """Returns values [m, 4, ...] of frames as values [b, t, ...] of tokens; `empty` at tokens that predict no voice."""
         flat = values_m4.new_full((tokens_bt.numel(), values_m4.shape[-1]), empty)
         target = (frames.start[:, None] + torch.arange(4, device=tokens_bt.device))[frames.places]
         return flat.index_copy(0, target, values_m4[frames.places]).view(*tokens_bt.shape, -1)
@@ -261,7 +262,7 @@ class GridTransformer(nn.Module):
         next_voice = torch.cat([voice[1:], voice.new_zeros(1)])
         opens = (voice == 0) & ((next_voice == 1) | (next_owner != owner))
         start = torch.nonzero(real & ((voice == 4) | opens)).flatten()
-        if len(start) == 0:  # nothing but padding, as a rank's last rows may be: sharded ranks must all compute
+        if len(start) == 0:  # only padding, as in the last rows of a rank; but with sharding every rank must compute
             start = start.new_zeros(1)
         piece = owner[start]
         kept, piece = torch.unique_consecutive(piece, return_inverse=True)
@@ -273,7 +274,7 @@ class GridTransformer(nn.Module):
         steps = torch.arange(4, device=device)
         places = (reach < size) & (owner[inside] == owner[start][:, None]) & ((steps == 0) | (voice[inside] == steps))
         lengths = torch.bincount(piece, minlength=len(kept)).tolist()
-        # The tokens of frame k stand at start + 1 .. start + 4.
+        # The tokens of frame k are at start + 1 to start + 4.
         filled = (reach + 1).clamp(max=size - 1)
         within = (reach + 1 < size) & (owner[filled] == owner[start][:, None])
         values = torch.where(within, self._pitch(tokens_bt.flatten()[filled]), REST)
@@ -303,34 +304,34 @@ class GridTransformer(nn.Module):
         self, ids: Tensor, chroma: Tensor, condition: Tensor, rotary: tuple[Tensor, Tensor], *,
         packing: Packing | None = None, cache: KVCache | None = None,
     ) -> Tensor:  # fmt: skip
-        """[b, m, c] to what the decoder starts from, [b, m, 4, e]."""
+        """Returns the trunk's output [b, m, 4, e] for features [b, m, c]."""
         soprano = torch.zeros(ids.shape[:-1], dtype=torch.long, device=ids.device)
-        x_bmd = self._drop(self._half(self.frame_context(ids, chroma, soprano) + condition))
+        x_bmd = self._drop(self._to_compute_dtype(self.frame_context(ids, chroma, soprano) + condition))
         rotary = (rotary[0].to(x_bmd.dtype), rotary[1].to(x_bmd.dtype))
         for layer, block in enumerate(self.blocks):
             x_bmd = block(x_bmd, rotary, packing=packing, cache=cache, layer=layer)
-        return self.to_decoder(kernels.rms_norm(x_bmd, fused=self.fused)).unflatten(-1, (4, self.decoder_dim))
+        return torch.unflatten(self.to_decoder(kernels.rms_norm(x_bmd, fused=self.fused)), -1, (4, self.decoder_dim))
 
     def _decode(self, trunk: Tensor, ids: Tensor, chroma: Tensor, references: Tensor) -> Tensor:
-        """trunk [..., 4, e] and context [..., 4, c] to logits [..., 4, v], float32."""
+        """Returns float32 logits [..., 4, v] for the trunk's output [..., 4, e] and the context [..., 4, c]."""
         voices = torch.arange(4, device=ids.device).expand(ids.shape[:-1])
-        x = trunk + self._drop(self._half(self.token_context(ids, chroma, voices)))
+        x = trunk + self._drop(self._to_compute_dtype(self.token_context(ids, chroma, voices)))
         for layer in self.decoder:
             x = x + self._drop(layer(kernels.rms_norm(x, fused=self.fused)))
         x = self._drop(kernels.rms_norm(x, fused=self.fused))
         absolute = self.absolute(x).float()
-        relative = self.relative(x).float().unflatten(-1, (NUM_REFERENCES, 2 * self.span + 1))
+        relative = torch.unflatten(self.relative(x).float(), -1, (NUM_REFERENCES, 2 * self.span + 1))
         soprano = references[..., :1, :1].expand(*references.shape[:-1], 1)
         anchors = torch.cat([references, soprano], dim=-1).clamp(self.low, self.high)
         pitch = torch.arange(self.low, self.high + 1, device=ids.device)
         steps = pitch - anchors[..., None] + self.span
         notes = absolute[..., 1:-1] + relative.gather(-1, steps).sum(-2)
-        logits = notes.new_full((*notes.shape[:-1], self.vocab_size), IMPOSSIBLE)
+        logits: Tensor = notes.new_full((*notes.shape[:-1], self.vocab_size), IMPOSSIBLE)
         logits[..., self.rest_id :] = torch.cat([absolute[..., :1], notes], dim=-1)
         logits[..., 0, EOS] = absolute[..., 0, -1]
         return logits
 
-    def _half(self, x: Tensor) -> Tensor:
+    def _to_compute_dtype(self, x: Tensor) -> Tensor:
         kind = x.device.type
         return x.to(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.to_decoder.weight.dtype)
 
@@ -338,18 +339,18 @@ class GridTransformer(nn.Module):
         return kernels.dropout(x, self.dropout) if self.training and self.dropout else x
 
     def _extend(self, tokens_bt: Tensor, voice_bt: Tensor, cache: GridCache) -> Tensor:
-        """The new tokens' logits; all rows are at the same place of a frame."""
-        opening = int((voice_bt[0] == 0).sum()) if cache.pitches.shape[1] == 0 else 0
-        if opening:
-            embedded = self.controls(tokens_bt[:, :opening]).sum(1)
+        """Returns the logits of the new tokens; all rows must be at the same position in a frame."""
+        num_controls = int((voice_bt[0] == 0).sum()) if cache.pitches.shape[1] == 0 else 0
+        if num_controls:
+            embedded = self.controls(tokens_bt[:, :num_controls]).sum(1)
             cache.condition = embedded if cache.condition is None else cache.condition + embedded
         seen = cache.pitches.shape[1]
-        cache.pitches = torch.cat([cache.pitches, self._pitch(tokens_bt[:, opening:])], dim=1)
+        cache.pitches = torch.cat([cache.pitches, self._pitch(tokens_bt[:, num_controls:])], dim=1)
         count = cache.pitches.shape[1]
         padded = F.pad(cache.pitches, (0, -count % 4), value=REST).view(cache.batch, -1, 4)
-        context = contexts(padded) if count else contexts(padded.new_full((cache.batch, 1, 4), REST))
+        context = compute_context(padded) if count else compute_context(padded.new_full((cache.batch, 1, 4), REST))
         logits = []
-        first = seen if opening else seen + 1  # tokens of the body known when each new logit is due
+        first = seen if num_controls else seen + 1  # number of known tokens after the controls, for each new logit
         for known in range(first, count + 1):
             logits.append(self._next(known, context, cache))
         missing = tokens_bt.shape[1] - len(logits)
@@ -364,15 +365,15 @@ class GridTransformer(nn.Module):
             condition = cache.condition
             assert condition is not None, "the first token of a row is BOS or CONT"
             number = torch.full((cache.batch,), frame, device=ids.device)
-            cache.under_way = self._trunk(
+            cache.current_frame = self._trunk(
                 ids[:, :1], chroma[:, :1], condition[:, None], self._angles(number, references[:, 0, 0]), cache=cache.keys
             )[:, 0]
             cache.keys.length += 1
-        assert cache.under_way is not None
-        return self._decode(cache.under_way, ids, chroma, references)[:, voice]
+        assert cache.current_frame is not None
+        return self._decode(cache.current_frame, ids, chroma, references)[:, voice]
 
     def new_cache(self, batch: int, max_len: int | None = None, dtype: torch.dtype | None = None) -> GridCache:
-        """An empty cache for `batch` rows of at most max_len tokens."""
+        """Returns an empty cache for `batch` rows of at most max_len tokens."""
         weight = self.to_decoder.weight
         num_heads, head_dim = self._heads
         keys = KVCache(
@@ -382,5 +383,5 @@ class GridTransformer(nn.Module):
         return GridCache(keys, batch)
 
     def num_parameters(self) -> int:
-        """Parameters."""
+        """Returns the number of parameters."""
         return sum(p.numel() for p in self.parameters())

@@ -1,12 +1,11 @@
-"""Hand-written forward and backward passes for the Transformer's CPU hot spots.
+"""Hand-written forward and backward passes of the functions that take most of a Transformer's time on CPU.
 
-A profile of a plain implementation under bf16 autocast on two CPU cores shows where a step goes: the backward
-pass of scaled dot-product attention (six times its forward), RMSNorm written as five elementwise passes, dropout
-masks from a serial generator. Each function here computes the same thing in fewer passes over memory, and is
-tested against autograd. None supports double backward or `torch.func`: a second derivative raises, build the model with
-`fused=False` for that.
+Profiling a plain implementation under bf16 autocast on two CPU cores shows what is slow: the backward pass of scaled
+dot-product attention (six times its forward pass), RMSNorm written as five elementwise operations, and dropout masks from a
+serial random generator. Each function here computes the same in fewer passes over memory, and is tested against autograd. None
+supports double backward or `torch.func`: a second derivative raises; build the model with `fused=False` for that.
 
-Shape legend: n tokens (all rows flattened), h heads, g query heads per key-value head, k head width, r norm groups.
+Shapes: n tokens (all rows flattened), h heads, g query heads per key-value head, k head width, r norm groups.
 """
 
 import functools
@@ -19,12 +18,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-EPSILON = 1e-12  # in units of the mean square: only to keep a row of zeros finite
+EPSILON = 1e-12  # added to the mean square; only keeps a row of zeros finite
 QUERY_BLOCK = 256  # rows of the score matrix computed at once; skips about half of the masked upper triangle
 
 
-class _Refusal(torch.autograd.Function):
-    """Passes the first `count` tensors on, as if they depended on all; who differentiates them is refused."""
+class _NoDoubleBackward(torch.autograd.Function):
+    """Returns the first `count` tensors as if they depended on all of them; differentiating the result raises."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -33,21 +32,20 @@ class _Refusal(torch.autograd.Function):
     @staticmethod
     def backward(ctx: FunctionCtx, *grads: Tensor) -> Any:
         raise RuntimeError(
-            "a second derivative through the Transformer's fused functions, which have first derivatives only; build the model "
-            "with fused=False (model.fused=false)"
+            "the Transformer's fused functions have no second derivative; build the model with fused=False (model.fused=false)"
         )
 
 
 def first_derivative_only(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes the gradients of a hand-written backward pass refuse to be differentiated again.
+    """Decorates a hand-written backward pass so that differentiating its gradients raises a RuntimeError.
 
-    PyTorch's `once_differentiable` refuses only where the incoming gradient has a graph: `autograd.grad(create_graph=True)` of a
-    plain sum then takes the gradients for constants and is silently wrong. Here they stay connected to the inputs too, provided
-    that `forward` saves those that a gradient depends on.
+    PyTorch's `once_differentiable` raises only if the incoming gradient has a graph. Otherwise, for example for
+    `autograd.grad(create_graph=True)` of a plain sum, the gradients count as constants and second derivatives are silently
+    wrong. Here the gradients stay connected to the inputs, provided that `forward` saves all inputs that they depend on.
     """
 
     @functools.wraps(backward)
-    def refusing(ctx: Any, *grads: Tensor) -> Any:
+    def checked(ctx: Any, *grads: Tensor) -> Any:
         with torch.no_grad():
             found = backward(ctx, *grads)
         if not torch.is_grad_enabled():
@@ -55,14 +53,14 @@ def first_derivative_only(backward: Callable[..., Any]) -> Callable[..., Any]:
         outputs = found if isinstance(found, tuple) else (found,)
         made = [output for output in outputs if output is not None]
         inputs = [value for value in (*ctx.saved_tensors, *grads) if value is not None and value.requires_grad]
-        refused = iter(_Refusal.apply(len(made), *made, *inputs))
-        return tuple(None if output is None else next(refused) for output in outputs)
+        guarded = iter(_NoDoubleBackward.apply(len(made), *made, *inputs))  # type: ignore[no-untyped-call]
+        return tuple(None if output is None else next(guarded) for output in outputs)
 
-    return refusing
+    return checked
 
 
 class _RMSNorm(torch.autograd.Function):
-    """Each row is x scaled to length g = sqrt(k) gain: PyTorch's weight normalisation, one pass in each direction."""
+    """RMSNorm by PyTorch's weight normalisation: each row is scaled to length g = sqrt(k) gain, in one pass each way."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, gain: Tensor | None) -> Tensor:
@@ -72,10 +70,10 @@ class _RMSNorm(torch.autograd.Function):
         if gain is not None:
             length.view(-1, len(gain)).mul_(gain)
         y, norm = torch._weight_norm_interface(rows, length, 0)
-        if not norm.all():  # that kernel divides 0 by 0 where a row is zero
+        if not norm.all():  # the kernel divides 0 by 0 for a row of zeros
             norm.clamp_(min=math.sqrt(width * EPSILON))
             y = rows * (length / norm).to(x.dtype)
-        ctx.save_for_backward(x, gain, length, norm)  # type: ignore[attr-defined, arg-type]
+        ctx.save_for_backward(x, gain, length, norm)  # type: ignore[arg-type]
         ctx.groups = None if gain is None else len(gain)  # type: ignore[attr-defined]
         return y.view(x.shape)
 
@@ -93,20 +91,21 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def rms_norm(x: Tensor, gain: Tensor | None = None, *, fused: bool = True) -> Tensor:
-    """Scale the last axis to root mean square 1, then by one gain per group.
+    """Scales the last axis to root mean square 1, then by one gain per group.
 
-    y = gain * x / sqrt(mean(x^2) + 1e-12), the mean in at least float32. Without an elementwise gain, which the
-    following linear layer already contains.
+    y = gain * x / sqrt(mean(x^2) + 1e-12), the mean in at least float32. There is no elementwise gain,
+    since the following linear layer contains it.
 
     Args:
         x: [..., r, k] (or [..., k] when gain is None).
         gain: [r], or None for 1.
-        fused: use the two-pass CPU kernel; on other devices PyTorch's own is the fast one.
+        fused: use the two-pass CPU kernel; on other devices PyTorch's own is faster.
 
     Source: Zhang & Sennrich 2019, eq. 4, without its per-channel gain.
     """
     if fused and x.device.type == "cpu":
-        return _RMSNorm.apply(x, gain)
+        normed: Tensor = _RMSNorm.apply(x, gain)  # type: ignore[no-untyped-call]
+        return normed
     y = torch.nn.functional.rms_norm(x, (x.shape[-1],), eps=EPSILON).to(x.dtype)
     return y if gain is None else y * gain[:, None].to(x.dtype)
 
@@ -117,11 +116,11 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class _Rotary(torch.autograd.Function):
-    """A rotation: its gradient is the rotation back, so nothing of x is saved."""
+    """A rotation; its gradient is the inverse rotation, so x is not saved."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)  # type: ignore[attr-defined]
+        ctx.save_for_backward(cos, sin)
         return _rotate(x, cos, sin).transpose(0, 1).contiguous()
 
     @staticmethod
@@ -132,7 +131,7 @@ class _Rotary(torch.autograd.Function):
 
 
 def rotary(x_nhk: Tensor, cos: Tensor, sin: Tensor, *, fused: bool = True) -> Tensor:
-    """Rotate the pairs (i, i + k/2) of each head by its token's angles; heads come first in the result.
+    """Rotates the pairs (i, i + k/2) of each head by the angles of its token; heads come first in the result.
 
     Args:
         x_nhk: [n, h, k], k even.
@@ -144,13 +143,14 @@ def rotary(x_nhk: Tensor, cos: Tensor, sin: Tensor, *, fused: bool = True) -> Te
     Source: Su et al. 2021, eq. 34, with the halves paired as in GPT-NeoX.
     """
     if fused:
-        return _Rotary.apply(x_nhk, cos, sin)
+        rotated: Tensor = _Rotary.apply(x_nhk, cos, sin)  # type: ignore[no-untyped-call]
+        return rotated
     first, second = x_nhk.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).transpose(0, 1)
 
 
 class _CausalAttention(torch.autograd.Function):
-    """Causal attention inside each run of tokens; saves the probabilities of the lower block triangle."""
+    """Causal attention within each piece; saves the probabilities of the lower block triangle."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> Tensor:
@@ -168,7 +168,7 @@ class _CausalAttention(torch.autograd.Function):
             mixed = torch.bmm(probability, v[:, start:last])
             out[first:last] = mixed.view(heads, size, width).transpose(0, 1)
             probabilities.append(probability)
-        ctx.save_for_backward(q, k, v, *probabilities)  # type: ignore[attr-defined]
+        ctx.save_for_backward(q, k, v, *probabilities)
         ctx.lengths = lengths  # type: ignore[attr-defined]
         return out
 
@@ -183,7 +183,7 @@ class _CausalAttention(torch.autograd.Function):
         ends = set(itertools.accumulate(ctx.lengths))  # type: ignore[attr-defined]
         for (start, first, last), probability in reversed(list(blocks)):
             keys = slice(start, last)
-            # A piece's last block sees all of its keys: it comes first and writes what the others add to.
+            # The last block of a piece has all of its keys: it is processed first and overwrites, the others add.
             beta = 0 if last in ends else 1
             grad_out = _grouped(grad[:, first:last], groups)
             grad_v[:, keys].baddbmm_(probability.transpose(1, 2), grad_out, beta=beta)
@@ -195,7 +195,7 @@ class _CausalAttention(torch.autograd.Function):
 
 
 def _blocks(lengths: tuple[int, ...]) -> list[tuple[int, int, int]]:
-    """(document start, first query, last query) of every block of queries, as positions among all tokens."""
+    """Returns (start of the piece, first query, end of the queries) of each block of queries, as indices of tokens."""
     blocks, start = [], 0
     for length in lengths:
         blocks += [(start, i, min(i + QUERY_BLOCK, start + length)) for i in range(start, start + length, QUERY_BLOCK)]
@@ -204,35 +204,36 @@ def _blocks(lengths: tuple[int, ...]) -> list[tuple[int, int, int]]:
 
 
 def _grouped(q_hnk: Tensor, groups: int) -> Tensor:
-    """Query heads that share a key-value head, stacked along the token axis: [h/g, g*n, k]."""
+    """Returns the query heads that share a key-value head, stacked along the token axis: [h/g, g*n, k]."""
     heads, tokens, width = q_hnk.shape
     return q_hnk.reshape(heads // groups, groups * tokens, width)
 
 
 def causal_attention(q_hnk: Tensor, k_hnk: Tensor, v_hnk: Tensor, *, lengths: tuple[int, ...]) -> Tensor:
-    """softmax(q k' + causal mask) v inside each of the consecutive runs of tokens.
+    """Returns causal attention, softmax(q k' + mask) v, within each of the consecutive pieces.
 
-    Keeps the probabilities for backward: h * length^2 / 2 numbers a run, which on CPU buys a backward pass several
+    Saves the probabilities for the backward pass, h * length^2 / 2 numbers per piece. On CPU this makes the backward pass several
     times as fast as that of PyTorch's flash kernel.
 
     Args:
         q_hnk: [h, n, k], already scaled by 1 / sqrt(k).
         k_hnk, v_hnk: [h/g, n, k].
-        lengths: tokens of each run, in order; they sum to n.
+        lengths: tokens of each piece, in order; they sum to n.
 
     Returns:
         [n, h, k].
 
     Source: Vaswani et al. 2017, eq. 1; grouped heads: Ainslie et al. 2023.
     """
-    return _CausalAttention.apply(q_hnk, k_hnk, v_hnk.contiguous(), lengths)
+    mixed: Tensor = _CausalAttention.apply(q_hnk, k_hnk, v_hnk.contiguous(), lengths)  # type: ignore[no-untyped-call]
+    return mixed
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
-    """Zero each element with probability p (to 1/65536) and divide the rest by 1 - p.
+    """Returns x with each element zeroed with probability p (rounded to 1/65536) and the rest divided by 1 - p.
 
-    On CPU the mask comes from 16 random bits an element, four times as fast as `torch.nn.functional.dropout`, whose
-    generator is serial; it draws from PyTorch's global generator, so restoring that restores the masks.
+    On CPU the mask comes from 16 random bits per element, which is four times as fast as `torch.nn.functional.dropout`, whose
+    generator is serial. It draws from PyTorch's global generator, so restoring its state restores the masks.
     """
     if x.device.type != "cpu":
         return torch.nn.functional.dropout(x, p)

@@ -1,6 +1,6 @@
-"""Sample token sequences from a Transformer, many at once, each a continuation of its prompt.
+"""Autoregressive sampling of token sequences in batches, each continuing a prompt.
 
-Shape legend: b batch, t time, v vocabulary, s steps.
+Shapes: b batch, t time, v vocabulary, s steps.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,41 +10,41 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-PAD = 0  # fed to rows that have ended; never part of what is returned
+PAD = 0  # input of rows that have ended; never part of the result
 
 
 class Decoder(Protocol):
-    """The grammar of a tokeniser, following a batch of sequences token by token."""
+    """Follows a batch of sequences token by token and says which tokens the tokenizer's grammar allows next."""
 
     @property
     def finished(self) -> np.ndarray:
-        """bool [b]: rows whose piece has ended."""
+        """Which rows have ended, bool [b]."""
 
     def push(self, ids_b: np.ndarray) -> None:
-        """Take in one token of every row; rows that have finished ignore theirs."""
+        """Takes the next token of each row; rows that have ended ignore theirs."""
 
     def allowed(self) -> np.ndarray:
-        """bool [b, v]: tokens that may come next."""
+        """Returns which tokens may come next, bool [b, v]."""
 
     def features(self) -> dict[str, np.ndarray]:
-        """int [b] for each feature: that of the last token taken in."""
+        """Returns each feature of the latest token, int [b]."""
 
 
 def distribution(
     logits_bv: Tensor, *, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0, min_p: float = 0.0
 ) -> Tensor:
-    """Probabilities to draw from: softmax(logits / temperature), cut to its head, renormalised after each cut.
+    """Returns the probabilities to sample from: softmax(logits / temperature), truncated by top-k, top-p and min-p.
 
-    The cuts come in the usual order: top-k keeps the k most probable tokens (and those equal to the k-th), top-p the
-    fewest whose probabilities reach top_p, min-p those of at least min_p times the most probable one's. The most
-    probable token always stays.
+    They are applied in this order, renormalising after each: top-k keeps the k most probable tokens (and ties with the k-th),
+    top-p the fewest tokens whose probabilities add up to top_p, min-p those with at least min_p times the largest probability.
+    The most probable token is always kept.
 
     Args:
-        logits_bv: [b, v]; -inf for a token that must not come.
-        temperature: >= 0; below 1 sharper, above 1 flatter, 0 takes the most probable token.
-        top_k: >= 1, None for no cut.
-        top_p: in (0, 1], 1 for no cut.
-        min_p: in [0, 1], 0 for no cut.
+        logits_bv: logits [b, v]; -inf for a forbidden token.
+        temperature: at least 0; 0 takes the most probable token.
+        top_k: at least 1; None for no truncation.
+        top_p: in (0, 1]; 1 for no truncation.
+        min_p: in [0, 1]; 0 for no truncation.
 
     Returns:
         float64 [b, v], each row sums to 1.
@@ -77,7 +77,7 @@ def distribution(
 
 
 def check_sampling(*, temperature: float, top_k: int | None, top_p: float, min_p: float) -> None:
-    """Raise a ValueError that names the first of the sampling arguments that is out of its range."""
+    """Raises a ValueError that names the first sampling argument that is out of its range."""
     if not 0.0 <= temperature < float("inf"):
         raise ValueError(f"temperature={temperature} must be finite and at least 0; 1 samples the model as it is")
     if top_k is not None and top_k < 1:
@@ -89,17 +89,17 @@ def check_sampling(*, temperature: float, top_k: int | None, top_p: float, min_p
 
 
 def draw(probabilities_bv: Tensor, uniform_b: Tensor) -> Tensor:
-    """The token at which the cumulative probability passes each row's number in [0, 1), [b] int64."""
+    """Samples a token of each row, int64 [b]: the one at which the cumulative probability passes the number in [0, 1)."""
     cumulative = probabilities_bv.double().cumsum(-1)
     threshold = uniform_b.double()[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, threshold, right=True)[:, 0]
 
 
 def uniforms(batch: int, steps: int, *, generator: torch.Generator) -> Tensor:
-    """Random numbers in [0, 1) for each row and step, [b, s] float32 on the CPU.
+    """Returns random numbers in [0, 1) for each row and step, float32 [b, s] on the CPU.
 
-    Each row has a stream of its own, seeded from `generator`: row i's numbers depend on the generator's state and on
-    i, not on how many rows or steps there are.
+    Each row has its own random generator, seeded from `generator`: the numbers of row i depend on the generator's state and on i,
+    not on the number of rows or steps.
     """
     seeds = [int(torch.randint(2**62, (), generator=generator)) for _ in range(batch)]
     return torch.stack([torch.rand(steps, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
@@ -119,23 +119,23 @@ def generate(
     generator: torch.Generator,
     on_step: Callable[[int], Any] | None = None,
 ) -> list[list[int]]:
-    """Continue every prompt until the decoder says that the piece has ended, or for max_new_tokens.
+    """Continues every prompt until the decoder says that the piece has ended, or for max_new_tokens.
 
-    The draws of row i depend on the generator's state and on i alone (see `uniforms`); so its tokens are the same in a
+    The random numbers of row i depend only on the generator's state and on i (see `uniforms`). So its tokens are the same in a
     batch of any size, up to rounding in the model's matrix products.
 
     Args:
         model: has `new_cache` and takes `features` and `cache`, as Transformer does; in any precision.
         prompt_bt: [b, t] int64, t >= 1, begins with BOS.
-        decoder: restricts each token to what can be decoded and supplies the features; a fresh one of batch b, which
-            takes in the prompt here. None: unrestricted, for a model without features.
-        max_new_tokens: >= 1.
-        temperature, top_k, top_p, min_p: see `distribution`; forbidden tokens are removed before.
-        generator: on the CPU.
-        on_step: called with the number of tokens made so far after each step.
+        decoder: a new decoder for b rows, which allows only decodable sequences and supplies the features. None for no
+            restriction, for a model without features.
+        max_new_tokens: at least 1.
+        temperature, top_k, top_p, min_p: see `distribution`; forbidden tokens are removed first.
+        generator: random generator on the CPU.
+        on_step: called after each step with the number of tokens sampled so far.
 
     Returns:
-        For each row the prompt and its continuation, with EOS where it was reached.
+        The prompt and continuation of each row, with EOS if it was reached.
 
     Raises:
         ValueError: an argument is out of its range, or the decoder forbids every token of an unfinished row.
@@ -196,7 +196,7 @@ def _forbid(logits_bv: Tensor, allowed_bv: np.ndarray, finished_b: np.ndarray) -
     if stuck.any():
         raise ValueError(
             f"decoder forbids every token in rows {np.flatnonzero(stuck).tolist()}, which have not ended; "
-            "give prompts that the tokeniser can complete"
+            "give prompts that the tokenizer can complete"
         )
     return logits_bv.masked_fill(torch.from_numpy(~allowed_bv & ~finished_b[:, None]), -torch.inf)
 
@@ -205,7 +205,7 @@ def _rows(prompt_bt: Tensor, made: list[Tensor], decoder: Decoder | None) -> lis
     rows = torch.cat((prompt_bt.cpu(), *(next_b[:, None] for next_b in made)), dim=1).tolist()
     if decoder is None:
         return rows
-    for row in rows:  # the padding after an early end
+    for row in rows:  # remove the padding after an early end
         while len(row) > prompt_bt.shape[1] and row[-1] == PAD:
             row.pop()
     return rows

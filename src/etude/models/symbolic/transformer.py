@@ -1,6 +1,6 @@
 """Transformer for sequences of music tokens: a decoder, or with causal=False an encoder.
 
-Shape legend: b batch, t time, n = b * t tokens, d model width, f hidden width, k head width, v vocabulary.
+Shapes: b batch, t time, n = b * t tokens, d model width, f hidden width, k head width, v vocabulary.
 """
 
 from collections.abc import Mapping
@@ -15,35 +15,35 @@ from etude.models.symbolic.blocks import Block, FeedForward
 from etude.models.symbolic.decoding import SingleStep
 
 INIT_STD = 0.02
-NO_CACHE = "a network with causal=false can't generate: each new token would change all earlier ones; set model.causal=true"
+NO_CACHE = "a network with causal=false can't generate token by token; set model.causal=true"
 
 
 class Transformer(nn.Module):
-    """Predict each next token of a piece from those before it, or describe each token from its whole piece.
+    """Transformer that predicts each next token of a piece, or with causal=False encodes each token in its piece.
 
-    Pre-norm residual blocks with RMSNorm (no gain but at the end: the next linear layer contains it), rotary
-    positions, SwiGLU, and optional embeddings of features known for the input token (metrical position, voice), which
-    are added to the token's. The residual stream has the precision of the autocast region. Weights start from
-    N(0, 0.02), those that write into the residual stream divided by sqrt(2 num_layers).
+    Pre-norm residual blocks with RMSNorm, rotary positions and SwiGLU. RMSNorm has a gain only after the last block; elsewhere
+    the next linear layer contains it. Embeddings of features of the input token (metrical position, voice) are added to its
+    own. The residual stream has the precision of the autocast region. Weights are initialised from N(0, 0.02); those of layers
+    that add to the residual stream are divided by sqrt(2 num_layers).
 
     Args:
         vocab_size: number of tokens v.
         dim: model width d, a multiple of num_heads; d / num_heads is even.
-        num_layers: blocks.
+        num_layers: number of blocks.
         num_heads: query heads.
         num_kv_heads: key-value heads, a divisor of num_heads; None for num_heads.
         hidden_dim: width f of the feed-forward layer; None for 8/3 d rounded up to a multiple of 64.
-        max_len: longest piece (tokens) that `new_cache` makes room for by default.
+        max_len: default capacity of `new_cache`, in tokens.
         dropout: probability in [0, 1) of dropping an element of the embedding and of each residual branch.
-        qk_norm: normalise queries and keys.
-        tie_embeddings: use the token embedding as output projection.
-        rope_base: the slowest rotation has a wavelength of about 2 pi rope_base tokens.
+        qk_norm: whether to normalise queries and keys.
+        tie_embeddings: whether the token embedding is also the output projection.
+        rope_base: the longest wavelength of the rotary positions is about 2 pi rope_base tokens.
         feature_sizes: number of values of each feature, by name.
         checkpoint_activations: recompute each block in the backward pass (less memory, a third more time).
-        fused: hand-written backward passes on CPU and the variable-length kernel on CUDA; False is plain PyTorch
-            (for double backward and `torch.func`).
-        causal: predict each token from those before it alone; False lets a token see its whole piece, for encoders. Such a
-            network has no cache, and can't generate token by token.
+        fused: use hand-written backward passes on CPU and the variable-length kernel on CUDA; False uses plain PyTorch, which
+            supports double backward and `torch.func`.
+        causal: whether a token attends only to itself and earlier tokens. With False it attends to its whole piece; such a
+            network has no cache and can't generate token by token.
 
     Source: Radford et al. 2019 (pre-norm decoder, scaled init); Touvron et al. 2023 (RMSNorm, SwiGLU, rotary).
     """
@@ -81,7 +81,7 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(vocab_size, dim)
         self.feature_embeddings = nn.ModuleDict(
             {f"feature_{name}": nn.Embedding(size, dim) for name, size in (feature_sizes or {}).items()}
-        )  # prefixed, since a module's name must not be that of one of nn.Module's methods
+        )  # the prefix keeps names from colliding with methods of nn.Module
         self.blocks = nn.ModuleList(
             Block(
                 attention=Attention(
@@ -100,7 +100,7 @@ class Transformer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw all weights anew (also after `to_empty` from the meta device)."""
+        """Initialises all weights (also after `to_empty` from the meta device)."""
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=INIT_STD)
@@ -121,16 +121,16 @@ class Transformer(nn.Module):
         cache: KVCache | None = None,
         embeddings_btd: Tensor | None = None,
     ) -> Tensor:
-        """Logits of the next token at every position.
+        """Returns the logits of the next token at every position.
 
         Args:
-            tokens_bt: [b, t] int64.
-            documents_bt: [b, t] index of the piece inside the row, each piece contiguous (-1 for padding): tokens see
-                their own piece only. A ready `Packing` forces one way of computing it. None: a row is one piece.
-            positions_bt: [b, t] position inside the piece; None to count from 0 (or from the cache's length).
-            features: [b, t] int for each name in feature_sizes.
+            tokens_bt: tokens, int64 [b, t].
+            documents_bt: index of the piece within the row [b, t], each piece contiguous, -1 for padding; tokens attend only to
+                their own piece. A `Packing` fixes the form of the computation. None if each row is one piece.
+            positions_bt: position within the piece [b, t]; None to count from 0 (or from the cache's length).
+            features: int [b, t] for each name in feature_sizes.
             cache: keys and values of the earlier tokens of the rows; the new ones are added to it.
-            embeddings_btd: take the place of the tokens' own embeddings (`embed`), features still added to them.
+            embeddings_btd: embeddings to use instead of those of the tokens (`embed`); features are still added to them.
 
         Returns:
             [b, t, v].
@@ -139,7 +139,8 @@ class Transformer(nn.Module):
             tokens_bt, documents_bt=documents_bt, positions_bt=positions_bt, features=features, cache=cache,
             embeddings_btd=embeddings_btd,
         )  # fmt: skip
-        return self.unembedding(h_btd)
+        logits: Tensor = self.unembedding(h_btd)
+        return logits
 
     def hidden(
         self,
@@ -151,12 +152,12 @@ class Transformer(nn.Module):
         cache: KVCache | None = None,
         embeddings_btd: Tensor | None = None,
     ) -> Tensor:
-        """The normalised last hidden states [b, t, d], of which the logits are a linear map; arguments as forward's."""
+        """Returns the normalised last hidden states [b, t, d]; the logits are a linear map of them. Arguments as of `forward`."""
         if cache is not None:
             if not self.causal:
                 raise ValueError(NO_CACHE)
             if documents_bt is not None:
-                raise ValueError("documents_bt must be None with a cache: give one piece to a row")
+                raise ValueError("documents_bt must be None with a cache: give one piece per row")
             cache.reserve(tokens_bt.shape[1])
         x_btd = self._embed(self.embed(tokens_bt) if embeddings_btd is None else embeddings_btd, features or {})
         if positions_bt is None and isinstance(documents_bt, Tensor):
@@ -181,7 +182,7 @@ class Transformer(nn.Module):
     def _single_step(
         self, x_btd: Tensor, rotary: tuple[Tensor, Tensor], positions_bt: Tensor | None, cache: KVCache | None
     ) -> Tensor | None:
-        """The blocks' output by the short path of `decoding`, where it applies: one new token a row, on CPU."""
+        """Returns the output of the blocks by the fast path of `decoding`; None if it does not apply (one token per row, CPU)."""
         plain = torch.is_grad_enabled() or self.training or torch.is_autocast_enabled("cpu") or not self.fused
         if cache is None or plain or positions_bt is not None or x_btd.shape[1] != 1 or x_btd.device.type != "cpu":
             return None
@@ -191,8 +192,9 @@ class Transformer(nn.Module):
         return None if x_bd is None else x_bd[:, None]
 
     def embed(self, tokens_bt: Tensor) -> Tensor:
-        """The tokens' own embeddings [b, t, d], which `forward` takes back, changed or not, as `embeddings_btd`."""
-        return self.embedding(tokens_bt)
+        """Returns the embeddings of the tokens [b, t, d], which `forward` accepts as `embeddings_btd`."""
+        embeddings: Tensor = self.embedding(tokens_bt)
+        return embeddings
 
     def _embed(self, x_btd: Tensor, features: Mapping[str, Tensor]) -> Tensor:
         if set(features) != self.features:
@@ -209,7 +211,7 @@ class Transformer(nn.Module):
     def _rotary(
         self, tokens_bt: Tensor, positions_bt: Tensor | None, cache: KVCache | None, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        """cos and sin of each token's angles, [n, 1, k/2]; they are always computed in float32 or better."""
+        """Returns cos and sin of the rotary angles of each token, [n, 1, k/2], computed in float32 or better."""
         batch, time = tokens_bt.shape
         if positions_bt is not None or cache is None:
             if positions_bt is None:
@@ -228,9 +230,9 @@ class Transformer(nn.Module):
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
     def new_cache(self, batch: int, max_len: int | None = None, dtype: torch.dtype | None = None) -> KVCache:
-        """An empty cache for `batch` rows of at most max_len tokens (default: the model's), of the weights' dtype.
+        """Returns an empty cache for `batch` rows of at most max_len tokens (default: the model's), in the dtype of the weights.
 
-        Raises: ValueError where the model is not causal.
+        Raises: ValueError if the model is not causal.
         """
         if not self.causal:
             raise ValueError(NO_CACHE)
@@ -246,14 +248,14 @@ class Transformer(nn.Module):
         )
 
     def num_parameters(self) -> int:
-        """Parameters, a tied matrix counted once."""
+        """Returns the number of parameters; a tied matrix counts once."""
         return sum(p.numel() for p in self.parameters())
 
     def flops_per_token(self, length: int) -> int:
-        """Floating-point operations of forward and backward per token, in pieces of `length` tokens.
+        """Returns the floating-point operations of a forward and backward pass per token, in pieces of `length` tokens.
 
-        6 for each weight of a matrix product (2 forward, 4 backward), and 6 length d a layer for the causal half of
-        the two products of attention, twice that where the model is not causal. Recomputation is not counted.
+        6 for each weight of a matrix product (2 forward, 4 backward), and 6 * length * d per layer for the causal half of the
+        two products of attention, twice that if the model is not causal. Recomputation is not counted.
 
         Source: Kaplan et al. 2020, section 2.1; Chowdhery et al. 2022, appendix B, halved for causality.
         """
@@ -268,7 +270,7 @@ def _check(*, vocab_size: int, dim: int, num_layers: int, num_heads: int, num_kv
             raise ValueError(f"{name}={value} must be at least 1; set model.{name} to a positive number")
     if dim % (2 * num_heads):
         raise ValueError(
-            f"dim={dim} must be a multiple of 2 * num_heads={2 * num_heads} (rotary positions turn pairs); "
+            f"dim={dim} must be a multiple of 2 * num_heads={2 * num_heads} (rotary positions rotate pairs); "
             f"try dim={-(-dim // (2 * num_heads)) * 2 * num_heads}"
         )
     if num_kv_heads < 1 or num_heads % num_kv_heads:

@@ -1,6 +1,6 @@
-"""Tells real samples from made ones by their spectra at several resolutions.
+"""Multi-resolution STFT discriminator of waveforms.
 
-Shape legend: b rows, n samples, k frequency bins, f frames, c channels.
+Shapes: b rows, n samples, k frequency bins, f frames, c channels.
 """
 
 from collections.abc import Sequence
@@ -10,17 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-COMPRESSION = 0.3  # exponent of the magnitudes, so that quiet partials count beside loud ones
+COMPRESSION = 0.3  # exponent of the magnitudes, so that quiet partials are not masked by loud ones
 
 
-class SpectrumDiscriminator(nn.Module):
-    """Scores patches of one complex spectrum.
+class StftDiscriminator(nn.Module):
+    """Discriminator of the complex STFT of a waveform at one resolution.
 
     Args:
-        n_fft: samples of the window; frames are a quarter of it apart. channels: c of every layer.
+        n_fft: samples of the window; the hop is a quarter of it. channels: channels c of every layer.
 
-    Source: Defossez et al. 2022 (EnCodec), the scale of a multi-scale STFT discriminator. Deviations: four layers,
-    stride 2 over frames too in two of them, no dilation, compressed magnitudes.
+    Source: Defossez et al. 2022 (EnCodec), one scale of its multi-scale STFT discriminator. Deviations: four layers,
+    two of them with stride 2 over frames, too, no dilation, compressed magnitudes.
     """
 
     def __init__(self, *, n_fft: int, channels: int) -> None:
@@ -35,7 +35,7 @@ class SpectrumDiscriminator(nn.Module):
         self.score = weight_norm(nn.Conv2d(channels, 1, 3, padding=1))
 
     def forward(self, samples_bn: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Returns the scores [b, 1, k', f'] and the features of every layer."""
+        """Returns the logits [b, 1, k', f'] and the features of every layer."""
         x = self._spectrum(samples_bn)
         features = []
         for layer in self.layers:
@@ -50,27 +50,27 @@ class SpectrumDiscriminator(nn.Module):
                 samples_bn.float(), self.n_fft, self.n_fft // 4, window=window, pad_mode="constant", return_complex=True
             )
             parts = torch.view_as_real(found).movedim(-1, 1)
-            # the root of 0 has no derivative: far below any sound that is heard
+            # inaudibly small, but needed: the root of 0 has no derivative
             return parts * (parts.square().sum(1, keepdim=True) + 1e-6) ** ((COMPRESSION - 1) / 2)
 
 
-class SpectraDiscriminator(nn.Module):
-    """Scores samples by their spectra at several resolutions.
+class MultiResolutionDiscriminator(nn.Module):
+    """Discriminator of waveforms by their STFTs at several resolutions.
 
     Args:
-        n_ffts: window of each resolution, in samples. channels: of every layer.
+        n_ffts: samples of the window of each resolution. channels: channels of every layer.
 
     Raises:
-        ValueError: no resolution, or a window that is not a multiple of 4.
+        ValueError: there is no resolution, or a window is not a multiple of 4.
     """
 
     def __init__(self, *, n_ffts: Sequence[int] = (256, 512, 1024, 2048), channels: int = 16) -> None:
         super().__init__()
         if not n_ffts or any(n_fft < 4 or n_fft % 4 for n_fft in n_ffts):
             raise ValueError(f"n_ffts={list(n_ffts)} must hold at least one multiple of 4, in samples; [512, 1024] is one choice")
-        self.parts = nn.ModuleList(SpectrumDiscriminator(n_fft=n_fft, channels=channels) for n_fft in n_ffts)
+        self.parts = nn.ModuleList(StftDiscriminator(n_fft=n_fft, channels=channels) for n_fft in n_ffts)
 
     def forward(self, samples_bn: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
-        """Returns the scores and the features of each resolution, of samples [b, n]."""
+        """Returns the logits and the features of each resolution for waveforms [b, n]."""
         found = [part(samples_bn) for part in self.parts]
-        return [scores for scores, _ in found], [features for _, features in found]
+        return [logits for logits, _ in found], [features for _, features in found]

@@ -1,6 +1,6 @@
-"""A vocoder that works at the frame rate: convolutions over mel frames, then one inverse Fourier transform a frame.
+"""Vocos: a vocoder of convolutions over mel frames, followed by an inverse STFT.
 
-Shape legend: b rows, m mel bands, f frames, d width, k linear frequency bins, n = f * hop samples.
+Shapes: b rows, m mel bands, f frames, d width, k linear frequency bins, n = f * hop samples.
 """
 
 import math
@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LOUDEST = 6.0  # log magnitude that no bin exceeds: a full-scale sine under a window of 1024 reaches ln 256 = 5.5
-QUIETEST = 1e-5  # magnitude that a bin starts from at least
+MAX_LOG_MAGNITUDE = 6.0  # a full-scale sine under a window of 1024 samples reaches ln 256 = 5.5
+MIN_MAGNITUDE = 1e-5  # lower bound of the initial magnitude of a bin
 
 
-class MelFrames(Protocol):
-    """What a mel contract tells of itself; `etude.audio.mel.MelContract` is one."""
+class MelSettings(Protocol):
+    """The part of `etude.audio.mel.MelContract` that the vocoder uses."""
 
     @property
     def n_mels(self) -> int: ...
@@ -28,13 +28,12 @@ class MelFrames(Protocol):
 
 
 def inverse_stft(spectrum_bkf: Tensor, *, n_fft: int, hop_length: int) -> Tensor:
-    """Returns samples [b, f * hop] of a complex spectrum whose frames are not centred and overlap the edges.
+    """Returns waveforms [b, f * hop] of a complex STFT whose frames are not centred and extend beyond the edges.
 
         x[i] = sum_j w[i - j hop] y_j[i - j hop] / sum_j w[i - j hop]^2,   y_j the inverse transform of frame j
 
-    the least-squares signal of the spectrum under a Hann window, cut by (n_fft - hop) / 2 at both ends. It inverts
-    `MelContract.spectrum` exactly. `torch.istft` can't: it refuses frames that are not centred, for the edges that are
-    cut here.
+    This is the least-squares signal of the spectrum under a Hann window, cut by (n_fft - hop) / 2 at both ends. It inverts
+    `MelContract.spectrum` exactly. `torch.istft` refuses frames that are not centred.
 
     Args:
         spectrum_bkf: complex, [b, n_fft / 2 + 1, f], f at least 1.
@@ -53,10 +52,10 @@ def inverse_stft(spectrum_bkf: Tensor, *, n_fft: int, hop_length: int) -> Tensor
 
 
 class ConvNeXtBlock(nn.Module):
-    """A depthwise convolution over frames and two layers within a frame, around a scaled residual.
+    """ConvNeXt block: a residual branch with a depthwise convolution over frames and two linear layers, times a learned scale.
 
     Args:
-        dim: width d. hidden_dim: width between the two layers. kernel_size: frames, odd. scale: first factor of the branch.
+        dim: width d. hidden_dim: width between the two linear layers. kernel_size: frames, odd. scale: initial scale.
 
     Source: Liu et al. 2022 (A ConvNet for the 2020s), in one dimension.
     """
@@ -71,37 +70,38 @@ class ConvNeXtBlock(nn.Module):
     def forward(self, x_bdf: Tensor) -> Tensor:
         y_bfd = self.norm(self.mix(x_bdf).transpose(1, 2))
         y_bfd = self.scale * self.contract(F.gelu(self.expand(y_bfd)))
-        return x_bdf + y_bfd.transpose(1, 2)
+        output: Tensor = x_bdf + y_bfd.transpose(1, 2)
+        return output
 
 
 class Vocos(nn.Module):
-    """Turns normalised mels into samples; predicts magnitude and phase of each bin of each frame.
+    """Turns normalised mels into waveforms by predicting the magnitude and phase of each bin of each frame.
 
-    Every frame is normalised by itself, so what a sample depends on ends `context_frames` away.
+    The norm treats each frame separately, so a sample depends on at most `context_frames` frames on each side.
 
     Args:
-        contract: of the mels.
-        dim: width d of the frames. num_layers: ConvNeXt blocks. hidden_dim: width inside a block.
-        kernel_size: frames that a convolution sees, odd.
+        contract: the mel settings.
+        dim: width d of the frames. num_layers: number of ConvNeXt blocks. hidden_dim: width inside a block.
+        kernel_size: frames of each convolution, odd.
 
     Raises:
-        ValueError: an even kernel, or no layer.
+        ValueError: kernel_size is even or num_layers is below 1.
 
-    Source: Siuzdak 2023 (Vocos). Deviations: magnitudes start from the pseudo-inverse of the mel bands and the network
-    adds to their logarithm (Lv et al. 2024, FreeV); phases are counted from the middle of the window, where they change
-    little from bin to bin; louder than `LOUDEST` is cut in the logarithm.
+    Source: Siuzdak 2023 (Vocos). Deviations: the network predicts a correction of the log magnitudes that the
+    pseudo-inverse of the mel filterbank gives (Lv et al. 2024, FreeV); phases refer to the middle of the window, where they
+    change little from bin to bin; log magnitudes are clamped to `MAX_LOG_MAGNITUDE`.
     """
 
     least_squares_km: Tensor
     turn_k: Tensor
 
     def __init__(
-        self, *, contract: MelFrames, dim: int = 192, num_layers: int = 6, hidden_dim: int = 384, kernel_size: int = 7
+        self, *, contract: MelSettings, dim: int = 192, num_layers: int = 6, hidden_dim: int = 384, kernel_size: int = 7
     ) -> None:
         super().__init__()
         if kernel_size % 2 == 0 or kernel_size < 1 or num_layers < 1:
             raise ValueError(f"kernel_size={kernel_size} must be odd and num_layers={num_layers} at least 1; 7 and 6 go together")
-        self.mel_frames = contract
+        self.mel_settings = contract
         num_bins = contract.n_fft // 2 + 1
         self.embed = nn.Conv1d(contract.n_mels, dim, kernel_size, padding=kernel_size // 2)
         self.norm = nn.LayerNorm(dim)
@@ -113,7 +113,7 @@ class Vocos(nn.Module):
         self.head = nn.Linear(dim, 2 * num_bins)
         self.register_buffer("least_squares_km", torch.linalg.pinv(contract.filterbank()), persistent=False)
         self.register_buffer("turn_k", math.pi * (torch.arange(num_bins) % 2), persistent=False)
-        self.reach = (num_layers + 1) * (kernel_size // 2)
+        self._convolution_frames = (num_layers + 1) * (kernel_size // 2)  # half of the receptive field of the convolutions
         self.apply(self._initialise)
 
     @staticmethod
@@ -124,24 +124,25 @@ class Vocos(nn.Module):
 
     @property
     def context_frames(self) -> int:
-        """Frames on each side that the samples of a frame depend on: the convolutions' and the overlapping windows'."""
-        padding = (self.mel_frames.n_fft - self.mel_frames.hop_length) // 2
-        return self.reach - (-padding // self.mel_frames.hop_length)
+        """Frames on each side that the samples of a frame depend on, through convolutions and overlapping windows."""
+        padding = (self.mel_settings.n_fft - self.mel_settings.hop_length) // 2
+        return self._convolution_frames - (-padding // self.mel_settings.hop_length)
 
     def hidden(self, mel_bmf: Tensor) -> Tensor:
         """Returns the normalised last hidden states [b, f, d] of normalised mels."""
         x_bdf = self.norm(self.embed(mel_bmf).transpose(1, 2)).transpose(1, 2)
         for block in self.blocks:
             x_bdf = block(x_bdf)
-        return self.final_norm(x_bdf.transpose(1, 2))
+        hidden: Tensor = self.final_norm(x_bdf.transpose(1, 2))
+        return hidden
 
     def polar(self, mel_bmf: Tensor) -> tuple[Tensor, Tensor]:
         """Returns natural-log magnitudes and phases in radians, both float32 [b, k, f], of normalised mels."""
         added, phase = self.head(self.hidden(mel_bmf)).float().transpose(1, 2).chunk(2, dim=1)
         with torch.autocast(mel_bmf.device.type, enabled=False):
-            linear = self.mel_frames.denormalise(mel_bmf.float()).clamp(max=LOUDEST).exp()
-            start = (self.least_squares_km @ linear).clamp(min=QUIETEST).log()
-        return (start + added).clamp(max=LOUDEST), phase + self.turn_k[:, None]
+            linear = self.mel_settings.denormalise(mel_bmf.float()).clamp(max=MAX_LOG_MAGNITUDE).exp()
+            start = (self.least_squares_km @ linear).clamp(min=MIN_MAGNITUDE).log()
+        return (start + added).clamp(max=MAX_LOG_MAGNITUDE), phase + self.turn_k[:, None]
 
     def spectrum(self, mel_bmf: Tensor) -> Tensor:
         """Returns the complex spectrum [b, k, f] of normalised mels."""
@@ -150,5 +151,5 @@ class Vocos(nn.Module):
         return torch.complex(magnitude * phase.cos(), magnitude * phase.sin())
 
     def forward(self, mel_bmf: Tensor) -> Tensor:
-        """Returns samples [b, f * hop] of normalised mels [b, m, f], for any f from 1."""
-        return inverse_stft(self.spectrum(mel_bmf), n_fft=self.mel_frames.n_fft, hop_length=self.mel_frames.hop_length)
+        """Returns waveforms [b, f * hop] of normalised mels [b, m, f], f at least 1."""
+        return inverse_stft(self.spectrum(mel_bmf), n_fft=self.mel_settings.n_fft, hop_length=self.mel_settings.hop_length)

@@ -316,7 +316,7 @@ class Distillation(Technique):
         if self.weights["output"]:
             terms["generator/distill_output"] = F.l1_loss(made.float(), wanted.float())
         if self.weights["features"]:
-            layers = [self.teacher.critic_features(value, task.trace) for value in (made, wanted)]
+            layers = [self.teacher.discriminator_features(value, task.trace) for value in (made, wanted)]
             terms["generator/distill_features"] = feature_matching(*layers)
         return terms
 
