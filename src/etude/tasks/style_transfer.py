@@ -37,39 +37,32 @@ NUM_POSITIONS = 64  # frames of a piece that patch_nce compares
 class StyleTransfer(StyleTask):
     """Learns to translate between all pairs of styles; the loss weights make it a CycleGAN, a StarGAN, a CUT and others.
 
-    The loss terms, each averaged over source styles. x is a standardised mel of style s, y(x) the generator's output for
-    another style t, e noise of deviation `input_noise`. A term of weight 0 is not computed.
+    The loss terms, each averaged over source styles. x is a standardised mel of style s, y(x) the generator's output for another
+    style t, e noise of deviation `input_noise`. A term of weight 0 is not computed.
 
-    - generator/adversarial, discriminator/game: the adversarial losses of generator and discriminator.
-    - discriminator/r1: gradient penalty |dD/dx|^2 at real x, divided by the number of frames, every `r1_every` batches.
+    - generator/adversarial, discriminator/game: the adversarial losses. discriminator/r1: gradient penalty |dD/dx|^2 at real x,
+      divided by the number of frames, every `r1_every` batches.
     - generator/cycle: cycle consistency |back(y(x + e) + e) - x| in nats (Zhu et al. 2017). The share `cycle_gradient` of its
-      gradient reaches the generator of y: 1 is CycleGAN; 0 is back-translation, as in unsupervised translation of text
-      (Lample et al. 2018), where each generator learns to reconstruct x from the other's outputs, but is not asked to keep
-      in its own outputs what the reconstruction needs. The noise keeps generators from hiding that information in small
-      details.
+      gradient reaches the generator of y. 1 is CycleGAN; 0 is back-translation, as for text (Lample et al. 2018): each generator
+      learns to reconstruct x from the other's outputs, but not to keep in its own what the reconstruction needs. The noise stops
+      generators from hiding that information in small details.
     - generator/identity: |generator(x of t, to t) - x| in nats, every `identity_every` batches until `identity_until`.
-    - generator/patch_nce: contrastive loss between frames of x and y(x) in hidden layers of the generator (CUT, Park et al.
-      2020).
+    - generator/patch_nce: contrastive loss between frames of x and y(x) in the generator's hidden layers (CUT, Park et al. 2020).
     - generator/feature_matching: distance of the discriminator's features of the reconstruction and of x.
     - generator/rhythm, generator/harmony: distance of the onsets and of the pitch classes of y(x) and x.
 
     Args:
-        model: builds a generator; called with n_mels and style_dim.
-        discriminator: builds the discriminator; called with the number of styles and n_mels. It returns logits and features.
-        contract: the mel settings.
-        styles: names of the styles, at least two.
-        statistics: means and standard deviations of the bands in each style, in nats, [s, 2, m].
+        model: builds a generator from n_mels and style_dim. discriminator: builds the discriminator from the number of styles and
+            n_mels; it returns logits and features.
+        contract: the mel settings. styles: names of the styles. statistics: means and deviations of bands in nats, [s, 2, m].
         optimizer, scheduler, loss_weights, player_lr, seed: see `Task`.
-        shared: whether one generator, conditioned on style vectors, serves all directions; otherwise each ordered pair of styles
-            has a generator of its own. With two or three styles a batch uses all of them, with more styles it does not.
-        style_dim: size e of the style vectors of a shared generator.
-        reference_share: how often, in [0, 1], the style vector of the target comes from a clip instead of the style's name.
-        adversarial: adversarial loss: lsgan, hinge or non_saturating.
-        cycle_gradient: share of the gradient of the cycle loss that reaches the first generator, in [0, 1].
-        input_noise: standard deviation of e, relative to that of a band.
+        shared: whether one generator, conditioned on style vectors, serves all directions; else each ordered pair of styles has
+            its own. A batch uses all of them with two or three styles, but not with more.
+        style_dim: size e of the style vectors. reference_share: how often, in [0, 1], the target's comes from a clip, not a name.
+        adversarial: lsgan, hinge or non_saturating. input_noise: standard deviation of e, relative to that of a band.
+        cycle_gradient: share of the cycle loss's gradient that reaches the first generator, in [0, 1].
         huber: Huber threshold of the cycle and identity losses in nats; 0 for the absolute difference.
-        r1_every, identity_every: batches between two evaluations of the term.
-        identity_until: batch after which the identity loss ends.
+        r1_every, identity_every: batches between two computations. identity_until: batch after which the identity loss ends.
         pool_size: past outputs that the discriminator also gets (Shrivastava et al. 2017); 0 for none.
 
     Raises:
@@ -194,9 +187,8 @@ class StyleTransfer(StyleTask):
         target_n = source_n.roll(-shift * pieces)
         log_nmf = self.contract.denormalise(mel_sbmf.flatten(0, 1))
         x_nmf = self.bands.standardise(log_nmf, source_n)
-        of_target_nmf = (
-            torch.unflatten(x_nmf, 0, (styles, pieces)).roll(-shift, 0).flatten(0, 1)
-        )  # real mels of the target style of each row
+        # real mels of the target style of each row
+        of_target_nmf = torch.unflatten(x_nmf, 0, (styles, pieces)).roll(-shift, 0).flatten(0, 1)
         visible = batch["visible"].flatten(0, 1) if "visible" in batch else None
         vectors = self._style_vectors(source_n, target_n, of_target_nmf)
         input_nmf = self._add_noise(x_nmf)
@@ -209,40 +201,32 @@ class StyleTransfer(StyleTask):
             with frozen(self.judge):
                 logits, _ = self.judge(fake_nmf, target_n)
             terms[G + "adversarial"] = generator_loss(logits, self.adversarial)
-        terms |= self._cycle_terms(on, x_nmf, fake_nmf, source_n, target_n)
-        terms |= self._preservation_terms(on, log_nmf, x_nmf, fake_nmf, source_n, target_n, vectors)
+        terms |= self._cycle(on, x_nmf, fake_nmf, source_n, target_n)
+        terms |= self._preservation(on, log_nmf, x_nmf, fake_nmf, source_n, target_n, vectors)
         until = float("inf") if self.identity_until is None else self.identity_until
         if G + "identity" in on and self.batches_trained % self.identity_every == 0 and self.batches_trained < until:
             identity_nmf = self._generate(of_target_nmf, source_n, target_n, self._style_vectors(target_n, target_n))
-            terms[G + "identity"] = identity_loss(
-                identity_nmf, of_target_nmf, scale_nm1=self.bands.deviation(target_n), huber=self.huber
-            )
-        return terms | self._discriminator_terms(on, x_nmf, source_n, *self.pool.swap(fake_nmf.detach(), target_n))
+            scale_nm1 = self.bands.deviation(target_n)
+            terms[G + "identity"] = identity_loss(identity_nmf, of_target_nmf, scale_nm1=scale_nm1, huber=self.huber)
+        return terms | self._discriminator(on, x_nmf, source_n, *self.pool.swap(fake_nmf.detach(), target_n))
 
-    def _cycle_terms(
-        self, on: set[str], x_nmf: Tensor, fake_nmf: Tensor, source_n: Tensor, target_n: Tensor
-    ) -> dict[str, Tensor]:
-        terms: dict[str, Tensor] = {}
+    def _cycle(self, on: set[str], x_nmf: Tensor, fake_nmf: Tensor, source_n: Tensor, target_n: Tensor) -> dict[str, Tensor]:
         if not on & {G + "cycle", G + "feature_matching"}:
-            return terms
+            return {}
+        terms: dict[str, Tensor] = {}
         detached_nmf = fake_nmf.detach()
         if self.cycle_gradient:
-            # the same values, but only a share of the gradient
-            detached_nmf = torch.lerp(detached_nmf, fake_nmf, self.cycle_gradient)
-        reconstructed_nmf = self._generate(
-            self._add_noise(detached_nmf), target_n, source_n, self._style_vectors(target_n, source_n)
-        )
+            detached_nmf = torch.lerp(detached_nmf, fake_nmf, self.cycle_gradient)  # equal values, a share of the gradient
+        rebuilt_nmf = self._generate(self._add_noise(detached_nmf), target_n, source_n, self._style_vectors(target_n, source_n))
         if G + "cycle" in on:
-            scale_nm1 = self.bands.deviation(source_n)
-            terms[G + "cycle"] = cycle_loss(reconstructed_nmf, x_nmf, scale_nm1=scale_nm1, huber=self.huber)
+            terms[G + "cycle"] = cycle_loss(rebuilt_nmf, x_nmf, scale_nm1=self.bands.deviation(source_n), huber=self.huber)
         if G + "feature_matching" in on:
             with frozen(self.judge):
-                terms[G + "feature_matching"] = feature_matching(
-                    self.judge(reconstructed_nmf, source_n)[1], self.judge(x_nmf, source_n)[1]
-                )
+                rebuilt, real = self.judge(rebuilt_nmf, source_n)[1], self.judge(x_nmf, source_n)[1]
+                terms[G + "feature_matching"] = feature_matching(rebuilt, real)
         return terms
 
-    def _preservation_terms(
+    def _preservation(
         self, on: set[str], log_nmf: Tensor, x_nmf: Tensor, fake_nmf: Tensor, source_n: Tensor, target_n: Tensor,
         vectors: Tensor | None,
     ) -> dict[str, Tensor]:  # fmt: skip
@@ -275,7 +259,7 @@ class StyleTransfer(StyleTask):
         layers = [torch.cat(layer) for layer in zip(*found, strict=True)]
         return [layers[0], layers[len(layers) // 2], layers[-1]]
 
-    def _discriminator_terms(
+    def _discriminator(
         self, on: set[str], x_nmf: Tensor, source_n: Tensor, fake_nmf: Tensor, style_n: Tensor
     ) -> dict[str, Tensor]:
         if D + "game" not in on:
@@ -303,8 +287,7 @@ class StyleTransfer(StyleTask):
 
     def discriminator_features(self, output_nmf: Tensor, trace: Mapping[str, Tensor]) -> list[list[Tensor]]:
         """Returns the discriminator's hidden layers of each scale, for an output that belongs to the inputs in `trace`."""
-        features: list[list[Tensor]] = self.judge(output_nmf, trace["target"])[1]
-        return features
+        return cast(list[list[Tensor]], self.judge(output_nmf, trace["target"])[1])
 
     # --- use ---
 
@@ -337,9 +320,7 @@ class StyleTransfer(StyleTask):
         """
         s, t = self._index(source), self._index(target)
         if reference is not None and self.encoder is None:
-            raise ValueError(
-                "reference: this model knows styles only by name; train with task.shared=true to use a reference clip"
-            )
+            raise ValueError("reference: this model knows styles only by name; train with task.shared=true to use a clip")
         if s == t and reference is None:
             return log_mel_bmf.clone()
         source_b, target_b = (repeat_style(i, len(log_mel_bmf), self.device) for i in (s, t))
