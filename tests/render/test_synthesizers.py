@@ -14,7 +14,7 @@ from etude.metrics.audio.mel_features import onset_strength, waveform_chroma_cor
 from etude.render.scores import PEAK, render
 from etude.render.synthesizers import (
     TAIL_SECONDS,
-    _rounds,
+    _channel_groups,
     check_synthesizer,
     default_soundfont,
     synthesizer_version,
@@ -81,7 +81,7 @@ def test_a_program_that_fails_is_an_error_with_its_last_line(tmp_path: Path, mon
 
 def test_every_part_has_a_channel_and_drums_the_tenth() -> None:
     parts = [(0, i in (3, 20)) for i in range(40)]
-    rounds = _rounds(parts)
+    rounds = _channel_groups(parts)
     assert sorted(part for channels in rounds for part in channels) == list(range(40))
     for channels in rounds:
         assert len(set(channels.values())) == len(channels) and max(channels.values()) < 16

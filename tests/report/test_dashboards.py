@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pytorch_lightning.loggers import CSVLogger
 
-from etude.report.dashboards import continue_curves, unreachable, wandb_offline
+from etude.report.dashboards import continue_curves, wandb_offline, why_unreachable
 
 
 class Refusing(http.server.BaseHTTPRequestHandler):
@@ -26,17 +26,17 @@ def test_a_server_that_answers_is_reached() -> None:
     with http.server.HTTPServer(("127.0.0.1", 0), Refusing) as server:
         thread = threading.Thread(target=server.handle_request)
         thread.start()
-        assert unreachable(f"http://127.0.0.1:{server.server_port}", seconds=20) is None
+        assert why_unreachable(f"http://127.0.0.1:{server.server_port}", seconds=20) is None
         thread.join()
 
 
 def test_a_server_that_is_silent_or_absent_is_told_in_time() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         start = time.monotonic()
-        assert "timed out" in (unreachable(f"http://127.0.0.1:{silent.getsockname()[1]}", seconds=0.5) or "")
+        assert "timed out" in (why_unreachable(f"http://127.0.0.1:{silent.getsockname()[1]}", seconds=0.5) or "")
         assert time.monotonic() - start < 10
         port = silent.getsockname()[1]
-    assert "refused" in (unreachable(f"http://127.0.0.1:{port}", seconds=5) or "")
+    assert "refused" in (why_unreachable(f"http://127.0.0.1:{port}", seconds=5) or "")
 
 
 def test_with_a_key_and_no_network_a_run_logs_offline(

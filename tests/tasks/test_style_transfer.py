@@ -165,7 +165,7 @@ def test_the_share_of_the_cycle_s_gradient_that_reaches_the_first_generator() ->
         source, target = torch.zeros(2, dtype=torch.long), torch.ones(2, dtype=torch.long)
         x = made.bands.standardise(CONTRACT.denormalise(batch(2)["mel"][0]), source)
         fake = made._generate(x, source, target, None)
-        made._way_back({"generator/cycle"}, x, fake, source, target)["generator/cycle"].backward()
+        made._cycle({"generator/cycle"}, x, fake, source, target)["generator/cycle"].backward()
         return [torch.zeros(1) if g.outlet.weight.grad is None else g.outlet.weight.grad for g in made.generators]
 
     none, some, whole = gradients(0.0), gradients(0.25), gradients(1.0)
@@ -175,7 +175,7 @@ def test_the_share_of_the_cycle_s_gradient_that_reaches_the_first_generator() ->
     torch.testing.assert_close(none[1], whole[1])
 
 
-def test_the_way_back_is_measured_in_nats() -> None:
+def test_cycle_consistency_is_measured_in_nats() -> None:
     bands, style = task(styles=("folk", "rock")).bands, torch.ones(2, dtype=torch.long)
     one, other = torch.zeros(2, 16, 5), torch.ones(2, 16, 5)
     expected = (bands.destandardise(other, style) - bands.destandardise(one, style)).abs().mean()

@@ -16,7 +16,7 @@ from etude.audio.loudness import LoudnessMeter
 from etude.audio.mel import MelContract
 from etude.transfer import restyle as module
 from etude.transfer.restyle import restyle
-from etude.transfer.stream import Change, Wish, restyled
+from etude.transfer.stream import StreamRestyler, StyleRequest, restyle_stream
 
 CONTRACT = MelContract()
 
@@ -61,9 +61,9 @@ def file(path: Path, samples: Tensor, rate: int = 16_000, subtype: str = "FLOAT"
 
 
 def stream(samples: Tensor, rate: int, block_frames: int, size: int, *, intensity: float = 1.0) -> Tensor:
-    wish = Wish(weights={"rock": 1.0}, source="folk", intensity=intensity)
-    change = Change(Filter(), GriffinLim(CONTRACT, num_iters=2), wish, block_frames)
-    return torch.cat(list(restyled(iter(samples.split(size, 1)), rate, change)), 1)
+    request = StyleRequest(weights={"rock": 1.0}, source="folk", intensity=intensity)
+    restyler = StreamRestyler(Filter(), GriffinLim(CONTRACT, num_iters=2), request, block_frames)
+    return torch.cat(list(restyle_stream(iter(samples.split(size, 1)), rate, restyler)), 1)
 
 
 @pytest.mark.parametrize("rate", [16_000, 44_100, 8_000])
@@ -83,9 +83,9 @@ def test_too_little_context_would_leave_a_seam() -> None:
     whole = stream(samples, 16_000, 10_000, 10**9)
     task = Filter()
     task.context_frames = -8
-    wish = Wish(weights={"rock": 1.0}, source="folk", intensity=1.0)
-    change = Change(task, GriffinLim(CONTRACT, num_iters=2), wish, 32)
-    assert (torch.cat(list(restyled([samples], 16_000, change)), 1) - whole).abs().max() > 1e-4
+    request = StyleRequest(weights={"rock": 1.0}, source="folk", intensity=1.0)
+    restyler = StreamRestyler(task, GriffinLim(CONTRACT, num_iters=2), request, 32)
+    assert (torch.cat(list(restyle_stream([samples], 16_000, restyler)), 1) - whole).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("rate", [16_000, 44_100, 8_000, 96_000, 22_257])
@@ -132,8 +132,10 @@ def test_what_lies_above_the_models_band_is_kept_by_one_minus_intensity(intensit
 
 def test_a_blend_is_the_mean_of_the_changes() -> None:
     samples = sound(1)
-    change = Change(Filter(), GriffinLim(CONTRACT), Wish(weights={"rock": 0.5, "jazz": 0.5}, source="folk", intensity=1), 16)
-    blended = torch.cat(list(restyled([samples], 16_000, change)), 1)
+    restyler = StreamRestyler(
+        Filter(), GriffinLim(CONTRACT), StyleRequest(weights={"rock": 0.5, "jazz": 0.5}, source="folk", intensity=1), 16
+    )
+    blended = torch.cat(list(restyle_stream([samples], 16_000, restyler)), 1)
     mel, task = CONTRACT.log_mel(samples), Filter()
     wanted = (task.translate(mel, source="folk", target="rock") + task.translate(mel, source="folk", target="jazz")) / 2
     expected = GriffinLim(CONTRACT)(wanted, source=CONTRACT.spectrum(samples))[:, : samples.shape[1]]
@@ -185,7 +187,7 @@ def test_real_music_keeps_its_loudness(shared_data: Path, options: dict[str, Any
     ("wrong", "told"),
     [
         ({"style": "polka"}, "style=polka is unknown; the model knows folk, rock, jazz"),
-        ({"style": "jazz:0.5"}, "takes a blend apart without quotes"),
+        ({"style": "jazz:0.5"}, "put a blend in quotes"),
         ({"source": "polka"}, "source=polka is unknown"),
         ({"style": None}, "style is missing"),
         ({"style": {"rock": 0.5, "jazz": 0.6}}, "add up to 1"),
@@ -275,7 +277,7 @@ def test_ctrl_c_keeps_what_is_done_and_removes_what_is_not(
     source, out = tmp_path / "in", tmp_path / "out"
     for name in "abc":
         file(source / f"{name}.wav", sound(0.5))
-    genuine, seen = module.restyled, []
+    genuine, seen = module.restyle_stream, []
 
     def interrupted(*args: Any) -> Any:
         seen.append(args)
@@ -284,7 +286,7 @@ def test_ctrl_c_keeps_what_is_done_and_removes_what_is_not(
             if len(seen) == 2:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "restyled", interrupted)
+    monkeypatch.setattr(module, "restyle_stream", interrupted)
     with pytest.raises(KeyboardInterrupt):
         restyle(**options, input=str(source), output=str(out))
     assert [path.name for path in out.iterdir()] == ["a_rock.wav"]

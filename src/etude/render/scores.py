@@ -1,8 +1,8 @@
-"""Scores made audible and visible: General-MIDI audio, audio files, piano rolls.
+"""Renders scores as General-MIDI audio and as piano rolls, and writes audio files.
 
-Audio comes from tinysoundfont and the `TimGM6mb.sf2` soundfont inside pretty_midi's package: no system package is
-needed. tinysoundfont was chosen by ear and measure: mean chroma cosine 0.93-0.98 to FluidSynth's rendering. FluidSynth and
-other soundfonts are a choice where the system has them.
+By default audio comes from tinysoundfont and the `TimGM6mb.sf2` soundfont in pretty_midi's package, so no system package is
+needed. tinysoundfont was chosen by listening and by measuring: its mean chroma cosine with FluidSynth is 0.93-0.98. FluidSynth
+and other soundfonts can be used if they are installed.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ from etude.render.synthesizers import CONTROL, NOTE_OFF, NOTE_ON, Event, Perform
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PEAK = 0.89  # -1 dB of full scale: lossy encoders overshoot the peaks that they are given
+PEAK = 0.89  # -1 dB of full scale, since lossy encoders overshoot peaks
 MAX_RENDER_SECONDS = 30 * 60  # 0.6 GB of samples
 BLACK_KEYS = frozenset({1, 3, 6, 8, 10})
 BARS_PER_SYSTEM = 16
@@ -29,24 +29,23 @@ MAX_SYSTEMS = 8
 def render(
     score: Score, *, sample_rate: int = 44100, soundfont: Path | None = None, synthesizer: Synthesizer = "tinysoundfont"
 ) -> np.ndarray:
-    """Play `score` with a soundfont.
+    """Renders `score` to audio with a soundfont.
 
-    Every track has a channel of its own, however many there are, with its program, controls and pitch bends; drum tracks have
-    the drum kit. The loudest sample is scaled to `PEAK`, so nothing clips. After the last note the releases ring on, up to
-    `synthesizers.TAIL_SECONDS`.
+    Each track gets a channel of its own with its program, controls and pitch bends; drum tracks get the drum kit. The loudest
+    sample is scaled to `PEAK`, so nothing clips. After the last note, notes fade out for up to `synthesizers.TAIL_SECONDS`.
 
     Args:
         sample_rate: samples per second, 8000 to 192000; with fluidsynth at most 96000.
-        soundfont: an .sf2 file; None for the General-MIDI one that comes with pretty_midi.
-        synthesizer: tinysoundfont, or fluidsynth, the program, where the system has it: it adds reverb and chorus, and plays
-            on milliseconds.
+        soundfont: an .sf2 file; None for the General-MIDI soundfont of pretty_midi.
+        synthesizer: tinysoundfont, or fluidsynth if that program is installed; it adds reverb and chorus, and rounds times to
+            milliseconds.
 
     Returns:
         float32 [2, samples] in [-1, 1], left and right.
 
     Raises:
-        ValueError: no notes or no sound, longer than `MAX_RENDER_SECONDS`, a sample rate out of range, an unreadable
-            soundfont or one without the score's instrument, fluidsynth where it is not installed.
+        ValueError: the score has no notes or gives no sound, is longer than `MAX_RENDER_SECONDS`, the sample rate is out of
+            range, the soundfont is unreadable or lacks an instrument, or fluidsynth is not installed.
     """
     if not 8000 <= sample_rate <= 192000:
         raise ValueError(f"sample_rate is {sample_rate}, must be 8000 to 192000; 44100 is a CD's")
@@ -70,7 +69,7 @@ def render(
 
 
 def _events(score: Score, sample_rate: int) -> list[Event]:
-    """All that is to be played, in order, as (sample, kind, channel, key or controller, velocity or value)."""
+    """Returns all events in order of time, as (sample, kind, channel, key or controller, velocity or value)."""
     columns = []
     for channel, track in enumerate(score.tracks):
         notes = track.notes.numpy()
@@ -94,7 +93,7 @@ def _events(score: Score, sample_rate: int) -> list[Event]:
         )
         for ticks, kind, channel, first, second in columns
     ]
-    # a note lasts at least one sample: ended before it starts, it would sound for ever
+    # a note lasts at least one sample: if it ended before it starts, it would never stop
     for sounds, ends in zip(rows[::4], rows[1::4], strict=True):
         ends[:, 0] = np.maximum(ends[:, 0], sounds[:, 0] + 1)
     table = np.concatenate(rows).astype(np.int64)
@@ -104,10 +103,10 @@ def _events(score: Score, sample_rate: int) -> list[Event]:
 
 
 def write_audio(path: Path, samples: np.ndarray, sample_rate: int) -> None:
-    """Write float samples [channels, samples] or [samples] in [-1, 1] as .wav, .flac, .ogg or .mp3, by the suffix.
+    """Writes samples [channels, samples] or [samples] in [-1, 1] as .wav, .flac, .ogg or .mp3, depending on the suffix.
 
     Raises:
-        ValueError: another suffix, or samples outside [-1, 1] (they would clip) or not finite.
+        ValueError: the suffix is another one, or samples are not finite or outside [-1, 1], where they would clip.
     """
     import soundfile
 
@@ -121,9 +120,9 @@ def write_audio(path: Path, samples: np.ndarray, sample_rate: int) -> None:
 
 
 def piano_roll(score: Score, path: Path, *, title: str = "") -> None:
-    """Draw `score` as a PNG: systems of bars as on a page, pitch upwards with note names, one colour a track.
+    """Draws `score` as a piano roll in a PNG file: several lines of bars, with note names, and one colour per track.
 
-    Drums are drawn below the pitches, named. Bars are numbered from 1.
+    Drums are drawn and named below the pitches. Bars are numbered from 1.
 
     Raises:
         ValueError: the score holds no notes.
@@ -140,7 +139,7 @@ def piano_roll(score: Score, path: Path, *, title: str = "") -> None:
     bars = np.append(bars, bars[-1] + _bar_length(score, int(bars[-1])))
     rows = _pitch_rows(score)
     height = min(4.5, max(1.8, 0.075 * (max(rows.values()) - min(rows.values()) + 4)))
-    # object interface: pyplot keeps global state and wants a display
+    # the object interface, since pyplot has global state and needs a display
     figure = Figure(figsize=(14, height * len(starts) + 0.9), layout="constrained")
     axes = figure.subplots(len(starts), 1, squeeze=False)[:, 0]
     colours = _colours(len(score.tracks))
@@ -156,13 +155,14 @@ def piano_roll(score: Score, path: Path, *, title: str = "") -> None:
 
 
 def _bar_length(score: Score, tick: int) -> int:
-    """Ticks of a bar in the metre that holds at `tick`."""
+    """Returns the ticks of a bar in the metre at `tick`."""
     metre = [(mark.numerator, mark.denominator) for mark in score.time_signatures if mark.time <= tick] or [(4, 4)]
-    return 4 * score.ticks_per_quarter * metre[-1][0] // metre[-1][1]
+    length: int = 4 * score.ticks_per_quarter * metre[-1][0] // metre[-1][1]
+    return length
 
 
 def _colours(count: int) -> list[Any]:
-    """`count` colours that differ from their neighbours and can be told apart by most colour-blind readers."""
+    """Returns `count` colours, each different from its neighbours and distinguishable for most colour-blind readers."""
     base = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f3c8d", "#7f7f7f"]  # Okabe & Ito 2008
     return [base[index % len(base)] for index in range(count)]
 
@@ -173,7 +173,7 @@ def _track_name(track: Any, number: int) -> str:
 
 
 def _pitch_rows(score: Score) -> dict[tuple[bool, int], int]:
-    """The height at which each (is drum, key) is drawn: a pitch at its number, drums on rows below the lowest pitch."""
+    """Returns the row of each (is drum, key): a pitch is at its number, drums are below the lowest pitch."""
     keys = {(track.is_drum, int(pitch)) for track in score.tracks for pitch in np.unique(track.notes.numpy()["pitch"])}
     pitches = [pitch for is_drum, pitch in keys if not is_drum]
     drums = sorted((pitch for is_drum, pitch in keys if is_drum), reverse=True)
@@ -184,7 +184,7 @@ def _pitch_rows(score: Score) -> dict[tuple[bool, int], int]:
 def _draw_system(
     axis: "Axes", score: Score, bars: np.ndarray, first: int, count: int, rows: dict[tuple[bool, int], int], colours: list[Any]
 ) -> None:
-    """One line of music: bars `first` to `first + count`; a short last line keeps the width of the others."""
+    """Draws one line of music, bars `first` to `first + count`; a short last line keeps the scale of the others."""
     from matplotlib.collections import PolyCollection
     from matplotlib.colors import to_rgba
 
@@ -229,7 +229,7 @@ def _draw_system(
 
 
 def _label_rows(axis: "Axes", rows: dict[tuple[bool, int], int]) -> None:
-    """Name every C, in a narrow range every fourth or third too, and every drum."""
+    """Labels every C and every drum; in a narrow range also every E and G."""
     pitches = [pitch for is_drum, pitch in rows if not is_drum]
     steps = {0, 4, 7} if pitches and max(pitches) - min(pitches) <= 40 else {0}
     named = {

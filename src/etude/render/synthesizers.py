@@ -1,7 +1,7 @@
-"""What turns timed MIDI events into samples: tinysoundfont, a Python package, or the system's program FluidSynth.
+"""Synthesises timed MIDI events with tinysoundfont, a Python package, or FluidSynth, a program of the system.
 
-Both play a soundfont's own sounds. FluidSynth adds the reverb and chorus that the soundfont and the score ask for, as it
-does by default; tinysoundfont plays dry.
+Both play the sounds of a soundfont. FluidSynth adds the reverb and chorus that the soundfont and the score ask for;
+tinysoundfont adds none.
 """
 
 import functools
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 Synthesizer = Literal["tinysoundfont", "fluidsynth"]
 SYNTHESIZERS: tuple[str, ...] = get_args(Synthesizer)
-TAIL_SECONDS = 4.0  # the longest that releases may ring on after the last note
-TAIL_SILENCE = 1e-4  # -80 dB: below this the tail is over
+TAIL_SECONDS = 4.0  # maximal duration of the fade-out after the last note
+TAIL_SILENCE = 1e-4  # -80 dB; the fade-out ends when it is softer
 NUM_VOICES = 512
-NOTE_OFF, CONTROL, NOTE_ON = range(3)  # in this order where they fall on one sample, so that a repeated note sounds
+NOTE_OFF, CONTROL, NOTE_ON = range(3)  # the order of events at the same sample, so that a repeated note sounds
 Event = tuple[int, int, int, int, int]  # sample, kind, part, key or controller (-1: pitch bend), velocity or value
 DRUM_CHANNEL = 9  # Source: General MIDI 1, counted from 0
 PITCHED_CHANNELS = [channel for channel in range(16) if channel != DRUM_CHANNEL]
@@ -38,11 +38,13 @@ ALL_NOTES_OFF, SUSTAIN = 123, 64  # controllers
 
 @dataclass(frozen=True)
 class Performance:
-    """What a synthesizer is to play.
+    """The input of a synthesizer.
 
-    parts: (General-MIDI program, whether it is the drum kit) of each part; a part has a channel of its own.
-    events: in the order of their samples. num_samples: until the last note ends.
-    sample_rate: samples per second. soundfont: an .sf2 file.
+    parts: (General-MIDI program, whether it is the drum kit) of each part; each part has a channel of its own.
+    events: in order of time.
+    num_samples: number of samples until the last note ends.
+    sample_rate: samples per second.
+    soundfont: an .sf2 file.
     """
 
     parts: Sequence[tuple[int, bool]]
@@ -53,7 +55,7 @@ class Performance:
 
 
 def default_soundfont() -> Path:
-    """The General-MIDI soundfont inside pretty_midi's package, found without importing it."""
+    """Returns the path of the General-MIDI soundfont in pretty_midi's package, without importing the package."""
     spec = find_spec("pretty_midi")
     if spec is None or spec.origin is None:
         raise ValueError("soundfont is None and pretty_midi, which carries one, is not installed; give an .sf2 file")
@@ -61,17 +63,17 @@ def default_soundfont() -> Path:
 
 
 def check_synthesizer(synthesizer: str, soundfont: Path | None = None) -> None:
-    """Raises ValueError, with the remedy, for a synthesizer that doesn't exist or isn't installed here, or a missing file."""
+    """Raises a ValueError if the synthesizer is unknown or not installed, or the soundfont is missing."""
     synthesizer_version(synthesizer)
     if soundfont is not None and not soundfont.is_file():
         raise _unreadable(soundfont)
 
 
 def synthesizer_version(synthesizer: str) -> str:
-    """The installed version, such as '2.3.1'.
+    """Returns the installed version, such as '2.3.1'.
 
     Raises:
-        ValueError: not one of `SYNTHESIZERS`, or not installed.
+        ValueError: the synthesizer is not one of `SYNTHESIZERS`, or not installed.
     """
     if synthesizer not in SYNTHESIZERS:
         raise ValueError(f"synthesizer={synthesizer} is not one of {', '.join(SYNTHESIZERS)}; give one of these")
@@ -81,11 +83,11 @@ def synthesizer_version(synthesizer: str) -> str:
 
 
 def perform(performance: Performance, *, synthesizer: str) -> np.ndarray:
-    """The sound of `performance` and, up to `TAIL_SECONDS`, of its releases, at any loudness: float32 [samples, 2].
+    """Returns the audio of `performance`, with a fade-out of at most `TAIL_SECONDS`, not normalised: float32 [samples, 2].
 
     Raises:
-        ValueError: no such synthesizer here, a soundfont that can't be read or lacks a part's program, or a sample rate that
-            FluidSynth doesn't have.
+        ValueError: the synthesizer is unknown or not installed, the soundfont can't be read or lacks a program, or FluidSynth
+            does not support the sample rate.
     """
     check_synthesizer(synthesizer)
     return _perform_tinysoundfont(performance) if synthesizer == "tinysoundfont" else _perform_fluidsynth(performance)
@@ -95,7 +97,7 @@ def _unreadable(soundfont: Path) -> ValueError:
     return ValueError(f"soundfont is {soundfont}, which can't be read; give an .sf2 file")
 
 
-def _lacking(soundfont: Path, program: int) -> ValueError:
+def _missing_program(soundfont: Path, program: int) -> ValueError:
     return ValueError(f"soundfont {soundfont} lacks program {program}; give a General-MIDI one")
 
 
@@ -129,7 +131,7 @@ def _synth(performance: Performance) -> "Synth":
         try:
             synth.program_select(part, sound, 0, 0 if is_drum else program, is_drum)
         except RuntimeError as error:
-            raise _lacking(performance.soundfont, program) from error
+            raise _missing_program(performance.soundfont, program) from error
     return synth
 
 
@@ -145,7 +147,7 @@ def _play(synth: "Synth", kind: int, part: int, first: int, second: int) -> None
 
 
 def _tail(synth: "Synth", sample_rate: int) -> list[np.ndarray]:
-    """What rings on after the last event, in blocks of a quarter of a second, until it is silent."""
+    """Returns the fade-out after the last event, in blocks of a quarter of a second, until it is silent."""
     synth.notes_off()
     blocks: list[np.ndarray] = []
     for _ in range(round(TAIL_SECONDS * 4)):
@@ -161,7 +163,7 @@ def _tail(synth: "Synth", sample_rate: int) -> list[np.ndarray]:
 
 
 def _fluidsynth() -> str:
-    """The path of the program."""
+    """Returns the path of the program fluidsynth."""
     program = shutil.which("fluidsynth")
     if program is None:
         raise ValueError(
@@ -185,41 +187,41 @@ def _perform_fluidsynth(performance: Performance) -> np.ndarray:
             f"sample_rate is {performance.sample_rate}, with synthesizer=fluidsynth it must be {low} to {high}; give one of "
             "these, or synthesizer=tinysoundfont"
         )
-    first, *others = _rounds(performance.parts)
-    samples = _fluidsynth_round(performance, first)
+    first, *others = _channel_groups(performance.parts)
+    samples = _perform_group(performance, first)
     for channels in others:
-        samples += _fluidsynth_round(performance, channels)
-    silence = TAIL_SILENCE * float(np.abs(samples).max())  # of the peak: FluidSynth's own level is low
+        samples += _perform_group(performance, channels)
+    silence = TAIL_SILENCE * float(np.abs(samples).max())  # relative to the peak, since FluidSynth's output is soft
     tail = samples[performance.num_samples :]
     return samples[: performance.num_samples + _tail_length(tail, performance.sample_rate // 4, silence)]
 
 
-def _rounds(parts: Sequence[tuple[int, bool]]) -> list[dict[int, int]]:
-    """The MIDI channel of each part, a dictionary for each round of playing: a MIDI file has 15 channels and one of drums."""
+def _channel_groups(parts: Sequence[tuple[int, bool]]) -> list[dict[int, int]]:
+    """Splits the parts into groups of at most 15 pitched ones and one of drums, as a MIDI file has; part -> MIDI channel."""
     drums = [part for part, (_, is_drum) in enumerate(parts) if is_drum]
     pitched = [part for part, (_, is_drum) in enumerate(parts) if not is_drum]
     size = len(PITCHED_CHANNELS)
-    rounds = []
+    groups: list[dict[int, int]] = []
     for number in range(max(len(drums), -(-len(pitched) // size))):
-        rounds.append(dict(zip(pitched[number * size : (number + 1) * size], PITCHED_CHANNELS, strict=False)))
-        rounds[-1] |= {part: DRUM_CHANNEL for part in drums[number : number + 1]}
-    return rounds
+        groups.append(dict(zip(pitched[number * size : (number + 1) * size], PITCHED_CHANNELS, strict=False)))
+        groups[-1] |= {part: DRUM_CHANNEL for part in drums[number : number + 1]}
+    return groups
 
 
-def _fluidsynth_round(performance: Performance, channels: dict[int, int]) -> np.ndarray:
-    """The sound of some parts with the whole tail, float32 [num_samples + tail, 2], at FluidSynth's own loudness."""
+def _perform_group(performance: Performance, channels: dict[int, int]) -> np.ndarray:
+    """Returns the audio of a group of parts with the whole fade-out, float32 [num_samples + tail, 2]."""
     import soundfile
 
     program, soundfont = _fluidsynth(), performance.soundfont.absolute()
     length = performance.num_samples + round(TAIL_SECONDS * performance.sample_rate)
     options = {
         "synth.polyphony": NUM_VOICES, "synth.dynamic-sample-loading": 1, "synth.lock-memory": 0,
-        "synth.default-soundfont": "",  # or it would stand in for one that can't be read
+        "synth.default-soundfont": "",  # otherwise it would replace one that can't be read
     }  # fmt: skip
     with TemporaryDirectory() as folder:
         midi, wave, commands = (Path(folder, name) for name in ("score.mid", "sound.wav", "commands"))
         midi.write_bytes(_midi_file(performance, channels))
-        commands.touch()  # instead of those of the user's own configuration
+        commands.touch()  # an empty file, so that the user's own configuration is not read
         settings = [text for name, value in options.items() for text in ("-o", f"{name}={value}")]
         done = subprocess.run(
             [program, "-ni", "-q", "-f", str(commands), *settings, "-r", str(performance.sample_rate), "-T", "wav",
@@ -234,14 +236,14 @@ def _fluidsynth_round(performance: Performance, channels: dict[int, int]) -> np.
 
 
 def _check(done: "subprocess.CompletedProcess[str]", performance: Performance, channels: dict[int, int]) -> None:
-    """FluidSynth goes on without a soundfont, and with another sound for one that is missing: both are errors here."""
+    """Raises a ValueError if FluidSynth could not read the soundfont or replaced a missing sound, which it only prints."""
     if "Failed to load" in done.stderr or "not a SoundFont" in done.stderr:
         raise _unreadable(performance.soundfont)
     missing = re.findall(r"(?:Instrument not|No preset) found on channel (\d+) \[bank=\d+ prog=(\d+)\]", done.stderr)
     for part, channel in channels.items():
         program, is_drum = performance.parts[part]
         if (str(channel), str(0 if is_drum else program)) in missing:
-            raise _lacking(performance.soundfont, program)
+            raise _missing_program(performance.soundfont, program)
     if done.returncode:
         raise ValueError(f"fluidsynth ended with {done.returncode} ({_last_line(done)}); give synthesizer=tinysoundfont")
 
@@ -251,7 +253,7 @@ def _last_line(done: "subprocess.CompletedProcess[str]") -> str:
 
 
 def _tail_length(tail: np.ndarray, block: int, silence: float) -> int:
-    """Samples of the tail, in whole blocks up to the first one that is silent."""
+    """Returns the number of samples of the tail up to and including the first silent block."""
     for start in range(0, len(tail) - block + 1, block):
         if np.abs(tail[start : start + block]).max() < silence:
             return start + block
@@ -259,7 +261,7 @@ def _tail_length(tail: np.ndarray, block: int, silence: float) -> int:
 
 
 def _midi_file(performance: Performance, channels: dict[int, int]) -> bytes:
-    """A Standard MIDI File, format 0, of some parts: a tick is a millisecond; it ends with the tail."""
+    """Returns a Standard MIDI File, format 0, of some parts, with ticks of one millisecond, as long as audio and tail."""
 
     def tick(sample: int) -> int:
         return round(sample * TICKS_PER_SECOND / performance.sample_rate)
@@ -272,12 +274,12 @@ def _midi_file(performance: Performance, channels: dict[int, int]) -> bytes:
         if part in channels and (message := _message(kind, channels[part], first, second)):
             messages.append((tick(at), message))
     end = max(messages[-1][0], tick(performance.num_samples))
-    for channel in channels.values():  # a pedal that is held doesn't hold for ever
+    for channel in channels.values():  # release pedals and notes at the end
         messages += [(end, bytes([0xB0 | channel, controller, 0])) for controller in (SUSTAIN, ALL_NOTES_OFF)]
     messages.append((end + round(TAIL_SECONDS * TICKS_PER_SECOND), b"\xff\x2f\x00"))
     ticks = [at for at, _ in messages]
     data = b"".join(_delta(at - before) + text for before, (at, text) in zip([0, *ticks], messages, strict=False))
-    # half a second to a quarter note: this resolution makes the tick
+    # a quarter note lasts half a second, so this resolution gives the tick
     return b"MThd" + struct.pack(">IHHH", 6, 0, 1, TICKS_PER_SECOND // 2) + b"MTrk" + struct.pack(">I", len(data)) + data
 
 
@@ -293,7 +295,7 @@ def _message(kind: int, channel: int, first: int, second: int) -> bytes:
 
 
 def _delta(ticks: int) -> bytes:
-    """A variable-length quantity. Source: Standard MIDI Files 1.0."""
+    """Returns a MIDI variable-length quantity. Source: Standard MIDI Files 1.0."""
     groups = [ticks & 127]
     while ticks := ticks >> 7:
         groups.append(ticks & 127 | 128)

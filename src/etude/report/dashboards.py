@@ -1,4 +1,4 @@
-"""What loggers need beyond Lightning: a curve that goes on in its file, and W&B without a network."""
+"""Additions to Lightning's loggers: continuing metrics.csv after a resume, and using W&B without a network."""
 
 import csv
 import functools
@@ -12,17 +12,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.loggers import CSVLogger
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from etude.report.files import write_atomically
 
-SECONDS = 5.0  # to wait for W&B's server
+TIMEOUT_SECONDS = 5.0  # to wait for W&B's server
 
 
 @rank_zero_only
 def continue_curves(loggers: Sequence[Any], *, step: int) -> None:
-    """Lets each metrics.csv go on behind a run's first `step` steps: what was logged after its checkpoint is logged anew."""
+    """Continues each metrics.csv after the first `step` steps: rows logged after the checkpoint are removed and logged again."""
     for logger in loggers:
         if isinstance(logger, CSVLogger):
             _continue(logger, step)
@@ -30,7 +30,7 @@ def continue_curves(loggers: Sequence[Any], *, step: int) -> None:
 
 def _continue(logger: CSVLogger, step: int) -> None:
     path = Path(logger.log_dir) / "metrics.csv"
-    aside = path.with_name("metrics.csv.earlier")  # Lightning deletes a file that it finds
+    aside = path.with_name("metrics.csv.earlier")  # moved away, since Lightning deletes an existing metrics.csv
     if path.is_file() and not aside.is_file():
         path.rename(aside)
     if not aside.is_file():
@@ -50,7 +50,7 @@ def _continue(logger: CSVLogger, step: int) -> None:
 
 
 def wandb_offline() -> bool:
-    """Whether W&B logs to files alone: without a key, or where its server doesn't answer, which is told in one line."""
+    """Returns whether W&B should log only to files: there is no key, or its server does not answer (printed in one line)."""
     if os.environ.get("WANDB_MODE") in ("offline", "dryrun"):
         return True
     netrc = Path.home() / ".netrc"
@@ -61,19 +61,19 @@ def wandb_offline() -> bool:
     import wandb
 
     url = os.environ.get("WANDB_BASE_URL") or str(wandb.Settings().base_url)
-    reason = unreachable(url)
+    reason = why_unreachable(url)
     if reason is not None:
         print(
-            f"W&B: {url} can't be reached ({reason}); this run logs offline, `wandb sync` with its folder sends it later",
+            f"W&B: {url} can't be reached ({reason}); this run logs offline; upload it later with `wandb sync FOLDER`",
             file=sys.stderr,
         )
     return reason is not None
 
 
-def unreachable(url: str, *, seconds: float = SECONDS) -> str | None:
-    """Why no server answers at `url` within `seconds`, through the proxy if there is one; None where one does."""
+def why_unreachable(url: str, *, seconds: float = TIMEOUT_SECONDS) -> str | None:
+    """Returns why no server answers at `url` within `seconds`, through the proxy if there is one; None if one answers."""
     found: list[str | None] = []
-    thread = threading.Thread(target=functools.partial(_try, url, seconds, found), daemon=True)  # looking a name up may hang
+    thread = threading.Thread(target=functools.partial(_try, url, seconds, found), daemon=True)  # the name lookup may hang
     thread.start()
     thread.join(seconds + 1)
     return found[0] if found else f"no answer within {seconds:.0f} s"

@@ -1,4 +1,4 @@
-"""environment.txt: the commit, Python, hardware and packages that a run depends on."""
+"""Describes the environment of a run (commit, Python, hardware, packages) and writes it to environment.txt."""
 
 import os
 import platform
@@ -12,13 +12,13 @@ from etude.report.files import write_atomically
 
 
 def environment(*, source: Path | None = None) -> str:
-    """Describe what a run depends on beyond its configuration: commit, Python, hardware, packages.
+    """Returns a description of the environment of a run: commit, Python, hardware, packages.
 
     Args:
-        source: a folder of the checkout whose commit is named; None takes the one that this file lies in.
+        source: a folder in the checkout whose commit is reported; None for the folder of this file.
 
     Returns:
-        Lines "key: value", then one "name==version" for every installed package, sorted.
+        Lines "key: value", then a line "name==version" for each installed package, sorted.
     """
     lines = {
         "commit": _commit(source or Path(__file__).parent),
@@ -37,7 +37,7 @@ def environment(*, source: Path | None = None) -> str:
 
 
 def write_environment(folder: Path) -> Path:
-    """Write `environment` to environment.txt in a run's folder, and return its path."""
+    """Writes `environment()` to environment.txt in a run's folder; returns its path."""
     return write_atomically(Path(folder) / "environment.txt", environment())
 
 

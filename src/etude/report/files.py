@@ -1,14 +1,14 @@
-"""Files that are written whole or not at all."""
+"""Atomic writing of files."""
 
 import os
 from pathlib import Path
 
 
 def write_atomically(path: Path, data: str | bytes) -> Path:
-    """Write `data` beside `path`, then rename: a reader sees the old file or the new one, never half of one.
+    """Writes `data` to a temporary file beside `path` and renames it, so that `path` is never half-written.
 
-    Text is written as UTF-8; what UTF-8 cannot hold (lone surrogates of file names that are not UTF-8) is shown as a
-    backslash escape.
+    Text is written as UTF-8; characters that UTF-8 cannot represent (lone surrogates, from file names that are not UTF-8) are
+    written as backslash escapes.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

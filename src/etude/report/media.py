@@ -1,4 +1,4 @@
-"""Pictures and sounds for the loggers that can show them: TensorBoard and W&B; a CSV file can't."""
+"""Sends pictures and audio to the loggers that support them, TensorBoard and W&B."""
 
 import io
 from collections.abc import Iterable

@@ -1,12 +1,12 @@
-"""Pictures of an evaluation, as PNG bytes: metrics and histograms of samples beside real and shuffled music.
+"""Plots of an evaluation, as PNG bytes: metrics and histograms of samples, real music and shuffled music.
 
-Drawn with matplotlib's objects, so that no global state is touched and no display is needed.
+They use matplotlib's object interface, so they change no global state and need no display.
 """
 
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe & Ito's palette: told apart with any colour vision, and in grey by the order of the bars.
+# Okabe & Ito's palette, distinguishable with any colour vision; in grey the order of the bars tells them apart.
 COLOURS = ("#0072B2", "#E69F00", "#8A8F98", "#009E73", "#CC79A7", "#56B4E9")
 DPI = 150
 
 
 def metric_bars(rows: Sequence[Mapping[str, object]], *, groups: Sequence[str], title: str = "") -> bytes:
-    """One small panel per metric: a bar for the mean of each group, a line for one standard deviation.
+    """Draws one small panel per metric: a bar for the mean of each group, with a line for one standard deviation.
 
     Args:
-        rows: as `tables.compare_scores` returns them; metrics that no group defines are left out.
+        rows: the result of `tables.compare_scores`; metrics that are defined for no group are left out.
         groups: names of the groups, in the order of the bars; at most 6.
-        title: above all panels.
+        title: title above all panels.
     """
     rows = [row for row in rows if any(_finite(row[f"{group} mean"]) for group in groups)]
     if not rows:
@@ -66,14 +66,14 @@ def metric_bars(rows: Sequence[Mapping[str, object]], *, groups: Sequence[str], 
 
 
 def histogram_panels(
-    histograms: Mapping[str, Mapping[str, NDArray]], *, labels: Mapping[str, Sequence[str]], title: str = ""
+    histograms: Mapping[str, Mapping[str, NDArray[Any]]], *, labels: Mapping[str, Sequence[str]], title: str = ""
 ) -> bytes:
-    """One panel per histogram: for every bin the share of each group, side by side.
+    """Draws one panel per histogram, with the shares of the groups side by side in each bin.
 
     Args:
-        histograms: histogram -> group -> counts [bins], as `tables.compare_histograms` returns them.
-        labels: histogram -> the name of every bin.
-        title: above all panels.
+        histograms: histogram -> group -> counts [bins], the result of `tables.compare_histograms`.
+        labels: histogram -> name of each bin.
+        title: title above all panels.
     """
     figure, axes = _panels(
         len(histograms), min(2, len(histograms)), width=5.2, height=1.8, title=title, left=0.65, between=(0.7, 0.7), bottom=0.75
@@ -96,7 +96,7 @@ def histogram_panels(
 
 
 def png(figure: "Figure") -> bytes:
-    """The bytes of a figure as a PNG file on white, the same for the same figure."""
+    """Returns a figure as the bytes of a PNG file with a white background; equal figures give equal bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
@@ -112,8 +112,8 @@ def _panels(
     left: float,
     between: tuple[float, float],
     bottom: float,
-) -> tuple["Figure", list]:
-    """A figure of `count` panels of one size, laid out in inches: matplotlib's automatic layouts take seconds here."""
+) -> tuple["Figure", list[Any]]:
+    """Returns a figure with `count` panels of one size, laid out in inches, since automatic layouts take seconds."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

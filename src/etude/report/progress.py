@@ -1,4 +1,4 @@
-"""One progress bar for the whole run: step, loss, validation, time left."""
+"""A progress bar for the whole run: step, loss, validation metrics, time left."""
 
 import sys
 import time
@@ -11,8 +11,8 @@ from pytorch_lightning.callbacks import ProgressBar
 class RunProgress(ProgressBar):
     """Shows the step out of all steps, the training loss, the last validation metrics and the time left.
 
-    Lightning's own bars count an epoch; people ask when the run is done. Where the output is no terminal, a line is
-    printed at each validation instead.
+    Lightning's own bar shows the progress of an epoch instead. If stderr is not a terminal, a line is printed at each validation
+    in place of the bar.
     """
 
     def __init__(self) -> None:

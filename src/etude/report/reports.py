@@ -1,4 +1,4 @@
-"""report.html: text, tables, pictures and sound in one file that needs no network."""
+"""Builds report.html: one file with text, tables, pictures and audio that needs no network."""
 
 import base64
 import html
@@ -43,13 +43,12 @@ SECURITY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsaf
 
 
 class Report:
-    """One HTML file with text, tables, pictures and audio players inside: no network, no scripts, no other files.
+    """Builds an HTML file that contains all its text, tables, pictures and audio, without scripts.
 
-    Parts appear in the order of the calls, which return the report, so that they chain. All text is escaped: names of
-    files and pieces may be anything.
+    Parts appear in the order of the calls. Each method returns the report, so calls can be chained. All text is escaped.
 
     Args:
-        title: the headline and the window's title.
+        title: the heading and the title of the window.
     """
 
     def __init__(self, title: str):
@@ -57,24 +56,24 @@ class Report:
         self._parts: list[str] = []
 
     def heading(self, text: str, *, level: int = 2) -> "Report":
-        """Start a section (level 2) or a subsection (level 3)."""
+        """Starts a section (level 2) or a subsection (level 3)."""
         if level not in (2, 3):
             raise ValueError(f"level={level} is not a heading of a report; give 2 (section) or 3 (subsection)")
         return self._add(f"<h{level}>{_escape(text)}</h{level}>")
 
     def text(self, text: str) -> "Report":
-        """Add a paragraph; line breaks are kept."""
+        """Adds a paragraph; line breaks are kept."""
         return self._add(f"<p>{_escape(text)}</p>")
 
     def code(self, text: str) -> "Report":
-        """Add preformatted text, such as a command or a configuration."""
+        """Adds preformatted text, such as a command or a configuration."""
         return self._add(f"<pre>{_escape(text)}</pre>")
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], *, caption: str = "") -> "Report":
-        """Add a table; numbers stand to the right, floats with four significant digits, None and NaN as a dash.
+        """Adds a table; numbers are right-aligned, floats have four significant digits, None and NaN appear as a dash.
 
         Raises:
-            ValueError: a row with another number of cells than `columns`.
+            ValueError: a row has another number of cells than `columns`.
         """
         for number, row in enumerate(rows):
             if len(row) != len(columns):
@@ -93,21 +92,21 @@ class Report:
         return self._add(f"<div class=scroll><table>{content}</table></div>")
 
     def link(self, target: str, text: str) -> "Report":
-        """Add a link to a file beside the report; `target` is its path from there."""
+        """Adds a link to a file; `target` is its path relative to the report."""
         return self._add(f'<p><a href="{_escape(quote(target))}">{_escape(text)}</a></p>')
 
     def image(self, source: Path | bytes, *, caption: str = "", alt: str = "") -> "Report":
-        """Add a PNG picture, given as a path or as the bytes of the file; `alt` says what it shows (default: the caption)."""
+        """Adds a PNG picture, given as a path or as bytes; `alt` describes it (default: the caption)."""
         data = _data_uri(source, allowed=IMAGE_SUFFIXES)
         return self._figure(f'<img src="{data}" alt="{_escape(alt or caption)}">', caption)
 
     def audio(self, source: Path | bytes, *, caption: str = "") -> "Report":
-        """Add a player for a WAV, MP3 or FLAC file, given as a path or as the bytes of the file."""
+        """Adds a player for a WAV, MP3 or FLAC file, given as a path or as bytes."""
         data = _data_uri(source, allowed=AUDIO_SUFFIXES)
         return self._figure(f'<audio controls preload="metadata" src="{data}"></audio>', caption)
 
     def html(self) -> str:
-        """The whole document."""
+        """Returns the whole document."""
         title = _escape(self.title)
         body = "\n".join(self._parts)
         return (
@@ -119,7 +118,7 @@ class Report:
         )
 
     def write(self, path: Path) -> Path:
-        """Write the document to `path`, replacing an earlier one whole, and return the path."""
+        """Writes the document to `path`, replacing an existing file; returns the path."""
         return write_atomically(Path(path), self.html())
 
     def _figure(self, content: str, caption: str) -> "Report":
@@ -132,7 +131,7 @@ class Report:
 
 
 def format_cell(value: object) -> str:
-    """A table cell as text: floats with four significant digits, None and NaN as a dash, the rest as it prints."""
+    """Returns a table cell as text: floats with four significant digits, None and NaN as a dash, anything else by str."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     if isinstance(value, float):
@@ -162,7 +161,7 @@ def _data_uri(source: Path | bytes, *, allowed: tuple[str, ...]) -> str:
 
 
 def _suffix_of(data: bytes) -> str | None:
-    """The kind of a file by its first bytes, since a name proves nothing."""
+    """Returns the suffix that fits the first bytes of a file, whatever its name."""
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return ".png"
     if data.startswith(b"RIFF") and data[8:12] == b"WAVE":

@@ -1,4 +1,4 @@
-"""Pictures of style transfer, as PNG bytes: mels side by side, curves of training."""
+"""Plots of style transfer, as PNG bytes: mel spectrograms and training curves."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def mel_panels(mels: Mapping[str, ArrayLike], *, frame_seconds: float, title: str = "") -> bytes:
-    """Natural-log mels [m, f] above one another, on one scale of colours and one of time."""
+    """Draws natural-log mels [m, f] below one another, with a common colour scale and time axis."""
     from matplotlib.figure import Figure
 
     arrays = {name: np.asarray(mel, np.float32) for name, mel in mels.items()}
@@ -39,9 +39,9 @@ def mel_panels(mels: Mapping[str, ArrayLike], *, frame_seconds: float, title: st
 
 
 def training_curves(path: Path, *, names: Sequence[str] | None = None) -> bytes | None:
-    """The logged numbers of a run's metrics.csv over its steps, one panel each; None where there are none.
+    """Draws the metrics of a run's metrics.csv over its steps, one panel each; returns None if there are none.
 
-    names: which columns; None takes every loss and validation metric.
+    names: columns to draw; None for all losses and validation metrics.
     """
     from matplotlib.figure import Figure
 

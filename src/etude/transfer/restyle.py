@@ -1,4 +1,4 @@
-"""Restyles sound files of any length, rate and channel count with a trained style task, in constant memory.
+"""Restyles audio files of any length, sample rate and number of channels with a trained model, in constant memory.
 
 Shapes: c channels, n samples, m mel bands, k linear frequency bins, f frames.
 """
@@ -29,11 +29,11 @@ from etude.audio.loudness import LoudnessMeter
 from etude.audio.resampling import Resampler
 from etude.core.protocols import FollowsClips
 from etude.report.files import write_atomically
-from etude.transfer.stream import Change, MelVocoder, StyleTask, Wish, device_of, restyled
+from etude.transfer.stream import MelVocoder, StreamRestyler, StyleModel, StyleRequest, device_of, restyle_stream
 
-BLOCK_SAMPLES = 65_536  # read at once
-OPENING_SECONDS = 30  # of a file whose style has to be guessed
-PEAK = 0.99  # what the output may reach, unless the input itself stands higher
+BLOCK_SAMPLES = 65_536  # samples that are read at once
+OPENING_SECONDS = 30  # from the beginning of a file, to guess its style
+PEAK = 0.99  # largest sample of the output, unless the input has a larger one
 
 
 def restyle(
@@ -50,35 +50,36 @@ def restyle(
     overwrite: bool = False,
     block_frames: int = 1024,
 ) -> list[Path]:
-    """Writes a file, or every file of a folder, in another style; rate, channels, length and loudness stay.
+    """Restyles an audio file, or all files of a folder; sample rate, channels, length and loudness are kept.
 
-    The model hears the mono mix at its contract's rate. What it changes of that mel, times `intensity`, is added to every
-    channel's own mel, and each channel is built again from its own magnitudes and phases. What the source has above the
-    model's band is kept in the proportion 1 - `intensity`. The sound passes in blocks that overlap by the model's and the
-    vocoder's whole context, so the blocks' borders leave no trace.
+    The model gets the mono mix at its contract's sample rate. The change that it makes to the log mels, times `intensity`, is
+    added to the log mels of each channel, and each channel is synthesised from its own magnitudes and phases. Frequencies above
+    the model's band are kept in the proportion 1 - `intensity`. Audio is processed in blocks that overlap by the whole context
+    of model and vocoder, so block boundaries leave no trace.
 
     Args:
-        task: a trained style task, see `StyleTask`.
+        task: a trained model, see `StyleModel`.
         vocoder: see `MelVocoder`.
-        folder: the run's folder, where the results go without `output`.
-        input: an audio file, or a folder whose audio files are all taken, subfolders too.
-        output: .wav, .flac, .ogg or .mp3, or a folder; a folder where `input` is one. None: `<stem>_<style>.wav` in `folder`.
-        style: the wanted style, or weights that add up to 1, as {rock: 0.5, jazz: 0.5}.
-        source: the style of the input; None takes the nearest among the styles not asked for, and tells.
-        reference: an audio file that stands for the style, its first 30 s, for a model that takes one (task=stargan); `style`
-            then defaults to its nearest style.
-        intensity: from 0, the input itself, to 1.
-        overwrite: whether files that exist are replaced.
-        block_frames: mel frames at once; memory grows with it.
+        folder: the run's folder, where the results are written if `output` is None.
+        input: an audio file, or a folder whose audio files are all restyled, subfolders included.
+        output: a .wav, .flac, .ogg or .mp3 file, or a folder; a folder if `input` is one. None: `<stem>_<style>.wav` in `folder`.
+        style: the target style, or weights that add up to 1, such as {rock: 0.5, jazz: 0.5}.
+        source: the style of the input; None takes the nearest style that is not a target, and prints it.
+        reference: an audio file whose first 30 s represent the target style, for a model that accepts one (task=stargan); `style`
+            then defaults to the nearest style.
+        intensity: from 0 (the input itself) to 1.
+        overwrite: whether existing files are replaced.
+        block_frames: mel frames per block; memory grows with it.
 
     Returns:
-        The files written. Files of a folder that can't be restyled are listed in its `quarantine.tsv`, with reasons.
+        The files written. Files of a folder that could not be restyled are listed with reasons in `quarantine.tsv` there.
 
     Raises:
-        ValueError: an unknown style, an option out of its range, a vocoder of another contract, or no file that worked.
-        AudioError: the one file that was given can't be read or its output not written.
+        ValueError: a style is unknown, an option is out of its range, the vocoder has another contract, or no file could be
+            restyled.
+        AudioError: a single input file can't be read, or its output can't be written.
 
-    Source: the residual in the log-mel domain is this project's; see `GriffinLim` for the way back to samples.
+    Source: adding the change in the log-mel domain is our own method; see `GriffinLim` for the synthesis.
     """
     if input is None:
         raise ValueError("in is missing: give an audio file or a folder of them, in=song.mp3")
@@ -86,17 +87,17 @@ def restyle(
         raise ValueError(f"block_frames is {block_frames}, must be a whole number of at least 1; 1024 are 16 s at 16 kHz")
     if not isinstance(intensity, int | float):
         raise ValueError(f"intensity is {intensity}, must be a number within [0, 1]")
-    if not isinstance(task, StyleTask):
+    if not isinstance(task, StyleModel):
         raise ValueError(f"ckpt holds a {type(task).__name__}, which changes no styles; give one of task=style_transfer")
     if difference := task.contract.difference(vocoder.contract):
         raise ValueError(f"the vocoder was made for another mel contract ({difference}); choose vocoder=griffin_lim")
-    clip = None if reference is None else _clip(Path(reference).expanduser(), task)
+    clip = None if reference is None else _reference_mel(Path(reference).expanduser(), task)
     if clip is not None and not style:
         style = task.nearest_style(clip, among=task.styles)
-    wish = _wish(task.styles, style, source, intensity, clip)
+    request = _checked_request(task.styles, style, source, intensity, clip)
     path = Path(input).expanduser()
     where = Path(output).expanduser() if output is not None else None
-    jobs, quarantine = _jobs(path, where, folder, "+".join(wish.weights)), None
+    jobs, quarantine = _jobs(path, where, folder, "+".join(request.weights)), None
     if path.is_dir():
         quarantine = (where or folder) / "quarantine.tsv"
         if not jobs:
@@ -106,7 +107,7 @@ def restyle(
     try:
         for i, (file, out) in enumerate(jobs):
             try:
-                _restyle_file(file, out, task, vocoder, wish, overwrite, block_frames, f"{i + 1}/{len(jobs)} {file.name}")
+                _restyle_file(file, out, task, vocoder, request, overwrite, block_frames, f"{i + 1}/{len(jobs)} {file.name}")
                 done.append(out)
                 print(out, file=sys.stderr)
             except AudioError as fault:
@@ -114,34 +115,34 @@ def restyle(
                     raise
                 faults.append(fault)
                 print(f"left out: {fault}", file=sys.stderr)
-    finally:  # Ctrl-C keeps what is done
+    finally:  # also after Ctrl-C
         if quarantine is not None and faults:
             rows = [("file", "reason"), *((fault.path, f"{fault.problem}; {fault.remedy}") for fault in faults)]
             write_atomically(quarantine, "".join("\t".join(row) + "\n" for row in rows))
     if quarantine is not None:
-        told = f", {len(faults)} left out, see {quarantine}" if faults else ""
-        print(f"restyled {len(done)} of {len(jobs)} files{told}", file=sys.stderr)
+        left_out = f", {len(faults)} left out, see {quarantine}" if faults else ""
+        print(f"restyled {len(done)} of {len(jobs)} files{left_out}", file=sys.stderr)
         if not done:
             raise ValueError(f"in={path}: none of its {len(jobs)} files could be restyled; {quarantine} says why")
     return done
 
 
-def _wish(
+def _checked_request(
     styles: tuple[str, ...], style: str | Mapping[str, float] | None, source: str | None, intensity: float, clip: Tensor | None
-) -> Wish:
+) -> StyleRequest:
     known = f"the model knows {', '.join(styles)}"
     if not style:
         raise ValueError(f"style is missing; {known}; give style={styles[-1]}")
     if not isinstance(style, str | Mapping):
         raise ValueError(
-            f"style={style} is no style; {known}; give one, or a blend with its weights: 'style={{rock:0.5,jazz:0.5}}'"
+            f"style={style} is no style; {known}; give one of them, or a blend with weights: 'style={{rock:0.5,jazz:0.5}}'"
         )
     if isinstance(style, Mapping) and not all(isinstance(share, int | float) for share in style.values()):
         raise ValueError(f"style={dict(style)}: the weights must be numbers, as {{rock:0.5,jazz:0.5}}")
     weights = {style: 1.0} if isinstance(style, str) else {str(name): float(share) for name, share in style.items()}
     for name in [*weights, *([source] if source is not None else [])]:
         if name not in styles:
-            hint = "; the shell takes a blend apart without quotes: 'style={rock:0.5,jazz:0.5}'" if ":" in name else ""
+            hint = "; put a blend in quotes, or the shell splits it: 'style={rock:0.5,jazz:0.5}'" if ":" in name else ""
             raise ValueError(f"{'style' if name in weights else 'source'}={name} is unknown; {known}{hint}")
     if any(not share >= 0 for share in weights.values()) or abs(sum(weights.values()) - 1) > 1e-6:
         raise ValueError(f"style={weights}: the weights must be at least 0 and add up to 1, as {{rock:0.5,jazz:0.5}}")
@@ -150,11 +151,11 @@ def _wish(
         raise ValueError(f"style={source} is the source's own; {known}; give another")
     if not 0 <= intensity <= 1:
         raise ValueError(f"intensity is {intensity}, must be within [0, 1]; 0 gives the input back")
-    return Wish(weights=weights, source=source, intensity=float(intensity), reference=clip)
+    return StyleRequest(weights=weights, source=source, intensity=float(intensity), reference=clip)
 
 
 def _jobs(path: Path, output: Path | None, folder: Path, label: str) -> list[tuple[Path, Path]]:
-    """Pairs of a file and where its result goes."""
+    """Returns pairs of an input file and its output file."""
     if not path.is_dir():
         if output is None or output.is_dir():
             output = (output or folder) / f"{path.stem}_{label}.wav"
@@ -165,7 +166,7 @@ def _jobs(path: Path, output: Path | None, folder: Path, label: str) -> list[tup
     if root.resolve() == path.resolve():
         raise ValueError(f"out={root} is the input folder, its results would mix with the sources; give another folder")
     found = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file()]
-    inside = path.resolve() in root.resolve().parents  # results of an earlier call are no sources
+    inside = path.resolve() in root.resolve().parents  # results of an earlier call must not be restyled again
     found = [file for file in found if not (inside and root.resolve() in file.resolve().parents)]
     found = [file for file in found if not file.name.startswith(".")]
     stems = [file.with_suffix("") for file in found]
@@ -174,9 +175,16 @@ def _jobs(path: Path, output: Path | None, folder: Path, label: str) -> list[tup
 
 
 def _restyle_file(
-    path: Path, out: Path, task: StyleTask, vocoder: MelVocoder, wish: Wish, overwrite: bool, block_frames: int, title: str
+    path: Path,
+    out: Path,
+    task: StyleModel,
+    vocoder: MelVocoder,
+    request: StyleRequest,
+    overwrite: bool,
+    block_frames: int,
+    title: str,
 ) -> None:
-    """Two passes: the new sound into a nameless file while its loudness is measured, then one gain into `out`."""
+    """Restyles one file in two passes: into a temporary file, measuring loudness, then with one gain into `out`."""
     info = inspect_audio(path)
     if out.exists() and out.samefile(path):
         raise AudioError(out, "is the input itself", "give another out")
@@ -185,10 +193,10 @@ def _restyle_file(
             out, sample_rate=info.sample_rate, channels=info.channels, subtype=info.subtype, overwrite=overwrite
         ) as writer,
         TemporaryFile(dir=out.parent) as draft,
-        _progress(title, info.num_samples / info.sample_rate) as tell,
+        _progress(title, info.num_samples / info.sample_rate) as advance,
     ):
-        if wish.source is None and wish.intensity > 0:
-            wish = _with_nearest_source(path, info, task, wish)
+        if request.source is None and request.intensity > 0:
+            request = _with_nearest_source(path, info, task, request)
         levels, new_levels = LevelMeter(), LevelMeter()
         meter, new_meter = LoudnessMeter(info.sample_rate), LoudnessMeter(info.sample_rate)
 
@@ -196,52 +204,54 @@ def _restyle_file(
             for block in stream_audio(path, block_samples=BLOCK_SAMPLES):
                 levels.push(block)
                 meter.push(block)
-                tell(block.shape[1] / info.sample_rate)
+                advance(block.shape[1] / info.sample_rate)
                 yield block
 
-        change = Change(task, vocoder, wish, block_frames)
-        for block in restyled(read(), info.sample_rate, change):
+        restyler = StreamRestyler(task, vocoder, request, block_frames)
+        for block in restyle_stream(read(), info.sample_rate, restyler):
             new_levels.push(block)
             new_meter.push(block)
-            _spool(draft, block, out)
+            _write_draft(draft, block, out)
         levels.check(path)
         gain = 1.0
-        if wish.intensity > 0:
+        if request.intensity > 0:
             gain = _gain(path, meter.loudness() - new_meter.loudness(), new_levels.peak, max(PEAK, min(levels.peak, 1.0)))
         draft.seek(0)
         while raw := draft.read(4 * info.channels * BLOCK_SAMPLES):
-            writer.write(gain * torch.frombuffer(bytearray(raw), dtype=torch.float32).unflatten(0, (-1, info.channels)).T)
+            samples_nc = torch.frombuffer(bytearray(raw), dtype=torch.float32).view(-1, info.channels)
+            writer.write(gain * samples_nc.T)
 
 
-def _spool(draft: IO[bytes], samples_cn: Tensor, out: Path) -> None:
+def _write_draft(draft: IO[bytes], samples_cn: Tensor, out: Path) -> None:
     try:
         draft.write(samples_cn.T.contiguous().numpy().astype(np.float32, copy=False).tobytes())
     except OSError as error:
-        raise AudioError(out, f"can't be written on ({error.strerror})", "make room on the disk") from error
+        raise AudioError(out, f"could not be written to the end ({error.strerror})", "make room on the disk") from error
 
 
 def _gain(path: Path, difference_lu: float, peak: float, ceiling: float) -> float:
-    """What brings the result to the source's loudness without passing the ceiling."""
+    """Returns the gain that gives the result the source's loudness, limited so that its peak stays below the ceiling."""
     wanted = 10 ** (difference_lu / 20) if np.isfinite(difference_lu) else 1.0
     gain = min(wanted, ceiling / max(peak, 1e-9))
     if gain < wanted * 0.999:
         short = 20 * np.log10(wanted / gain)
-        print(f"note: {path}: stays {short:.1f} dB softer than the source, or its peaks would clip", file=sys.stderr)
+        print(f"note: {path}: the result is {short:.1f} dB softer than the source, so that its peaks don't clip", file=sys.stderr)
     return gain
 
 
-def _clip(path: Path, task: Any) -> Tensor:
-    """The mels of a reference clip's opening."""
+def _reference_mel(path: Path, task: Any) -> Tensor:
+    """Returns the log mels [m, f] of the beginning of a reference clip."""
     if not isinstance(task, FollowsClips) or task.encoder is None:
-        raise ValueError(f"reference={path}: this model knows styles by name alone; train one with task=stargan to follow a clip")
+        raise ValueError(f"reference={path}: this model knows styles only by name; train one with task=stargan to use a clip")
     samples, _ = read_audio(path, sample_rate=task.contract.sample_rate, mono=True)
     opening = samples[:, : OPENING_SECONDS * task.contract.sample_rate]
-    return task.contract.log_mel(opening.to(device_of(task)))[0]
+    log_mel: Tensor = task.contract.log_mel(opening.to(device_of(task)))[0]
+    return log_mel
 
 
-def _with_nearest_source(path: Path, info: AudioInfo, task: StyleTask, wish: Wish) -> Wish:
-    """Guesses the source's style from the file's opening, and tells."""
-    among = [name for name in task.styles if name not in wish.weights] or list(task.styles)
+def _with_nearest_source(path: Path, info: AudioInfo, task: StyleModel, request: StyleRequest) -> StyleRequest:
+    """Returns the request with the source style guessed from the beginning of the file; prints the guess."""
+    among = [name for name in task.styles if name not in request.weights] or list(task.styles)
     if len(among) == 1:
         source = among[0]
     else:
@@ -253,13 +263,13 @@ def _with_nearest_source(path: Path, info: AudioInfo, task: StyleTask, wish: Wis
                 break
         opening = torch.cat([*blocks, resampler.flush()], 1).to(device_of(task))
         source = task.nearest_style(task.contract.log_mel(opening)[0], among=among)
-    print(f"{path}: taken as {source}; source= says otherwise", file=sys.stderr)
-    return replace(wish, source=source)
+    print(f"{path}: taken as {source}; set source= if it has another style", file=sys.stderr)
+    return replace(request, source=source)
 
 
 @contextmanager
 def _progress(title: str, seconds: float) -> Iterator[Callable[[float], None]]:
-    """A bar on stderr; gives a function that takes the seconds just done."""
+    """Shows a progress bar on stderr; yields a function that advances it by some seconds."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 

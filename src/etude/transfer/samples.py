@@ -1,4 +1,4 @@
-"""What a style model does to held-out audio, to hear and see: WAV files, mels side by side, curves, one report."""
+"""Writes samples of a style-transfer model on held-out audio: WAV files, pictures of mels, training curves, a report."""
 
 import sys
 from pathlib import Path
@@ -21,11 +21,11 @@ def write_transfers(
 
     Args:
         task: a trained model.
-        datamodule: whose held-out audio is restyled; where its songs are paired, the true rendering stands beside.
-        folder: the run's folder; its metrics.csv is drawn.
-        num_songs: of each style, at most; 0 for none.
-        seconds: at most so much of each.
-        num_iters: of Griffin-Lim, which starts from the source's phases.
+        datamodule: data whose held-out audio is restyled; if its songs are paired, the true rendering is shown, too.
+        folder: the run's folder; the curves of its metrics.csv are drawn.
+        num_songs: maximal number of songs of each style; 0 for none.
+        seconds: maximal length of each sample.
+        num_iters: iterations of Griffin-Lim, which starts from the source's phases.
 
     Returns:
         The WAV files.
@@ -48,13 +48,13 @@ def write_transfers(
             for song in range(min(num_songs, datamodule.num_pieces(split, source))):
                 report.heading(f"{source} {song}: {datamodule.piece(split, source, song).song}")
                 files += _song(task, datamodule, vocoder, source, split, song, seconds, out, report)
-    finally:  # Ctrl-C keeps what is done
+    finally:  # also after Ctrl-C
         report.write(folder / "report.html")
     return files
 
 
 def _split(datamodule: Any, style: str) -> str:
-    """The split that the model has seen least of, among those that have audio."""
+    """Returns the first of test, val and train that has audio of a style."""
     return next(split for split in ("test", "val", "train") if datamodule.num_pieces(split, style))
 
 
@@ -73,7 +73,7 @@ def _song(
         fake = task.translate(mel, source=source, target=target).cpu()
         path = out / f"fake_{target}_from_{source}_{song}.wav"
         files.append(_written(vocoder(fake, source=spectrum), path, contract.sample_rate, report))
-        panels = {f"{source}, the source": mel[0], f"{target}, made": fake[0]}
+        panels = {f"{source}, the source": mel[0], f"{target}, generated": fake[0]}
         if datamodule.paired and split != "train":
             panels[f"{target}, true"] = datamodule.log_mel(split, target, song)[:, : mel.shape[-1]]
         picture = mel_panels(panels, frame_seconds=contract.hop_length / contract.sample_rate)
@@ -83,13 +83,13 @@ def _song(
 
 
 def _written(samples_cn: Tensor, path: Path, sample_rate: int, report: Report) -> Path:
-    """Writes a WAV file at a common peak, and an MP3 of it into the report."""
+    """Writes a WAV file with its peak scaled to `PEAK`, and adds it to the report as MP3."""
     samples = samples_cn.numpy().astype(np.float32)
     samples = samples * (PEAK / max(float(np.abs(samples).max()), 1e-4))
     write_audio(path, samples, sample_rate)
     listen = path.with_suffix(".mp3")
     write_audio(listen, samples, sample_rate)
     report.audio(listen, caption=path.stem)
-    listen.unlink()  # it lives in the report
+    listen.unlink()  # the report contains its data
     print(path, file=sys.stderr)
     return path

@@ -1,4 +1,4 @@
-"""The stream inside a restyling: blocks of sound in, blocks of changed sound out, no trace of the blocks' borders.
+"""Restyles a stream of audio block by block, with enough overlap that block boundaries leave no trace.
 
 Shapes: c channels, n samples, m mel bands, k linear frequency bins, f frames.
 """
@@ -16,8 +16,8 @@ from etude.core.protocols import OnDevice
 
 
 @runtime_checkable
-class StyleTask(Protocol):
-    """What a trained style task offers: mels of one style in, of another out."""
+class StyleModel(Protocol):
+    """A trained model that translates mels between styles."""
 
     contract: MelContract
     styles: tuple[str, ...]
@@ -25,27 +25,30 @@ class StyleTask(Protocol):
     stride: int
 
     def translate(self, log_mel_bmf: Tensor, *, source: str, target: str, **clip: Tensor) -> Tensor:
-        """Returns natural-log mels [b, m, f] of the target style; `reference` [m, f] where a clip says how it sounds."""
+        """Returns natural-log mels [b, m, f] in the target style; a clip's mels `reference` [m, f] may represent that style."""
 
     def nearest_style(self, log_mel_mf: Tensor, *, among: Iterable[str]) -> str:
-        """Returns the style whose bands are nearest."""
+        """Returns the style whose band statistics are nearest to the clip's."""
 
 
 class MelVocoder(Protocol):
-    """What turns mels into samples, beside the source's spectrum."""
+    """Turns mels into waveforms, optionally starting from the source's spectrum."""
 
     contract: MelContract
     context_frames: int
 
     def __call__(self, log_mel_cmf: Tensor, *, source: Tensor | None = None) -> Tensor:
-        """Returns samples [c, f * hop]."""
+        """Returns waveforms [c, f * hop]."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
-    """What is wanted: weights of the target styles (sum 1), the source style (None: guess), how far (0 to 1).
+class StyleRequest:
+    """What a user asks for.
 
-    reference: natural-log mels [m, f] of a clip to sound like, for a model that follows one.
+    weights: weights of the target styles, which add up to 1.
+    source: the style of the input; None to guess it.
+    intensity: from 0 (no change) to 1.
+    reference: natural-log mels [m, f] of a clip that represents the target style, for a model that accepts one.
     """
 
     weights: Mapping[str, float]
@@ -55,86 +58,86 @@ class Wish:
 
 
 def device_of(task: Any) -> torch.device:
-    """Returns where a task computes; the CPU where it does not say."""
+    """Returns the device of a task; the CPU if it has no attribute `device`."""
     return task.device if isinstance(task, OnDevice) else torch.device("cpu")
 
 
-class Change:
-    """Changes a sound at the contract's rate, block by block, with as much context as model and vocoder see."""
+class StreamRestyler:
+    """Restyles audio at the contract's sample rate block by block, with the whole context of model and vocoder."""
 
-    def __init__(self, task: StyleTask, vocoder: MelVocoder, wish: Wish, block_frames: int) -> None:
-        self.task, self.vocoder, self.wish, self.block = task, vocoder, wish, block_frames
+    def __init__(self, task: StyleModel, vocoder: MelVocoder, request: StyleRequest, block_frames: int) -> None:
+        self.task, self.vocoder, self.request, self.block_frames = task, vocoder, request, block_frames
         contract = task.contract
         self.hop = contract.hop_length
-        self._edge = -(-contract.padding // contract.hop_length)  # frames that a chunk's reflected edges colour
-        self._outer = self._edge + task.context_frames + vocoder.context_frames
-        self._heard: Tensor | None = None
-        self._first = 0  # the frame that `_heard` begins with
-        self._next = 0  # the frame that the next block begins with
+        self._edge = -(-contract.padding // contract.hop_length)  # frames that the reflected edges of a chunk affect
+        self._context = self._edge + task.context_frames + vocoder.context_frames
+        self._buffer: Tensor | None = None
+        self._first = 0  # first frame of `_buffer`
+        self._next = 0  # first frame of the next block
 
     def push(self, samples_cn: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Takes the next samples; yields pairs of old and new samples [c, n] that are settled by now."""
-        self._heard = samples_cn if self._heard is None else torch.cat([self._heard, samples_cn], 1)
+        """Adds the next samples [c, n]; yields pairs of original and restyled samples [c, n] that are complete."""
+        self._buffer = samples_cn if self._buffer is None else torch.cat([self._buffer, samples_cn], 1)
         while True:
-            stop = self._next + self.block
-            needed = self._up(stop + self._outer)
-            if (needed - self._first) * self.hop > self._heard.shape[1]:
+            stop = self._next + self.block_frames
+            needed = self._round_up(stop + self._context)
+            if (needed - self._first) * self.hop > self._buffer.shape[1]:
                 return
-            yield self._settle(stop, needed)
+            yield self._process_block(stop, needed)
 
     def flush(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields what is left."""
-        if self._heard is None:
+        """Yields the remaining pairs."""
+        if self._buffer is None:
             return
-        end = self._first + self.task.contract.num_frames(self._heard.shape[1])
+        end = self._first + self.task.contract.num_frames(self._buffer.shape[1])
         while self._next < end:
-            stop = min(self._next + self.block, end)
-            yield self._settle(stop, min(self._up(stop + self._outer), end))
+            stop = min(self._next + self.block_frames, end)
+            yield self._process_block(stop, min(self._round_up(stop + self._context), end))
 
-    def _up(self, frame: int) -> int:
+    def _round_up(self, frame: int) -> int:
         return -(-frame // self.task.stride) * self.task.stride
 
-    def _settle(self, stop: int, needed: int) -> tuple[Tensor, Tensor]:
-        assert self._heard is not None
-        begin = max(0, self._next - self._outer) // self.task.stride * self.task.stride
-        self._heard, self._first = self._heard[:, (begin - self._first) * self.hop :], begin
-        chunk = self._heard[:, : (needed - begin) * self.hop]
+    def _process_block(self, stop: int, needed: int) -> tuple[Tensor, Tensor]:
+        assert self._buffer is not None
+        begin = max(0, self._next - self._context) // self.task.stride * self.task.stride
+        self._buffer, self._first = self._buffer[:, (begin - self._first) * self.hop :], begin
+        chunk = self._buffer[:, : (needed - begin) * self.hop]
         inner = slice((self._next - begin) * self.hop, (stop - begin) * self.hop)
         old = chunk[:, inner]
-        if self.wish.intensity > 0:
-            new = self._rebuild(chunk.to(device_of(self.task)), self._next - begin, stop - begin).cpu()[:, : old.shape[1]]
+        if self.request.intensity > 0:
+            new = self._restyle_frames(chunk.to(device_of(self.task)), self._next - begin, stop - begin).cpu()[:, : old.shape[1]]
         else:
             new = old
         self._next = stop
         return old, new
 
     @torch.no_grad()
-    def _rebuild(self, chunk_cn: Tensor, start: int, stop: int) -> Tensor:
-        """Returns the new samples of the frames from `start` to `stop` of the chunk."""
+    def _restyle_frames(self, chunk_cn: Tensor, start: int, stop: int) -> Tensor:
+        """Returns the restyled samples of frames `start` to `stop` of a chunk."""
         contract = self.task.contract
         mono = contract.log_mel(chunk_cn.mean(0, keepdim=True))
-        moved = torch.zeros_like(mono)
-        assert self.wish.source is not None
-        clip = {} if self.wish.reference is None else {"reference": self.wish.reference}
-        for style, share in self.wish.weights.items():
-            if style != self.wish.source or clip:
-                moved += share * (self.task.translate(mono, source=self.wish.source, target=style, **clip) - mono)
+        change = torch.zeros_like(mono)
+        assert self.request.source is not None
+        clip = {} if self.request.reference is None else {"reference": self.request.reference}
+        for style, share in self.request.weights.items():
+            if style != self.request.source or clip:
+                change += share * (self.task.translate(mono, source=self.request.source, target=style, **clip) - mono)
         left, right = max(0, start - self.vocoder.context_frames), stop + self.vocoder.context_frames
         spectrum = contract.spectrum(chunk_cn)[..., left:right]
-        mel = contract.bands(spectrum.abs()).clamp(min=contract.floor).log() + self.wish.intensity * moved[..., left:right]
+        mel = contract.bands(spectrum.abs()).clamp(min=contract.floor).log() + self.request.intensity * change[..., left:right]
         samples = self.vocoder(mel, source=spectrum)
         return samples[:, (start - left) * self.hop : (stop - left) * self.hop]
 
 
-def restyled(blocks: Iterable[Tensor], sample_rate: int, change: Change) -> Iterator[Tensor]:
-    """Yields the sound of `blocks` [c, n] changed, as long as it was.
+def restyle_stream(blocks: Iterable[Tensor], sample_rate: int, restyler: StreamRestyler) -> Iterator[Tensor]:
+    """Yields the audio of `blocks` [c, n] restyled, with the same number of samples in total.
 
-    The contract's rate holds only part of the band: with x the source, y its part in the model's band and z what becomes of
-    it, the result is (1 - intensity) (x - y) + z, both brought up to the source's rate at once.
+    The model covers only the frequencies up to half the contract's sample rate. With x the source, y its part in that band and
+    z the restyled y, the result is (1 - intensity) (x - y) + z at the source's sample rate.
     """
-    kept = 1 - change.wish.intensity
-    down = Resampler(sample_rate, change.task.contract.sample_rate)
-    up = Resampler(change.task.contract.sample_rate, sample_rate)
+    kept = 1 - restyler.request.intensity
+    down = Resampler(sample_rate, restyler.task.contract.sample_rate)
+    up = Resampler(restyler.task.contract.sample_rate, sample_rate)
     waiting: list[Tensor] = []
 
     def mix(found: Tensor) -> Iterator[Tensor]:
@@ -144,13 +147,13 @@ def restyled(blocks: Iterable[Tensor], sample_rate: int, change: Change) -> Iter
             found, rest = found[:, size:], waiting[0][:, size:]
             waiting[:1] = [rest] if rest.shape[1] else []
 
-    def pass_on(pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
+    def upsample(pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
         for old, new in pairs:
             yield from mix(up.push(new - kept * old))
 
     for block in blocks:
         waiting.append(block)
-        yield from pass_on(change.push(down.push(block)))
-    yield from pass_on(change.push(down.flush()))
-    yield from pass_on(change.flush())
+        yield from upsample(restyler.push(down.push(block)))
+    yield from upsample(restyler.push(down.flush()))
+    yield from upsample(restyler.flush())
     yield from mix(up.flush())
