@@ -1,4 +1,4 @@
-"""Time Etude's data path against MidiTok's and muspy's dataset classes: files into the store, batches out of it.
+"""Compares the speed of Etude's data loading with MidiTok's and muspy's: reading files, and drawing batches.
 
     python benchmarks/data.py FOLDER [--rounds 3] [--max-len 1024] [--rows 4] [--workers 2] [--json OUT.jsonl]
 
@@ -35,7 +35,7 @@ Files = list[Path]
 
 
 def gather(folder: Path, target: Path, count: int) -> Files:
-    """Copies of the MIDI files in `folder`, filled up with transposed ones to `count`; only what tokenises."""
+    """Copies `count` MIDI files of `folder` that can be tokenized, adding transposed copies if there are too few."""
     target.mkdir(parents=True)
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".mid", ".midi"))
     tokenizer, files = MidiTokTokenizer(genres=["unknown"]), []
@@ -95,7 +95,7 @@ def muspy(root: Path, target: Path, args: argparse.Namespace) -> Iterable[Any]:
 
 
 def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
-    """How long `work()` takes, and what it gives."""
+    """Returns the duration of `work()` and its result."""
     start = time.perf_counter()
     result = work()
     return time.perf_counter() - start, result

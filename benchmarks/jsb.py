@@ -1,4 +1,4 @@
-"""JSB chorales: the recipe `experiment=jsb` over seeds, beside a copy-previous-step and a count model.
+"""Trains `experiment=jsb` on the JSB chorales with several seeds, and fits two baselines: copy-previous-step and count model.
 
     python benchmarks/jsb.py Jsb16thSeparated.json --seeds 0 1 2
 
@@ -40,7 +40,7 @@ def baselines(path: Path) -> list[dict[str, object]]:
 
 
 def run(path: Path, seed: int, threads: int, overrides: list[str]) -> dict[str, object]:
-    """One training and its evaluation."""
+    """Trains and evaluates one seed; returns its row."""
     folder = ROOT / "outputs" / "results" / f"jsb_seed{seed}_{time.strftime('%m%d%H%M%S')}"
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     command = ["train.py", "experiment=jsb", f"data.root={path}", f"seed={seed}", *overrides]

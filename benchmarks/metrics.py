@@ -1,10 +1,10 @@
-"""Time Etude's metrics against muspy's over a folder of MIDI files, reading included.
+"""Compares the speed of Etude's metrics with muspy's on a folder of MIDI files, reading included.
 
     python benchmarks/metrics.py FOLDER [--files 200] [--rounds 3] [--json OUT.json]
 
-Both sides read every file and compute the same fourteen metrics at the file's own resolution, taking turns file by file
-in one process, so that both meet the same machine. Reported are medians over rounds of the seconds for the folder and
-whether the values agree. A folder of fewer files is filled up with transposed copies of them.
+Both sides read every file and compute the same fourteen metrics at the file's own resolution, alternating file by file
+in one process, so that other load affects both. It reports medians over rounds of the seconds for the folder, and
+whether the values agree. If the folder has fewer files, transposed copies are added.
 """
 
 import argparse
@@ -110,7 +110,7 @@ def run(files: list[Path], rounds: int) -> dict[str, object]:
     """Seconds of each side in each round, and how far the values differ."""
     sides = {"etude": ours, "muspy": muspys, "etude, all metrics": everything}
     measures = [measure_ticks(Score(str(path))) for path in files]
-    for function in sides.values():  # imports and first calls are not what is compared
+    for function in sides.values():  # warm-up: imports and first calls are not measured
         function(files[0], measures[0])
     seconds: dict[str, list[float]] = {name: [0.0] * rounds for name in sides}
     compared = equal = 0

@@ -1,4 +1,4 @@
-"""What the speed benchmarks share: the Hugging Face Llama of the same shape, paired timing, the table and its rows."""
+"""Shared by the speed benchmarks: a Hugging Face Llama of the same shape, paired timing, tables and rows."""
 
 import datetime
 import json
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the peer is built from a configuration; nothing is fetched
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the model is built from a configuration; nothing is downloaded
 
 
 def llama(*, vocab_size: int, dim: int, layers: int, heads: int, hidden: int, max_len: int) -> torch.nn.Module:
@@ -77,16 +77,16 @@ def report(title: str, rows: list[dict[str, Any]], path: Path | None) -> None:
             file.writelines(json.dumps(context() | row) + "\n" for row in rows)
 
 
-def _nameless(argument: str) -> str:
-    """A file's name where an argument is an absolute path: the folders of a machine mean nothing elsewhere."""
+def _without_folders(argument: str) -> str:
+    """Returns only the file name of an absolute path, since folders differ between machines; other arguments unchanged."""
     return Path(argument).name if Path(argument).is_absolute() else argument
 
 
 def context() -> dict[str, Any]:
-    """What a results row needs beside its numbers."""
+    """Returns command, commit, date, hardware, load and torch version for a row of results."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
-        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(_nameless, sys.argv[1:])]),
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(_without_folders, sys.argv[1:])]),
         "commit": commit.stdout.strip(),
         "date": datetime.date.today().isoformat(),
         "hardware": f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used",

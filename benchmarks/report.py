@@ -1,4 +1,4 @@
-"""Regenerate the tables and figures of docs/results and of the README from docs/results/rows: no figure is typed by hand."""
+"""Generates the tables and figures of docs/results and of the README from docs/results/rows."""
 
 import json
 import re
@@ -14,19 +14,19 @@ COLUMNS = ("val_token", "test_token", "val_frame", "test_frame")
 
 
 def rows(name: str) -> list[Row]:
-    """The rows of one benchmark, none where it was not run."""
+    """Returns the rows of one benchmark; an empty list if it was not run."""
     path = RESULTS / "rows" / name
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def table(header: list[str], lines: list[list[str]]) -> str:
-    """A Markdown table, all but the first column to the right."""
+    """Returns a Markdown table; all columns but the first are right-aligned."""
     rule = "|---|" + "---:|" * (len(header) - 1)
     return "\n".join(["| " + " | ".join(header) + " |", rule, *("| " + " | ".join(line) + " |" for line in lines)])
 
 
 def where(found: list[Row]) -> str:
-    """Commands, commits, dates, hardware and the machine's load of the rows."""
+    """Returns a list of commands, commits, dates, hardware and load of the rows."""
     keys, groups = ("command", "commit", "date", "hardware"), dict[str, list[float]]()
     for row in found:
         line = "; ".join(f"{k}: `{_public(row[k])}`" for k in keys if row.get(k) is not None)
@@ -39,11 +39,11 @@ def where(found: list[Row]) -> str:
 
 
 def _public(value: object) -> str:
-    return re.sub(r"(?<![\w.])(?:/[\w.+-]+)+/([\w.-]+)", r"\1", str(value))  # folders of the machine say nothing
+    return re.sub(r"(?<![\w.])(?:/[\w.+-]+)+/([\w.-]+)", r"\1", str(value))  # remove folders, which differ between machines
 
 
 def spread(values: list[float]) -> str:
-    """mean +- standard deviation"""
+    """Returns mean and standard deviation as text."""
     return f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}" if len(values) > 1 else f"{values[0]:.4f}"
 
 
@@ -73,8 +73,8 @@ def jsb() -> str:
     text = f"""# JSB chorales, sixteenth grid
 
 Negative log-likelihood of the four interleaved voices, weighted by token: every pitch and rest token of every piece is
-counted, the first frame included, nothing is padded, every piece is read whole. Canonical split: 229, 76 and 77 pieces.
-The checkpoint with the best validation likelihood is measured, one forward pass of one set of (averaged) weights, float32.
+counted, including the first frame, without padding, and each piece is evaluated as a whole. Canonical split: 229, 76 and 77
+pieces. The checkpoint with the best validation likelihood is evaluated in float32, with one forward pass of averaged weights.
 
 {summary}
 
@@ -88,7 +88,7 @@ Regenerate: `python benchmarks/jsb.py Jsb16thSeparated.json --seeds 0 1 2`, then
 
 ## What was tried
 
-One seed each, validation only. Runs that stop before their last step were ended early, when their curve had shown enough.
+One seed each, validation only. Runs that stop before their last step were stopped early.
 
 {tries}
 
@@ -116,7 +116,7 @@ def curve(runs: list[Row]) -> None:
 
 def speed() -> str:
     """docs/results/speed.md; returns the README's lines."""
-    parts, short = ["# Speed\n\nEach comparison is one run on one machine, the sides in turn; ratios are medians over pairs."], []
+    parts, short = ["# Speed\n\nEach comparison is one run on one machine, alternating sides; ratios are medians over pairs."], []
     for title, name in (
         ("Training against a Llama of the same shape (bf16 autocast, forward, backward, AdamW)", "train_speed.jsonl"),
         ("Generation against the same Llama's `generate`", "generate_speed.jsonl"),

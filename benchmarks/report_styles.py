@@ -33,7 +33,7 @@ def cell(found: list[Row], column: str) -> str:
 
 
 def direction(found: list[Row]) -> str:
-    """The table of one direction at one budget: mean and standard deviation over seeds."""
+    """Returns the table of one direction at one budget: mean and standard deviation over seeds."""
     lines = []
     for name, label in NAMES.items():
         mine = [row for row in found if row["row"] == name]
@@ -44,13 +44,13 @@ def direction(found: list[Row]) -> str:
 
 
 def against_affine(found: list[Row], column: str) -> float:
-    """How much less than the affine map's, in percent, means over seeds."""
+    """Returns by how many percent a value is lower than that of the affine map, from means over seeds."""
     mean = {name: statistics.mean(row[column] for row in found if row["row"] == name) for name in ("affine", "model")}
     return 100 * (1 - mean["model"] / mean["affine"])
 
 
 def goals(found: list[Row]) -> str:
-    """The figures to reach and which were reached."""
+    """Returns a sentence with the goals and whether they were reached."""
     model = [row for row in found if row["row"] == "model"]
     told = []
     for column, goal, sign in GOALS:
@@ -63,7 +63,7 @@ def goals(found: list[Row]) -> str:
 
 
 def curves(found: list[Row]) -> None:
-    """Validation during training, one panel a pair and measure."""
+    """Draws validation during training, with one panel per pair and metric."""
     from matplotlib.figure import Figure
 
     pairs = sorted({row["pair"] for row in found})
@@ -139,7 +139,7 @@ def style_transfer() -> str:
 
 
 def floor(found: list[Row]) -> list[str]:
-    """The same scores through other soundfonts and synthesizers, beside the model and another song, each style by itself."""
+    """Returns the section on the noise floor: the same scores with other soundfonts and synthesizers, by style."""
     latest = {(row["style"], row["soundfont"], row["synthesizer"]): row for row in rows("style_floor.jsonl")}
     if not latest:
         return []
@@ -154,9 +154,9 @@ def floor(found: list[Row]) -> list[str]:
                 lines.append([f"{style}: {NAMES[name]}", *(cell(mine, c).split(" ")[0] for c in COLUMNS)])
     row = next(iter(latest.values()))
     return [
-        "## The noise floor: what two soundfonts of General MIDI differ by",
-        f"The same scores of the {row['songs']} held-out tunes rendered otherwise, against the truth of all tables, "
-        f"{row['truth']}; nothing is trained but the judge of style, on that truth. Beside them the means over directions and "
+        "## The noise floor: how much two General-MIDI soundfonts differ",
+        f"The same scores of the {row['songs']} held-out tunes rendered differently, compared with the truth of all tables, "
+        f"{row['truth']}; only the style classifier is trained, on that truth. For comparison: the means over directions and "
         f"seeds of the model after {longest / 60:.0f} CPU-minutes, and another song in the style.",
         table(["row", *(label for label, _, _ in COLUMNS.values())], lines),
         FLOOR,
@@ -165,7 +165,7 @@ def floor(found: list[Row]) -> list[str]:
 
 
 def real() -> list[str]:
-    """Recordings that no score stands behind, as tables and pictures."""
+    """Returns the section on real recordings, as tables and pictures."""
     found = list({(row["recording"], row["style"]): row for row in rows("style_real.jsonl")}.values())
     if not found:
         return []
@@ -179,10 +179,10 @@ def real() -> list[str]:
         "## Real recordings\n\n"
         f"Excerpts restyled by the default run ({found[0]['steps']:,} steps, three styles): the strings of a Hungarian dance, "
         "Let's Go Fishin' by Karissa Hobbs, Dance of the Sugar Plum Fairy and Vibe Ace by Kevin MacLeod (all CC BY 3.0), a "
-        "trumpet. There is no truth for them: distance of band means and deviations to the style's training audio (root mean "
-        "square, nats, loudness apart), and onsets and chroma beside the recording itself. All lie outside of what the model has "
-        "heard. Towards folk and rock all but one come nearer; jazz, which most are nearest to as they are, is missed by more "
-        "than before in three of five.",
+        "trumpet. There is no true result for them. The table has the distance of band means and deviations to the style's "
+        "training audio (root mean square, nats, regardless of loudness), and onsets and chroma compared with the recording"
+        ". All are unlike the training data. Towards folk and rock all but one come nearer; towards jazz, the nearest style of "
+        "most recordings, three of five move away.",
         table(["recording", "distance to the style", "onset F with itself", "chroma correlation with itself"], lines),
         *pictures,
         where(found),
@@ -190,7 +190,7 @@ def real() -> list[str]:
 
 
 def speeds() -> list[str]:
-    """Training and transfer speed."""
+    """Returns the sections on the speed of training and transfer."""
     parts = []
     found: list[dict[str, Any]] = rows("style_speed.jsonl")
     if found:
@@ -228,22 +228,22 @@ def speeds() -> list[str]:
 
 
 INTRODUCTION = """Tunes that ship with a dependency, arranged in three styles and rendered with General-MIDI sounds (16 kHz, 64
-mels); 60 training tunes a style, others in each, and 40 held-out ones that exist in all styles: every output has its truth.
+mels); 60 training tunes a style, others in each, and 40 held-out ones that exist in all styles, to compare outputs with.
 Rows: mean and standard deviation over seeds. Columns: accuracy of a classifier trained in the run on real audio; mean
 absolute difference of natural-log mels; mel-cepstral distortion (13 coefficients without the energy); Fréchet distance of
 log10-mel frames; unbiased MMD of band means and deviations of segments; F-measure of onsets within 50 ms; cosine and
-correlation of pitch classes, all against the *paired truth*. Accuracy says nothing alone: noise can have it. Nor do L1, MCD
-and Fréchet: another song in the right style does well by them; onsets and chroma correlation tell whether it is this song.
+correlation of pitch classes, all against the *paired truth*. Accuracy alone says nothing: noise can reach it. L1, MCD and
+Fréchet do not suffice either: another song in the right style scores well; onsets and chroma correlation tell the songs apart.
 
 Budget: CPU-seconds of training steps on one thread. The checkpoint at the end of the budget is measured (averaged weights);
-nothing is chosen by held-out music. Regenerate: `make styles`, then `make report`."""
+no choice uses held-out music. Regenerate: `make styles`, then `make report`."""
 
-FLOOR = """How to read it: the truth's own soundfont by the other synthesizer (which adds reverb and chorus) is what two faithful
-renderings of a score differ by: the floor. Another soundfont plays the same notes on the same instruments, and yet is farther
-from the truth than the model in L1, MCD, Fréchet distance and MMD: these columns tell how well the sounds of one soundfont are
-learnt. Onsets and chroma correlation are not free of the sound either: at 64 bands pitch classes follow overtones, and those of
-two distorted guitars differ; FluidR3's violin swells, and takes several times as long to half its amplitude as TimGM6mb's
-(90 to 310 ms against 24 to 44 on four pitches, a scratch measurement). Regenerate:
+FLOOR = """How to read it: the same soundfont with the other synthesizer (which adds reverb and chorus) shows how much two
+faithful renderings of a score differ: the noise floor. Another soundfont plays the same notes on the same instruments, and yet
+is farther from the truth than the model in L1, MCD, Fréchet distance and MMD: these columns tell how well the sounds of one
+soundfont are learned. Onsets and chroma correlation depend on the sound, too: at 64 bands pitch classes follow
+overtones, and those of two distorted guitars differ; FluidR3's violin swells, and takes several times as long to reach half
+its amplitude as TimGM6mb's (90 to 310 ms against 24 to 44 on four pitches, a separate measurement). Regenerate:
 `python benchmarks/style_floor.py --soundfont FluidR3_GM.sf2 --rows docs/results/rows/style_floor.jsonl`, then with
 `--synthesizer fluidsynth`, with and without `--soundfont`, then `make report`. Debian has the soundfont in
 `fluid-soundfont-gm` and the program in `fluidsynth`."""

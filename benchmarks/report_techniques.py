@@ -17,8 +17,8 @@ BAR = ("level basic", "level enhanced")
 
 
 def reached(row: Row, goal: float, column: int) -> float:
-    """Steps (column 0) or CPU-seconds (column 1) at which the curve first lies at `goal` or below, read between the
-    validations by a straight line; infinite where it never does."""
+    """Returns the steps (column 0) or CPU-seconds (column 1) at which the curve first reaches `goal`, interpolated linearly
+    between validations; infinite if it never does."""
     before: Sequence[float] | None = None
     for point in row["curve"]:
         if point[2] <= goal:
@@ -31,7 +31,7 @@ def reached(row: Row, goal: float, column: int) -> float:
 
 
 def share_of(mine: list[Row], base: dict[int, Row], column: int) -> str:
-    """Median over seeds of the share of the baseline's steps or seconds after which its final value was reached."""
+    """Returns the share of the baseline's steps or seconds after which its final value is reached, a median over seeds."""
     pairs = [(row, base[row["seed"]]) for row in mine if row["seed"] in base]
     shares = [reached(row, bare["final"], column) / bare["curve"][-1][column] for row, bare in pairs]
     if not shares:
@@ -46,7 +46,7 @@ def spread(values: list[float], digits: int = 4, sign: bool = False) -> str:
 
 
 def section(data: str, found: list[Row]) -> str:
-    """The table of one set of data."""
+    """Returns the table of one data set."""
     base = {row["seed"]: row for row in found if row["name"] == BASE[data]}
     lines = []
     for name in dict.fromkeys(row["name"] for row in found):
@@ -59,25 +59,25 @@ def section(data: str, found: list[Row]) -> str:
             spread([row["best"] for row in mine]), spread(paired, sign=True) if paired and name != BASE[data] else "",
             share_of(mine, base, 0), share_of(mine, base, 1), f"{steps / bare:.2f}", spread([row["overlap"] for row in mine], 3),
         ])  # fmt: skip
-    header = ["", "seeds", "parameters, M", "best val, nats/token", "against the baseline, same seed",
-              "its final value after, of its steps",
+    header = ["", "seeds", "parameters, M", "best val, nats/token", "difference to the baseline, same seed",
+              "reaches its final value after, of its steps",
               "of its CPU time", "cost of a step", "overlap with real music"]  # fmt: skip
     return table(header, lines)
 
 
 def against_basic(found: list[Row]) -> str:
-    """How soon the higher levels reach what level=basic ends with."""
+    """Returns a sentence on when the higher levels reach the final value of level=basic."""
     basic = {row["seed"]: row for row in found if row["name"] == "level basic"}
     told = []
     for name in ("level enhanced", "level experimental", "fast_convergence"):
         mine = [row for row in found if row["name"] == name]
         if mine and basic:
             told.append(f"{name} after {share_of(mine, basic, 0)} of the steps ({share_of(mine, basic, 1)} of the CPU time)")
-    return f"What level basic ends with is reached by {'; '.join(told)}." if told else ""
+    return f"The final value of level basic is reached by {'; '.join(told)}." if told else ""
 
 
 def pictures(data: str, found: list[Row]) -> str:
-    """One small picture for each row: its curve over the baseline's, the mean over seeds."""
+    """Draws one panel for each row: its curves and those of the baseline."""
     from matplotlib.figure import Figure
 
     names = [name for name in dict.fromkeys(row["name"] for row in found) if name != BASE[data]]
@@ -104,7 +104,7 @@ def pictures(data: str, found: list[Row]) -> str:
 
 
 def options(found: list[Row]) -> str:
-    """What each row added to the command line."""
+    """Returns the command-line options of each row."""
     shared: set[str] = set.intersection(*(set(row["options"].split()) for row in found)) if found else set()
     lines = []
     for name in dict.fromkeys(row["name"] for row in found):
@@ -115,7 +115,7 @@ def options(found: list[Row]) -> str:
 
 
 def overhead() -> str:
-    """What each technique costs a step."""
+    """Returns the section on the overhead of each technique per step."""
     found = list({row["case"]: row for row in rows("technique_overhead.jsonl")}.values())
     if not found:
         return ""
@@ -126,17 +126,17 @@ def overhead() -> str:
         for row in found
     ]  # fmt: skip
     return "\n\n".join((
-        "## What a step costs more\n\nTwo runs in one process take turns step by step, one bare; CPU time of the thread, "
-        "everything between two batches counted, validation not. Own methods: what the techniques' methods take, a mean over "
-        "steps. Paired: the median ratio over pairs of steps, of runs built anew; two bare runs differ as much as the first "
-        "line says. live_quality keeps its budget by the clock, on which the other run's steps pass, too: 1.5 % stand "
-        "for a budget of 3 % here.",
+        "## Overhead per step\n\nTwo runs in one process alternate step by step, one of them without techniques. The time is "
+        "the CPU time of the thread between two batches, without validation. Own methods: time in the techniques' methods, a "
+        "mean over steps. Paired: median ratio over pairs of steps, for repeated pairs of runs; the first line shows how much "
+        "two runs without techniques differ. The budget of live_quality is in wall time, which the other run uses, too: so "
+        "1.5 % here is a budget of 3 %.",
         table(["options", "own methods", "paired, median", "paired, range of builds"], lines), where(found),
     ))  # fmt: skip
 
 
 def summary(found: list[Row]) -> str:
-    """The README's table: what the techniques are for, in one figure each."""
+    """Returns the README's table of techniques."""
     lines = []
     for data in ("jsb", "genres"):
         mine = [row for row in found if row["data"] == data]
@@ -160,8 +160,8 @@ def techniques() -> str:
     found: list[dict[str, Any]] = list(latest.values())
     if not found:
         return ""
-    parts = ["# Techniques\n\nEach row: the same data, model, number of steps and seeds as its baseline; nothing but the "
-             "options below differs. Curves are read at 12 validations; between two of them a line is drawn."]  # fmt: skip
+    parts = ["# Techniques\n\nEach row has the same data, model, number of steps and seeds as its baseline; only the "
+             "options below differ. Curves have 12 validations, with linear interpolation between them."]  # fmt: skip
     for data, title in DATA.items():
         mine = [row for row in found if row["data"] == data]
         if mine:

@@ -1,9 +1,9 @@
-"""What audio -> mel -> audio loses with Griffin-Lim: chroma cosine and log-mel L1 against the source, by bands and start.
+"""Measures the loss of audio -> mel -> audio with Griffin-Lim: chroma cosine and log-mel L1 with the source.
 
     python benchmarks/round_trip.py --audio FOLDER [--seconds 20] [--rows rows.jsonl]
 
-Starts: `random` knows the mel alone; `phases` has the source's phases but no magnitudes of it; `source` has both, as transfer
-does, and the mel unchanged; `tilted` asks for the mel tilted by -1 to 1 nat over the bands, and its L1 is to that mel.
+It compares four starts: `random` uses only the mel; `phases` the source's phases but not its magnitudes; `source` both, as in
+style transfer, with the mel unchanged; `tilted` both, for a mel tilted by -1 to 1 nat over the bands, to which its L1 refers.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def chroma(samples: Tensor, sample_rate: int) -> Tensor:
 
 
 def trips(contract: MelContract, samples: Tensor, num_iters: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """Pairs of what was asked for and what came back, by start."""
+    """Returns pairs of requested mel and resulting waveform, for each start."""
     vocoder = GriffinLim(contract, num_iters=num_iters)
     log_mel, spectrum = contract.log_mel(samples), contract.spectrum(samples)
     guessed = vocoder.fit_magnitudes(log_mel.exp(), torch.ones_like(spectrum.abs()), vocoder.num_updates_alone)

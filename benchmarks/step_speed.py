@@ -3,7 +3,7 @@
     python benchmarks/step_speed.py BEFORE AFTER [rounds]
 
 Each round trains the same Transformer on the same batches with each checkout's code, in turn, and the medians over rounds are
-compared, so that neither the machine's other work nor its temperature counts for one of them.
+compared, so that other load and temperature affect both.
 """
 
 import statistics
@@ -23,7 +23,7 @@ WARM, COUNTED = 10, 60
 
 
 class Timer(pl.Callback):
-    """CPU seconds of the counted steps."""
+    """Measures the CPU seconds of the steps after the warm-up."""
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.global_step == WARM:
@@ -34,7 +34,7 @@ class Timer(pl.Callback):
 
 
 class Checkout:
-    """The modules of one checkout, put in the place of the other's while it runs."""
+    """A context in which `import etude` gives the modules of one checkout."""
 
     def __init__(self, root: Path) -> None:
         self.source = str(root / "src")
@@ -89,7 +89,7 @@ def main(before: str, after: str, rounds: str = "10") -> None:
         for turn in range(int(rounds) + 1):
             for which in (0, 1) if turn % 2 else (1, 0):
                 value = seconds(checkouts[which], averaged)
-                if turn:  # the first loads the code
+                if turn:  # the first round is a warm-up
                     found[which].append(1000 * value)
         one, two = (statistics.median(values) for values in found)
         ratios = statistics.median(b / a for a, b in zip(*found, strict=True))

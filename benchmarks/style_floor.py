@@ -1,4 +1,4 @@
-"""The noise floor of style transfer: how far the same scores are apart through two soundfonts, or two synthesizers.
+"""The noise floor of style transfer: how much renderings of the same scores differ between soundfonts or synthesizers.
 
     OMP_NUM_THREADS=1 python benchmarks/style_floor.py --soundfont FluidR3_GM.sf2 --rows docs/results/rows/style_floor.jsonl
     OMP_NUM_THREADS=1 python benchmarks/style_floor.py --synthesizer fluidsynth --rows docs/results/rows/style_floor.jsonl
@@ -32,7 +32,7 @@ def rendered(options: list[str], cache: Path) -> Any:
 
 
 def floor(soundfont: Path | None, synthesizer: str, cache: Path) -> list[dict[str, Any]]:
-    """The rows."""
+    """Returns a row of results for each style."""
     truth = rendered([], cache)
     given = [f"data.corpus.synthesizer={synthesizer}", "data.corpus.songs_per_style=1"]  # held-out tunes stay the same
     other = rendered([*given, *([f"data.corpus.soundfont={soundfont}"] if soundfont else [])], cache)

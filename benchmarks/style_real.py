@@ -1,11 +1,11 @@
-"""Real recordings restyled: there is no truth for them, so a row tells how near the sound comes to a style and what is kept.
+"""Style transfer of real recordings. There is no true result, so it measures the distance to the style and what is preserved.
 
     OMP_NUM_THREADS=1 python benchmarks/style_real.py --ckpt last --audio FOLDER --rows docs/results/rows/style_real.jsonl \\
         --pictures docs/results
 
 For each recording and style: distance of its band means and deviations to the style's training audio before and after (root
 of the mean square over bands, nats, loudness apart), and agreement of onsets and of the chroma of the waveform with the
-recording itself. A recording that is far from all styles is far from what the model has heard, too.
+recording itself. A recording that is far from all styles is also far from the training data.
 """
 
 import argparse
@@ -29,7 +29,7 @@ FORMATS = {".ogg", ".wav", ".flac", ".mp3"}
 
 
 def excerpt(path: Path, out: Path, *, start: float, seconds: float, rate: int) -> None:
-    """Writes the mono excerpt, from the beginning where the recording is too short."""
+    """Writes a mono excerpt of a recording; if it is too short, the excerpt begins at 0 s."""
     samples_cn, _ = read_audio(path, sample_rate=rate, mono=True)
     first = round(start * rate) if samples_cn.shape[-1] > (start + seconds) * rate else 0
     with AudioWriter(out, sample_rate=rate, channels=1) as writer:

@@ -2,9 +2,9 @@
 
     python benchmarks/style_speed.py --models mel_nano mel_tiny --rows docs/results/rows/style_speed.jsonl
 
-Ours is `python train.py task=style_transfer styles=[folk,rock] technique=[] data.batch_size=2` as it stands (Lightning,
-bfloat16 autocast, one backward, fused Adam, logging). The peer is what one writes by hand: two Adams, the generators' step,
-then the discriminator's, float32, nothing logged. Rounds alternate; a round is 50 steps after 10.
+Etude runs `python train.py task=style_transfer styles=[folk,rock] technique=[] data.batch_size=2` (Lightning, bfloat16
+autocast, one backward pass, fused Adam, logging). The peer is a hand-written loop: two Adam optimizers, a step of the generators,
+then one of the discriminator, float32, no logging. The two alternate; a round is 50 steps after 10 of warm-up.
 """
 
 import argparse
@@ -54,9 +54,9 @@ def ours(cfg: Any, task: Any, datamodule: Any, folder: Path) -> float:
 
 def by_hand(task: Any, batches: list[Any], lr: float) -> float:
     """The same GAN written as a loop: LSGAN, a noisy cycle, R1 every 8 steps."""
-    (to_rock, to_folk), judge = task.generators, task.judge
-    generator = torch.optim.Adam([*to_rock.parameters(), *to_folk.parameters()], lr=lr, betas=(0.5, 0.9))
-    critic = torch.optim.Adam(judge.parameters(), lr=lr, betas=(0.5, 0.9))
+    (to_rock, to_folk), discriminator = task.generators, task.judge
+    generator_optimizer = torch.optim.Adam([*to_rock.parameters(), *to_folk.parameters()], lr=lr, betas=(0.5, 0.9))
+    discriminator_optimizer = torch.optim.Adam(discriminator.parameters(), lr=lr, betas=(0.5, 0.9))
     mean, deviation = task.bands.statistics[:, 0, None, :, None], task.bands.statistics[:, 1, None, :, None]
     start = 0.0
     for step in range(WARMUP + STEPS):
@@ -66,32 +66,32 @@ def by_hand(task: Any, batches: list[Any], lr: float) -> float:
         style = torch.zeros(len(folk), dtype=torch.long)
         noise = [0.3 * torch.randn_like(folk) for _ in range(4)]
         fake_rock, fake_folk = to_rock(folk + noise[0]), to_folk(rock + noise[1])
-        with frozen(judge):
-            fooled = _fooled(judge, fake_rock, fake_folk, style)
+        with frozen(discriminator):
+            adversarial = _generator_loss(discriminator, fake_rock, fake_folk, style)
         from_rock, from_folk = (torch.lerp(fake.detach(), fake, 0.3) for fake in (fake_rock, fake_folk))
-        back = ((to_folk(from_rock + noise[2]) - folk).abs() * deviation[0]).mean()
-        back = back + ((to_rock(from_folk + noise[3]) - rock).abs() * deviation[1]).mean()
-        generator.zero_grad()
-        (fooled + 10 * back).backward()
+        cycle = ((to_folk(from_rock + noise[2]) - folk).abs() * deviation[0]).mean()
+        cycle = cycle + ((to_rock(from_folk + noise[3]) - rock).abs() * deviation[1]).mean()
+        generator_optimizer.zero_grad()
+        (adversarial + 10 * cycle).backward()
         torch.nn.utils.clip_grad_norm_([*to_rock.parameters(), *to_folk.parameters()], 5.0)
-        generator.step()
-        penal = step % 8 == 0
-        reals = [x.requires_grad_(penal) for x in (folk, rock)]
-        real = [judge(x, style + s)[0][0] for s, x in enumerate(reals)]
-        fake = [judge(x.detach(), style + s)[0][0] for s, x in enumerate((fake_folk, fake_rock))]
+        generator_optimizer.step()
+        penalised = step % 8 == 0
+        reals = [x.requires_grad_(penalised) for x in (folk, rock)]
+        real = [discriminator(x, style + s)[0][0] for s, x in enumerate(reals)]
+        fake = [discriminator(x.detach(), style + s)[0][0] for s, x in enumerate((fake_folk, fake_rock))]
         loss = sum((r - 1).square().mean() + f.square().mean() for r, f in zip(real, fake, strict=True))
-        if penal:
+        if penalised:
             gradients = torch.autograd.grad(sum(r.sum() for r in real), reals, create_graph=True)
             loss = loss + 4 * sum(g.square().sum((1, 2)).mean() for g in gradients) / folk.shape[-1]
-        critic.zero_grad()
+        discriminator_optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(judge.parameters(), 5.0)
-        critic.step()
+        torch.nn.utils.clip_grad_norm_(discriminator.parameters(), 5.0)
+        discriminator_optimizer.step()
     return STEPS / (time.perf_counter() - start)
 
 
-def _fooled(judge: Any, fake_rock: torch.Tensor, fake_folk: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
-    return sum((judge(x, style + s)[0][0] - 1).square().mean() for s, x in ((1, fake_rock), (0, fake_folk)))
+def _generator_loss(discriminator: Any, fake_rock: torch.Tensor, fake_folk: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
+    return sum((discriminator(x, style + s)[0][0] - 1).square().mean() for s, x in ((1, fake_rock), (0, fake_folk)))
 
 
 def main() -> None:

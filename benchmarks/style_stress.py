@@ -1,4 +1,5 @@
-"""10,000 training steps over files of random lengths, rates and channels: how many batches fail or lose their finiteness.
+"""Stress test: 10,000 training steps on files of random lengths, rates and channels; counts failed batches and losses that are
+not finite.
 
     OMP_NUM_THREADS=1 python benchmarks/style_stress.py --steps 10000 --rows docs/results/rows/style_stress.jsonl
 
@@ -20,7 +21,7 @@ from etude.run import programs as run
 
 
 def write_files(folder: Path, *, seed: int, count: int) -> None:
-    """Two styles of `count` files each."""
+    """Writes `count` random audio files for each of two styles."""
     draws = np.random.default_rng(seed)
     for style in ("low", "high"):
         (folder / style).mkdir(parents=True)

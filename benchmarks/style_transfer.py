@@ -1,10 +1,10 @@
-"""Style transfer at an equal budget: CPU-seconds of training steps, one thread; rows for docs/results/style_transfer.md.
+"""Trains style transfer for a given budget of CPU-seconds on one thread; writes rows for docs/results/style_transfer.md.
 
     OMP_NUM_THREADS=1 python benchmarks/style_transfer.py --budget 90 --pairs folk,rock folk,jazz --seeds 0 1 2 \
         --rows docs/results/rows/style_transfer.jsonl
 
-Only the steps count: losses, backward, clipping, optimizer, average. Drawing batches (under 1 ms each) and
-validation do not. The number of steps is set from the pace of a trial of 40, so that the schedule ends with the budget.
+The budget covers the training steps: losses, backward pass, clipping, optimizer, average. It does not cover drawing batches
+(under 1 ms each) and validation. The number of steps is computed from the speed of a trial of 40 steps.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from etude.run import programs as run
 
 
 class StepClock(pl.Callback):
-    """CPU-seconds of this process spent in training steps, and losses that were not finite."""
+    """Measures the CPU-seconds of training steps, and counts losses that are not finite."""
 
     def __init__(self) -> None:
         self.seconds = self.wall = self._start = self._start_wall = 0.0

@@ -1,14 +1,14 @@
-"""What each technique costs a training step: two runs take turns step by step, one bare, one with the technique.
+"""Measures the overhead of techniques per training step: two runs alternate step by step, one with and one without them.
 
     OMP_NUM_THREADS=1 python benchmarks/technique_overhead.py --root Jsb16thSeparated.json
     OMP_NUM_THREADS=1 python benchmarks/technique_overhead.py --root Jsb16thSeparated.json --live
 
-Both runs live in one process, each in its own thread; a baton lets one step at a time, so that what disturbs the machine
-disturbs both. The time of a step is the CPU time of its thread from baton to baton: everything that Lightning and the
-techniques do between two batches is in it; validation is not, but with `--live`, which measures the cases with live_quality in
-one long run each. Two bare runs differ by up to 4 % for as long as both live (where their weights lie in memory), so each case
-is built anew `--builds` times, and what the techniques' own methods take is timed by itself: exact to a hundredth of a percent,
-but blind to what their loss terms cost the backward pass.
+Both runs are threads of one process that take turns, one step at a time, so that other load on the machine affects both. The time
+of a step is the CPU time of its thread during its turn, so it contains everything that Lightning and the techniques do between
+two batches. Validation is not included, except with `--live`, which measures the cases with live_quality in one long run each.
+Two runs without techniques differ by up to 4 %, depending on where their weights are in memory, so each case is repeated
+`--builds` times with new runs. In addition, the time in the techniques' own methods is measured: to a hundredth of a percent,
+but without the cost of their loss terms in the backward pass.
 """
 
 import argparse
@@ -51,7 +51,7 @@ LIVE_OPTIONS = ["trainer.limit_val_batches=1.0", "trainer.val_check_interval=100
 
 
 class Turns:
-    """Lets two threads take turns; the first of each pair alternates, a thread that ends leaves the other alone."""
+    """Lets two threads take turns, in alternating order; when one ends, the other continues alone."""
 
     def __init__(self) -> None:
         self.condition, self.turn, self.alone = threading.Condition(), 0, False
@@ -77,8 +77,8 @@ HOOKS = ("on_train_batch_start", "on_before_backward", "on_after_backward", "on_
          "on_validation_batch_end", "on_validation_epoch_end", "on_validation_end")  # fmt: skip
 
 
-class Own:
-    """Seconds spent in the methods of techniques, calls of one from another counted once."""
+class MethodTime:
+    """Measures the seconds spent in the methods of techniques; nested calls count once."""
 
     def __init__(self, techniques: Sequence[Technique]) -> None:
         self.seconds, self._depth = 0.0, 0
@@ -101,9 +101,9 @@ class Own:
 
 
 class Timed(pl.Callback):
-    """Seconds of each step: from the baton's coming, which is the end of the step before, to the end of this one."""
+    """Measures the seconds of each step, from the beginning of its turn to its end."""
 
-    def __init__(self, who: int, turns: Turns, own: Own) -> None:
+    def __init__(self, who: int, turns: Turns, own: MethodTime) -> None:
         self.who, self.turns, self.own, self.seconds, self.inside = who, turns, own, list[float](), list[float]()
         self._since = 0.0
 
@@ -128,7 +128,7 @@ def one(options: list[str], who: int, turns: Turns, folder: Path) -> Timed:
     task = run.build_task(cfg, **datamodule.parts)
     task.recipe = run.OmegaConf.to_container(cfg, resolve=True)
     techniques = Composition(run.build_technique(node) for node in (cfg.get("technique") or {}).values()).techniques
-    timed = Timed(who, turns, Own(techniques))
+    timed = Timed(who, turns, MethodTime(techniques))
     trainer = run.instantiate(
         cfg.trainer, logger=False, enable_progress_bar=False, enable_checkpointing=False, default_root_dir=str(folder),
         callbacks=[*techniques, timed],

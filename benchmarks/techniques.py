@@ -1,10 +1,10 @@
-"""Each technique against the bare run: same data, model and number of steps; rows for docs/results/techniques.md.
+"""Compares each technique with a run without it, on the same data and with the same steps; rows for docs/results/techniques.md.
 
     OMP_NUM_THREADS=1 python benchmarks/techniques.py --data jsb=Jsb16thSeparated.json genres=FOLDER --seeds 0 1 2
     OMP_NUM_THREADS=1 python benchmarks/techniques.py --data distillation=Jsb16thSeparated.json --keep outputs/teachers
 
-A row holds the whole curve of the validation likelihood over steps and CPU-seconds, so that "when did it reach what the
-bare run ended with" is read off, and how far 16 samples are from held-out music. Rows that are there are not run again.
+A row contains the curve of the validation likelihood over steps and CPU-seconds, which shows when the bare run's final value was
+reached, and the similarity of 16 samples to held-out music. Existing rows are not measured again.
 """
 
 import argparse
@@ -31,7 +31,7 @@ SMALL = {  # data and model of about a million parameters: 0.1 s a step on one c
     "genres": ["data=folder", "data.max_len=512", "model.dim=96", "model.num_layers=3", "model.hidden_dim=256", "max_steps=400"],
 }
 STUDENT = ["data=jsb", "model.dim=80", "model.num_layers=3", "model.decoder_dim=64", "model.decoder_layers=1", "max_steps=800"]
-FREE = ["optimizer.lr=0.006", "model.dropout=0.0"]  # small models want longer steps, and have nothing to learn by heart with
+FREE = ["optimizer.lr=0.006", "model.dropout=0.0"]  # small models need a higher learning rate, and do not overfit
 FIRST = "{name:pretrain,max_steps:250}"
 SECOND = "{name:finetune,lr:0.5,layer_decay:0.8,warmup:0.05,max_steps:150}"
 BASELINE = "experiment=baseline"  # AdamW, a cosine, no technique, whatever train.py's defaults are
@@ -89,7 +89,7 @@ DISTILLATION: dict[str, list[str]] = {  # in this order: TEACHER is the checkpoi
 
 
 def music(task: Any, datamodule: Any) -> dict[str, float]:
-    """How 16 samples of 8 bars compare with held-out music: mean overlapping area of all metrics, 1 where they are alike."""
+    """Compares 16 samples of 8 bars with held-out music: mean overlapping area of all metrics, 1 if they are alike."""
     real = [datamodule.score("val", row) for row in range(min(32, len(datamodule.manifest("val"))))]
     samples = task.sample(num_samples=16, num_bars=8, max_new_tokens=640, seed=0)
     areas = [row["samples OA"] for row in compare_scores({"real": real, "samples": samples})]
@@ -124,7 +124,7 @@ def fit(options: list[str], folder: Path, *, checks: int) -> tuple[Any, Any, dic
 
 
 def taught(option: str, keep: Path | None, seed: int) -> str:
-    """The option with its teacher's checkpoint."""
+    """Replaces TEACHER in an option by the path of the teacher's checkpoint."""
     for word, name in (("TEACHER_DEFAULT", "teacher, default rate"), ("TEACHER", "teacher")):
         if option.endswith(f"={word}") and keep is not None:
             return option.removesuffix(word) + f"'{keep / f'{name}_{seed}' / 'checkpoints' / 'best.ckpt'}'"
@@ -132,7 +132,7 @@ def taught(option: str, keep: Path | None, seed: int) -> str:
 
 
 def done(rows: Path) -> set[tuple[str, str, int]]:
-    """What stands in the file already."""
+    """Returns data set, name and seed of the rows that are already in the file."""
     if not rows.is_file():
         return set()
     return {(row["data"], row["name"], row["seed"]) for row in map(json.loads, rows.read_text().splitlines())}

@@ -102,7 +102,7 @@ def main() -> None:
 
     draw = random.Random(1)
     lengths = lengths_of_pieces(args.lengths)
-    # every batch has the pieces of the first, in size, so that medians over rounds compare like with like
+    # every batch has pieces of the same lengths as the first, so that rounds are comparable
     chosen = draw.sample(lengths, args.batch)
     pieces = [[torch.randint(1, args.vocab, (n + 1,)) for n in chosen] for _ in range(args.rounds)]
     for case, method in (("pieces", None), ("mask", Packing.mask)):

@@ -1,4 +1,4 @@
-"""What the training benchmarks share: a configuration composed as train.py does, and a run's curve against its CPU time."""
+"""Shared by the training benchmarks: composing a configuration like train.py, and recording a curve over CPU time."""
 
 import time
 from pathlib import Path
@@ -25,7 +25,7 @@ def composed(options: list[str], folder: Path) -> Any:
 
 
 class Curve(pl.Callback):
-    """[step, CPU-seconds of training, metric] at each validation; validation and sampling themselves don't count."""
+    """Records [step, CPU-seconds of training, metric] at each validation; the time of validation is not counted."""
 
     def __init__(self, metric: str) -> None:
         self.metric, self.points = metric, list[list[float]]()

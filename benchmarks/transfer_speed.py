@@ -1,10 +1,10 @@
-"""Restyling long files: wall time, real-time factor and peak memory of `restyle`, each length in a process of its own.
+"""Wall time, real-time factor and peak memory of `restyle` on long files; each length is measured in its own process.
 
     python benchmarks/transfer_speed.py                                   # 1, 10 and 20 minutes of made-up stereo, 44.1 kHz
     python benchmarks/transfer_speed.py --ckpt outputs/2026-01-31/12-00-00_style --rows rows.jsonl
 
-Without a checkpoint a stand-in of 1.6 million weights takes the model's place: the figure is then that of reading, resampling,
-mels, vocoder, loudness and writing.
+Without a checkpoint a random network of 1.6 million weights replaces the model; the result is then the time of reading,
+resampling, mels, vocoder, loudness and writing.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from etude.audio.mel import MelContract
 
 
 class StandIn(nn.Module):
-    """Has the face of a trained style task: three convolutions over frames, random weights, a small change."""
+    """A random network with the interface of a trained style-transfer model: three convolutions over frames."""
 
     styles = ("folk", "rock")
     context_frames, stride = 6, 1
@@ -42,11 +42,11 @@ class StandIn(nn.Module):
         self.net = nn.Sequential(convolutions[0], nn.GELU(), convolutions[1], nn.GELU(), convolutions[2])
 
     def translate(self, log_mel_bmf: Tensor, *, source: str, target: str) -> Tensor:
-        """Adds what the random network says to the mel."""
+        """Adds the output of the random network to the mel."""
         return log_mel_bmf + self.net(self.contract.normalise(log_mel_bmf))
 
     def nearest_style(self, log_mel_mf: Tensor, *, among: Iterable[str]) -> str:
-        """The first."""
+        """Returns the first style."""
         return next(iter(among))
 
 

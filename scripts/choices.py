@@ -1,4 +1,4 @@
-"""Lists what can be chosen on the command line, one line each; needs nothing but Python, so that it answers at once."""
+"""Lists the choices of option groups, one line each; it uses only the standard library, so that it starts fast."""
 
 import ast
 import re
@@ -17,7 +17,7 @@ GROUPS = {
 
 
 def docstring(target: str) -> str:
-    """First line of the docstring of a class or function of this repository; the name itself of any other."""
+    """Returns the first docstring line of a class or function of this repository; for any other, its name."""
     module, _, name = target.rpartition(".")
     path = ROOT / "src" / Path(*module.split(".")).with_suffix(".py")
     if path.is_file():
@@ -28,7 +28,7 @@ def docstring(target: str) -> str:
 
 
 def effect(path: Path) -> str:
-    """The comment that opens the file, else what its `_target_` says of itself."""
+    """Returns the comment at the beginning of the file, else the first docstring line of its `_target_`."""
     text = path.read_text()
     comments = [line.lstrip("# ") for line in text.splitlines() if line.startswith("#") and "@package" not in line]
     if comments and text.splitlines()[0].startswith("#"):
@@ -38,7 +38,7 @@ def effect(path: Path) -> str:
 
 
 def notes(name: str) -> str:
-    """What a technique owns alone, and whether it leaves training as it is."""
+    """Returns what a technique controls exclusively, and whether it only observes or only acts on faults."""
     text = "".join(path.read_text() for path in (ROOT / "src" / "etude" / "techniques").rglob(f"{name}.py"))
     owned = sorted({power.lower().replace("_", " ") for power in re.findall(r"\bPower\.([A-Z_]+)", text)})
     verb = "may own" if "self.claims" in text else "owns"
@@ -50,7 +50,7 @@ def notes(name: str) -> str:
 
 
 def table(group: str) -> list[str]:
-    """The group's heading and a line for each choice; nothing where there is no such group."""
+    """Returns the heading of a group and a line for each choice; an empty list if the group does not exist."""
     files = sorted((ROOT / "conf" / group).glob("*.yaml"))
     width = max((len(path.stem) for path in files), default=0)
     lines = [f"  {path.stem:{width}}  {effect(path)}{notes(path.stem) if group == 'technique' else ''}" for path in files]

@@ -1,5 +1,5 @@
-"""Shows what under outputs/ is stale, largest first, and removes it with --yes: half-written files, runs that hold nothing,
-caches of earlier versions, and with --checkpoints the last.ckpt of runs that have a best.ckpt, but for the newest run."""
+"""Lists what under outputs/ is stale, largest first, and removes it with --yes: half-written files, empty runs, caches of earlier
+versions, and with --checkpoints the last.ckpt of runs that have a best.ckpt, except for the newest run."""
 
 import argparse
 import shutil
@@ -16,12 +16,12 @@ def size(path: Path) -> int:
 
 
 def stale(outputs: Path, *, checkpoints: bool = False) -> Iterator[tuple[Path, str]]:
-    """Yields (path, why it may go)."""
+    """Yields (path, reason why it can be removed)."""
     for path in outputs.rglob("*.part"):
         yield path, "half written by a run that was killed"
     for config in outputs.rglob("config.yaml"):
         if all(path.is_dir() or path.name in NOTHING_YET for path in config.parent.rglob("*")):
-            yield config.parent, "a run that holds nothing"
+            yield config.parent, "an empty run"
     yield from _old_caches(outputs / "cache")
     last = sorted(outputs.rglob("checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
     for path in last[:-1] if checkpoints else ():

@@ -22,7 +22,7 @@ def test_what_is_stale_is_shown_and_removed(tmp_path: Path) -> None:
     (tmp_path / "old" / "checkpoints" / ".last.ckpt.17.part").write_bytes(b"x")
     kept = {path for path in tmp_path.rglob("*.ckpt")}
     shown = tidy(tmp_path)
-    assert "empty: a run that holds nothing" in shown and ".17.part" in shown and "best.ckpt" not in shown
+    assert "empty: an empty run" in shown and ".17.part" in shown and "best.ckpt" not in shown
     assert (tmp_path / "empty").is_dir()
     tidy(tmp_path, "--yes")
     assert not (tmp_path / "empty").exists() and not list(tmp_path.rglob("*.part")) and set(tmp_path.rglob("*.ckpt")) == kept
