@@ -138,9 +138,9 @@ def test_a_users_file_gives_labels(songs: Path, tmp_path: Path) -> None:
         (lambda lines: lines[:-1], "has no line; add one"),
         (lambda lines: [*lines, lines[-1]], "is named twice; keep one line"),
         (lambda lines: ["piece" + lines[0][4:], *lines[1:]], "it needs a column 'file'"),
-        (lambda lines: [lines[0].replace("dance", "genre"), *lines[1:]], "its column 'genre' is there already"),
-        (lambda lines: [*lines[:-1], lines[-1] + ",x"], "has not as many cells as the header"),
-        (lambda lines: [*lines[:-1], lines[-1].rpartition(",")[0]], "has not as many cells as the header"),
+        (lambda lines: [lines[0].replace("dance", "genre"), *lines[1:]], "its column 'genre' exists already"),
+        (lambda lines: [*lines[:-1], lines[-1] + ",x"], "has more or fewer cells than the header"),
+        (lambda lines: [*lines[:-1], lines[-1].rpartition(",")[0]], "has more or fewer cells than the header"),
         (lambda lines: [], "its header is"),
     ],
 )

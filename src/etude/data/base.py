@@ -1,4 +1,4 @@
-"""What the datamodules of scores and of audio share: options, rules that choose pieces, labels, loaders, state."""
+"""The base class of the data modules of scores and of audio: options, rules, labels, loaders and state."""
 
 import dataclasses
 import os
@@ -21,7 +21,7 @@ Number = TypeVar("Number", int, float)
 
 
 class AnyCorpus(Protocol):
-    """A corpus, which is a dataclass; `without_root` tells who names a folder what to do where the corpus has no `root`."""
+    """A corpus, which is a dataclass; `without_root` is the end of the error message for a corpus that has no `root`."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     without_root: ClassVar[str]
@@ -31,13 +31,13 @@ SomeCorpus = TypeVar("SomeCorpus", bound=AnyCorpus)
 
 
 class CorpusDataModule(pl.LightningDataModule):
-    """A LightningDataModule over a corpus that is prepared once, cached, and drawn from in an order that can be resumed.
+    """A LightningDataModule of a corpus that is prepared once and cached; its loaders resume exactly.
 
-    A subclass says how the data is prepared and looked at, and what its loaders hold.
+    Subclasses define how the data is prepared and what the batches hold.
 
     Args:
-        cache_dir, batch_size, batches_per_epoch, num_workers, prepare_workers, seed, split, targets, labels_file: as the
-            subclass documents them.
+        cache_dir, batch_size, batches_per_epoch, num_workers, prepare_workers, seed, split, targets, labels_file: see
+            the subclass.
 
     Raises: ValueError for shares or a number of batches out of range.
     """
@@ -79,7 +79,7 @@ class CorpusDataModule(pl.LightningDataModule):
         raise NotImplementedError
 
     def prepare_data(self) -> None:
-        """Reads and caches what the cache lacks; Lightning calls it on one rank of each machine."""
+        """Prepares what is missing in the cache; Lightning calls it on one rank of each machine."""
         self.prepare()
 
     def setup(self, stage: str) -> None:
@@ -88,29 +88,29 @@ class CorpusDataModule(pl.LightningDataModule):
 
     @property
     def quarantine(self) -> list[tuple[str, str, str]]:
-        """(file, piece, reason) of everything that is left out."""
+        """(file, piece, reason) of all files and pieces that are not used."""
         raise NotImplementedError
 
     # --- labels ---
 
     def _rows(self, split: str) -> list[dict[str, Any]]:
-        """What is known of each piece of a split, in the data's order."""
+        """Returns the columns of each piece of a split, in the order of the data."""
         raise NotImplementedError
 
     def labels(self, split: str, column: str) -> list[str | None]:
-        """The value of a column for each piece of a split, in the order of its `pieces()`; columns of `labels_file` count, too.
+        """Returns the value of a column of the manifest or `labels_file` for each piece of a split, in the order of `pieces()`.
 
-        Raises: ValueError for a column that is not there or holds no names, or a `labels_file` that does not fit the data.
+        Raises: ValueError for a missing column or a column of numbers, or a `labels_file` that does not fit the data.
         """
         return self._label_table().values(split, column)
 
     def classes(self, split: str) -> dict[str, np.ndarray]:
-        """The class of each piece of a split for each of `targets`, int64 [n]; `NO_LABEL` where it has none."""
+        """Returns the class of each piece of a split for each of `targets`, int64 [n]; `NO_LABEL` if it has none."""
         return self._label_table().numbers(split) if self.targets else {}
 
     @property
     def label_parts(self) -> dict[str, dict[str, tuple[str, ...]]]:
-        """What a task that learns labels is built with: {"labels": names of the classes of each of `targets`}."""
+        """Arguments for a task that learns labels: {"labels": names of the classes of each of `targets`}."""
         return {"labels": self._label_table().classes} if self.targets else {}
 
     def _label_table(self) -> Labels:
@@ -128,19 +128,19 @@ class CorpusDataModule(pl.LightningDataModule):
     # --- choosing ---
 
     def admit(self, name: str, rule: Rule) -> None:
-        """Lets `name` choose which pieces training draws, from the next `train_dataloader` on.
+        """Adds a rule, under a name, that chooses which pieces training draws, from the next `train_dataloader` on.
 
         rule: called with rows of `pieces()`, int64 [n], and the number of the batch that is being drawn, counted from the
-            start of the run; returns the probability, float64 [n] in [0, 1], with which each is admitted in this pass; a
-            document that waits to be packed leaves when it is admitted no more. Chances of several rules multiply. A rule
-            must depend on nothing else than its arguments and what a checkpoint restores; what it learns from batch n may
-            count from draw n + `lookahead` on, as workers draw ahead.
+            start of the run; returns the probability, float64 [n] in [0, 1], with which each piece is admitted in this pass.
+            Probabilities of several rules are multiplied. A document that waits to be packed is removed when its piece is
+            no longer admitted. A rule may depend only on its arguments and on state that a checkpoint restores. What it
+            learns from batch n may have an effect only from batch n + `lookahead` on, since workers draw ahead.
         """
         self._rules[name] = rule
 
     @property
     def lookahead(self) -> int:
-        """Batches that may have been drawn and not trained yet, at most; the same for few workers as for none."""
+        """Largest number of batches that are drawn but not trained on yet; the same for no worker and for a few."""
         return max(16, 4 * self.num_workers)
 
     # --- loading ---
@@ -149,15 +149,15 @@ class CorpusDataModule(pl.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
     def _batches_for(self, amount: int, *, row: int) -> int:
-        """Batches of an epoch on each rank, where a pass holds `amount` tokens or frames, and a row of a batch `row`."""
+        """Returns the batches of an epoch on each rank; `amount` and `row` are the tokens or frames of a pass and of a row."""
         return self.batches_per_epoch or max(1, round(amount / (row * self.batch_size * self._place()[1])))
 
     def val_dataloader(self) -> StatefulDataLoader:
-        """Everything of the validation split once, unchanged."""
+        """All validation data once, without augmentation."""
         return self._evaluation("val")
 
     def test_dataloader(self) -> StatefulDataLoader:
-        """Everything of the test split once, unchanged."""
+        """All test data once, without augmentation."""
         return self._evaluation("test")
 
     def _evaluation(self, split: str) -> StatefulDataLoader:
@@ -169,13 +169,13 @@ class CorpusDataModule(pl.LightningDataModule):
     # --- state ---
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs to notice that the data changed; the loaders keep their own state."""
+        """Identifies the data in a checkpoint, to detect changes; the loaders have their own state."""
         raise NotImplementedError
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Refuses to resume on other data: the order of batches would not be the one that the checkpoint continues.
+        """Checks that a run resumes on the data of the checkpoint, since otherwise its batches would differ.
 
-        Raises: ValueError naming both.
+        Raises: ValueError that names both if they differ.
         """
         for name, value in self.state_dict().items():
             if state_dict[name] != value:
@@ -186,9 +186,9 @@ class CorpusDataModule(pl.LightningDataModule):
 
 
 def at_root(corpus: SomeCorpus, root: str | None) -> SomeCorpus:
-    """The corpus with its files at `root`; as it is for None.
+    """Returns the corpus with `root` as the place of its files; unchanged for None.
 
-    Raises: ValueError for a corpus whose files can't be elsewhere.
+    Raises: ValueError for a corpus without a root.
     """
     if root is None:
         return corpus
@@ -198,9 +198,9 @@ def at_root(corpus: SomeCorpus, root: str | None) -> SomeCorpus:
 
 
 def checked_range(name: str, value: Sequence[Number] | None, low: float, high: float) -> tuple[Number, Number] | None:
-    """`value` as (lowest, highest) within [low, high]; null means no such augmentation.
+    """Returns `value` as (lowest, highest), which must be within [low, high]; None stays None.
 
-    Raises: ValueError for anything else.
+    Raises: ValueError for any other value.
     """
     if value is None:
         return None

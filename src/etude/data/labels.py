@@ -1,4 +1,4 @@
-"""What is known about pieces as targets of training: columns of the manifest or of a user's CSV file, as numbers of classes."""
+"""Labels: columns of the manifest or of a user's CSV file as targets of training, converted to class indices."""
 
 import csv
 from collections import Counter
@@ -9,9 +9,9 @@ import numpy as np
 
 from etude.music.score import printable
 
-NO_LABEL = -1  # of padding, of a piece without a value, and of a value that no training piece has
-FILE = "file"  # the column of a user's CSV that names a file as the manifest does
-AUGMENTED = {"key": "transpose", "tempo_bpm": "tempo_scale"}  # columns that the augmentation of training makes untrue
+NO_LABEL = -1  # class of padding, of pieces without a value, and of values that no training piece has
+FILE = "file"  # the column of a user's CSV with the names of files, as in the manifest
+AUGMENTED = {"key": "transpose", "tempo_bpm": "tempo_scale"}  # columns that are wrong for augmented pieces, and the augmentation
 
 Rows = Sequence[Mapping[str, object]]
 
@@ -21,9 +21,11 @@ def read_labels(path: str, *, known: Iterable[str], needed: Iterable[str], taken
 
     Args:
         path: a CSV with a header line; its column `file` holds names as in the manifest, paths below the data's folder.
-        known: files that may be named. needed: those that must be. taken: names that its columns can't have.
+        known: all files that may have a line.
+        needed: files that must have a line.
+        taken: names of existing columns, which the CSV can't have.
 
-    Raises: ValueError in one line for a missing file, header or column, an unknown file, one that is missing or named twice.
+    Raises: ValueError, in one line, for a missing CSV, header or column, or a file that is unknown, missing or named twice.
     """
     option = f"data.labels_file={path}"
     if not Path(path).expanduser().is_file():
@@ -33,18 +35,18 @@ def read_labels(path: str, *, known: Iterable[str], needed: Iterable[str], taken
         try:
             rows, columns = list(reader), [name for name in reader.fieldnames or () if name != FILE]
         except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"{option}: it is no CSV in UTF-8 ({error}); write it anew as comma-separated text") from error
+            raise ValueError(f"{option}: it is not a CSV in UTF-8 ({error}); save it as comma-separated text") from error
     if FILE not in (reader.fieldnames or ()) or not columns:
         raise ValueError(f"{option}: its header is {reader.fieldnames}; it needs a column {FILE!r} and one for each label")
     if double := sorted(set(columns) & set(taken)) or [name for name, count in Counter(columns).items() if count > 1]:
-        raise ValueError(f"{option}: its column {double[0]!r} is there already; give it another name")
+        raise ValueError(f"{option}: its column {double[0]!r} exists already; give it another name")
     if ragged := [number for number, row in enumerate(rows, start=2) if None in row or None in row.values()]:
-        raise ValueError(f"{option}: line {ragged[0]} has not as many cells as the header; write one cell for each column")
+        raise ValueError(f"{option}: line {ragged[0]} has more or fewer cells than the header; write one cell for each column")
     files = [printable(row[FILE]) for row in rows]
     for wrong, what in (
         ([name for name, count in Counter(files).items() if count > 1], "is named twice; keep one line"),
         (sorted(set(files) - set(known)), "is not among the data; names are as in the manifest's column 'file', such as "),
-        (sorted(set(needed) - set(files)), "has no line; add one, with empty cells where nothing is known"),
+        (sorted(set(needed) - set(files)), "has no line; add one, with empty cells for unknown values"),
     ):
         if wrong:
             example = next(iter(needed), "") if what.endswith("such as ") else ""
@@ -54,14 +56,15 @@ def read_labels(path: str, *, known: Iterable[str], needed: Iterable[str], taken
 
 
 class Labels:
-    """Values of the chosen columns for the pieces of every split, and their classes: the training split's values, sorted.
+    """The values of the target columns for the pieces of each split, and their classes (the values in training, sorted).
 
     Args:
-        targets: columns to train on.
-        rows: of each split, a mapping of column to value for each piece, in the data's order.
-        extra: columns of a user's file, see `read_labels`. name: the column of `rows` that such a file goes by.
+        targets: the columns to train on.
+        rows: split -> column -> value of each piece, in the order of the data.
+        extra: the columns of a user's CSV, see `read_labels`.
+        name: the column of `rows` with the file names that the CSV uses.
 
-    Raises: ValueError for a column that is not there, or that holds no names.
+    Raises: ValueError for a missing column, or a column of numbers.
     """
 
     def __init__(
@@ -76,13 +79,13 @@ class Labels:
 
     @property
     def columns(self) -> list[str]:
-        """Names of all columns that there are."""
+        """The names of all columns."""
         return sorted({*self._extra, *(name for rows in self._rows.values() for name in (rows[0] if rows else ()))})
 
     def values(self, split: str, column: str) -> list[str | None]:
-        """The value of each piece of a split, in the data's order; None where there is none.
+        """Returns the value of each piece of a split, in the order of the data; None if it has none.
 
-        Raises: ValueError for an unknown column or split, and for a column of measurements.
+        Raises: ValueError for an unknown column or split, and for a column of numbers.
         """
         if split not in self._rows:
             raise ValueError(f"split={split} is unknown; valid are {', '.join(self._rows)}")
@@ -97,7 +100,7 @@ class Labels:
         return found
 
     def numbers(self, split: str) -> dict[str, np.ndarray]:
-        """The class of each piece of a split, int64 [n], for each target; `NO_LABEL` where it has none of the classes."""
+        """Returns target -> class of each piece of a split, int64 [n]; `NO_LABEL` if its value is not one of the classes."""
         found = {}
         for column, names in self.classes.items():
             place: dict[str | None, int] = {name: number for number, name in enumerate(names)}

@@ -1,4 +1,4 @@
-"""Random numbers that are functions of what they are for: no state, so no order in which they must be drawn.
+"""Stateless random numbers: functions of a seed and of indices, so that they can be drawn in any order.
 
 Source: SplitMix64, G. Steele, D. Lea and C. Flood, "Fast splittable pseudorandom number generators", 2014.
 """
@@ -8,20 +8,21 @@ import numpy as np
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX2 = np.uint64(0x94D049BB133111EB)
-ROUNDS = 6  # of the Feistel network; 4 are pseudorandom (Luby and Rackoff 1988), two more for small domains
+ROUNDS = 6  # of the Feistel network; 4 give a pseudorandom permutation (Luby and Rackoff 1988), two more for small domains
 
 
 def mix(values: np.ndarray) -> np.ndarray:
-    """A bijective scrambling of uint64 values."""
+    """Hashes uint64 values by a bijection."""
     with np.errstate(over="ignore"):
         values = values + _GAMMA
         values = (values ^ (values >> np.uint64(30))) * _MIX1
         values = (values ^ (values >> np.uint64(27))) * _MIX2
-        return values ^ (values >> np.uint64(31))
+        mixed: np.ndarray = values ^ (values >> np.uint64(31))
+        return mixed
 
 
 def key(*numbers: int) -> np.ndarray:
-    """One uint64 (0-d) from several integers, order included."""
+    """Hashes several integers, in their order, to one uint64 (0-d)."""
     state = np.zeros((), np.uint64)
     for number in numbers:
         state = np.asarray(mix(state ^ np.uint64(number & 0xFFFFFFFFFFFFFFFF)))
@@ -29,7 +30,7 @@ def key(*numbers: int) -> np.ndarray:
 
 
 def uniform(seed: int, passes: np.ndarray, pieces: np.ndarray, count: int) -> np.ndarray:
-    """Numbers in [0, 1), float64 [n, count], for each (seed, pass, piece)."""
+    """Returns `count` uniform numbers in [0, 1) for each (seed, pass, piece): float64 [n, count]."""
     base = mix(mix(key(seed) ^ passes.astype(np.uint64)) ^ pieces.astype(np.uint64))
     with np.errstate(over="ignore"):
         bits = mix(base[:, None] + _GAMMA * np.arange(1, count + 1, dtype=np.uint64))
@@ -37,11 +38,11 @@ def uniform(seed: int, passes: np.ndarray, pieces: np.ndarray, count: int) -> np
 
 
 def permute(positions: np.ndarray, *, size: int, seed: int, number: int) -> np.ndarray:
-    """Where a shuffle of range(size) puts `positions`: int64 [n], in memory O(n) whatever `size`.
+    """Returns the elements at `positions` of a random permutation of range(size): int64 [n], in O(n) memory.
 
-    seed, number: which shuffle, such as the seed of the run and the pass over the data.
-    A Feistel network on the smallest even power of two that holds `size`, walked on until it is back inside (Black and
-    Rogaway 2002).
+    seed, number: determine the permutation, for example the seed of the run and the number of the pass over the data.
+    A Feistel network on the smallest even power of two that is at least `size`, applied until the value is below `size`
+    (cycle walking, Black and Rogaway 2002).
     """
     half = max(1, (int(size - 1).bit_length() + 1) // 2)
     mask = np.uint64((1 << half) - 1)

@@ -182,7 +182,7 @@ class MelProbe:
 
     def needs(self, kept: list[Batch], batch: Batch) -> bool:
         """Whether to keep a validation batch for `measure`: until there are num_samples mels of each style."""
-        return sum(other["mel"].shape[1] for other in kept) < self.options.num_samples
+        return bool(sum(other["mel"].shape[1] for other in kept) < self.options.num_samples)
 
     def bars_within(self, seconds: float) -> int:
         """Returns num_bars whatever the time, since mels have a fixed length."""

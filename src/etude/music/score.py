@@ -237,7 +237,7 @@ def end_tick(score: Score) -> int:
 
 def duration_beats(score: Score) -> float:
     """Length in quarter notes, from 0 to the end of the last note."""
-    return end_tick(score) / score.ticks_per_quarter
+    return float(end_tick(score) / score.ticks_per_quarter)
 
 
 def seconds_at(score: Score, ticks: np.ndarray) -> np.ndarray:

@@ -105,7 +105,7 @@ def test_everything_else_stays_when_styles_are_chosen_or_songs_added(cache: Path
 
 
 @pytest.mark.parametrize(("options", "says"), [
-    ({"styles": ["folk", "polka"]}, "'polka' is not arranged for; valid are folk, rock, jazz"),
+    ({"styles": ["folk", "polka"]}, "'polka' has no arrangement; valid are folk, rock, jazz"),
     ({"songs_per_style": 0}, "songs_per_style=0"),
     ({"paired_test": 0}, "paired_test=0"),
     ({"max_seconds": 0.5}, "max_seconds=0.5"),

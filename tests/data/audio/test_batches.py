@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from etude.data.audio.batches import DrawSampler, RandomSegments, _places, evaluation_batches, evaluation_rows
+from etude.data.audio.batches import DrawSampler, RandomSegments, _positions, evaluation_batches, evaluation_rows
 from etude.techniques.data.curriculum import Curriculum
 from tests.data.audio.files import CONTRACT, SEGMENT, inline, module, same, sound, write, write_styles
 
@@ -205,7 +205,7 @@ def test_only_admitted_pieces_are_drawn_and_a_rule_of_ones_changes_nothing(ready
 
 def test_chances_count_as_shares_of_the_places() -> None:
     ends, admitted = np.array([100, 150, 250]), np.array([0.5, 0.0, 0.25])
-    pieces, starts = _places(np.linspace(0, 1, 10_001)[:-1], ends, admitted)
+    pieces, starts = _positions(np.linspace(0, 1, 10_001)[:-1], ends, admitted)
     assert np.bincount(pieces, minlength=3).tolist() == pytest.approx([6667, 0, 3333], abs=2)
     assert [int(starts[pieces == p].max()) for p in (0, 2)] == [99, 99] and starts.min() == 0
 

@@ -1,4 +1,4 @@
-"""A flipped bit in any file of a cache changes nothing silently: what holds it is made anew, or one line says so."""
+"""A flipped bit in any file of a cache changes nothing silently: what holds it is rebuilt, or one line says so."""
 
 import random
 import shutil
@@ -77,7 +77,7 @@ def test_a_flipped_bit_in_any_file_of_the_cache_is_mended(
         flip(copy / path.relative_to(cache), where)
         capsys.readouterr()
         assert contents(module(root, copy)) == expected, path
-        mended += "is made anew" in capsys.readouterr().err
+        mended += "is rebuilt" in capsys.readouterr().err
         shutil.rmtree(copy)
     assert mended >= len(files) // 2
 

@@ -379,7 +379,7 @@ def test_ctrl_c_keeps_what_is_parsed_and_says_so(tmp_path: Path) -> None:
     _, err = process.communicate(timeout=60)
     assert process.returncode != 0
     (line,) = [line for line in err.splitlines() if line.startswith("interrupted")]
-    assert "kept in" in line
+    assert "saved in" in line
     kept = facts(tmp_path)
     assert 2 <= kept < 24
     assert f"{kept} of 24 files" in line

@@ -8,7 +8,7 @@ import pytest
 
 from etude.data.scores.batches import PackedRows, RowSampler, evaluation_batches
 from etude.data.scores.documents import Augmentation, Documents
-from etude.data.scores.packing import COUNTED, FINAL, NOTHING, NUMBER, PIECE, START, STOP, VARIATION, Packer, slots
+from etude.data.scores.packing import COUNTED, EMPTY_PLAN, FINAL, NUMBER, PIECE, START, STOP, VARIATION, Packer, slots
 from etude.tokens.satb import SatbGrid
 from tests.data.scores.pieces import bodies_of, view_of
 
@@ -167,7 +167,7 @@ def test_every_rank_gets_as_many_evaluation_batches(documents: Documents) -> Non
     for rank in range(3):
         batches = evaluation_batches(Packer(bare, 400, shuffle=False), batch_size=2, rank=rank, world=3)
         sizes.append(len(batches))
-        PackedRows(bare, max_len=400, evaluation=True).__getitems__([NOTHING])
+        PackedRows(bare, max_len=400, evaluation=True).__getitems__([EMPTY_PLAN])
     assert len(set(sizes)) == 1
 
 

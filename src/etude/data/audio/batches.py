@@ -1,6 +1,6 @@
-"""Pieces to batches of segments, for training at random places, for evaluation once each.
+"""Batches of segments of audio: at random positions for training, each segment once for evaluation.
 
-Shapes: s styles, b rows of a batch, m mel bands, f frames of a segment, n samples of it.
+Shapes: s styles, b rows of a batch, m mel bands, f frames and n samples of a segment.
 """
 
 import hashlib
@@ -18,15 +18,15 @@ from etude.data.audio.build import UNIT, clip_path
 from etude.data.audio.splits import Piece
 from etude.data.randomness import uniform
 
-TRIES = 4  # places that a draw looks at until it finds one that sounds
-QUIET = math.log(1e-3)  # a log mel below which nothing is heard
-NEPER = math.log(10) / 20  # nats a decibel
-MAPPED = 16_384  # files mapped at a time; systems allow 65,530
+TRIES = 4  # positions that are tried until a segment is not silent
+QUIET = math.log(1e-3)  # a segment is silent if no log mel is above this
+NATS_PER_DECIBEL = math.log(10) / 20
+MAPPED = 16_384  # files that are memory-mapped at a time; Linux allows 65,530 mappings
 EvalRow = tuple[tuple[int, int], ...]  # for each style: piece, first frame
 
 
 class Clips:
-    """Reads pieces from the clip cache; files are mapped when first used, and nothing but what is asked for is read."""
+    """Reads pieces from the clip cache; files are memory-mapped at first use, so only the requested parts are read."""
 
     def __init__(self, folder: Path, contract: MelContract, pieces: Sequence[Piece]):
         self.folder, self.contract, self.pieces = folder, contract, list(pieces)
@@ -37,10 +37,10 @@ class Clips:
         return len(self.pieces)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_mels": {}, "_samples": {}}  # workers map the files themselves
+        return {**self.__dict__, "_mels": {}, "_samples": {}}  # worker processes map the files themselves
 
     def mel_fm(self, piece: int) -> np.ndarray:
-        """The log mels of a piece, float16 [f, m], a view of the file."""
+        """Returns the log mels of a piece, float16 [f, m], as a view of the file."""
         if piece not in self._mels:
             self._make_room()
             entry = self.pieces[piece]
@@ -49,7 +49,7 @@ class Clips:
         return self._mels[piece]
 
     def samples_n(self, piece: int, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """The samples of frames `start` to `stop` of a piece, int16 [n]; the last frame of a clip may be cut short."""
+        """Returns the samples of frames `start` to `stop` of a piece, int16 [n]; the last frame of a clip may be incomplete."""
         if piece not in self._samples:
             self._make_room()
             entry, hop = self.pieces[piece], self.contract.hop_length
@@ -59,13 +59,13 @@ class Clips:
         return self._samples[piece][start * hop : None if stop is None else stop * hop]
 
     def _make_room(self) -> None:
-        if len(self._mels) + len(self._samples) >= MAPPED // 4:  # several styles, each with its own
+        if len(self._mels) + len(self._samples) >= MAPPED // 4:  # each style has its own `Clips`
             self._mels.clear()
             self._samples.clear()
 
 
 class _Segments(torch.utils.data.Dataset[dict[str, Tensor]]):
-    """What training and evaluation share: clips of each style, and how a segment gets into a batch."""
+    """The base of training and evaluation segments: the clips of each style, and writing a segment into a batch."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class _Segments(torch.utils.data.Dataset[dict[str, Tensor]]):
         labels: Sequence[Mapping[str, np.ndarray]] | None = None,
     ):
         self.clips, self.segment, self.waveform = list(clips), segment, waveform
-        self.labels = list(labels or [{} for _ in clips])  # of each style's pieces: class int64 [n], by name
+        self.labels = list(labels or [{} for _ in clips])  # for each style: name -> class of each piece, int64 [n]
         self.contract = self.clips[0].contract
 
     def _empty(self, rows: int) -> dict[str, np.ndarray]:
@@ -93,7 +93,7 @@ class _Segments(torch.utils.data.Dataset[dict[str, Tensor]]):
         mel_fm = arrays["mel"][style, row]
         mel_fm[:] = self.clips[style].mel_fm(piece)[start:stop]
         if gain_db:
-            np.maximum(mel_fm + np.float32(gain_db * NEPER), np.float32(math.log(self.contract.floor)), out=mel_fm)
+            np.maximum(mel_fm + np.float32(gain_db * NATS_PER_DECIBEL), np.float32(math.log(self.contract.floor)), out=mel_fm)
         if self.waveform:
             samples_n = self.clips[style].samples_n(piece, start, stop)
             arrays["samples"][style, row, : len(samples_n)] = samples_n * np.float32(10 ** (gain_db / 20) / UNIT)
@@ -109,22 +109,24 @@ class _Segments(torch.utils.data.Dataset[dict[str, Tensor]]):
         return batch
 
 
-class Chosen(NamedTuple):
-    """Draw numbers of a batch and, for each style, the chance with which each of its pieces is admitted."""
+class RestrictedDraws(NamedTuple):
+    """The draw numbers of a batch and, for each style, the probability with which each piece is admitted."""
 
     draws: list[int]
     chances: list[np.ndarray]
 
 
 class RandomSegments(_Segments):
-    """Segments at random places. Indexed with a list of draw numbers it gives {"mel": float32 [s, b, m, f], and with
-    `waveform` "samples": float32 [s, b, n], and for each of `labels` "label_*": int64 [s, b], -1 where a piece has none};
-    of styles of which no piece is admitted nothing, and then the number of each row's style as "style": int64 [s, b].
+    """Segments at random positions, as a dataset that is indexed with a list of draw numbers and returns a batch.
 
-    Row r is draw number draws[r] of each style, a function of (seed, style, draw number) alone: every place in every
-    piece is as likely as any other, but that a silent one is drawn again, a few times.
+    A batch holds "mel": float32 [s, b, m, f], with `waveform` "samples": float32 [s, b, n], and for each of `labels`
+    "label_*": int64 [s, b], -1 where a piece has no label. Styles without an admitted piece are missing; the batch then also
+    holds "style": int64 [s, b], the index of each row's style.
 
-    gain_db: [lowest, highest] change of loudness in decibels, drawn with the place; None for none.
+    Row r is draw number draws[r] of each style and depends on (seed, style, draw number) alone. All positions in all pieces
+    are equally likely, except that a silent segment is drawn again, a few times.
+
+    gain_db: [lowest, highest] random change of loudness in decibels; None for no change.
     """
 
     def __init__(
@@ -143,15 +145,15 @@ class RandomSegments(_Segments):
         self._names = np.array([int(hashlib.sha256(name.encode()).hexdigest()[:15], 16) for name in styles], np.uint64)
         self._ends = [np.cumsum([piece.frames - segment + 1 for piece in clip.pieces]) for clip in clips]
 
-    def __getitems__(self, draws: Sequence[int] | Chosen) -> dict[str, Tensor]:
-        draws, chances = (draws.draws, draws.chances) if isinstance(draws, Chosen) else (draws, [None] * len(self.clips))
+    def __getitems__(self, draws: Sequence[int] | RestrictedDraws) -> dict[str, Tensor]:
+        draws, chances = (draws.draws, draws.chances) if isinstance(draws, RestrictedDraws) else (draws, [None] * len(self.clips))
         arrays = self._empty(len(draws))
         numbers = np.asarray(draws, np.uint64)
         present = [style for style, chance in enumerate(chances) if chance is None or chance.any()]
         for style in present:
             ends = self._ends[style]
             chance = uniform(self.seed, np.full(len(numbers), self._names[style]), numbers, TRIES + 1)
-            pieces, starts = _places(chance[:, :TRIES], ends, chances[style])
+            pieces, starts = _positions(chance[:, :TRIES], ends, chances[style])
             for row in range(len(numbers)):
                 gain = 0.0 if self.gain_db is None else self.gain_db[0] + chance[row, TRIES] * (self.gain_db[1] - self.gain_db[0])
                 for piece, start in zip(pieces[row].tolist(), starts[row].tolist(), strict=True):
@@ -164,10 +166,10 @@ class RandomSegments(_Segments):
         return {**self._tensors({name: array[present] for name, array in arrays.items()}), "style": style_sb}
 
 
-def _places(chance: np.ndarray, ends: np.ndarray, admitted: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """The piece and the first frame for each number of [0, 1): every place as likely as its piece is admitted.
+def _positions(chance: np.ndarray, ends: np.ndarray, admitted: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Maps numbers in [0, 1) to pieces and first frames: each position has the probability with which its piece is admitted.
 
-    ends: places in all pieces up to each, its own included. admitted: [pieces] in [0, 1], None for 1.
+    ends: cumulative number of positions of the pieces. admitted: [pieces] in [0, 1], None for 1.
     """
     if admitted is None or (admitted == 1).all():
         places = (chance * ends[-1]).astype(np.int64)
@@ -183,7 +185,7 @@ def _places(chance: np.ndarray, ends: np.ndarray, admitted: np.ndarray | None) -
 
 
 class FixedSegments(_Segments):
-    """Segments at given places: indexed with a list of `EvalRow` it gives what `RandomSegments` gives."""
+    """Segments at given positions: indexed with a list of `EvalRow`, it returns batches like `RandomSegments`."""
 
     def __getitems__(self, rows: Sequence[EvalRow]) -> dict[str, Tensor]:
         arrays = self._empty(len(rows))
@@ -194,11 +196,13 @@ class FixedSegments(_Segments):
 
 
 class DrawSampler(torch.utils.data.Sampler[Any]):
-    """Draw numbers of one batch at a time, the same number of batches each epoch, for ever; its state counts what was
-    drawn by all ranks.
+    """Yields the draw numbers of one batch at a time, without end; an epoch is a fixed number of batches.
 
-    batch_size: draws for each rank. num_batches: length of an epoch. rank, world: draw d goes to rank d mod world.
-    admission: what gives each style's chances for a batch by its number, here where techniques know of training; None for all.
+    batch_size: draws for each rank.
+    num_batches: batches of an epoch.
+    rank, world: draw d goes to rank d mod world.
+    admission: returns, for the number of a batch, the probabilities with which each style's pieces are admitted; called in
+        the main process, where techniques have their state. None admits all.
     """
 
     def __init__(
@@ -212,8 +216,8 @@ class DrawSampler(torch.utils.data.Sampler[Any]):
     ):
         self.batch_size, self.num_batches, self.rank, self.world = batch_size, num_batches, rank, world
         self.admission = admission
-        self.first = 0  # draw that the next batch begins with, over all ranks
-        self.drawn = 0  # batches of the epoch under way
+        self.first = 0  # first draw of the next batch, over all ranks
+        self.drawn = 0  # batches of the current epoch
         self.number = 0  # batches since the start of the run
         self._resumed = False
 
@@ -229,23 +233,23 @@ class DrawSampler(torch.utils.data.Sampler[Any]):
             batch = list(range(self.first + self.rank, stop, self.world))
             number = self.number
             self.first, self.drawn, self.number = stop, self.drawn + 1, self.number + 1
-            yield batch if self.admission is None else Chosen(batch, self.admission(number))
+            yield batch if self.admission is None else RestrictedDraws(batch, self.admission(number))
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands: the same on every rank, so their number may change on resuming."""
+        """The position in the stream; it is the same on every rank, so the number of ranks may change on resuming."""
         return {"first": self.first, "drawn": self.drawn, "number": self.number}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a `state_dict`, in the middle of its epoch."""
+        """Continues from a `state_dict`, in the middle of its epoch."""
         self.first, self.drawn, self._resumed = int(state["first"]), int(state["drawn"]), True
         self.number = int(state["number"]) if "number" in state else self.first // (self.batch_size * self.world)
 
 
 def evaluation_rows(clips: Sequence[Clips], *, segment: int, paired: bool) -> list[EvalRow]:
-    """One pass over everything held out, in whole segments.
+    """Returns the rows of one pass over held-out audio, in whole segments.
 
-    Paired: row i is the same place of the same song in every style, as far as the shortest goes. Else the segments of
-    each style, those of styles that have fewer repeated from the beginning.
+    If paired, row i is the same position of the same song in every style, up to the end of the shortest version. Otherwise
+    the segments of each style are used in order, and styles with fewer segments are repeated.
     """
     if paired:
         common = [min(clip.pieces[piece].frames for clip in clips) for piece in range(len(clips[0]))]
@@ -261,6 +265,6 @@ def evaluation_rows(clips: Sequence[Clips], *, segment: int, paired: bool) -> li
 
 
 def evaluation_batches(rows: Sequence[EvalRow], *, batch_size: int, rank: int, world: int) -> list[list[EvalRow]]:
-    """The rows of one rank in batches; every rank gets as many, the first rows again where there is nothing left."""
+    """Returns the rows of one rank in batches; rows are repeated so that every rank has the same number of batches."""
     mine = [rows[number % len(rows)] for number in range(rank, -(-len(rows) // world) * world, world)]
     return [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]

@@ -1,12 +1,12 @@
-"""Recordings to cached clips: mono samples and log mels, each once, in parallel, safe against crashes and Ctrl-C.
+"""Encode recordings into cached clips, mono samples and log mels, in parallel and safe against crashes and Ctrl-C.
 
 A clip is two files of plain numbers, memory-mapped when read:
 
     <key>.pcm   int16 [n], samples at the contract's rate, in units of 1/32768
-    <key>.mel   float16 [f, m], natural-log mels of those samples, a frame after another
+    <key>.mel   float16 [f, m], natural-log mels of those samples, frame by frame
 
-and a record in the store `facts`, which is written last: a clip without one does not exist. What failed has a record of
-the reason instead, so that it is not tried again.
+and a record in the store `facts`, which is written last: a clip without a record does not count. A recording that failed
+has a record with the reason, so that it is not tried again.
 """
 
 import functools
@@ -30,18 +30,18 @@ from etude.data.cache.lock import held
 from etude.data.cache.store import FULL, Store, Writer, key_of, named
 from etude.data.cache.version import MELS
 
-FORMAT = 2  # of clips: a change of what they hold makes other ones
-UNIT = 32768  # of stored samples
+FORMAT = 2  # version of the clip files; count up when their content changes
+UNIT = 32768  # stored value of a sample of 1.0
 FRAMES_AT_ONCE = 1024
 
 
 def clips_folder(cache_dir: Path, contract: MelContract) -> Path:
-    """Where the clips of a contract are kept."""
+    """The folder of the clips of a contract."""
     return cache_dir / f"audio-{contract.fingerprint}-{MELS}-{FORMAT}"
 
 
 def clip_key(recording: Recording) -> str:
-    """32 hex digits that name the clip of a recording."""
+    """Returns 32 hex digits that name the clip of a recording."""
     return hashlib.sha256(recording.identity.encode()).hexdigest()[:32]
 
 
@@ -53,10 +53,11 @@ def clip_path(folder: Path, key: str, suffix: str) -> Path:
 def encode_all(
     recordings: Sequence[Recording], contract: MelContract, *, cache_dir: Path, num_workers: int
 ) -> list[dict[str, Any]]:
-    """The facts of each recording's clip: samples, frames, clipped (share of samples at full scale), or a reason why
-    there is none. Encodes what the cache lacks.
+    """Encodes the recordings that are missing in the cache and returns the facts of each recording's clip.
 
-    Raises: OSError for a full disk; KeyboardInterrupt after keeping what is done.
+    Facts are samples, frames and clipped (share of samples at full scale), or the reason why there is no clip.
+
+    Raises: OSError for a full disk; KeyboardInterrupt after saving finished work.
     """
     folder = clips_folder(cache_dir, contract)
     keys = np.array([key_of(bytes.fromhex(clip_key(recording))) for recording in recordings])
@@ -73,14 +74,14 @@ def encode_all(
 
 
 def _check_clip(folder: Path, key: str, fact: dict[str, Any]) -> None:
-    """Compares a clip with its checksums, at about 1 GB/s.
+    """Verifies the checksums of a clip, at about 1 GB/s.
 
-    Raises: Damaged, with the facts to remove: clips without them do not exist.
+    Raises: Damaged, which names the facts as the folder to remove, since clips without facts do not count.
     """
     for suffix, value in fact.get("crc32", {}).items():
         path = clip_path(folder, key, suffix)
         if not path.is_file() or checksum(path) != value:
-            why = "its checksum differs" if path.is_file() else "it is not there"
+            why = "its checksum differs" if path.is_file() else "it is missing"
             raise Damaged(path, remove=folder / "facts", why=why)
 
 
@@ -93,8 +94,8 @@ def _encode_absent(
     cache_dir: Path,
     num_workers: int,
 ) -> None:
-    for left_by_a_kill in folder.glob("*/*.aside"):  # the lock is ours: nobody is at them
-        left_by_a_kill.unlink()
+    for leftover in folder.glob("*/*.aside"):  # of killed processes; we hold the lock, so no other process uses them
+        leftover.unlink()
     with Writer(folder / "facts", dtype=np.uint8) as writer:
         todo = absent(folder / "facts", keys)
 
@@ -119,9 +120,9 @@ def _encode_absent(
 
 
 def encode(contract: MelContract, folder: Path, recording: Recording) -> dict[str, Any]:
-    """Writes the clip of one recording; returns its facts. Runs in a worker, with the memory of a block.
+    """Writes the clip of one recording block by block and returns its facts. Runs in a worker process.
 
-    Raises: ValueError for what can't be decoded, or holds no sound.
+    Raises: ValueError for a recording that can't be decoded or is silent.
     """
     key = clip_key(recording)
     pcm, mel = (clip_path(folder, key, suffix) for suffix in ("pcm", "mel"))
@@ -157,26 +158,27 @@ def _write_samples(recording: Recording, sample_rate: int, path: Path) -> dict[s
     with path.open("wb") as file:
         for block_n in recording.blocks(sample_rate):
             if not np.isfinite(block_n).all():
-                raise ValueError("holds samples that are not numbers (NaN or infinite); export it again")
+                raise ValueError("has samples that are NaN or infinite; export it again")
             loud_n = np.abs(block_n)
             peak, count = max(peak, float(loud_n.max(initial=0.0))), count + len(block_n)
             clipped += int((loud_n >= FULL_SCALE).sum())
             file.write(quantise(block_n).tobytes())
         _sync(file)
     if count == 0:
-        raise ValueError("holds no samples; export it again")
+        raise ValueError("has no samples; export it again")
     if peak < SILENCE:
         raise ValueError(f"is silent (peak {peak:.1e}); give a file with sound in it")
     return {"samples": count, "peak": peak, "clipped": clipped / count}
 
 
 def quantise(samples_n: np.ndarray) -> np.ndarray:
-    """Float samples in [-1, 1] as int16; what is louder is clipped."""
-    return np.clip(np.rint(samples_n * UNIT), -UNIT, UNIT - 1).astype(np.int16)
+    """Converts float samples in [-1, 1] to int16; louder samples are clipped."""
+    quantised: np.ndarray = np.clip(np.rint(samples_n * UNIT), -UNIT, UNIT - 1).astype(np.int16)
+    return quantised
 
 
 def _mel_blocks(contract: MelContract, pcm: Path, num_samples: int) -> Iterator[np.ndarray]:
-    """Log mels of the samples in a file, float16 [f, m], in blocks whose frames don't depend on where the blocks end."""
+    """Yields blocks of the log mels of the samples in a file, float16 [f, m]; frames do not depend on the block size."""
     hop, frames = contract.hop_length, contract.num_frames(num_samples)
     context = -(-contract.padding // hop)
     for start in range(0, frames, FRAMES_AT_ONCE):

@@ -1,6 +1,6 @@
-"""Where audio comes from: tunes of music21's wheel, arranged and rendered in several styles, or a folder for each style.
+"""Corpora of audio: tunes of music21 that are arranged and rendered in several styles, and folders of the user's audio.
 
-A corpus lists recordings without hearing them.
+A corpus lists recordings without decoding them.
 """
 
 import hashlib
@@ -22,20 +22,20 @@ from etude.data.cache.lock import held
 from etude.data.cache.store import Store
 from etude.data.scores import build
 from etude.data.scores import duplicates as dedup
-from etude.data.scores.corpora import Folk, Source, Wheel
+from etude.data.scores.corpora import Folk, Music21Corpus, Source
 from etude.music.arrangement import ARRANGEMENTS
 from etude.music.score import duration_seconds, printable, read_pieces
 from etude.render.synthesizers import SYNTHESIZERS, Synthesizer, check_synthesizer, default_soundfont
 
-MIN_NOTES = 40  # a tune worth arranging
+MIN_NOTES = 40  # of a tune that is used
 MIN_SECONDS = 12.0
-SPARE = 1.1  # how many more tunes are read than are wanted: some are short, some are another's double
+SPARE = 1.1  # factor of tunes that are read beyond those needed, since some are too short or duplicates
 Failures = list[tuple[str, str, str]]
 
 
 @dataclass(frozen=True)
 class AudioCorpus(ABC):
-    """What the data module asks of a corpus of audio."""
+    """The interface between a corpus of audio and the data module."""
 
     without_root: ClassVar[str] = "is made of what the dependencies carry; for your files: data=audio_folder data.root=DIR"
 
@@ -51,13 +51,13 @@ class AudioCorpus(ABC):
 
     @abstractmethod
     def available(self) -> list[str]:
-        """The styles that there are, in order. Raises: ValueError, with the remedy, where the corpus isn't there."""
+        """Returns the styles of the corpus, in order. Raises: ValueError, with the remedy, if there is no corpus."""
 
     @abstractmethod
     def recordings(self, styles: Sequence[str], *, cache_dir: Path, num_workers: int) -> tuple[list[Recording], Failures]:
-        """All recordings in `styles`, and (file, piece, reason) of what can't be one.
+        """Returns all recordings in `styles`, and (file, piece, reason) of unusable files.
 
-        Raises: ValueError, with the remedy, where a style has none.
+        Raises: ValueError, with the remedy, if a style has no recording.
         """
 
 
@@ -65,7 +65,7 @@ class AudioCorpus(ABC):
 
 
 @dataclass(frozen=True)
-class Tunes(Wheel):
+class Tunes(Music21Corpus):
     """The first tune of each file of Ryan's Mammoth and O'Neill's, about 300 of them."""
 
     collections = Folk.collections[:2]
@@ -78,14 +78,19 @@ class Tunes(Wheel):
 
 @dataclass(frozen=True)
 class Arranged(AudioCorpus):
-    """Irish and American tunes from music21's wheel, each arranged and rendered in one style for training; the held-out
-    tunes are rendered in every style, bar by bar in step: a paired truth.
+    """Irish and American tunes included in music21, arranged and rendered in several styles.
 
-    styles: of folk, rock and jazz. songs_per_style: training tunes, other ones in each style. paired_val, paired_test:
-        held-out tunes. max_seconds: how much of a tune is played. soundfont: an .sf2 file, None for the General-MIDI one
-        that a dependency carries. synthesizer: tinysoundfont, or fluidsynth where the system has it. seed: of which tune
-        goes where; more training tunes or longer ones leave the held-out tunes as they are, another paired_val or
-        paired_test does not.
+    Each training tune is rendered in one style, each held-out tune in every style with the same bars, so that held-out audio
+    is paired.
+
+    styles: some of folk, rock and jazz.
+    songs_per_style: training tunes of each style; different styles have different tunes.
+    paired_val, paired_test: numbers of held-out tunes.
+    max_seconds: the longest part of a tune that is played.
+    soundfont: an .sf2 file; None for the General-MIDI soundfont included in a dependency.
+    synthesizer: tinysoundfont, or fluidsynth if it is installed.
+    seed: shuffles the tunes before they are assigned to splits and styles. The held-out tunes do not depend on
+        songs_per_style and max_seconds, but on paired_val and paired_test.
     """
 
     styles: Sequence[str] = ("folk", "rock", "jazz")
@@ -99,12 +104,12 @@ class Arranged(AudioCorpus):
 
     def __post_init__(self) -> None:
         if unknown := [style for style in self.styles if style not in ARRANGEMENTS]:
-            raise ValueError(f"corpus.styles: {unknown[0]!r} is not arranged for; valid are {', '.join(ARRANGEMENTS)}")
+            raise ValueError(f"corpus.styles: {unknown[0]!r} has no arrangement; valid are {', '.join(ARRANGEMENTS)}")
         for name in ("songs_per_style", "paired_val", "paired_test"):
             if getattr(self, name) < 1:
                 raise ValueError(f"corpus.{name}={getattr(self, name)} must be at least 1")
         if not 2 <= self.max_seconds <= 600:
-            raise ValueError(f"corpus.max_seconds={self.max_seconds} must lie in [2, 600]")
+            raise ValueError(f"corpus.max_seconds={self.max_seconds} must be in [2, 600]")
         if self.synthesizer not in SYNTHESIZERS:
             raise ValueError(f"corpus.synthesizer={self.synthesizer} is not one of {', '.join(SYNTHESIZERS)}; give one of these")
 
@@ -136,7 +141,7 @@ class Arranged(AudioCorpus):
         return found, []
 
     def _place(self, number: int) -> tuple[str, Sequence[str]]:
-        """The split of a tune by its place in the shuffle, and the styles that it is played in."""
+        """Returns the split of a tune, by its number in the shuffled order, and the styles in which it is rendered."""
         if number < self.paired_val:
             return "val", self.styles
         if number < self.paired_val + self.paired_test:
@@ -144,7 +149,7 @@ class Arranged(AudioCorpus):
         return "train", [self.styles[(number - self.paired_val - self.paired_test) % len(self.styles)]]
 
     def _tunes(self, wanted: int, cache_dir: Path, num_workers: int) -> list[tuple[Source, str, int]]:
-        """(source, content hash, row in the score cache) of so many usable tunes, no two of them alike, shuffled."""
+        """Returns (source, content hash, row in the score cache) of `wanted` different usable tunes, shuffled."""
         corpus = Tunes()
         sources = sorted(corpus.files(), key=lambda s: hashlib.sha256(f"{self.seed}:{s.name}".encode()).digest())
         taken = 0
@@ -155,7 +160,7 @@ class Arranged(AudioCorpus):
             if not _parsed([identity for _, identity in some], cache_dir):
                 with held(cache_dir):
                     unread = build.parse(corpus, sources[:taken], hashes, cache_dir=cache_dir, num_workers=num_workers)
-                for row, reason in unread.items():  # of tunes that are sound: the machine is at fault
+                for row, reason in unread.items():  # all these files are valid, so the machine is at fault
                     pool.check_final(pool.Failure(reason, final=False), f"reading {sources[row].name}")
             tunes = _distinct(some, cache_dir)
             if len(tunes) >= wanted:
@@ -175,7 +180,7 @@ def _parsed(identities: Sequence[str], cache_dir: Path) -> bool:
 
 
 def _distinct(files: Sequence[tuple[Source, str]], cache_dir: Path) -> list[tuple[Source, str, int]]:
-    """Of each group of near-duplicates the first tune, where it is long enough; files: (source, `build.file_identity`)."""
+    """Returns the first sufficiently long tune of each group of near-duplicates; files: (source, `build.file_identity`)."""
     folder = build.scores_folder(cache_dir)
     facts = Store(folder / "facts")
     rows = facts.rows(np.array([build.file_key(identity) for _, identity in files]))
@@ -203,8 +208,8 @@ def _distinct(files: Sequence[tuple[Source, str]], cache_dir: Path) -> list[tupl
 class AudioFolder(AudioCorpus):
     """The user's own audio: a subfolder for each style, files of any length, sample rate and number of channels.
 
-    root: the folder, '' until it is given.
-    paired: whether files of one name are one song in every style. None: if the names are the same in all subfolders.
+    root: the folder; '' means that it must be given.
+    paired: whether files of the same name are the same song in every style. None: if all subfolders have the same names.
     """
 
     root: str = ""
@@ -217,8 +222,7 @@ class AudioFolder(AudioCorpus):
     def _root(self) -> Path:
         if not self.root:
             raise ValueError(
-                "data.root is empty; name the folder that has a subfolder of audio for each style: "
-                "data=audio_folder data.root=DIR"
+                "data.root is empty; give the folder with a subfolder of audio for each style: data=audio_folder data.root=DIR"
             )
         root = Path(self.root).expanduser()
         if not root.is_dir():

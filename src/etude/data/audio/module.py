@@ -1,4 +1,4 @@
-"""Audio of several styles as a LightningDataModule: from a corpus and a mel contract to exactly resumable segments."""
+"""The data module of audio: batches of mel segments of several styles, which resume exactly."""
 
 import dataclasses
 import hashlib
@@ -20,20 +20,20 @@ from etude.data.audio.corpora import AudioCorpus, Failures
 from etude.data.audio.splits import Piece, assign, is_paired, refuse_empty, same_songs, usable, whole_songs
 from etude.data.audio.statistics import band_statistics, complexities
 from etude.data.base import CorpusDataModule, at_root, checked_range
-from etude.data.cache.intact import made_anew
+from etude.data.cache.intact import rebuilding_damage
 from etude.data.scores.manifest import SPLITS
 
 LOUDEST_CHANGE_DB = 40
 
 
 class StyleDataModule(CorpusDataModule):
-    """Real audio of several styles as batches of mel segments.
+    """Audio of several styles as batches of mel segments.
 
     Training batches hold {"mel": float32 [s, b, m, f]}, normalised to about [-1, 1] by the contract: for each of the s
-    `styles` b segments of f frames at random places of random pieces, independent of the other styles'. With `waveform`
-    also {"samples": float32 [s, b, n]}, n = f * hop. The draws are a function of (seed, style, number): the same with
-    any number of workers and ranks. Validation and test batches have the same form and cover what is held out once, in
-    whole segments; where `paired`, row i is the same place of the same song in every style.
+    `styles`, b segments of f frames at random positions of random pieces, independent of the other styles. With `waveform`
+    they also hold {"samples": float32 [s, b, n]}, n = f * hop. Draws depend on (seed, style, number) alone, so they are the
+    same with any number of workers and ranks. Validation and test batches have the same form and hold each held-out segment
+    once; if `paired`, row i is the same position of the same song in every style.
     """
 
     def __init__(
@@ -58,19 +58,22 @@ class StyleDataModule(CorpusDataModule):
     ):
         """Checks the arguments; reads nothing.
 
-        corpus: where audio comes from. contract: how it becomes mels.
-        root: where the corpus's files are, for corpora that must be told; None: as the corpus says.
-        cache_dir: holds samples and mels; may be shared and may be deleted.
-        styles: which of the corpus's, in this order; None for all.
-        segment_frames: f, frames of a segment. batch_size: b, segments of each style in a batch, on each rank.
-        batches_per_epoch: None for about one pass over the style that has the least.
-        num_workers: processes that load batches. prepare_workers: that decode and encode; None for one a core.
-        seed: of the draws.
-        split: shares of train, val and test, by file; corpora that prescribe the splits keep theirs.
+        corpus: the source of the audio.
+        contract: the settings of the mels.
+        root: the place of the files, for corpora that need it; None for the corpus's own.
+        cache_dir: the folder of samples and mels; it can be shared and deleted.
+        styles: the styles of the corpus to use, in this order; None for all.
+        segment_frames: f, frames of a segment.
+        batch_size: b, segments of each style in a batch, on each rank.
+        batches_per_epoch: None for about one pass over the style with the least audio.
+        num_workers: processes that load batches.
+        prepare_workers: processes that decode and encode; None for one per core.
+        seed: of the random draws.
+        split: shares of train, val and test, by file; corpora with prescribed splits keep them.
         gain_db: [lowest, highest] random change of loudness in training, in decibels within [-40, 40]; None for none.
-        waveform: give the samples, too. A vocoder's data may be of one style only.
-        targets: columns of the manifest, or of `labels_file`, that batches hold as classes `label_COLUMN` for a task to learn.
-        labels_file: a CSV with a column `file`, named as in the manifest, and any others; one line for each file.
+        waveform: batches also hold the samples. Then one style is enough, as for a vocoder.
+        targets: columns of the manifest or of `labels_file` whose classes are in the batches as `label_COLUMN`.
+        labels_file: a CSV with a column `file`, with names as in the manifest, and any other columns; one line per file.
 
         Raises: ValueError for an argument out of range.
         """
@@ -95,7 +98,7 @@ class StyleDataModule(CorpusDataModule):
             what is done.
         """
         if self._pieces is None:
-            made_anew(self._open)
+            rebuilding_damage(self._open)
 
     def _open(self) -> None:
         styles = self._choose(self.corpus.available())
@@ -157,13 +160,13 @@ class StyleDataModule(CorpusDataModule):
 
     @property
     def styles(self) -> tuple[str, ...]:
-        """The styles, in the order of the first dimension of the batches; prepares the data on first use."""
+        """The styles, in the order of the first dimension of the batches; the first use prepares the data."""
         self.prepare()
         return self._styles
 
     @property
     def paired(self) -> bool:
-        """Whether what is held out is the same songs in every style."""
+        """Whether the held-out songs are the same in every style."""
         self.prepare()
         return self._paired
 
@@ -175,17 +178,17 @@ class StyleDataModule(CorpusDataModule):
 
     @property
     def parts(self) -> dict[str, Any]:
-        """What a task is built with: contract, styles, statistics, and the classes of each of `targets`."""
+        """Arguments for building a task: contract, styles, statistics, and the classes of each of `targets`."""
         return {"contract": self.contract, "styles": self.styles, "statistics": self.statistics, **self.label_parts}
 
     @property
     def quarantine(self) -> Failures:
-        """(file, piece, reason) of everything that could not be used."""
+        """(file, piece, reason) of all files that could not be used."""
         self.prepare()
         return self._quarantine
 
     def manifest(self, split: str | None = None) -> pa.Table:
-        """Name, style, song, split, source, licence, clip and frames of the pieces of one split, or of all."""
+        """Returns the table of the pieces of one split, or of all: name, style, song, split, source, licence, clip, frames."""
         self.prepare()
         assert self._pieces is not None
         return pa.Table.from_pylist([dataclasses.asdict(piece) for piece in self._pieces if split in (None, piece.split)])
@@ -193,7 +196,7 @@ class StyleDataModule(CorpusDataModule):
     file_column = "name"
 
     def _rows(self, split: str) -> list[dict[str, Any]]:
-        """Style after style, as batches know them."""
+        """Returns the columns of each piece, style by style."""
         return [dataclasses.asdict(piece) for style in self.styles for piece in self._of(split, style).pieces]
 
     def _style_classes(self, split: str) -> list[dict[str, np.ndarray]]:
@@ -208,19 +211,19 @@ class StyleDataModule(CorpusDataModule):
         return self._clips[split, style]
 
     def num_pieces(self, split: str, style: str) -> int:
-        """How many pieces a style has in a split."""
+        """Returns the number of pieces of a style in a split."""
         return len(self._of(split, style))
 
     def piece(self, split: str, style: str, index: int) -> Piece:
-        """What is known of piece `index`; in paired splits an index is the same song in every style."""
+        """Returns the facts about piece `index`; in paired splits an index is the same song in every style."""
         return self._of(split, style).pieces[index]
 
     def samples(self, split: str, style: str, index: int) -> Tensor:
-        """The mono samples of a piece at the contract's rate, float32 [n]."""
+        """Returns the mono samples of a piece at the contract's rate, float32 [n]."""
         return torch.from_numpy(self._of(split, style).samples_n(index).astype(np.float32) / UNIT)
 
     def log_mel(self, split: str, style: str, index: int) -> Tensor:
-        """The natural-log mels of a piece, float32 [m, f]."""
+        """Returns the natural-log mels of a piece, float32 [m, f]."""
         return torch.from_numpy(self._of(split, style).mel_fm(index).astype(np.float32).T.copy())
 
     # --- which pieces are drawn ---
@@ -233,11 +236,14 @@ class StyleDataModule(CorpusDataModule):
         columns |= {"genre": np.array([p.style for p in own]), "frames": np.array([p.frames for p in own])}
         clips = [self._of("train", style) for style in self.styles]
         cache, name = self.cache_dir / "statistics", self._digest()
-        return {**columns, **made_anew(lambda: complexities(clips, cache=cache, name=name))}
+        return {**columns, **rebuilding_damage(lambda: complexities(clips, cache=cache, name=name))}
 
     def may_leave_styles_out(self, name: str) -> None:
-        """Lets the rule `name` admit no piece of a style, which batches then lack: they hold {"style": int64 [s, b]}, too, the
-        number of each row's style. Otherwise rules must admit at least one piece of each style to every batch."""
+        """Allows the rule `name` to admit no piece of a style; the style is then missing in the batches.
+
+        The batches then also hold {"style": int64 [s, b]}, the index of each row's style. Without this call, rules must admit at
+        least one piece of each style to every batch.
+        """
         self._selective.add(name)
 
     def _admission(self, number: int) -> list[np.ndarray]:
@@ -261,7 +267,7 @@ class StyleDataModule(CorpusDataModule):
         return self._batches_for(least, row=self.segment_frames)
 
     def train_dataloader(self) -> StatefulDataLoader:
-        """Endless random segments, in epochs of a fixed number of batches; its state resumes in the middle of an epoch."""
+        """Random segments without end; an epoch is a fixed number of batches, and its state resumes within an epoch."""
         rank, world = self._place()
         clips = [self._of("train", style) for style in self.styles]
         sampler = DrawSampler(
@@ -304,5 +310,5 @@ class StyleDataModule(CorpusDataModule):
 
 
 def _of(pieces: Sequence[Piece], split: str, style: str) -> list[Piece]:
-    """Pieces of a split and style in the order of their songs, which is the same in every style where they are paired."""
+    """Returns the pieces of a split and style, sorted by song, so that paired styles have the same order."""
     return sorted((p for p in pieces if (p.split, p.style) == (split, style)), key=lambda p: (p.song, p.name, p.start))

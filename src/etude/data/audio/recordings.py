@@ -1,4 +1,4 @@
-"""What can be heard: a file, or a tune arranged and rendered. Decoded in whatever process asks, block by block."""
+"""Recordings, which can be decoded block by block: audio files, and tunes that are arranged and rendered."""
 
 import importlib.metadata
 import json
@@ -18,16 +18,19 @@ from etude.music.score import duration_seconds
 from etude.render.scores import render
 from etude.render.synthesizers import Synthesizer, synthesizer_version
 
-BLOCK_SAMPLES = 1 << 18  # that are decoded at a time
+BLOCK_SAMPLES = 1 << 18  # samples decoded at a time
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recording(ABC):
-    """Something that can be heard: what the cache encodes.
+    """One item of audio of a corpus, which the cache encodes into a clip.
 
-    name: what lists and logs call it. style: its genre. song: what is played, the same in every style where audio is
-    paired. split: train, val or test where the corpus decides, '' where shares do. group: recordings of one group stay
-    on one side of a split. source, licence: where it comes from and on what terms.
+    name: its name in manifests and logs.
+    style: its style.
+    song: the song that is played; paired audio has the same songs in every style.
+    split: train, val or test if the corpus prescribes it, '' otherwise.
+    group: recordings of the same group get the same split.
+    source, licence: where it comes from, and its licence.
     """
 
     name: str
@@ -41,13 +44,13 @@ class Recording(ABC):
     @property
     @abstractmethod
     def identity(self) -> str:
-        """Everything that decides how it sounds, as text: equal identities are encoded once."""
+        """Everything that determines the samples, as text; equal identities are encoded once."""
 
     @abstractmethod
     def blocks(self, sample_rate: int) -> Iterator[np.ndarray]:
-        """Yields the mono samples, float32 [n], at `sample_rate`, block after block in constant memory.
+        """Yields the mono samples, float32 [n], at `sample_rate`, block by block in constant memory.
 
-        Raises: ValueError for what can't be decoded.
+        Raises: ValueError for a recording that can't be decoded.
         """
 
 
@@ -55,8 +58,10 @@ class Recording(ABC):
 class ArrangedRecording(Recording):
     """A tune, arranged in a style and rendered with a soundfont.
 
-    scores, row: where its parsed score is cached. max_seconds: how much of it is played. sound: SHA-256 of the
-    soundfont, whose file is `soundfont`. synthesizer: what plays it.
+    scores, row: the score cache and the row of its parsed score.
+    max_seconds: the longest part that is played.
+    soundfont: the soundfont file; sound: its SHA-256.
+    synthesizer: the synthesizer that renders it.
     """
 
     scores: Path
@@ -75,13 +80,13 @@ class ArrangedRecording(Recording):
     def blocks(self, sample_rate: int) -> Iterator[np.ndarray]:
         score = arrange(build.load_score(self.scores, self.row), self.style, max_seconds=self.max_seconds)
         sound = render(score, sample_rate=sample_rate, soundfont=self.soundfont, synthesizer=self.synthesizer)
-        # without the ring of the last chord: seconds of near silence would be what tells the styles' bands apart
+        # without the decay of the last chord: its seconds of near silence would dominate the band statistics of the styles
         yield sound.mean(axis=0)[: round(duration_seconds(score) * sample_rate)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileRecording(Recording):
-    """An audio file. path: where it is. sha256: of its content."""
+    """An audio file at `path`; sha256: the hash of its content."""
 
     path: Path
     sha256: str
@@ -98,5 +103,5 @@ class FileRecording(Recording):
             for block_cn in stream_audio(self.path, block_samples=BLOCK_SAMPLES):
                 yield resampler.push(block_cn.mean(0, keepdim=True))[0].numpy()
             yield resampler.flush()[0].numpy()
-        except AudioError as error:  # the reason is kept with the content, which may lie in another place tomorrow
+        except AudioError as error:  # without the path: the reason is cached by content, and the file may be moved
             raise ValueError(f"{error.problem}; {error.remedy}") from error

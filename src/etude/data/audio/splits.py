@@ -1,4 +1,4 @@
-"""Clips to pieces for training, validation and test: by file, never by segment, and what is held out is never heard."""
+"""Assign clips to the training, validation and test splits, by file and not by segment."""
 
 import collections
 import hashlib
@@ -11,8 +11,8 @@ from etude.data.audio.build import clip_key
 from etude.data.audio.recordings import Recording
 from etude.data.scores.manifest import SPLITS
 
-SHARED = ("name", "style", "song", "split", "group", "source", "licence")  # that a piece has of its recording
-LEAST = 0.5  # of its share of the frames that training must get; long files may fall to the other splits
+SHARED = ("name", "style", "song", "split", "group", "source", "licence")  # fields that a piece copies from its recording
+MIN_TRAIN_SHARE = 0.5  # of the requested share of frames; below it, long files went to the other splits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,16 +32,16 @@ class Piece:
 
     @property
     def frames(self) -> int:
-        """How long it is."""
+        """Its number of frames."""
         return self.stop - self.start
 
 
 def usable(
     recordings: Sequence[Recording], facts: Sequence[dict[str, Any]], *, segment: int, frame_seconds: float
 ) -> tuple[list[Piece], list[tuple[str, str, str]], list[str]]:
-    """Pieces of at least a segment, (file, piece, reason) of what can't be one, and lines about the pieces that clip.
+    """Returns pieces of at least a segment, (file, piece, reason) of unusable recordings, and lines about clipped pieces.
 
-    facts: of each recording, as `encode_all` gives them. segment: frames. frame_seconds: seconds from frame to frame.
+    facts: the result of `encode_all` for the recordings. segment: frames of a segment. frame_seconds: seconds per frame.
     """
     pieces, failures, clipping = [], [], []
     for recording, fact in zip(recordings, facts, strict=True):
@@ -58,7 +58,7 @@ def usable(
 
 
 def refuse_empty(pieces: Sequence[Piece], styles: Sequence[str], quarantine: Sequence[tuple[str, str, str]]) -> None:
-    """Raises ValueError, with the reasons, for a style that has no piece."""
+    """Raises ValueError, with the reasons, for a style without a piece."""
     for style in styles:
         if not any(piece.style == style for piece in pieces):
             why = [f"{file}: {reason}" for file, _, reason in quarantine if file.split("/")[0] == style]
@@ -66,7 +66,7 @@ def refuse_empty(pieces: Sequence[Piece], styles: Sequence[str], quarantine: Seq
 
 
 def is_paired(pieces: Sequence[Piece], styles: Sequence[str]) -> bool:
-    """Whether val and test have every song once, from its beginning, in every style."""
+    """Whether val and test have the same songs in every style, each once and from its beginning."""
     if any(piece.start > 0 and piece.split != "train" for piece in pieces):
         return False
     for split in SPLITS[1:]:
@@ -77,13 +77,13 @@ def is_paired(pieces: Sequence[Piece], styles: Sequence[str]) -> bool:
 
 
 def same_songs(pieces: Sequence[Piece], styles: Sequence[str]) -> bool:
-    """Whether all styles have pieces of the same names, each once."""
+    """Whether all styles have the same songs, each once."""
     songs = [sorted(piece.song for piece in pieces if piece.style == style) for style in styles]
     return len(styles) > 1 and len(set(songs[0])) == len(songs[0]) and all(other == songs[0] for other in songs)
 
 
 def whole_songs(pieces: Sequence[Piece], styles: Sequence[str]) -> list[Piece]:
-    """Without the held-out songs that some style lacks, where a corpus prescribes the splits."""
+    """Returns the pieces without held-out songs that are missing in some style; for corpora that prescribe the splits."""
     count = collections.Counter((piece.split, piece.song) for piece in pieces)
     return [piece for piece in pieces if piece.split == "train" or count[piece.split, piece.song] == len(styles)]
 
@@ -98,16 +98,18 @@ def assign(
     frame_seconds: float,
     by_song: bool,
 ) -> tuple[list[Piece], list[str]]:
-    """Gives each piece a split by a hash of its group, and says what a style with few files does instead.
+    """Assigns a split to each piece by a hash of its group.
 
-    A style with fewer groups than splits, or whose long files would all be held out, keeps all for training but the end
-    of its longest piece. Pieces of one group (equal files; `by_song`: files of one name, too) stay on one side; adding
-    files moves hardly any other.
+    If a style has fewer groups than splits, or its long files would leave too little for training, all its pieces are used
+    for training except the end of the longest one. Pieces of a group (equal files and, with `by_song`, files of the same
+    name) get the same split. Adding files hardly changes the splits of others.
 
-    ratios: split -> share. segment: frames that a piece must have at least. gap: frames left out between parts.
-    frame_seconds: seconds from frame to frame, for messages.
-    Returns: the pieces, some of them cut into parts, and lines for the user.
-    Raises: ValueError for a style that is too short to hold anything out.
+    ratios: split -> share.
+    segment: smallest number of frames of a piece.
+    gap: frames that are left out between parts of a piece.
+    frame_seconds: seconds per frame, for messages.
+    Returns: the pieces, some of them cut into parts, and messages for the user.
+    Raises: ValueError for a style with too little audio to hold some out.
     """
     groups = _united(pieces, by_song=by_song)
     place = {group: int(hashlib.sha256(group.encode()).hexdigest()[:13], 16) / 16**13 for group in set(groups)}
@@ -118,8 +120,8 @@ def assign(
         _fill_empty(chosen, place, members[style], wanted, ratios)
     for style in styles:
         own = [(chosen[group], piece.frames) for group, piece in zip(groups, pieces, strict=True) if piece.style == style]
-        heard = sum(frames for split, frames in own if split == "train") / sum(frames for _, frames in own)
-        if len(members[style]) < len(wanted) or heard < LEAST * ratios["train"]:
+        trained = sum(frames for split, frames in own if split == "train") / sum(frames for _, frames in own)
+        if len(members[style]) < len(wanted) or trained < MIN_TRAIN_SHARE * ratios["train"]:
             chosen |= dict.fromkeys(members[style], "train")
     result = [replace(piece, split=chosen[group]) for piece, group in zip(pieces, groups, strict=True)]
     lines = []
@@ -132,7 +134,7 @@ def assign(
 
 
 def _united(pieces: Sequence[Piece], *, by_song: bool) -> list[str]:
-    """The group of each piece: the smallest of the names that connect it with others."""
+    """Returns the group of each piece: the smallest name among all pieces that are connected with it."""
     parent: dict[str, str] = {}
 
     def root(name: str) -> str:
@@ -162,14 +164,14 @@ def _by_hash(place: dict[str, float], ratios: dict[str, float]) -> dict[str, str
 def _fill_empty(
     chosen: dict[str, str], place: dict[str, float], members: list[str], wanted: list[str], ratios: dict[str, float]
 ) -> None:
-    """Gives a style's empty split the group whose hash is nearest to it, from a split that has others."""
+    """Moves into each empty split of a style the group with the nearest hash, from a split with several groups."""
     ends = {name: sum(ratios[other] for other in SPLITS[: SPLITS.index(name) + 1]) for name in SPLITS}
     for name in wanted:
         count = collections.Counter(chosen[group] for group in members)
-        rich = [group for group in members if count[chosen[group]] > 1]
-        if count[name] == 0 and rich:
+        movable = [group for group in members if count[chosen[group]] > 1]
+        if count[name] == 0 and movable:
             middle = ends[name] - ratios[name] / 2
-            chosen[min(rich, key=lambda group: (abs(place[group] - middle), group))] = name
+            chosen[min(movable, key=lambda group: (abs(place[group] - middle), group))] = name
 
 
 def _end_held_out(
@@ -182,7 +184,7 @@ def _end_held_out(
     gap: int,
     frame_seconds: float,
 ) -> tuple[list[Piece], str]:
-    """Cuts the end of a style's longest training piece off for the splits that it has no piece for."""
+    """Cuts off the end of a style's longest training piece for the splits without a piece of this style."""
     own = [piece for piece in pieces if piece.style == style and piece.split == "train"]
     longest = max(own, key=lambda piece: (piece.frames, piece.name))
     total = sum(piece.frames for piece in own)

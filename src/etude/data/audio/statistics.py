@@ -1,4 +1,4 @@
-"""Band statistics and difficulties of training audio, computed once."""
+"""Band statistics and complexity features of training audio, computed once and cached."""
 
 import io
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ from etude.data.cache.store import write_aside
 from etude.data.cache.version import AUDIO_COMPLEXITY, FORMAT
 
 FRAMES_AT_ONCE = 65_536
-LEAST_DEVIATION = 0.1  # nats
+MIN_DEVIATION = 0.1  # nats
 
 
 def band_statistics(clips: Sequence[Clips], *, cache: Path, name: str) -> Tensor:
-    """Mean and standard deviation over all frames of each band of the log mels of each of `clips`, in nats.
+    """Returns the mean and standard deviation in nats, over all frames, of each band of the log mels of each of `clips`.
 
-    cache: the folder where they are kept. name: stands for everything that they depend on.
-    Returns: float32 [s, 2, m]; deviations are at least `LEAST_DEVIATION`, since a band that never moves, as those above 4 kHz
-        of a telephone's recordings, would be divided by nothing.
+    cache: the folder of the cached result. name: the name of the cache file; it must identify all inputs.
+    Returns: float32 [s, 2, m]. Deviations are at least `MIN_DEVIATION`: models divide by them, and a band may be constant,
+        as those above 4 kHz in telephone recordings.
     """
     path = cache / f"{name}-{FORMAT}.npy"
     if not path.exists():
@@ -34,12 +34,12 @@ def band_statistics(clips: Sequence[Clips], *, cache: Path, name: str) -> Tensor
         np.save(sink, found)
         write_aside(path, sealed(sink.getvalue()))
     statistics = torch.from_numpy(np.load(io.BytesIO(unsealed(path))))
-    statistics[:, 1].clamp_(min=LEAST_DEVIATION)
+    statistics[:, 1].clamp_(min=MIN_DEVIATION)
     return statistics
 
 
 def _moments(clips: Clips) -> np.ndarray:
-    """Mean and standard deviation, float64 [2, m], in the memory of a block."""
+    """Returns the mean and standard deviation, float64 [2, m], computed block by block."""
     total, squares, count = np.zeros(clips.contract.n_mels), np.zeros(clips.contract.n_mels), 0
     for piece in range(len(clips)):
         mel_fm = clips.mel_fm(piece)
@@ -51,15 +51,15 @@ def _moments(clips: Clips) -> np.ndarray:
 
 
 def complexities(clips: Sequence[Clips], *, cache: Path, name: str) -> dict[str, np.ndarray]:
-    """Features of `audio.complexity` of every piece of each of `clips`, one after the other: float64 [pieces] by name.
+    """Returns the features of `audio.complexity` of all pieces of all `clips`, in order: name -> float64 [pieces].
 
-    cache, name: as of `band_statistics`.
+    cache, name: see `band_statistics`.
     """
     path = cache / f"{name}-complexity-{AUDIO_COMPLEXITY}-{FORMAT}.npz"
     if not path.exists():
         every = [(clip, piece) for clip in clips for piece in range(len(clip))]
         found = []
-        with progress("listening for difficulties", len(every), "pieces") as advance:
+        with progress("measuring complexity", len(every), "pieces") as advance:
             for clip, piece in every:
                 found.append(complexity(clip.mel_fm(piece), clip.contract))
                 advance()

@@ -1,4 +1,4 @@
-"""Filling a cache: what it lacks is computed in parallel, under a progress bar, and committed as it comes."""
+"""Fill a cache: compute missing items in parallel with a progress bar, and commit them regularly."""
 
 import contextlib
 import sys
@@ -13,11 +13,11 @@ import numpy as np
 from etude.data.cache import pool
 from etude.data.cache.store import Store
 
-FLUSH_SECONDS = 5.0  # at most this much work is lost to a power cut
+FLUSH_SECONDS = 5.0  # between commits: a power cut loses at most this much work
 
 
 def absent(folder: Path, keys: np.ndarray) -> list[int]:
-    """Positions of those keys, each once, that the store in `folder` lacks."""
+    """Returns the positions of the keys that are missing in the store in `folder`; of equal keys, only the first."""
     missing = Store(folder).rows(keys) < 0 if (folder / "head.json").exists() else np.ones(len(keys), bool)
     _, first = np.unique(keys, axis=0, return_index=True)
     return sorted(row for row in first.tolist() if missing[row])
@@ -37,13 +37,12 @@ def fill(
     limits: Callable[[Any], pool.Limits] = lambda item: pool.Limits(),
     sizes: Sequence[float] | None = None,
 ) -> None:
-    """Computes `work(item)` for all items and hands each result (or `pool.Failure`) to `keep(index, result)` as it is
-    done.
+    """Computes `work(item)` for all items and passes each result (or `pool.Failure`) to `keep(index, result)`.
 
-    commit: makes what was kept durable; called every few seconds and at the end, also on Ctrl-C.
-    inline_seconds: compute here for this long before starting processes; 0 where an item may crash its process.
-    limits: what an item may take, see `pool.run`.
-    sizes: how long each item takes beside the others, for the time left; None where all take as long.
+    commit: saves the results passed to `keep` so far; called every few seconds and at the end, also on Ctrl-C.
+    inline_seconds: compute in this process for so long before starting others; must be 0 if an item may crash its process.
+    limits: the time and memory that an item may take, see `pool.run`.
+    sizes: the relative time of each item, to estimate the time left; None if all take about the same time.
     """
     if not items:
         return
@@ -59,12 +58,12 @@ def fill(
                     last = time.monotonic()
         commit()
     except OSError:
-        raise  # a full disk: what is uncommitted is given up as a whole
+        raise  # a full disk: everything that is not committed is discarded
     except KeyboardInterrupt:
         commit()
         print(
-            f"interrupted while {title}: {done} of {len(items)} {unit} are done and kept in {cache_dir}; "
-            "the same command goes on from there",
+            f"interrupted while {title}: {done} of {len(items)} {unit} are done and saved in {cache_dir}; "
+            "the same command continues from there",
             file=sys.stderr,
         )
         raise
@@ -95,7 +94,7 @@ def _results(
 
 @contextlib.contextmanager
 def progress(title: str, total: int, unit: str, *, sizes: Sequence[float] | None = None) -> Iterator[Callable[..., None]]:
-    """A progress bar with speed and time left on stderr; gives the function that counts one more, of `size` (1)."""
+    """Shows a progress bar with speed and time left on stderr; yields a function that advances it by an item of `size`."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -123,5 +122,5 @@ def progress(title: str, total: int, unit: str, *, sizes: Sequence[float] | None
 
 
 def time_left(spent: float, done: float, whole: float) -> float:
-    """Seconds until `whole` is done, where `done` of it took `spent` seconds; sizes, not items: the longest may come last."""
+    """Estimates the seconds left, if `done` of `whole` took `spent` seconds; both are sizes, not numbers of items."""
     return max(0.0, spent / max(done, 1e-9) * (whole - done))

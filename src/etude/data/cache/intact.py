@@ -1,7 +1,7 @@
-"""What a cache holds is compared with checksums when it is opened: a flipped bit is noticed, and what holds it is made anew.
+"""Checksums of cache files: damage is detected when a cache is opened, and the damaged part is rebuilt.
 
-Checksums are CRC-32, which finds every change of up to three bits. They guard against faults of disks and copies, not against
-people.
+Checksums are CRC-32, which detects every change of up to three bits. They protect against faults of disks and copies, not
+against deliberate changes.
 """
 
 import json
@@ -16,26 +16,28 @@ from typing import Any, TypeVar
 Result = TypeVar("Result")
 CHECKSUM = struct.Struct("<I")
 SUMS = "sums.json"
-MOST_TRIES = 8  # a folder that is damaged again and again lies on a broken disk
+MAX_TRIES = 8  # if the folder is damaged again so often, the disk is faulty
 
 
 class Damaged(ValueError):
-    """A file of a cache is not what was written.
+    """A file of a cache is damaged.
 
-    file: which. remove: the file or folder that has to go, with all that is only right together with it; it is made anew.
+    file: the damaged file.
+    remove: the file or folder to remove, which includes everything that depends on the file; it is then rebuilt.
+    why: how the damage was detected.
     """
 
     def __init__(self, file: Path, *, remove: Path, why: str) -> None:
-        super().__init__(f"{file} is damaged ({why}); delete {remove}, and it is made anew")
+        super().__init__(f"{file} is damaged ({why}); delete {remove}, and it will be rebuilt")
         self.file, self.remove, self.why = file, remove, why
 
 
-def made_anew(work: Callable[[], Result]) -> Result:
-    """The result of `work`; where that finds damage, what is damaged is removed, a line says so, and `work` starts again.
+def rebuilding_damage(work: Callable[[], Result]) -> Result:
+    """Returns the result of `work`; if it raises `Damaged`, removes the damaged part, prints a line and calls `work` again.
 
-    Raises: ValueError where it can't be removed, such as in a cache that may only be read.
+    Raises: ValueError if the damaged part can't be removed, for example in a read-only cache.
     """
-    for _ in range(MOST_TRIES - 1):
+    for _ in range(MAX_TRIES - 1):
         try:
             return work()
         except Damaged as error:
@@ -43,7 +45,7 @@ def made_anew(work: Callable[[], Result]) -> Result:
                 _remove(error.remove)
             except OSError as refused:
                 raise ValueError(f"{error}; it can't be removed from here ({refused.strerror})") from error
-            print(f"{error.file} is damaged ({error.why}); {error.remove} is made anew", file=sys.stderr)
+            print(f"{error.file} is damaged ({error.why}); {error.remove} is rebuilt", file=sys.stderr)
     return work()
 
 
@@ -55,12 +57,12 @@ def _remove(path: Path) -> None:
 
 
 def sealed(data: bytes) -> bytes:
-    """The data with its checksum at the end."""
+    """Returns the data with its checksum appended."""
     return data + CHECKSUM.pack(zlib.crc32(data))
 
 
 def unsealed(path: Path) -> bytes:
-    """What was `sealed` in the file `path`.
+    """Reads a file of `sealed` data and returns the data.
 
     Raises: Damaged.
     """
@@ -71,13 +73,13 @@ def unsealed(path: Path) -> bytes:
 
 
 def sealed_json(content: Any) -> bytes:
-    """Plain values as JSON with their checksum."""
+    """Serialises plain values as JSON with a checksum."""
     text = json.dumps(content, sort_keys=True)
     return json.dumps({"content": content, "crc32": zlib.crc32(text.encode())}).encode()
 
 
 def unsealed_json(path: Path, *, remove: Path | None = None) -> Any:
-    """What `sealed_json` wrote to `path`. remove: what has to go with it; None for the file alone.
+    """Reads the values of a file of `sealed_json`. remove: what to remove if it is damaged; None for the file alone.
 
     Raises: Damaged; FileNotFoundError.
     """
@@ -94,28 +96,28 @@ def unsealed_json(path: Path, *, remove: Path | None = None) -> Any:
 
 
 def write_sums(folder: Path) -> None:
-    """Writes the checksums of all files of a folder that won't change any more beside them."""
+    """Writes the checksums of all files of a folder, which must not change afterwards, to a file in it."""
     sums = {path.name: checksum(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != SUMS}
     (folder / SUMS).write_bytes(sealed_json(sums))
 
 
 def check_sums(folder: Path) -> None:
-    """Compares the files of a folder with `write_sums`.
+    """Verifies the files of a folder by the checksums of `write_sums`.
 
-    Raises: Damaged, with the folder to remove.
+    Raises: Damaged, which names the folder as what to remove.
     """
     try:
         sums = unsealed_json(folder / SUMS, remove=folder)
     except FileNotFoundError as error:
-        raise Damaged(folder / SUMS, remove=folder, why="it is not there") from error
+        raise Damaged(folder / SUMS, remove=folder, why="it is missing") from error
     for name, value in sums.items():
         path = folder / name
         if not path.is_file() or checksum(path) != value:
-            raise Damaged(path, remove=folder, why="its checksum differs" if path.is_file() else "it is not there")
+            raise Damaged(path, remove=folder, why="its checksum differs" if path.is_file() else "it is missing")
 
 
 def checksum(path: Path) -> int:
-    """CRC-32 of a file, in the memory of a block."""
+    """Returns the CRC-32 of a file, read block by block."""
     value = 0
     with path.open("rb") as file:
         while block := file.read(1 << 20):

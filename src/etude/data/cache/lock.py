@@ -1,4 +1,4 @@
-"""One process at a time prepares data in a cache folder."""
+"""The lock of a cache folder: only one process at a time prepares data in it."""
 
 import contextlib
 import sys
@@ -12,9 +12,9 @@ from etude.data.cache.store import named
 
 @contextlib.contextmanager
 def held(cache_dir: Path) -> Iterator[None]:
-    """Holds the lock of `cache_dir` (made where missing), saying so where another process has it.
+    """Holds the lock of `cache_dir`, which is created if missing; prints a line while another process holds it.
 
-    The system releases it with the process, however that ends. Raises: OSError where the folder can't be written.
+    The lock is released when the process ends, however it ends. Raises: OSError if the folder can't be written.
     """
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""A process pool in which one item can crash, hang or exhaust the memory without harm to the others.
+"""A process pool in which an item that crashes, hangs or exhausts the memory does not affect the others.
 
-`concurrent.futures` breaks the whole pool when a worker dies; here the parent knows which item each worker is at,
-reports that item as failed, starts another worker and goes on.
+`concurrent.futures` breaks the whole pool when a worker dies. Here the parent knows the current item of each worker,
+reports it as failed, starts another worker and continues.
 """
 
 import collections
@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import Any
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
-AHEAD = 2  # items sent to a worker before their results are back: hides the latency of the pipe
-TRIES = 2  # a crash is no verdict on the item: the system may have killed the process for want of memory
+AHEAD = 2  # items sent to a worker ahead of their results, to hide the latency of the pipe
+TRIES = 2  # an item is tried again after a crash, since the system may have killed the process because memory was short
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why an item has no result, in one line.
+    """The reason in one line why an item has no result.
 
-    final: the item itself was refused, and would be again. False where its process crashed, ran out of time or of
-        memory: another run may succeed, so nobody should keep this result.
+    final: True if the function refused the item and would refuse it again. False if its process crashed or ran out of time
+        or memory: another run may succeed, so this result must not be cached.
     """
 
     reason: str
@@ -37,7 +37,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one item may take: `seconds` of time, `memory_bytes` beyond what the process has at its start (None: any)."""
+    """Limits of one item: `seconds` of time, and `memory_bytes` beyond what the process already uses (None: no limit)."""
 
     seconds: float = 600.0
     memory_bytes: int | None = None
@@ -53,19 +53,19 @@ class _Worker:
 
 
 def check_final(failure: Failure, doing: str) -> None:
-    """Raises ChildProcessError where `failure` is no verdict on the item, so that nobody keeps it as one.
+    """Raises ChildProcessError if `failure` is not final, so that it is not cached.
 
-    doing: what failed, such as 'tokenising a piece'.
+    doing: the work that failed, such as 'tokenising a piece'.
     """
     if not failure.final:
         raise ChildProcessError(
-            f"{doing} failed: {failure.reason}; the same command tries it again (what is done is kept), and with fewer "
-            "data.prepare_workers more memory is left for each"
+            f"{doing} failed: {failure.reason}; the same command tries it again (finished work is saved); with fewer "
+            "data.prepare_workers, each has more memory"
         )
 
 
 def one_line(error: BaseException) -> str:
-    """An exception as one line of text for a quarantine list."""
+    """Returns an exception as one line of text for a quarantine list."""
     if isinstance(error, MemoryError):
         return "needs more memory than it may take"
     text = " ".join(str(error).split())
@@ -80,14 +80,13 @@ def run(
     log: Path | None,
     limits: Callable[[Any], Limits] = lambda item: Limits(),
 ) -> Iterator[tuple[int, Any]]:
-    """Yields (index, function(item) or Failure) for every item, as they are done, computed in `num_workers` processes.
+    """Computes function(item) in `num_workers` processes and yields (index, result or Failure) in order of completion.
 
-    function, items: picklable; not from the `__main__` script, which workers don't import.
-    log: the file that gets what the workers write to stdout and stderr, so that it does not tear the progress bar;
-        None throws it away.
-    limits: called with an item, says what it may take; beyond, it is reported as failed. An item whose process crashes
-        is tried once more, in a fresh one.
-    Raises: RuntimeError where a process can't even start. Closing the iterator ends the processes.
+    function, items: must be picklable and not defined in `__main__`, which workers do not import.
+    log: file for the stdout and stderr of the workers, which would disturb the progress bar; None discards them.
+    limits: returns the limits of an item; an item that exceeds them is reported as failed. An item whose process crashes is
+        tried once more in a new process.
+    Raises: RuntimeError if a worker can't start. Closing the iterator ends the workers.
     """
     todo = collections.deque(range(len(items)))
     crashes: collections.Counter[int] = collections.Counter()
@@ -146,12 +145,12 @@ def _feed(worker: _Worker, todo: collections.deque[int], items: Sequence[Any], l
             worker.since = time.monotonic()
         index = todo.popleft()
         worker.pending.append(index)
-        with contextlib.suppress(OSError):  # a dead worker is noticed, and its items are given to another, by the reader
+        with contextlib.suppress(OSError):  # the reader notices a dead worker and gives its items to another
             worker.pipe.send((index, items[index], limits(items[index]).memory_bytes))
 
 
 def _retire(workers: list[_Worker]) -> list[_Worker]:
-    """Ends the workers that have nothing left to do; returns the others."""
+    """Ends the workers without pending items and returns the others."""
     for worker in workers:
         if not worker.pending:
             _end(worker)
@@ -159,10 +158,10 @@ def _retire(workers: list[_Worker]) -> list[_Worker]:
 
 
 def _start(function: Callable[[Any], Any], log: Path | None) -> _Worker:
-    """A fresh interpreter that imports what `function` needs and nothing of the caller's script.
+    """Starts a new interpreter, which imports what `function` needs but not the script of the caller.
 
-    It has one thread, and a session of its own: Ctrl-C reaches the parent alone, and the end of the parent closes the
-    pipe, which ends the worker.
+    It uses one thread and has its own session, so that Ctrl-C reaches only the parent. When the parent ends, the pipe is
+    closed, which ends the worker.
     """
     ours, theirs = multiprocessing.Pipe()
     environment = {**os.environ, **dict.fromkeys(THREADS, "1"), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -178,7 +177,7 @@ def _start(function: Callable[[Any], Any], log: Path | None) -> _Worker:
             start_new_session=True,
         )
     theirs.close()
-    with contextlib.suppress(OSError):  # a worker that could not start is noticed by the reader
+    with contextlib.suppress(OSError):  # the reader notices a worker that could not start
         ours.send(function)
     return _Worker(process, ours, collections.deque(), time.monotonic())
 
@@ -193,7 +192,7 @@ def _end(worker: _Worker) -> None:
 
 
 def serve(handle: int) -> None:
-    """The life of a worker on the pipe with descriptor `handle`: one result for each item, till the parent hangs up."""
+    """Runs a worker on the pipe with descriptor `handle`: sends one result for each item until the pipe is closed."""
     pipe: Connection[Any, Any] = Connection(handle)
     function = pipe.recv()
     pipe.send(None)
@@ -205,14 +204,14 @@ def serve(handle: int) -> None:
                 result = function(item)
             except Exception as error:
                 result = Failure(one_line(error), final=not isinstance(error, MemoryError))
-            _limit_memory(None)  # so that the result can be sent whatever the item has left
+            _limit_memory(None)  # so that there is memory to send the result
             pipe.send((index, result))
 
 
 def _limit_memory(memory_bytes: int | None) -> None:
-    """Lets this process take so many bytes of address space beyond what it has now; None: as many as the system gives."""
+    """Limits this process to `memory_bytes` of address space beyond what it uses now; None removes the limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    pages = Path("/proc/self/statm")  # elsewhere the limit counts from nothing, a little stricter
+    pages = Path("/proc/self/statm")  # Linux; on other systems the limit counts from 0, which is a little stricter
     used = int(pages.read_text().split()[0]) * resource.getpagesize() if pages.exists() else 0
     soft = hard if memory_bytes is None else used + memory_bytes
     resource.setrlimit(resource.RLIMIT_AS, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))

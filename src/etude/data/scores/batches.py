@@ -1,4 +1,4 @@
-"""Plans to batches: the tensors of packed rows, and the sampler that hands the plans out."""
+"""Batches of packed rows of tokens, and the sampler of their plans (which documents make up a row)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -8,21 +8,25 @@ import torch
 from torch import Tensor
 
 from etude.data.scores.documents import Documents
-from etude.data.scores.packing import NOTHING, VARIATION, Packer
+from etude.data.scores.packing import EMPTY_PLAN, VARIATION, Packer
 
 PAD, BOS, EOS, CONT = 0, 1, 2, 3
 IGNORED = -100
-MULTIPLE = 8  # evaluation rows are cut to the longest, rounded up to this: matrix kernels like it
+MULTIPLE = 8  # evaluation rows are cut to the longest one, rounded up to this multiple, which suits matrix kernels
 
 
 class PackedRows(torch.utils.data.Dataset[dict[str, Tensor]]):
-    """Batches from plans. Indexed with lists of plans, one for each row, it gives a dict of tensors [B, T]:
+    """A dataset that is indexed with a list of plans, one for each row, and returns a batch of tensors [B, T]:
 
-    tokens, targets (int64; -100 where not counted: padding, controls and, in evaluation, EOS and context), documents
-    (int32, number in the row, -1 padding), positions (int32, in the document), feature_* (int64), piece (int64, row of
-    the piece in the split's manifest, -1 padding) and label_* (int64, class of the piece, -1 padding and where it has none).
+    tokens: int64.
+    targets: int64; -100 where the loss does not count: padding, controls and, in evaluation, EOS and context.
+    documents: int32, index of the document in the row, -1 for padding.
+    positions: int32, position in the document.
+    feature_*: int64.
+    piece: int64, row of the piece in the split's manifest, -1 for padding.
+    label_*: int64, class of the piece, -1 for padding and if it has none.
 
-    labels: class of each row of the split's manifest, int64 [n], by name.
+    labels: name -> class of each row of the split's manifest, int64 [n].
     """
 
     def __init__(self, documents: Documents, *, max_len: int, evaluation: bool, labels: Mapping[str, np.ndarray] | None = None):
@@ -46,13 +50,13 @@ class PackedRows(torch.utils.data.Dataset[dict[str, Tensor]]):
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def _write(self, plan: np.ndarray, row: dict[str, np.ndarray]) -> int:
-        """Fills one row with its documents; returns how many tokens they take."""
+        """Writes the documents of a plan into one row; returns their number of tokens."""
         at, documents = 0, self.documents
         for number, document in enumerate(plan):
             _, piece, start, stop, final, counted, controls = document[:VARIATION].tolist()
             variation = document[VARIATION:]
             body = documents.body(piece, variation, start, stop)
-            first = at + 1 + controls  # where the body begins; its last token is only a target, unless EOS follows
+            first = at + 1 + controls  # index of the first body token; the last body token is only a target, unless EOS follows
             end = first + len(body) - 1 + final
             row["tokens"][at] = BOS if start == 0 else CONT
             row["tokens"][at + 1 : first] = documents.prefix(piece, variation)
@@ -72,11 +76,12 @@ class PackedRows(torch.utils.data.Dataset[dict[str, Tensor]]):
 
 
 class RowSampler(torch.utils.data.Sampler[list[np.ndarray]]):
-    """Plans of one batch at a time, the same number each epoch, for ever; its state counts what was drawn by all ranks.
+    """Yields the plans of one batch at a time, without end; an epoch is a fixed number of batches.
 
-    packer: where rows come from. batch_size: rows for each rank. num_batches: length of an epoch. rank, world: row r
-        of each
-    `world * batch_size` goes to rank r mod world.
+    packer: yields the plans of rows.
+    batch_size: rows for each rank.
+    num_batches: batches of an epoch.
+    rank, world: of every `world * batch_size` rows, row r goes to rank r mod world.
     """
 
     def __init__(self, packer: Packer, *, batch_size: int, num_batches: int, rank: int = 0, world: int = 1):
@@ -87,8 +92,8 @@ class RowSampler(torch.utils.data.Sampler[list[np.ndarray]]):
             rank,
             world,
         )
-        self.drawn = 0  # batches of the epoch under way
-        self.total = 0  # batches since the run began
+        self.drawn = 0  # batches of the current epoch
+        self.number = 0  # batches since the start of the run
         self._resumed = False
 
     def __len__(self) -> int:
@@ -100,24 +105,24 @@ class RowSampler(torch.utils.data.Sampler[list[np.ndarray]]):
         self._resumed = False
         rows = iter(self.packer)
         while self.drawn < self.num_batches:
-            self.packer.draw = self.total
+            self.packer.draw = self.number
             batch = [next(rows) for _ in range(self.batch_size * self.world)][self.rank :: self.world]
-            self.drawn, self.total = self.drawn + 1, self.total + 1
+            self.drawn, self.number = self.drawn + 1, self.number + 1
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream of rows stands: the same on every rank, so their number may change on resuming."""
-        return {"drawn": self.drawn, "total": self.total, "packer": self.packer.state_dict()}
+        """The position in the stream; it is the same on every rank, so the number of ranks may change on resuming."""
+        return {"drawn": self.drawn, "total": self.number, "packer": self.packer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a `state_dict`, in the middle of its epoch."""
-        self.drawn, self.total, self._resumed = int(state["drawn"]), int(state["total"]), True
+        """Continues from a `state_dict`, in the middle of its epoch."""
+        self.drawn, self.number, self._resumed = int(state["drawn"]), int(state["total"]), True
         self.packer.load_state_dict(state["packer"])
 
 
 def evaluation_batches(packer: Packer, *, batch_size: int, rank: int, world: int) -> list[list[np.ndarray]]:
-    """Plans of one pass over all pieces; every rank gets as many batches, empty rows where there is nothing left."""
+    """Returns the plans of one pass over all pieces; empty rows are added so that every rank has the same number."""
     rows = list(packer)
-    rows += [NOTHING] * (-len(rows) % world)
+    rows += [EMPTY_PLAN] * (-len(rows) % world)
     mine = rows[rank::world]
     return [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]

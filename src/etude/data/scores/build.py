@@ -1,7 +1,7 @@
-"""Files to cached scores with their facts: each once, in parallel, safe against crashes and Ctrl-C.
+"""Parse files into cached scores and their facts, in parallel and safe against crashes and Ctrl-C.
 
-The cache is keyed by content (SHA-256 of the file) and version of the code, so files that only moved, or that another
-corpus or run has read before, are not read again.
+The cache is keyed by the content of the file (SHA-256) and the version of the readers, so a file that was moved, or that
+another corpus or run has read, is not read again.
 """
 
 import errno
@@ -35,12 +35,12 @@ READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def piece_key(identity: str, number: int) -> np.ndarray:
-    """The key of piece `number` of a file, uint64 [2], from its identity in `file_identities`."""
+    """Returns the key of piece `number` of a file, uint64 [2]; `identity` is that of `file_identities`."""
     return key_of(hashlib.sha256(f"{identity}/{number}".encode()).digest())
 
 
 def hash_files(sources: Sequence[Source], cache_dir: Path) -> list[str]:
-    """SHA-256 of each file, hex; files whose size and time of change are as last time are not read again."""
+    """Returns the SHA-256 of each file in hex; files with unchanged size and modification time are not read again."""
     table = cache_dir / "hashes.sealed"
     known: dict[tuple[bytes, int, int], str] = {}
     if table.exists():
@@ -61,29 +61,29 @@ def hash_files(sources: Sequence[Source], cache_dir: Path) -> list[str]:
         try:
             write_aside(table, sealed(sink.getvalue().to_pybytes()))
         except OSError as error:
-            if error.errno not in READ_ONLY:  # a complete cache may be used without writing: the files are hashed again then
+            if error.errno not in READ_ONLY:  # a complete read-only cache can be used; the files are then hashed each time
                 raise
     return result
 
 
 def scores_folder(cache_dir: Path) -> Path:
-    """Where parsed scores of this version of the readers are kept."""
+    """The folder of the scores parsed by this version of the readers."""
     return cache_dir / f"{scores_version()}-{FORMAT}"
 
 
 def scores_version() -> str:
-    """The version of the readers and of the libraries that they use."""
+    """Returns the version of the readers and of the libraries that they use."""
     return "-".join(["scores", *(importlib.metadata.version(name) for name in ("symusic", "music21")), SCORES])
 
 
 def parse(
     corpus: Corpus, sources: Sequence[Source], hashes: Sequence[str], *, cache_dir: Path, num_workers: int
 ) -> dict[int, str]:
-    """Reads every file that the score cache lacks and adds its pieces, facts and failures to the cache.
+    """Reads the files that are missing in the score cache and adds their pieces, facts and failures to it.
 
-    Returns: for each source whose reader crashed, or ran out of time or memory, its position and the reason. The cache
-        keeps nothing of it, so that it is tried again.
-    Raises: OSError for a full disk; KeyboardInterrupt, after everything already read is committed.
+    Returns: position -> reason for the sources whose reader crashed or ran out of time or memory. Nothing is cached for
+        them, so that they are tried again.
+    Raises: OSError for a full disk; KeyboardInterrupt after committing everything that was read.
     """
     folder = scores_folder(cache_dir)
     check_scores(folder)
@@ -92,7 +92,7 @@ def parse(
     unread: dict[bytes, str] = {}
     with Writer(folder / "scores", dtype=np.uint8) as scores, Writer(folder / "facts", dtype=np.uint8) as known:
         have = Store(folder / "facts").rows(keys) >= 0 if known.head["records"] else np.zeros(len(keys), bool)
-        _, first = np.unique(keys, axis=0, return_index=True)  # copies of one file are read once
+        _, first = np.unique(keys, axis=0, return_index=True)  # equal files are read once
         todo = sorted(set(first.tolist()) - set(np.flatnonzero(have).tolist()))
         if not todo:
             return {}
@@ -107,13 +107,13 @@ def parse(
             pieces, failures = result
             for number, (blob, _) in enumerate(pieces):
                 scores.add(piece_key(identities[row], number), blob)
-            stem = sources[row].path.stem  # names begin with it; a copy of the file may be called otherwise
+            stem = sources[row].path.stem  # piece names begin with it; another copy of the file may have another name
             record = {"pieces": [fact for _, fact in pieces], "failures": failures, "stem": stem}
             known.add(keys[row], json.dumps(record).encode())
 
         def commit() -> None:
             scores.commit()
-            known.commit()  # last: a file counts as read once its facts are there
+            known.commit()  # last: a file counts as read if its facts exist
 
         work = functools.partial(read_file, corpus)
         items = [sources[row].path for row in todo]
@@ -133,8 +133,8 @@ def parse(
 
 
 def reading_cost(path: Path) -> float:
-    """How long a file takes to read beside others: by its bytes, and music21 reads notation far slower than symusic MIDI."""
-    factor = {".mid": 1, ".midi": 1, ".mxl": 200}.get(path.suffix.lower(), 20)  # an .mxl is packed to about a tenth
+    """Estimates the relative time to read a file from its size; music21 reads notation far more slowly than symusic MIDI."""
+    factor = {".mid": 1, ".midi": 1, ".mxl": 200}.get(path.suffix.lower(), 20)  # an .mxl is compressed to about a tenth
     return float(1 + path.stat().st_size * factor)
 
 
@@ -143,19 +143,19 @@ def _limits(path: Path) -> pool.Limits:
 
 
 def file_identities(corpus: Corpus, sources: Sequence[Source], hashes: Sequence[str]) -> list[str]:
-    """What decides how each file reads: the corpus's way of reading, its kind (by the suffix) and its content."""
+    """Returns everything that determines the result of reading each file: the reader, the kind of file and its content."""
     return [f"{corpus.reader}:{kind(source.path)}:{digest}" for source, digest in zip(sources, hashes, strict=True)]
 
 
 def file_key(identity: str) -> np.ndarray:
-    """The key of a file in the score cache, uint64 [2], from its identity in `file_identities`."""
+    """Returns the key of a file in the score cache, uint64 [2]; `identity` is that of `file_identities`."""
     return key_of(hashlib.sha256(identity.encode()).digest())
 
 
 def check_scores(folder: Path, rows: np.ndarray | None = None) -> None:
-    """Compares the scores (those in `rows`, or all with their facts) with their checksums.
+    """Verifies the checksums of the scores in `rows`, or of all scores and their facts.
 
-    Raises: Damaged, with the whole folder to remove: facts without scores would mean nothing.
+    Raises: Damaged, which names the whole folder as what to remove, since facts without scores are useless.
     """
     try:
         for name in ("scores", "facts") if rows is None else ("scores",):
@@ -166,7 +166,7 @@ def check_scores(folder: Path, rows: np.ndarray | None = None) -> None:
 
 
 def read_file(corpus: Corpus, path: Path) -> tuple[list[tuple[bytes, dict[str, Any]]], list[list[str]]]:
-    """The pieces of a file as (bytes of the score, facts), and (piece, reason) of what can't be read. Runs in a worker."""
+    """Reads a file: returns its pieces as (bytes of the score, facts), and (piece, reason) of failures. Runs in a worker."""
     pieces: list[tuple[bytes, dict[str, Any]]] = []
     failures: list[list[str]] = []
     found = corpus.read(path)
@@ -175,9 +175,9 @@ def read_file(corpus: Corpus, path: Path) -> tuple[list[tuple[bytes, dict[str, A
             name, split, score = next(found)
         except StopIteration:
             return pieces, failures
-        except MemoryError:  # of this process, not of the file
+        except MemoryError:  # a problem of this process, not of the file
             raise
-        except ScoreError as error:  # without the path, since a copy may have another
+        except ScoreError as error:  # without the path, since another copy of the file has another one
             return pieces, [*failures, ["", f"{error.problem}; {error.remedy}"]]
         except Exception as error:  # a parser may raise anything on a damaged file: it goes to the quarantine list
             return pieces, [*failures, ["", pool.one_line(error)]]
@@ -192,9 +192,9 @@ def read_file(corpus: Corpus, path: Path) -> tuple[list[tuple[bytes, dict[str, A
 
 
 def open_scores(folder: Path) -> Store:
-    """The score store below `folder`.
+    """Opens the score store in `folder`.
 
-    Raises: Damaged, with the whole folder to remove; FileNotFoundError.
+    Raises: Damaged, which names the whole folder as what to remove; FileNotFoundError.
     """
     try:
         return Store(folder / "scores")
@@ -208,11 +208,11 @@ def _opened(folder: Path) -> Store:
 
 
 def load_score(folder: Path, row: int) -> Score:
-    """The cached score in `row` of the score store below `folder`.
+    """Loads the score in `row` of the score store in `folder`.
 
-    Raises: Damaged where it is not what was written.
+    Raises: Damaged if its checksum differs.
     """
-    if not 0 <= row < len(_opened(folder)):  # opened before the score came in
+    if not 0 <= row < len(_opened(folder)):  # the score was added after the store was opened
         _opened.cache_clear()
     try:
         _opened(folder).check(np.array([row]))
@@ -223,16 +223,16 @@ def load_score(folder: Path, row: int) -> Score:
 
 
 def describe_complexity(folder: Path, row: int) -> dict[str, float]:
-    """The complexity features of a cached score. Runs in a worker."""
+    """Computes the complexity features of a cached score. Runs in a worker."""
     from etude.music.complexity import complexity
 
     return {name: float(value) for name, value in complexity(load_score(folder, row)).items()}
 
 
 def measure_complexity(keys: np.ndarray, *, cache_dir: Path, num_workers: int) -> list[dict[str, float]]:
-    """The complexity features of the pieces `keys` (uint64 [n, 2]), each computed once; {} where that failed.
+    """Returns the complexity features of the pieces `keys` (uint64 [n, 2]), computed or cached; {} where that failed.
 
-    Nothing is written where all are known.
+    Nothing is written if all are cached.
     """
     target = complexity_folder(cache_dir)
     if absent(target, keys):
@@ -244,7 +244,7 @@ def measure_complexity(keys: np.ndarray, *, cache_dir: Path, num_workers: int) -
 
 
 def complexity_folder(cache_dir: Path) -> Path:
-    """Where the complexity features of scores are kept."""
+    """The folder of cached complexity features of scores."""
     return scores_folder(cache_dir) / f"complexity-{SCORE_COMPLEXITY}"
 
 

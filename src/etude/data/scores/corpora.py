@@ -1,6 +1,6 @@
-"""Where scores come from: music21's wheel, a folder of the user's, or the JSB chorale benchmark.
+"""Corpora of scores: collections included in music21, a folder of the user, and the JSB chorale benchmark.
 
-A corpus lists its files without opening them, and reads one file at a time in whatever process asks.
+A corpus lists its files without opening them, and reads one file at a time, in any process.
 """
 
 import csv
@@ -26,8 +26,10 @@ M21_LICENCE = "out of copyright or licensed by its encoder; see music21 corpus/l
 class Source:
     """One file of a corpus.
 
-    name: its path below the corpus, printable: what manifests, logs and quarantine lists call it.
-    genre: the label for conditioning. source, licence: where it comes from and on what terms.
+    path: the file.
+    name: its path relative to the corpus, printable; its name in manifests, logs and quarantine lists.
+    genre: the genre label of its pieces.
+    source, licence: where it comes from, and its licence.
     """
 
     path: Path
@@ -39,14 +41,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Corpus(ABC):
-    """What the data module asks of a corpus; `reader` names how its files are parsed, a part of the cache's key."""
+    """The interface between a corpus and the data module; `reader` names the parser and is part of the cache key."""
 
     reader: ClassVar[str] = "score"
     without_root: ClassVar[str] = "comes with music21; for your files: data=folder data.root=DIR"
 
     @abstractmethod
     def files(self) -> list[Source]:
-        """All files, sorted by name. Raises ValueError, with the remedy, where there are none."""
+        """Returns all files, sorted by name. Raises ValueError, with the remedy, if there are none."""
 
     def read(self, path: Path) -> Iterator[tuple[str, str, Score]]:
         """Yields (piece name, prescribed split or '', score); raises ScoreError as `read_pieces` does."""
@@ -55,32 +57,32 @@ class Corpus(ABC):
 
 
 @dataclass(frozen=True)
-class Wheel(Corpus):
-    """Scores inside music21's wheel: nothing is downloaded.
+class Music21Corpus(Corpus):
+    """Collections of scores that are included in the music21 package; nothing is downloaded.
 
-    collections: (folder below music21/corpus, genre, title, licence) of each part.
+    collections: (folder in music21/corpus, genre, title, licence) of each collection.
     """
 
     collections: ClassVar[tuple[tuple[str, str, str, str], ...]] = ()
 
     def files(self) -> list[Source]:
-        spec = importlib.util.find_spec("music21")  # finds the folder without the three seconds of importing it
+        spec = importlib.util.find_spec("music21")  # finds the folder without importing music21, which takes three seconds
         if spec is None or spec.origin is None:
-            raise ValueError("music21 is not installed, and its wheel carries these scores; run: make setup")
+            raise ValueError("music21 is not installed, and these scores are part of its package; run: make setup")
         root = Path(spec.origin).parent / "corpus"
         version = importlib.metadata.version("music21")
         found = [
             Source(path, path.relative_to(root).as_posix(), genre, f"music21 {version} corpus: {title}", licence)
             for folder, genre, title, licence in self.collections
             for path in sorted((root / folder).glob("*"))
-            if path.suffix.lower() in SUFFIXES and path.stem not in NOT_CHORALES
+            if path.suffix.lower() in SUFFIXES and path.stem not in EXCLUDED
         ]
         if not found:
-            raise ValueError(f"music21's corpus at {root} is empty (some distributions cut it out); run: make setup")
+            raise ValueError(f"music21's corpus at {root} is empty (some distributions remove it); run: make setup")
         return found
 
 
-NOT_CHORALES = frozenset({"bwv846"})  # the one prelude among 412 chorales
+EXCLUDED = frozenset({"bwv846"})  # a prelude among the 412 chorales
 _CHORALES = (("bach", "chorales", "Bach chorales", M21_LICENCE),)
 _EARLY = (
     ("palestrina", "early", "Palestrina masses, encoded by John Miller, converted by Bret Aarden", HUMDRUM_LICENCE),
@@ -95,28 +97,28 @@ _FOLK = (
 
 
 @dataclass(frozen=True)
-class Chorales(Wheel):
-    """Bach's four-part chorales in music21's wheel, 412 files."""
+class Chorales(Music21Corpus):
+    """Bach's four-part chorales, included in music21, 412 files."""
 
     collections = _CHORALES
 
 
 @dataclass(frozen=True)
-class Early(Wheel):
-    """Palestrina, Monteverdi and the Trecento in music21's wheel, 1,470 files."""
+class Early(Music21Corpus):
+    """Palestrina, Monteverdi and the Trecento, included in music21, 1,470 files."""
 
     collections = _EARLY
 
 
 @dataclass(frozen=True)
-class Folk(Wheel):
-    """Ryan's Mammoth, O'Neill's and Aird's tune books in music21's wheel, about 4,200 tunes in 1,104 files."""
+class Folk(Music21Corpus):
+    """Ryan's Mammoth, O'Neill's and Aird's tune books, included in music21, about 4,200 tunes in 1,104 files."""
 
     collections = _FOLK
 
 
 @dataclass(frozen=True)
-class Everything(Wheel):
+class Everything(Music21Corpus):
     """Chorales, early and folk together, each with its genre."""
 
     collections = (*_CHORALES, *_EARLY, *_FOLK)
@@ -126,15 +128,15 @@ class Everything(Wheel):
 class Folder(Corpus):
     """The user's own scores: every MIDI, MusicXML, ABC and Humdrum file below a folder.
 
-    root: the folder, '' until it is given. Genre is the first subfolder, 'unknown' for files at the root. A
-        `SOURCES.tsv` at the root with columns file, source, licence tells where files come from.
+    root: the folder; '' means that it must be given. The genre of a file is its first subfolder, 'unknown' for files in the
+        root itself. A `SOURCES.tsv` in the root with columns file, source, licence may say where files come from.
     """
 
     root: str = ""
 
     def files(self) -> list[Source]:
         if not self.root:
-            raise ValueError("data.root is empty; name the folder with your scores: data=folder data.root=DIR")
+            raise ValueError("data.root is empty; give the folder with your scores: data=folder data.root=DIR")
         root = Path(self.root).expanduser()
         if not root.is_dir():
             raise ValueError(f"data.root={printable(root)} is not a folder; give the folder that holds your scores")
@@ -167,8 +169,8 @@ class Folder(Corpus):
 class Jsb(Corpus):
     """The JSB chorale benchmark on a 16th grid with its canonical 229/76/77 split.
 
-    root: `Jsb16thSeparated.json`, or the folder that holds it.
-    download: fetch it to `root` where it is missing; nothing is ever downloaded otherwise.
+    root: `Jsb16thSeparated.json`, or its folder.
+    download: download the file to `root` if it is missing; False never downloads.
     """
 
     root: str = "data/Jsb16thSeparated.json"
@@ -182,7 +184,7 @@ class Jsb(Corpus):
             if not self.download:
                 raise ValueError(
                     f"the JSB benchmark is not at data.root={path}; get Jsb16thSeparated.json from {DOWNLOAD_URL} and "
-                    "put it there, or add data.corpus.download=true to let this be done"
+                    "put it there, or add data.corpus.download=true to download it"
                 )
             download_jsb(path)
         source = "JSB-Chorales-dataset (czhuang), Jsb16thSeparated.json"

@@ -1,7 +1,7 @@
-"""Pieces as documents: augmented body ids behind their controls, cut into windows that fit a row.
+"""Documents: pieces or windows of pieces as token ids with control tokens and augmentation.
 
-A document is BOS (CONT for a window that starts inside a piece), controls, body, and EOS at the end of the piece.
-Everything random about it is a function of (seed, pass, piece): the same in any worker, rank or order.
+A document consists of BOS (or CONT for a window that starts inside a piece), controls, body, and EOS at the end of the
+piece. Its random choices are a function of (seed, pass, piece): they are the same in any worker, rank or order.
 """
 
 from collections.abc import Callable
@@ -16,23 +16,23 @@ from etude.tokens.tokenizer import Tokenizer
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
-TEMPO_STEPS = 9  # factors to which a range of tempo scaling is quantised, so that their maps can be kept
-TRANSPOSE, TEMPO, VELOCITY, HIDE, DROPOUT = range(5)  # columns of a piece's random numbers; one for each control follows
+TEMPO_STEPS = 9  # number of tempo factors to which a range is quantised, so that their maps can be cached
+TRANSPOSE, TEMPO, VELOCITY, HIDE, DROPOUT = range(5)  # columns of the random numbers of a piece; then one for each control
 SHIFT, STEP, BINS, KEPT = range(4)  # columns of a variation
-MAX_CONTROLS = 62  # bits of the column that says which controls are kept
+MAX_CONTROLS = 62  # bits of column KEPT
 CACHED_PIECES = 4096
 SAMPLED_PIECES = 64
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is varied from pass to pass.
+    """Options of the augmentation, which is drawn anew in each pass.
 
-    transpose: lowest and highest shift in semitones; each piece stays within the range of its tokenizer. None: no
-        shift.
-    tempo_scale: lowest and highest factor, above 0. None: as written.
-    velocity_shift: up to so many velocity bins louder or softer, 0 or more.
-    control_dropout: probability with which each control is left out, in [0, 1]; half of it leaves out all of a piece.
+    transpose: lowest and highest shift in semitones; each piece stays within the range of its tokenizer. None: no shift.
+    tempo_scale: lowest and highest factor, above 0. None: tempos stay the same.
+    velocity_shift: largest change of velocity, up or down, in bins, 0 or more.
+    control_dropout: probability, in [0, 1], that a control token is left out. With half of this probability, all controls
+        of a piece are left out together.
     """
 
     transpose: tuple[int, int] | None = None
@@ -48,15 +48,18 @@ class Augmentation:
 class Documents:
     """The pieces of a view as documents.
 
-    A variation, int64 [4], is what happens to a piece in one pass: semitones, tempo step, velocity bins, and which
-    controls are kept, as bits.
+    A variation, int64 [4], is the augmentation of a piece in one pass: semitones, tempo step, velocity bins, and the kept
+    controls as bits.
 
-    view, tokenizer: of one split. augmentation: what is varied. seed: which variations.
+    view: the pieces of one split.
+    tokenizer: their tokenizer.
+    augmentation: its options.
+    seed: of the random variations.
     """
 
     def __init__(self, view: View, tokenizer: Tokenizer, *, augmentation: Augmentation, seed: int):
         self.view, self.tokenizer, self.augmentation, self.seed = view, tokenizer, augmentation, seed
-        self.merges = len(tokenizer) != tokenizer.base_size  # byte pairs: lengths depend on the transposition
+        self.merges = len(tokenizer) != tokenizer.base_size  # with byte pairs, lengths depend on the transposition
         self.width = view.table["controls"].shape[1]
         if self.width > MAX_CONTROLS:
             raise ValueError(f"a piece has {self.width} controls, at most {MAX_CONTROLS} are possible; set data.controls")
@@ -68,7 +71,7 @@ class Documents:
 
     @property
     def num_tokens(self) -> int:
-        """About how many tokens a pass over all documents has; byte pairs are estimated from some pieces."""
+        """Approximate number of tokens of all documents; with byte pairs it is estimated from a sample of pieces."""
         total, sample = self.view.num_tokens, np.arange(0, len(self.view), max(1, len(self.view) // SAMPLED_PIECES))
         if len(sample) == 0:
             return 0
@@ -80,46 +83,48 @@ class Documents:
         return total + round(len(self.view) * (1 + float(controls)))
 
     def variations(self, passes: np.ndarray, pieces: np.ndarray) -> np.ndarray:
-        """What happens to each piece in each pass, int64 [n, 4]."""
-        wish, table = self.augmentation, self.view.table
+        """Returns the variation of each piece in each pass, int64 [n, 4]."""
+        options, table = self.augmentation, self.view.table
         random = uniform(self.seed, passes, pieces, DROPOUT + self.width)
         result = np.zeros((len(pieces), 4), np.int64)
-        if wish.transpose is not None:
+        if options.transpose is not None:
             low, high = np.asarray(table["shift"][pieces], np.int64).T
-            low, high = np.maximum(low, wish.transpose[0]), np.minimum(high, wish.transpose[1])
+            low, high = np.maximum(low, options.transpose[0]), np.minimum(high, options.transpose[1])
             shift = np.minimum(high, low + (random[:, TRANSPOSE] * (high - low + 1)).astype(np.int64))
             result[:, SHIFT] = np.where(low <= high, shift, 0)
-        if wish.tempo_scale is not None:
+        if options.tempo_scale is not None:
             result[:, STEP] = (random[:, TEMPO] * TEMPO_STEPS).astype(np.int64)
-        if wish.velocity_shift:
-            span = 2 * wish.velocity_shift + 1
-            result[:, BINS] = (random[:, VELOCITY] * span).astype(np.int64) - wish.velocity_shift
-        # Half of the hiding takes all controls of a piece at once: sampling without any wish must be known.
-        together = wish.control_dropout / 2
-        alone = 1 - (1 - wish.control_dropout) / (1 - together)
+        if options.velocity_shift:
+            span = 2 * options.velocity_shift + 1
+            result[:, BINS] = (random[:, VELOCITY] * span).astype(np.int64) - options.velocity_shift
+        # Half of the dropout removes all controls of a piece at once, so that the model learns to sample without controls.
+        together = options.control_dropout / 2
+        alone = 1 - (1 - options.control_dropout) / (1 - together)
         kept = (table["controls"][pieces] >= 0) & (random[:, DROPOUT:] >= alone) & (random[:, HIDE, None] >= together)
         result[:, KEPT] = (kept << np.arange(self.width)).sum(axis=1)
         return result
 
     def num_controls(self, variations: np.ndarray) -> np.ndarray:
-        """Controls in front of each document, int64 [n]."""
-        return ((variations[:, KEPT, None] >> np.arange(self.width)) & 1).sum(axis=1)
+        """Returns the number of control tokens of each document, int64 [n]."""
+        count: np.ndarray = ((variations[:, KEPT, None] >> np.arange(self.width)) & 1).sum(axis=1)
+        return count
 
     def lengths(self, pieces: np.ndarray, variations: np.ndarray) -> np.ndarray:
-        """Body tokens of each piece as the model sees it, int64 [n]."""
+        """Returns the number of body tokens of each piece as the model sees it, int64 [n]."""
         if not self.merges:
-            return self.view.table["length"][pieces].astype(np.int64)
+            lengths: np.ndarray = self.view.table["length"][pieces].astype(np.int64)
+            return lengths
         return np.array([len(self._whole(piece, how)) for piece, how in zip(pieces.tolist(), variations, strict=True)])
 
     def prefix(self, piece: int, variation: np.ndarray) -> np.ndarray:
-        """Control ids of a document, varied as its body is."""
-        controls = self.view.table["controls"][piece]
+        """Returns the control ids of a document, augmented like its body."""
+        controls: np.ndarray = self.view.table["controls"][piece]
         controls = controls[(variation[KEPT] >> np.arange(self.width)) & 1 == 1]
         table = self._map(variation)
         return controls if table is None else table[controls]
 
     def body(self, piece: int, variation: np.ndarray, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Body ids [start, stop) of a varied piece, as the model sees them; a view of the file where nothing varies."""
+        """Returns body ids [start, stop) of an augmented piece, as the model sees them; a view of the file if unchanged."""
         if self.merges:
             return self._whole(piece, variation)[start:stop]
         ids = self.view.body(piece)[start:stop]
@@ -134,18 +139,18 @@ class Documents:
         return self._merged.get(self._key(piece, variation), merge)
 
     def _key(self, piece: int, variation: np.ndarray) -> tuple[int, ...]:
-        """What bars and features depend on: augmentation changes neither, unless byte pairs fall elsewhere."""
+        """The cache key of bars and features: augmentation changes them only through the merging of byte pairs."""
         return (piece, *variation[:KEPT].tolist()) if self.merges else (piece,)
 
     def bars(self, piece: int, variation: np.ndarray) -> np.ndarray:
-        """Where bars begin in the body, int64, increasing."""
+        """Returns the indices at which bars begin in the body, int64, increasing."""
         return self._bars.get(
             self._key(piece, variation),
             lambda: np.asarray(self.tokenizer.bar_starts(self.body(piece, variation)), np.int64),
         )
 
     def features(self, piece: int, variation: np.ndarray) -> dict[str, np.ndarray]:
-        """The features of each body token of the whole piece, small integers."""
+        """Returns the features of each body token of the whole piece, as small integers."""
         return self._features.get(self._key(piece, variation), lambda: self._all_features(piece, variation))
 
     def _all_features(self, piece: int, variation: np.ndarray) -> dict[str, np.ndarray]:
@@ -154,14 +159,14 @@ class Documents:
         return {name: values.astype(np.min_scalar_type(sizes[name])) for name, values in found.items()}
 
     def _map(self, variation: np.ndarray) -> np.ndarray | None:
-        """The map id -> id of a variation; None where nothing is ever varied."""
-        wish = self.augmentation
-        if wish.transpose is None and wish.tempo_scale is None and wish.velocity_shift == 0:
+        """Returns the map id -> id of a variation; None without augmentation."""
+        options = self.augmentation
+        if options.transpose is None and options.tempo_scale is None and options.velocity_shift == 0:
             return None
         key = tuple(variation[:KEPT].tolist())
         if key not in self._maps:
             shift, step, bins = key
-            slow, fast = wish.tempo_scale or (1.0, 1.0)
+            slow, fast = options.tempo_scale or (1.0, 1.0)
             factor = slow * (fast / slow) ** (step / (TEMPO_STEPS - 1))
             table = self._change("transposition", shift)
             for change in (self._change("tempo_scaling", factor), self._change("velocity_scaling", bins)):
@@ -170,20 +175,20 @@ class Documents:
         return self._maps[key]
 
     def _change(self, name: str, amount: float) -> np.ndarray:
-        """One of the tokenizer's maps, made once: they are many when combined, few by themselves."""
+        """Returns one of the tokenizer's maps, cached: there are few single maps, but many combinations."""
         if (name, amount) not in self._changes:
             self._changes[name, amount] = getattr(self.tokenizer, name)(amount)
         return self._changes[name, amount]
 
 
 class Recent(Generic[Key, Value]):
-    """The values of the last `size` keys, so that memory stays flat however many pieces there are."""
+    """A cache of the last `size` values, so that memory does not grow with the number of pieces."""
 
     def __init__(self, size: int):
         self.size, self._values = size, dict[Key, Value]()
 
     def get(self, key: Key, make: Callable[[], Value]) -> Value:
-        """The value of `key`, made where it is not kept."""
+        """Returns the value of `key`, computed by `make` if it is not in the cache."""
         if key not in self._values:
             if len(self._values) >= self.size:
                 self._values.pop(next(iter(self._values)))
@@ -191,7 +196,7 @@ class Recent(Generic[Key, Value]):
         return self._values[key]
 
     def __getstate__(self) -> int:
-        return self.size  # workers begin with empty ones
+        return self.size  # worker processes start with an empty cache
 
     def __setstate__(self, size: int) -> None:
         self.__init__(size)  # type: ignore[misc]

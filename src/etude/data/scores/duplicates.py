@@ -1,10 +1,10 @@
-"""Near-duplicates of pieces, whatever their key, tempo and instruments, and splits that keep them on one side.
+"""Find near-duplicates of pieces in any key, tempo and instruments, and assign splits that keep them together.
 
-The melody (highest sounding voice) becomes a sequence of steps, each an interval in semitones and a ratio of
-inter-onset intervals; its set of n-grams is sketched by MinHash; pieces whose sketches agree are united, transitively.
-Source: A. Broder, "On the resemblance and containment of documents", 1997 (MinHash; banding as in Leskovec, Rajaraman
-    and
-Ullman, "Mining of Massive Datasets", ch. 3).
+The melody (highest sounding voice) is a sequence of steps, each an interval in semitones and a ratio of inter-onset
+intervals. The set of its n-grams is summarised by a MinHash sketch. Pieces with similar sketches form groups, transitively.
+
+Source: A. Broder, "On the resemblance and containment of documents", 1997 (MinHash); banding as in Leskovec, Rajaraman and
+Ullman, "Mining of Massive Datasets", ch. 3.
 """
 
 import collections
@@ -15,26 +15,27 @@ from symusic import Score
 
 NGRAM = 6
 NUM_HASHES = 64
-BANDS = 32  # of 2 hashes: pieces of similarity 0.3 meet with probability 0.95, of 0.5 with 0.9999
-SIMILARITY = 0.3  # estimated Jaccard similarity of the n-gram sets from which pieces count as one; unrelated ones have < 0.1
-NEIGHBOURS = 32  # pieces of one band that each is compared with: bounds the work where very many share an n-gram
-MIN_STEPS = 12  # shorter melodies are compared whole: too few n-grams to tell a tune from a scale
+BANDS = 32  # of 2 hashes each: pieces of similarity 0.3 share a band with probability 0.95, of 0.5 with 0.9999
+SIMILARITY = 0.3  # estimated Jaccard similarity of the n-gram sets from which on pieces are duplicates; unrelated ones have < 0.1
+NEIGHBOURS = 32  # each piece is compared with at most so many others of a band, which limits the work for common n-grams
+MIN_STEPS = 12  # shorter melodies are duplicates only if they are equal, since they have too few n-grams
 _rng = np.random.default_rng(20120527)
 _MULTIPLIER = _rng.integers(1, 2**63, NUM_HASHES, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 _OFFSET = _rng.integers(0, 2**63, NUM_HASHES, dtype=np.uint64)
 
 
 def _notes(score: Score) -> np.ndarray:
-    """Onset, pitch and end of all pitched notes (of drums where there are no others), int64 [N, 3], sorted."""
+    """Returns onset, pitch and end of all pitched notes (of drums if there are no others), int64 [N, 3], sorted."""
     tracks = [t for t in score.tracks if len(t.notes) and not t.is_drum] or [t for t in score.tracks if len(t.notes)]
     parts = [track.notes.numpy() for track in tracks]
     rows = [np.stack([p["time"], p["pitch"], p["time"] + p["duration"]], axis=1) for p in parts]
     notes = np.concatenate(rows).astype(np.int64) if rows else np.empty((0, 3), np.int64)
-    return notes[np.lexsort((notes[:, 1], notes[:, 0]))]
+    ordered: np.ndarray = notes[np.lexsort((notes[:, 1], notes[:, 0]))]
+    return ordered
 
 
 def content_hash(score: Score) -> str:
-    """SHA-256 of when which pitches sound: equal for one piece in two files, or with other tempo or instruments."""
+    """Returns the SHA-256 of onsets, ends and pitches; it does not depend on tempo, instruments and the file format."""
     notes = _notes(score)
     if len(notes):
         notes[:, [0, 2]] -= notes[0, 0]
@@ -42,15 +43,14 @@ def content_hash(score: Score) -> str:
 
 
 def melody(score: Score) -> tuple[np.ndarray, np.ndarray]:
-    """Onsets and pitches, int64 [M] each, of the highest sounding voice.
+    """Returns onsets and pitches, int64 [M] each, of the highest sounding voice.
 
-    A note belongs to it if no higher note begins with it or still sounds: inner voices that move below a held note
-        don't.
+    A note belongs to it if no higher note begins with it or still sounds.
     """
     notes = _notes(score)
     if len(notes) == 0:
         return notes[:, 0], notes[:, 1]
-    last = np.append(notes[1:, 0] != notes[:-1, 0], True)  # the highest of each onset
+    last = np.append(notes[1:, 0] != notes[:-1, 0], True)  # the highest note of each onset
     onsets, pitches = [], []
     top, until = -1, -1
     for onset, pitch, end in notes[last].tolist():
@@ -62,7 +62,7 @@ def melody(score: Score) -> tuple[np.ndarray, np.ndarray]:
 
 
 def sketch(score: Score) -> np.ndarray:
-    """MinHash sketch of the melody's n-grams, uint32 [NUM_HASHES]: invariant under transposition and tempo."""
+    """Returns the MinHash sketch of the melody's n-grams, uint32 [NUM_HASHES]; independent of key and tempo."""
     onsets, pitches = melody(score)
     intervals = np.clip(np.diff(pitches), -24, 24) + 24
     gaps = np.maximum(np.diff(onsets), 1)
@@ -76,11 +76,12 @@ def sketch(score: Score) -> np.ndarray:
         code = grams @ (np.uint64(0x9E3779B97F4A7C15) ** np.arange(1, NGRAM + 1, dtype=np.uint64))
         code ^= code >> np.uint64(29)
         hashed = code[:, None] * _MULTIPLIER + _OFFSET
-    return (hashed >> np.uint64(32)).min(axis=0).astype(np.uint32)
+    smallest: np.ndarray = (hashed >> np.uint64(32)).min(axis=0).astype(np.uint32)
+    return smallest
 
 
 def groups(contents: np.ndarray, sketches: np.ndarray) -> np.ndarray:
-    """Group of each piece, int64 [n]: the smallest row among its duplicates, taken transitively.
+    """Returns the group of each piece, int64 [n]: the smallest row among its duplicates, transitively.
 
     contents: content hashes [n], any dtype. sketches: uint32 [n, NUM_HASHES].
     """
@@ -109,7 +110,7 @@ def groups(contents: np.ndarray, sketches: np.ndarray) -> np.ndarray:
 
 
 def _equal_pairs(keys: np.ndarray, neighbours: int) -> np.ndarray:
-    """Pairs of rows with equal keys, int64 [p, 2]: each row with up to `neighbours` equal ones before it."""
+    """Returns pairs of rows with equal keys, int64 [p, 2]: each row with up to `neighbours` equal ones before it."""
     _, inverse = np.unique(keys, return_inverse=True)
     order = np.argsort(inverse, kind="stable")
     ranked = inverse[order]
@@ -123,11 +124,12 @@ def _equal_pairs(keys: np.ndarray, neighbours: int) -> np.ndarray:
 
 
 def assign_splits(group: np.ndarray, contents: list[str], ratios: dict[str, float]) -> list[str]:
-    """The split of each piece, by a hash of its group: adding files moves no other group.
+    """Assigns a split to each piece by a hash of its group, so that adding files does not move other groups.
 
-    group: int64 [n] from `groups`. contents: content hashes, of which the group's smallest decides.
-    ratios: split -> share; shares add up to 1. A split with a share above 0 is never left empty where there are as
-        many groups as such splits: it takes the group whose hash is nearest to its own.
+    group: int64 [n] from `groups`.
+    contents: content hashes; the smallest one of a group determines its split.
+    ratios: split -> share; shares add up to 1. An empty split with a share above 0 gets the group with the nearest hash, if
+        there are enough groups.
     """
     smallest: dict[int, str] = {}
     for row, content in zip(group.tolist(), contents, strict=True):
@@ -140,6 +142,6 @@ def assign_splits(group: np.ndarray, contents: list[str], ratios: dict[str, floa
         count = collections.Counter(chosen.values())
         if count[name] == 0 and max(count.values()) > 1:
             middle = ends[number] - ratios[name] / 2
-            rich = (row for row in chosen if count[chosen[row]] > 1)
-            chosen[min(rich, key=lambda row: (abs(place[row] - middle), row))] = name
+            movable = (row for row in chosen if count[chosen[row]] > 1)
+            chosen[min(movable, key=lambda row: (abs(place[row] - middle), row))] = name
     return [chosen[row] for row in group.tolist()]

@@ -1,4 +1,4 @@
-"""What the manifest tells about a piece, read off its score."""
+"""Facts about a piece for the manifest, computed from its score."""
 
 from typing import Any
 
@@ -11,13 +11,14 @@ DRUMS = -1
 
 
 def describe(score: Score) -> dict[str, Any]:
-    """Facts about a piece as plain values.
+    """Returns the facts about a piece as plain values.
 
-    Returns:
-        key: 'G major', estimated from the notes; None for drums alone. tempo_bpm: the first tempo, quarters a minute,
-            None where
-        none is written. metre: the first time signature, '4/4' where none is written. bars, notes, tracks: counts.
-        programs: General MIDI programs 0-127, -1 for drums, sorted. duration_beats: in quarters.
+    key: such as 'G major', estimated from the notes; None for drums alone.
+    tempo_bpm: the first tempo in quarters per minute; None if the score has none.
+    metre: the first time signature; '4/4' if the score has none.
+    bars, notes, tracks: their numbers.
+    programs: General MIDI programs 0-127, -1 for drums, sorted.
+    duration_beats: the length in quarter notes.
     """
     pitched = any(len(track.notes) and not track.is_drum for track in score.tracks)
     metre = score.time_signatures[0] if len(score.time_signatures) else None

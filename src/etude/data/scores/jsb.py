@@ -1,7 +1,6 @@
-"""The JSB chorale benchmark file: fetching it, and turning its frames into scores.
+"""The JSB chorale benchmark: download its file and convert its frames to scores.
 
-Source: Boulanger-Lewandowski, Bengio and Vincent (2012), split as in Allan and Williams (2005); 16th-note version of
-    the
+Source: Boulanger-Lewandowski, Bengio and Vincent (2012), split as in Allan and Williams (2005); 16th-note version of the
 JSB-Chorales-dataset repository.
 """
 
@@ -22,15 +21,15 @@ DOWNLOAD_URL = "https://raw.githubusercontent.com/czhuang/JSB-Chorales-dataset/m
 STEPS_PER_BEAT = 4
 VOICES = ("Soprano", "Alto", "Tenor", "Bass")
 CHOIR_AAHS = 52
-TEMPO_BPM = 80.0  # the file has no tempo; a quiet chorale tempo to listen to
+TEMPO_BPM = 80.0  # for listening; the file has no tempo
 SPLITS = {"train": "train", "valid": "val", "test": "test"}
 TIMEOUT_SECONDS = 30
 
 
 def download_jsb(path: Path) -> None:
-    """Fetches the benchmark file to `path` (about 3 MB), all or nothing.
+    """Downloads the benchmark file to `path` (about 3 MB), completely or not at all.
 
-    Raises: ValueError without a network, naming the file and where to put it by hand, or where what came is not it.
+    Raises: ValueError without a network, which says where to put the file by hand, or if the download is not the file.
     """
     aside = path.with_name(f"{path.name}.{os.getpid()}.aside")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +37,7 @@ def download_jsb(path: Path) -> None:
         with urllib.request.urlopen(DOWNLOAD_URL, timeout=TIMEOUT_SECONDS) as answer:
             data = answer.read()
         if set(json.loads(data)) != set(SPLITS):
-            raise ValueError(f"what {DOWNLOAD_URL} sent is not the benchmark; put Jsb16thSeparated.json at {path} by hand")
+            raise ValueError(f"the file at {DOWNLOAD_URL} is not the benchmark; put Jsb16thSeparated.json at {path} by hand")
         aside.write_bytes(data)
         aside.replace(path)
     except (urllib.error.URLError, TimeoutError, json.JSONDecodeError) as error:
@@ -53,7 +52,7 @@ def download_jsb(path: Path) -> None:
 def read_jsb(path: Path) -> Iterator[tuple[str, str, Score]]:
     """Yields (name such as 'train/007', split, score of four voices) for the 382 chorales.
 
-    Raises: ScoreError where the file is not the benchmark's JSON.
+    Raises: ScoreError if the file is not the JSON of the benchmark.
     """
     remedy = "give the Jsb16thSeparated.json of the JSB-Chorales-dataset repository"
     try:
@@ -68,7 +67,7 @@ def read_jsb(path: Path) -> Iterator[tuple[str, str, Score]]:
 
 
 def score_of_frames(frames: np.ndarray) -> Score:
-    """The score of frames [T, 4] of MIDI pitches (-1: rest), soprano to bass; runs of one pitch become one note."""
+    """Converts frames [T, 4] of MIDI pitches (-1: rest), soprano to bass, to a score; a run of one pitch is one note."""
     step = TICKS_PER_QUARTER // STEPS_PER_BEAT
     score = Score(TICKS_PER_QUARTER)
     score.tempos.append(Tempo(0, qpm=TEMPO_BPM))

@@ -1,7 +1,7 @@
-"""The manifest: one row for each piece of a corpus, with its split, in an immutable folder named by everything it
-depends on.
+"""The manifest: a table with one row for each piece of a corpus, in a folder whose name identifies all its inputs.
 
-A dataset folder holds `manifest.parquet` and `quarantine.tsv`, and one folder of `view` arrays for each tokenizer.
+A dataset folder is never changed. It holds `manifest.parquet` and `quarantine.tsv`, and a folder of `view` arrays for each
+tokenizer.
 """
 
 import hashlib
@@ -33,9 +33,9 @@ FACTS = ("key", "tempo_bpm", "metre", "bars", "notes", "tracks", "programs", "du
 
 
 def check_shares(split: Sequence[float], batches_per_epoch: int | None) -> None:
-    """What every datamodule asks of its splits and epochs.
+    """Checks the shares of the splits and the length of an epoch of a data module.
 
-    Raises: ValueError for shares that are none, or an epoch of no batch.
+    Raises: ValueError for invalid shares, or an epoch without a batch.
     """
     if len(split) != len(SPLITS) or min(split) < 0 or abs(sum(split) - 1) > 1e-6 or split[0] == 0:
         raise ValueError(f"split={list(split)} must be shares of train, val and test that add up to 1, such as [0.8, 0.1, 0.1]")
@@ -44,10 +44,10 @@ def check_shares(split: Sequence[float], batches_per_epoch: int | None) -> None:
 
 
 class ManifestPlan:
-    """Which dataset folder a corpus wants as its files are now, and how to make it."""
+    """Finds the dataset folder of a corpus in its present state, and builds it."""
 
     def __init__(self, corpus: Corpus, sources: Sequence[Source], *, cache_dir: Path, ratios: dict[str, float], complexity: bool):
-        """Hashes the files that are new or changed.
+        """Hashes new and changed files.
 
         ratios: split -> share, for pieces without a prescribed split. complexity: add the complexity_* columns.
         """
@@ -64,37 +64,36 @@ class ManifestPlan:
 
     @property
     def done(self) -> bool:
-        """Whether the folder is there: it appears whole or not at all.
+        """Whether the folder exists; it is created completely or not at all.
 
-        A folder that lacks files whose reader crashed counts for the run that made it alone: the next run tries again.
+        A folder without the files whose reader crashed is valid only in the run that made it; the next run tries again.
         """
         pointer = self._complete.with_name(f"{self._complete.name}.partial")
         partial = not self._complete.exists() and pointer.exists()
-        # Lightning sets the rank; its own package would take every process that imports this one many seconds
+        # Lightning sets the rank in this module; importing Lightning itself here would cost every process many seconds
         if partial and (vars(rank_zero_only).get("rank", 0) or pointer.stat().st_mtime >= STARTED):
             self.folder = self._complete.with_name(pointer.read_text())
         return self.folder.exists()
 
     def read(self, *, num_workers: int) -> dict[int, str]:
-        """Reads those files of the corpus that the score cache lacks; the caller holds the lock of the cache.
+        """Reads the files of the corpus that are missing in the score cache; the caller must hold the lock of the cache.
 
-        Returns: for each file whose reader crashed its position and the reason.
+        Returns: position -> reason for the files whose reader crashed.
         """
         return build.parse(self.corpus, self.sources, self.hashes, cache_dir=self.cache_dir, num_workers=num_workers)
 
     def build(self, *, num_workers: int) -> None:
-        """Makes the folder; reads and measures only what the cache lacks. The caller holds the lock of the cache.
+        """Builds the folder, using cached results; the caller must hold the lock of the cache.
 
-        Raises: ValueError where no file could be read; OSError for a full disk; KeyboardInterrupt after keeping what
-            is done.
+        Raises: ValueError if no file could be read; OSError for a full disk; KeyboardInterrupt after saving finished work.
         """
         if self.done:
             return
         unread = self.read(num_workers=num_workers)
         pieces, quarantine = _collect(self.corpus, self.sources, self.hashes, self.cache_dir, unread)
         if not pieces:
-            reasons = f"{printable(self.sources[0].path)}: {quarantine[0][2]}" if quarantine else "they hold no pieces"
-            raise ValueError(f"none of {len(self.sources)} files could be read; give scores that can ({reasons})")
+            reasons = f"{printable(self.sources[0].path)}: {quarantine[0][2]}" if quarantine else "they have no pieces"
+            raise ValueError(f"none of {len(self.sources)} files could be read; give readable scores ({reasons})")
         table = _table(pieces, self.ratios)
         if self.complexity:
             table = with_complexity(table, self.cache_dir, num_workers)
@@ -104,7 +103,7 @@ class ManifestPlan:
             _publish(self.folder, table, quarantine)
 
     def _publish_partial(self, table: pa.Table, quarantine: list[tuple[str, str, str]], unread: dict[int, str]) -> None:
-        """Writes a folder of its own, named by what it lacks, and the pointer by which other ranks find it."""
+        """Writes a folder named by the files that are missing, and a pointer file by which other ranks find it."""
         names = [self.sources[row].name for row in sorted(unread)]
         digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:8]
         self.folder = self._complete.with_name(f"{self._complete.name}-without-{digest}")
@@ -113,13 +112,13 @@ class ManifestPlan:
         write_aside(self._complete.with_name(f"{self._complete.name}.partial"), self.folder.name.encode())
         row = min(unread)
         why = f"{self.sources[row].name}: {unread[row]}"
-        print(f"{len(unread)} files are left out of this run, the next one tries them again; {why}", file=sys.stderr)
+        print(f"{len(unread)} files are left out in this run; the next run tries them again: {why}", file=sys.stderr)
 
 
 def _collect(
     corpus: Corpus, sources: Sequence[Source], hashes: Sequence[str], cache_dir: Path, unread: dict[int, str]
 ) -> tuple[list[dict[str, Any]], list[tuple[str, str, str]]]:
-    """All readable pieces as rows, and (file, piece, reason) of the others, in the order of the files."""
+    """Returns all readable pieces as rows, and (file, piece, reason) of the others, in the order of the files."""
     store = Store(build.scores_folder(cache_dir) / "facts")
     identities = build.file_identities(corpus, sources, hashes)
     rows = store.rows(np.array([build.file_key(identity) for identity in identities])).tolist()
@@ -145,7 +144,7 @@ def _collect(
 
 
 def _renamed(piece: str, stem: str, source: Source) -> str:
-    """The name of a piece, by the name that its file has here; `stem` is of the copy that was read."""
+    """Returns the name of a piece in this file; `stem` is the file name of the copy that was read."""
     return printable(source.path.stem + piece.removeprefix(stem)) if piece.startswith(stem) else piece
 
 
@@ -167,7 +166,7 @@ def _table(pieces: list[dict[str, Any]], ratios: dict[str, float]) -> pa.Table:
 
 
 def lopsided_splits(table: pa.Table, ratios: dict[str, float]) -> list[str]:
-    """One line for each split that holds another share of the notes than was asked, because of one large piece."""
+    """Returns a line for each split whose share of the notes is far above the requested one."""
     splits = np.array(table["split"].to_pylist())
     notes, files = table["notes"].to_numpy(), table["file"].to_pylist()
     lines = []
@@ -184,7 +183,7 @@ def lopsided_splits(table: pa.Table, ratios: dict[str, float]) -> list[str]:
 
 
 def with_complexity(table: pa.Table, cache_dir: Path, num_workers: int) -> pa.Table:
-    """The table with a complexity_* column for each feature; what the cache lacks is measured."""
+    """Returns the table with a complexity_* column for each feature, measured or from the cache."""
     measured = build.measure_complexity(piece_keys(table), cache_dir=cache_dir, num_workers=num_workers)
     for name in sorted({name for features in measured for name in features}):
         values = [features.get(name) for features in measured]
@@ -193,12 +192,12 @@ def with_complexity(table: pa.Table, cache_dir: Path, num_workers: int) -> pa.Ta
 
 
 def piece_keys(table: pa.Table) -> np.ndarray:
-    """Keys of the manifest's pieces in the score and token stores, uint64 [n, 2]."""
+    """Returns the keys of the manifest's pieces in the score and token stores, uint64 [n, 2]."""
     return np.frombuffer(b"".join(table["id"].to_pylist()), "<u8").reshape(-1, 2)
 
 
 def _publish(folder: Path, table: pa.Table, quarantine: list[tuple[str, str, str]]) -> None:
-    """Writes the dataset folder aside and renames it into place."""
+    """Writes the dataset folder under a temporary name and renames it."""
     aside = folder.with_name(f"{folder.name}.{os.getpid()}.aside")
     try:
         aside.mkdir(parents=True)
@@ -223,6 +222,6 @@ def write_quarantine(path: Path, rows: list[tuple[str, str, str]]) -> None:
 
 
 def read_quarantine(path: Path) -> list[tuple[str, str, str]]:
-    """The rows of a quarantine list."""
+    """Reads the rows of a quarantine list."""
     lines = path.read_text(encoding="utf-8").splitlines()[1:]
     return [(file, piece, reason) for file, piece, reason in (line.split("\t") for line in lines)]

@@ -1,4 +1,4 @@
-"""Music as a LightningDataModule: from a corpus and a tokenizer to packed, augmented, exactly resumable batches."""
+"""The data module of scores: packed and augmented batches of tokens, which resume exactly."""
 
 import dataclasses
 import sys
@@ -15,7 +15,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from etude.data.base import CorpusDataModule, at_root, checked_range
 from etude.data.cache.fill import absent
-from etude.data.cache.intact import check_sums, made_anew
+from etude.data.cache.intact import check_sums, rebuilding_damage
 from etude.data.cache.lock import held
 from etude.data.labels import refuse_augmented
 from etude.data.scores import build
@@ -39,13 +39,12 @@ IDENTITY = frozenset({"path", "file", "sha256", "id", "split"})
 
 
 class MusicDataModule(CorpusDataModule):
-    """Real scores as batches of packed token rows.
+    """Scores of a corpus as batches of packed rows of tokens.
 
-    Training rows hold whole documents (or windows cut at bars) of `max_len` tokens; an epoch is a fixed number of
-    batches, after which the stream goes on where it stood. The order is a function of (seed, pass), every variation
-    one of (seed, pass, piece): the same with any number of workers and ranks. End an epoch early with
-    `batches_per_epoch`, not with the trainer's `limit_train_batches`, which drops batches that workers have already
-    drawn.
+    Training rows have `max_len` tokens of whole documents (or windows cut at bars). An epoch is a fixed number of batches;
+    the next epoch continues where it ended. The order depends on (seed, pass) and augmentation on (seed, pass, piece) alone,
+    so both are the same with any number of workers and ranks. To shorten epochs, set `batches_per_epoch`; the trainer's
+    `limit_train_batches` would lose batches that workers have already drawn.
     """
 
     def __init__(
@@ -75,24 +74,28 @@ class MusicDataModule(CorpusDataModule):
     ):
         """Checks the arguments; reads nothing.
 
-        corpus: where scores come from. tokenizer: called with genres=[...] once they are known.
-        root: where the corpus's files are, for corpora that must be told (a folder, the JSB file); None: as the corpus
-            says.
-        cache_dir: holds parsed scores, tokens and manifests; may be shared and may be deleted.
-        max_len: tokens in a training row. max_eval_len: in an evaluation row; longer pieces are cut at bars, and
-            `eval_overlap` (share of a row, [0, 1)) of what was counted before is repeated as context.
-        batch_size: rows of a batch, on each rank. batches_per_epoch: None for about one pass over the data.
-        num_workers: processes that load batches. prepare_workers: that parse and tokenise; None for one a core.
+        corpus: the source of the scores.
+        tokenizer: makes the tokenizer; called with genres=[...] when the genres are known.
+        root: the place of the files, for corpora that need it (a folder, the JSB file); None for the corpus's own.
+        cache_dir: the folder of parsed scores, tokens and manifests; it can be shared and deleted.
+        max_len: tokens of a training row.
+        max_eval_len: tokens of an evaluation row. Longer pieces are cut at bars.
+        eval_overlap: share of an evaluation row, in [0, 0.9], that repeats the previous part of the piece as context.
+        batch_size: rows of a batch, on each rank.
+        batches_per_epoch: None for about one pass over the data.
+        num_workers: processes that load batches.
+        prepare_workers: processes that parse and tokenise; None for one per core.
         seed: of order, augmentation and control dropout.
-        split: shares of train, val and test, by duplicate group; corpora with a canonical split keep theirs.
-        transpose: [lowest, highest] shift in semitones. tempo_scale: [lowest, highest] factor. velocity_shift: bins
-            either way.
-        controls: labels whose tokens stand in front of each piece, of genre, key, metre, tempo_bpm, num_bars,
-            programs; None for all, [] for none, as benchmarks of unconditional likelihood want it.
-        control_dropout: probability with which each control is hidden in training.
+        split: shares of train, val and test; duplicates stay together, and corpora with a prescribed split keep it.
+        transpose: [lowest, highest] shift in semitones.
+        tempo_scale: [lowest, highest] factor.
+        velocity_shift: largest change of velocity up or down, in bins.
+        controls: labels whose control tokens precede each piece: some of genre, key, metre, tempo_bpm, num_bars, programs;
+            None for all, [] for none, as for benchmarks of unconditional likelihood.
+        control_dropout: probability with which each control token is left out in training.
         complexity: add complexity_* columns to the manifest (costs a pass over the scores).
-        targets: columns of the manifest, or of `labels_file`, that batches hold as classes `label_COLUMN` for a task to learn.
-        labels_file: a CSV with a column `file`, named as in the manifest, and any others; one line for each file.
+        targets: columns of the manifest or of `labels_file` whose classes are in the batches as `label_COLUMN`.
+        labels_file: a CSV with a column `file`, with names as in the manifest, and any other columns; one line per file.
 
         Raises: ValueError for an argument out of range.
         """
@@ -125,19 +128,18 @@ class MusicDataModule(CorpusDataModule):
             ("control_dropout", self.augmentation.control_dropout, 1.0),
         ):
             if not 0 <= value <= high:
-                raise ValueError(f"{name}={value} must lie in [0, {high}]")
+                raise ValueError(f"{name}={value} must be in [0, {high}]")
 
     # --- preparing ---
 
     def prepare(self) -> None:
-        """Makes manifest, tokenizer and token store ready; safe to repeat, and to call in several processes at once.
+        """Prepares manifest, tokenizer and token store; can be repeated, and called in several processes at once.
 
-        Raises: ValueError where there are no usable files; OSError for a full disk; KeyboardInterrupt after keeping
-            what is done.
+        Raises: ValueError if there are no usable files; OSError for a full disk; KeyboardInterrupt after saving finished work.
         """
         if self._tokenizer is not None:
             return
-        made_anew(self._open)
+        rebuilding_damage(self._open)
         for line in lopsided_splits(self.manifest(), self.ratios):
             print(line, file=sys.stderr)
         bad = len(self.quarantine)
@@ -170,14 +172,14 @@ class MusicDataModule(CorpusDataModule):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer, which knows the corpus's genres; prepares the data on first use."""
+        """The tokenizer with the genres of the corpus; the first use prepares the data."""
         self.prepare()
         assert self._tokenizer is not None
         return self._tokenizer
 
     @property
     def parts(self) -> dict[str, Any]:
-        """What a task is built with: the tokenizer, and the classes of each of `targets`."""
+        """Arguments for building a task: the tokenizer, and the classes of each of `targets`."""
         return {"tokenizer": self.tokenizer, **(self.label_parts)}
 
     @property
@@ -198,11 +200,12 @@ class MusicDataModule(CorpusDataModule):
         return table if split is None else table.filter(pc.equal(table["split"], split))
 
     def _rows(self, split: str) -> list[dict[str, Any]]:
-        return self.manifest(split).drop_columns(["id"]).to_pylist()
+        rows: list[dict[str, Any]] = self.manifest(split).drop_columns(["id"]).to_pylist()
+        return rows
 
     def score(self, split: str, index: int) -> Score:
-        """The cached score of row `index` of `manifest(split)`."""
-        return made_anew(lambda: self._score(split, index))
+        """Returns the cached score of row `index` of `manifest(split)`."""
+        return rebuilding_damage(lambda: self._score(split, index))
 
     def _score(self, split: str, index: int) -> Score:
         folder = build.scores_folder(self.cache_dir)
@@ -217,7 +220,7 @@ class MusicDataModule(CorpusDataModule):
             rows = np.full(len(keys), -1)
         if (rows >= 0).all():
             return rows
-        with held(self.cache_dir):  # the scores were removed, and what was made of them stayed
+        with held(self.cache_dir):  # the cached scores were removed, but not the files made from them
             self._plan.read(num_workers=self.prepare_workers)
         return build.open_scores(folder).rows(keys)
 
@@ -229,18 +232,20 @@ class MusicDataModule(CorpusDataModule):
     # --- choosing ---
 
     def pieces(self) -> dict[str, np.ndarray]:
-        """The columns of `manifest("train")` but its paths and hashes, row by row, with every complexity_* (measured once)
-        and `tokens`, 0 for a piece that the tokenizer could not hold."""
+        """Returns the columns of `manifest("train")` except paths and hashes, with complexity_* and `tokens`.
+
+        complexity_* are measured once. `tokens` is the length in tokens, 0 for a piece that the tokenizer can't represent.
+        """
         table, view = self.manifest("train"), self.view("train")
         if not any(name.startswith("complexity_") for name in table.column_names):
-            table = made_anew(lambda: self._with_complexity(table))
+            table = rebuilding_damage(lambda: self._with_complexity(table))
         columns = {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names if name not in IDENTITY}
         columns["tokens"] = np.zeros(len(table), np.int64)
         columns["tokens"][view.table["row"]] = view.table["length"]
         return columns
 
     def _with_complexity(self, table: pa.Table) -> pa.Table:
-        if not absent(build.complexity_folder(self.cache_dir), piece_keys(table)):  # a complete cache may be one to read alone
+        if not absent(build.complexity_folder(self.cache_dir), piece_keys(table)):  # a complete cache may be read-only
             return with_complexity(table, self.cache_dir, self.prepare_workers)
         with held(self.cache_dir):
             self._plan.read(num_workers=self.prepare_workers)
@@ -253,17 +258,17 @@ class MusicDataModule(CorpusDataModule):
         tempo_scale: Sequence[float] | None = None,
         velocity_shift: int | None = None,
     ) -> None:
-        """Takes other ranges of augmentation from the next `train_dataloader` on; None leaves one as it is.
+        """Changes ranges of augmentation from the next `train_dataloader` on; None keeps a range.
 
-        Raises: ValueError for a range that the arguments of this class would not take either.
+        Raises: ValueError for an invalid range.
         """
-        wish: dict[str, Any] = {
+        changes: dict[str, Any] = {
             "transpose": checked_range("transpose", transpose, -MAX_SHIFT, MAX_SHIFT),
             "tempo_scale": checked_range("tempo_scale", tempo_scale, 0.25, 4.0),
             "velocity_shift": velocity_shift,
         }
         self.augmentation = dataclasses.replace(
-            self.augmentation, **{name: value for name, value in wish.items() if value is not None}
+            self.augmentation, **{name: value for name, value in changes.items() if value is not None}
         )
 
     # --- loading ---
@@ -277,7 +282,7 @@ class MusicDataModule(CorpusDataModule):
         return self._batches_for(self._documents("train", self.augmentation).num_tokens, row=self.max_len)
 
     def train_dataloader(self) -> StatefulDataLoader:
-        """Endless packed rows, in epochs of a fixed number of batches; its state resumes in the middle of an epoch."""
+        """Packed rows without end; an epoch is a fixed number of batches, and its state resumes within an epoch."""
         rank, world = self._place()
         documents = self._documents("train", self.augmentation)
         sampler = RowSampler(

@@ -1,8 +1,8 @@
-"""Which documents make up each row: an endless, shuffled, best-fit packing that needs lengths, not tokens.
+"""Plan which documents make up each row: a shuffled best-fit packing that needs the lengths of documents only.
 
-A plan is an int64 array [documents, 11]: pass, piece, its body tokens from start to stop, whether they end the piece,
-the first of them that is counted, number of controls, and the piece's variation. Training packs pass after pass without
-a seam; evaluation goes through the pieces once, in order.
+A plan is an int64 array [documents, 11]: pass, piece, start and stop of its body tokens, whether they end the piece, the
+first token that counts for the loss, number of controls, and the variation of the piece. Training packs one pass after the
+other without end, and rows may join two passes; evaluation packs all pieces once, in order.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,24 +15,25 @@ from etude.data.randomness import key, permute, uniform
 from etude.data.scores.documents import Documents
 
 NUMBER, PIECE, START, STOP, FINAL, COUNTED, CONTROLS, VARIATION = range(8)  # columns of a plan; the last is four wide
-NOTHING = np.empty((0, VARIATION + 4), np.int64)
+EMPTY_PLAN = np.empty((0, VARIATION + 4), np.int64)
 Rule = Callable[[np.ndarray, int], np.ndarray]
-BLOCK = 128  # pieces whose documents are worked out at once
-BUFFER = 256  # documents that wait to be packed, at most: the more, the less padding, the less each pass is a pass
-LEAST_BUFFER = 32
-REST_AFTER = 64  # documents before which the rest of a cut one waits, so that a batch does not hold one piece alone
-ADMISSION = 7  # sets the draws of admission apart from those of augmentation
+BLOCK = 128  # pieces whose documents are computed at a time
+BUFFER = 256  # largest number of waiting documents: more give less padding, but mix the passes more
+MIN_BUFFER = 32
+REST_AFTER = 64  # the rest of a cut document waits behind so many others, so that a batch is not full of one piece
+ADMISSION = 7  # key that makes the random numbers of admission different from those of augmentation
 MAX_WASTE = 0.01  # share of a row that may stay empty before a document is cut at a bar to fill it
-GOOD_WASTE = 0.002  # share at which the search for a better cut ends
-CANDIDATES = 16  # documents that are considered for cutting, the oldest
-PARTNERS = 64  # whole documents that are considered to go with a cut one
-MIN_PART = 0.05  # share of a row below which no part of a document is cut off
+GOOD_WASTE = 0.002  # share at which the search for a better cut stops
+CANDIDATES = 16  # the oldest documents, which are considered for cutting
+PARTNERS = 64  # whole documents that are considered to precede a cut one
+MIN_PART = 0.05  # smallest part of a document that is cut off, as a share of a row
 
 
 def slots(plan: np.ndarray) -> np.ndarray:
-    """Tokens that each document takes in a row: controls, body, and one at the end of a piece.
+    """Returns the number of input tokens of each document in a row.
 
-    One fewer than its ids, since the last is only a target: BOS and the first tokens, or CONT and the first tokens.
+    That is one less than its number of ids (BOS or CONT, controls, body, and EOS at the end of a piece), since the last one
+    is only a target.
     """
     taken: np.ndarray = plan[:, CONTROLS] + plan[:, STOP] - plan[:, START] + plan[:, FINAL]
     return taken
@@ -42,12 +43,17 @@ def slots(plan: np.ndarray) -> np.ndarray:
 class Packer:
     """Plans rows of `max_len` tokens.
 
-    documents: the pieces. shuffle: order by (seed, pass) and go on for ever; else in order, once.
-    overlap: where a piece is longer than a row, windows after the first begin with so large a share of tokens that
-        were counted before, as context; 0 for training.
-    rules: who admits pieces to training and how, see `MusicDataModule.admit`; of several, the probabilities multiply. A
-        piece that is not admitted is passed over in this pass, and one that waits leaves when it is admitted no more. draw: the
-        batch that is drawn, for the rules.
+    documents: the pieces.
+    max_len: input tokens of a row.
+    shuffle: shuffle by (seed, pass) and continue without end; False packs all pieces once, in order.
+    overlap: for pieces longer than a row, the share of each window after the first that repeats the previous window as
+        context; 0 for training.
+    number, position: the current pass and the position in it.
+    waiting: documents that are not packed yet.
+    rules: name -> rule that admits pieces to training, see `MusicDataModule.admit`; probabilities of several rules are
+        multiplied. A piece that is not admitted is skipped in this pass, and a waiting document is removed when its piece is
+        no longer admitted.
+    draw: the number of the batch that is drawn, for the rules.
     """
 
     documents: Documents
@@ -56,22 +62,22 @@ class Packer:
     overlap: float = 0.0
     number: int = 0
     position: int = 0
-    waiting: np.ndarray = field(default_factory=NOTHING.copy)
+    waiting: np.ndarray = field(default_factory=EMPTY_PLAN.copy)
     rules: dict[str, Rule] = field(default_factory=dict)
     draw: int = 0
-    _checked: int = field(default=-1, init=False)  # the batch for which the waiting documents were looked through
+    _checked: int = field(default=-1, init=False)  # the batch for which the waiting documents were filtered
 
     def state_dict(self) -> dict[str, object]:
-        """Where the packing stands: pass, position in it, and the documents that wait."""
+        """The state of packing: the pass, the position in it, and the waiting documents."""
         return {"number": self.number, "position": self.position, "waiting": torch.tensor(self.waiting)}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Goes on from a `state_dict`."""
+        """Continues from a `state_dict`."""
         self.number, self.position = int(state["number"]), int(state["position"])  # type: ignore[call-overload]
-        self.waiting = np.array(state["waiting"].tolist(), np.int64).reshape(-1, NOTHING.shape[1])  # type: ignore[attr-defined]
+        self.waiting = np.array(state["waiting"].tolist(), np.int64).reshape(-1, EMPTY_PLAN.shape[1])  # type: ignore[attr-defined]
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Rows, each a plan whose slots add up to at most `max_len`; ends only without shuffling."""
+        """Yields rows, each a plan whose slots add up to at most `max_len`; without end if shuffled."""
         while True:
             if self.rules and self.draw != self._checked:
                 self.waiting = self.waiting[self._admitted(self.waiting[:, PIECE], self.waiting[:, NUMBER])]
@@ -84,13 +90,13 @@ class Packer:
 
     @property
     def _buffer(self) -> int:
-        """Half a pass at most, so that one piece does not wait in several passes at once; short under rules, which change."""
+        """Number of waiting documents: at most half a pass, so that passes do not mix; small with rules, which may change."""
         if self.rules:
-            return LEAST_BUFFER
-        return min(BUFFER, max(LEAST_BUFFER, len(self.documents.view) // 2))
+            return MIN_BUFFER
+        return min(BUFFER, max(MIN_BUFFER, len(self.documents.view) // 2))
 
     def _refill(self) -> bool:
-        """Adds the documents of the next block of pieces; False at the end of the pieces."""
+        """Adds the documents of the next block of pieces to those waiting; returns False if there are no more pieces."""
         size = len(self.documents.view)
         if self.position >= size:
             if not self.shuffle or size == 0:
@@ -99,7 +105,7 @@ class Packer:
         pieces = self._next_pieces(size)
         passes = np.full(len(pieces), self.number)
         variations = self.documents.variations(passes, pieces)
-        whole = np.zeros((len(pieces), NOTHING.shape[1]), np.int64)
+        whole = np.zeros((len(pieces), EMPTY_PLAN.shape[1]), np.int64)
         whole[:, NUMBER], whole[:, PIECE], whole[:, FINAL], whole[:, VARIATION:] = passes, pieces, 1, variations
         whole[:, STOP] = self.documents.lengths(pieces, variations)
         whole[:, CONTROLS] = self.documents.num_controls(variations)
@@ -111,13 +117,13 @@ class Packer:
         return True
 
     def _next_pieces(self, size: int) -> np.ndarray:
-        """The next block of the pass that holds a piece which the rules admit.
+        """Returns the admitted pieces of the next block that has any.
 
-        Raises: ValueError where a whole pass holds none.
+        Raises: ValueError if the rules admit no piece in many passes.
         """
-        passed_over = 0
+        skipped = 0
         while True:
-            block = np.arange(self.position, min(self.position + (BLOCK if not self.rules else LEAST_BUFFER), size))
+            block = np.arange(self.position, min(self.position + (BLOCK if not self.rules else MIN_BUFFER), size))
             self.position += len(block)
             if not self.shuffle:
                 return block
@@ -126,8 +132,8 @@ class Packer:
                 pieces = pieces[self._admitted(pieces, np.full(len(pieces), self.number))]
             if len(pieces):
                 return pieces
-            passed_over += len(block)
-            if passed_over > 100 * size:
+            skipped += len(block)
+            if skipped > 100 * size:
                 raise ValueError(
                     f"{' and '.join(sorted(self.rules))} admit no training piece to batch {self.draw}; let one of them admit more"
                 )
@@ -135,7 +141,7 @@ class Packer:
                 self.number, self.position = self.number + 1, 0
 
     def _admitted(self, pieces: np.ndarray, passes: np.ndarray) -> np.ndarray:
-        """Which pieces the rules admit to the batch that is drawn, bool [n]; for one chance always the same in one pass."""
+        """Returns which pieces the rules admit to the current batch, bool [n]; in one pass it depends on the probability only."""
         rows = np.asarray(self.documents.view.table["row"][pieces], np.int64)
         chance = np.ones(len(pieces))
         for name in sorted(self.rules):
@@ -145,7 +151,7 @@ class Packer:
         return admitted
 
     def _windows(self, whole: np.ndarray) -> np.ndarray:
-        """A piece longer than a row as windows that begin at bars, are counted once, and overlap by their context."""
+        """Cuts a piece longer than a row into windows at bars, which overlap by their context; each token counts once."""
         room = self.max_len - int(whole[CONTROLS]) - 1  # one for EOS
         bars = self._bars(whole)
         rows: list[np.ndarray] = []
@@ -164,7 +170,7 @@ class Packer:
         return self.documents.bars(int(document[PIECE]), document[VARIATION:])
 
     def _row(self) -> np.ndarray:
-        """Takes documents off the waiting ones: the oldest first, then what fills the row best."""
+        """Chooses waiting documents for a row: first the oldest, then those that fill the row best."""
         sizes = slots(self.waiting)
         free = np.ones(len(sizes), bool)
         chosen: list[int] = []
@@ -190,7 +196,7 @@ class Packer:
         return self._take(chosen, free, part)
 
     def _take(self, chosen: list[int], free: np.ndarray, part: tuple[int, int, list[int]] | None) -> np.ndarray:
-        """Removes what was chosen; of a document that is cut, the rest waits further back."""
+        """Removes the chosen documents from those waiting; the rest of a cut document is put back further behind."""
         plan = self.waiting[chosen]
         if part is None:
             self.waiting = self.waiting[free]
@@ -207,10 +213,10 @@ class Packer:
     def _cut_to_fill(
         self, sizes: np.ndarray, free: np.ndarray, room: int, forced: bool, waste: int
     ) -> tuple[int, int, list[int]] | None:
-        """Which document to cut, at which token, and which whole one goes before it, so that `room` is filled best.
+        """Returns the document to cut, the token at which to cut it, and a whole document before it, that fill `room` best.
 
-        forced: the oldest document is longer than a row and must be cut. waste: what leaving all whole would leave
-            empty; None is returned where cutting is no better.
+        forced: the oldest document is longer than a row and must be cut.
+        waste: tokens that stay empty without cutting; None is returned if cutting is not better.
         """
         whole = np.flatnonzero(free & (sizes <= room))[:PARTNERS]
         rooms = room - np.concatenate([[0], sizes[whole]])
@@ -238,13 +244,13 @@ class Packer:
 
 
 def _cut(bars: np.ndarray, low: int, high: int, *, last: bool = False) -> int:
-    """The first (or last) bar start in [low, high]; where there is none, `high`."""
+    """Returns the first (or last) bar start in [low, high]; `high` if there is none."""
     inside = bars[(bars >= low) & (bars <= high)]
     return int(inside[-1 if last else 0]) if len(inside) else high
 
 
 def _best(sizes: np.ndarray, fitting: np.ndarray, room: int) -> list[int]:
-    """The document, or the pair, of those `fitting` that fills `room` best; the oldest among equals; [] for none."""
+    """Returns the document or pair of `fitting` documents that fills `room` best, the oldest of equal ones; [] for none."""
     if len(fitting) == 0:
         return []
     order = fitting[np.argsort(sizes[fitting], kind="stable")]

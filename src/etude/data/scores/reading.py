@@ -1,4 +1,4 @@
-"""Reading a user's scores in processes of their own, so that a bad file costs neither this process nor its memory."""
+"""Read a user's scores in separate processes, so that a damaged file can't crash this process or exhaust its memory."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,10 +11,10 @@ from etude.music.score import ScoreError, printable, read_all
 
 
 def read_guarded(paths: Sequence[Path], *, num_workers: int = 1) -> Iterator[tuple[Path, list[tuple[str, Score]], str]]:
-    """Yields (path, pieces as (name, score), what is wrong in one line or '') for each file, as they are done.
+    """Yields (path, pieces as (name, score), problems in one line or '') for each file, in order of completion.
 
-    A file that crashes its reader, or takes more time or memory than `etude.music.bounds.reading_limits` grants, is
-    reported like a damaged one.
+    A file that crashes its reader, or exceeds the time or memory of `etude.music.bounds.reading_limits`, is reported like a
+    damaged one.
     """
     done = run(read_all, paths, num_workers=num_workers, log=None, limits=lambda path: Limits(*reading_limits(path)))
     for index, result in done:
@@ -27,9 +27,9 @@ def read_guarded(paths: Sequence[Path], *, num_workers: int = 1) -> Iterator[tup
 
 
 def read_prompt(path: Path) -> Score:
-    """The first piece of a score file, read in a process of its own.
+    """Reads the first piece of a score file in a separate process.
 
-    Raises: ValueError, in one line that names the file, where none can be read.
+    Raises: ValueError, in one line that names the file, if no piece can be read.
     """
     [(_, pieces, problem)] = read_guarded([path])
     if not pieces:

@@ -1,4 +1,4 @@
-"""Cached scores to cached tokens: only pieces that this tokenizer has not met are encoded."""
+"""Encode cached scores as cached tokens; only pieces that this tokenizer has not encoded before."""
 
 import functools
 import hashlib
@@ -15,12 +15,12 @@ from etude.data.cache.version import FORMAT, tokens_version
 from etude.data.scores.build import check_scores, load_score, open_scores, scores_folder
 from etude.tokens.tokenizer import Tokenizer
 
-MAX_SHIFT = 24  # semitones; how far transpositions are looked into
-INLINE_SECONDS = 1.0  # work shorter than this is not worth starting processes
+MAX_SHIFT = 24  # semitones; the largest transposition that is considered
+INLINE_SECONDS = 1.0  # for shorter work it is not worth starting processes
 
 
 def tokens_folder(tokenizer: Tokenizer, cache_dir: Path) -> Path:
-    """Where the base ids of this tokenizer and its code are kept: the same with and without byte pairs."""
+    """The folder of the base ids of a tokenizer and its version; the same with and without byte pairs."""
     params = {name: value for name, value in tokenizer.params.items() if name not in ("merges", "bpe_vocab_size")}
     identity = [type(tokenizer).__name__, params, tokenizer.genres, tokenizer.vocab[: tokenizer.base_size]]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -28,13 +28,13 @@ def tokens_folder(tokenizer: Tokenizer, cache_dir: Path) -> Path:
 
 
 def encode_piece(tokenizer: Tokenizer, folder: Path, row: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """Base ids of a cached score, and the lowest and highest transposition that keeps it in range. Runs in a worker."""
+    """Returns the base ids of a cached score and its lowest and highest possible transposition. Runs in a worker."""
     ids = tokenizer.encode(load_score(folder, row))
     return ids, transposable(tokenizer, ids)
 
 
 def transposable(tokenizer: Tokenizer, ids: np.ndarray) -> tuple[int, int]:
-    """Lowest and highest number of semitones within +-24 by which `ids` can be moved with every pitch in range."""
+    """Returns the lowest and highest transposition of `ids`, within +-24 semitones, with all pitches in range."""
     used = np.unique(ids)
     fits = {n: bool((_transposition(tokenizer, n)[used] >= 0).all()) for n in range(-MAX_SHIFT, MAX_SHIFT + 1)}
     low = next((n for n in range(0, -MAX_SHIFT - 1, -1) if not fits[n]), -MAX_SHIFT - 1) + 1
@@ -48,9 +48,9 @@ def _transposition(tokenizer: Tokenizer, semitones: int) -> np.ndarray:
 
 
 def tokenise(tokenizer: Tokenizer, keys: np.ndarray, *, cache_dir: Path, num_workers: int) -> tuple[Store, dict[int, str]]:
-    """Encodes the pieces `keys` (uint64 [n, 2]) that the token store lacks.
+    """Encodes those of the pieces `keys` (uint64 [n, 2]) that are missing in the token store.
 
-    Returns: the store, and for each piece that this tokenizer can't hold its position in `keys` and the reason.
+    Returns: the store, and position in `keys` -> reason for the pieces that this tokenizer can't represent.
     """
     scores, target = scores_folder(cache_dir), tokens_folder(tokenizer, cache_dir)
     dtype = np.uint16 if tokenizer.base_size <= 2**16 else np.uint32

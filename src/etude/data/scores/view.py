@@ -1,6 +1,6 @@
-"""The pieces of one split as one tokenizer sees them: a memory-mapped table from which training reads.
+"""Views: the tokenised pieces of a split as memory-mapped tables, from which training reads.
 
-Kept beside the manifest, one folder for each tokenizer: `{split}.npy`, `view.json` and their checksums.
+They are stored beside the manifest in one folder for each tokenizer: `{split}.npy`, `view.json` and their checksums.
 """
 
 import json
@@ -22,16 +22,18 @@ from etude.data.scores.manifest import SPLITS, piece_keys, read_quarantine, writ
 from etude.data.scores.tokens import tokenise, tokens_folder
 from etude.tokens.tokenizer import Tokenizer
 
-COLUMNS = {"num_bars": "bars"}  # labels of `Tokenizer.controls` that the manifest calls otherwise
-BPE_PIECES = 2000  # enough to learn frequent pairs from
+COLUMNS = {"num_bars": "bars"}  # label of `Tokenizer.controls` -> column of the manifest, where the names differ
+BPE_PIECES = 2000  # pieces from which byte pairs are learnt, at most
 
 
 @dataclass(frozen=True)
 class View:
-    """One split: `table` has a row for each piece, `store` its base ids.
+    """The tokenised pieces of one split.
 
-    table: structured array [n]; row: in the split's manifest; start, length: in the store's items; shift: lowest and
-        highest transposition; controls: ids, padded with -1.
+    store: the base ids of the pieces.
+    table: structured array [n] with a row for each piece. row: its row in the split's manifest. start, length: its items in
+        the store. shift: its lowest and highest transposition. controls: its control ids, padded with -1.
+    num_tokens: number of base ids of all pieces.
     """
 
     store: Store
@@ -42,35 +44,37 @@ class View:
         return len(self.table)
 
     def check(self) -> None:
-        """Compares the pieces' ids with their checksums, at about 1 GB/s.
+        """Verifies the checksums of the pieces' ids, at about 1 GB/s.
 
-        Raises: Damaged, with the token store to remove.
+        Raises: Damaged, which names the token store as what to remove.
         """
         index = self.store.index
-        rows = np.searchsorted(index["start"], self.table["start"], side="right") - 1  # of several, the one that holds items
+        rows = (
+            np.searchsorted(index["start"], self.table["start"], side="right") - 1
+        )  # of several records with the same start, the one that is not empty
         entries = index[rows]
         names = {"start": "start", "length": "length", "extra": "shift"}
         if not all(np.array_equal(entries[mine], self.table[name]) for mine, name in names.items()):
-            raise Damaged(self.store.path / "index", remove=self.store.path, why="its rows are not those of the view")
+            raise Damaged(self.store.path / "index", remove=self.store.path, why="its rows differ from those of the view")
         self.store.check(rows)
 
     def body(self, index: int) -> np.ndarray:
-        """Base ids of piece `index`: a view of the mapped file, nothing is copied."""
+        """Returns the base ids of piece `index` as a view of the memory-mapped file."""
         entry = self.table[index]
         start = int(entry["start"])
         return self.store.items[start : start + int(entry["length"])]
 
 
 def view_folder(dataset: Path, tokenizer: Tokenizer, *, controls: Sequence[str], cache_dir: Path) -> Path:
-    """Where the view of `tokenizer` with the labels `controls` is kept, below the folder of the dataset."""
+    """The folder, in that of the dataset, of the view of `tokenizer` with the labels `controls`."""
     return dataset / "-".join([tokens_folder(tokenizer, cache_dir).name, *controls])
 
 
 def build_view(view: Path, tokenizer: Tokenizer, *, controls: Sequence[str], cache_dir: Path, num_workers: int) -> None:
-    """Writes the `view_folder`, encoding only what the token store lacks; where it is there already, nothing is done.
+    """Writes the `view_folder` unless it exists; encodes only pieces that are missing in the token store.
 
-    controls: the labels that stand in front of each piece.
-    Raises: ValueError where the tokenizer can hold none of the pieces.
+    controls: the labels whose control tokens precede each piece.
+    Raises: ValueError if the tokenizer can represent none of the pieces.
     """
     if view.exists():
         return
@@ -100,13 +104,13 @@ def build_view(view: Path, tokenizer: Tokenizer, *, controls: Sequence[str], cac
 
 
 def labels_of(manifest: pa.Table, names: Sequence[str]) -> list[dict[str, Any]]:
-    """The labels `names` of each piece as `Tokenizer.controls` takes them."""
+    """Returns the labels `names` of each piece, as `Tokenizer.controls` takes them."""
     columns = [manifest[COLUMNS.get(name, name)].to_pylist() for name in names]
     return [{name: column[row] for name, column in zip(names, columns, strict=True)} for row in range(len(manifest))]
 
 
 def _write(path: Path, chosen: np.ndarray, rows: np.ndarray, store: Store, controls: list[list[int]]) -> int:
-    """Writes the table of one split; returns how many body tokens it has."""
+    """Writes the table of one split; returns its number of body tokens."""
     entries = store.index[rows]
     kept = np.flatnonzero(chosen & (entries["length"] > 0))
     width = max((len(ids) for ids in controls), default=0)
@@ -124,26 +128,25 @@ def _write(path: Path, chosen: np.ndarray, rows: np.ndarray, store: Store, contr
 
 
 def open_view(view: Path, split: str, tokenizer: Tokenizer, cache_dir: Path) -> View:
-    """Opens one split, whose folder was compared with its checksums.
+    """Opens the view of one split; the checksums of its folder must have been verified.
 
-    Raises: Damaged where the tokens are not there or not what was written.
+    Raises: Damaged if the tokens are missing or their checksums differ.
     """
-    table = np.asarray(np.load(view / f"{split}.npy", mmap_mode="r"))  # a plain view of the map: indexing is twice as fast
+    table = np.asarray(np.load(view / f"{split}.npy", mmap_mode="r"))  # indexing a plain array is twice as fast as a memmap
     sizes = json.loads((view / "view.json").read_text())["tokens"]
     try:
         found = View(Store(tokens_folder(tokenizer, cache_dir) / "tokens"), table, sizes[split])
     except FileNotFoundError as error:
-        raise Damaged(view / "view.json", remove=view, why="its tokens are not there") from error
+        raise Damaged(view / "view.json", remove=view, why="its tokens are missing") from error
     if len(table):
         found.check()
     return found
 
 
 def with_byte_pairs(tokenizer: Tokenizer, view: View, path: Path) -> Tokenizer:
-    """`tokenizer` with its byte pairs learnt from (a sample of) the training pieces, once: they are kept in the file
-    `path`.
+    """Returns `tokenizer` with byte pairs learnt from (a sample of) the training pieces, which are cached in the file `path`.
 
-    A tokenizer that wants none, or comes with its own, is given back as it is.
+    A tokenizer without byte pairs, or that already has learnt ones, is returned unchanged.
     """
     if tokenizer.params.get("bpe_vocab_size") is None or len(tokenizer) != tokenizer.base_size or len(view) == 0:
         return tokenizer
