@@ -158,11 +158,11 @@ def test_on_changes_training_or_evaluation_or_refuses(tmp_path: Path, matrix: Ma
     off = matrix.off(kind)
     on = fit(tmp_path / "on", lambda: build(kind, matrix.songs), [made])
     equal = same(off["trained"], on["trained"]) and same(off["saved"], on["saved"])
-    if not (made.guards or made.observes):
+    if not (made.is_guard or made.only_observes):
         assert not equal
         return
     assert equal
-    if made.observes:
+    if made.only_observes:
         assert on["logged"] > off["logged"]
     else:
         spoilt = fit(tmp_path / "spoilt", lambda: build(kind, matrix.songs), [Fault()], steps=3)

@@ -49,7 +49,7 @@ class ToyGan(Task):
         fake = (self.db(fake_b.detach()) ** 2).mean() + (self.da(fake_a.detach()) ** 2).mean()
         return {"generator/adversarial": adversarial, "generator/cycle": cycle, "discriminator/all": real + fake}
 
-    def retrace(self, batch: dict[str, Tensor], trace: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def recompute_trace(self, batch: dict[str, Tensor], trace: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {"generator/output": torch.cat([self.ab(trace["a"]), self.ba(trace["b"])])}
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:

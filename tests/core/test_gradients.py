@@ -104,7 +104,7 @@ def ask_everything(task: Task) -> None:
     assert found.keys() == {name for name, _ in task.named_parameters()} and all(g.isfinite().all() for g in found.values())
     assert all(now is then for now, then in zip((p.grad for p in task.parameters()), grads, strict=True))
     assert task.trace is before[0] and task.batches_trained == before[1] and torch.equal(torch.get_rng_state(), before[2])
-    assert not task.aside
+    assert not task.in_losses_at
 
 
 @pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 2}, {"precision": "bf16-mixed"}])
@@ -202,7 +202,7 @@ class Half(Technique):
         own = dict(task.named_parameters())
         slope = task.gradient_of(batch, parameters=own, create_graph=True)
         moved = {name: p - 0.01 * slope[name] for name, p in own.items()}
-        found = task.losses_at(batch, parameters=moved, undisturbed=False)
+        found = task.losses_at(batch, parameters=moved, keep_state=False)
         assert task.trace["out"].requires_grad
         return {name: value / 2 for name, value in found.items()}
 

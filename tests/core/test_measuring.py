@@ -58,7 +58,7 @@ def test_validation_logs_what_it_logged_before_bit_for_bit(songs: Path, tmp_path
             reference.update(nll.sum() / counted.clamp(min=1), counted)
     assert len(list(data.val_dataloader())) > 1
     assert run.callback_metrics["val/nll"] == reference.compute()
-    assert task.logs == ("val/nll",)
+    assert task.logged_metrics == ("val/nll",)
     assert not [name for name in task.state_dict() if "validation_means" in name]  # checkpoints stay as they were
 
 
@@ -95,7 +95,7 @@ def test_each_batch_is_given_with_its_measure_in_evaluation_mode() -> None:
         """Measures the mean of x."""
 
         def measures(self) -> tuple[Measure, ...]:
-            return (Measure("x", "none", more_is_better=True),)
+            return (Measure("x", "none", higher_is_better=True),)
 
         def measure(self, batch: Batch) -> dict[str, Measured]:
             assert not self.training and not torch.is_grad_enabled()
@@ -105,8 +105,8 @@ def test_each_batch_is_given_with_its_measure_in_evaluation_mode() -> None:
     batches = [{"x": torch.tensor([1.0, 2.0, 3.0])}, {"x": torch.tensor([10.0])}]
     assert [float(found["x"].mean) for _, found in measured_batches(task, batches)] == [2.0, 10.0]
     assert measure_all(task, batches) == {"x": 4.0}
-    assert task.logs == ("val/x",)
-    with pytest.raises(ValueError, match="more is better, and its mode is min"):
+    assert task.logged_metrics == ("val/x",)
+    with pytest.raises(ValueError, match="higher values are better, but its mode is min"):
         task.check_metric("val/x", "monitor", "min", [])
     task.check_metric("val/x", "monitor", "max", [])
     for nothing in ([], [{"x": torch.empty(0)}]):

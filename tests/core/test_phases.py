@@ -97,7 +97,7 @@ def test_killed_about_a_boundary_it_draws_the_same(songs: Path, tmp_path: Path, 
 def test_an_end_that_nobody_knew_is_followed_within_seventeen_batches(songs: Path, tmp_path: Path, workers: int) -> None:
     stages = [{"data": FOLK, "patience": 1, "min_delta": 100.0}, {"data": CLASSICAL}]
     task, heard = fit(songs, tmp_path, stages, steps=40, workers=workers, **VALIDATED)
-    assert task.phases.began == 8
+    assert task.phases.start_step == 8
     assert all(genres == {"folk"} for genres in heard[:25]) and all(genres == {"classical"} for genres in heard[25:])
 
 
@@ -108,7 +108,7 @@ def test_an_end_comes_at_the_latest_with_the_steps_of_its_phase(songs: Path, tmp
         {"data": FOLK},
     ]
     task, heard = fit(songs, tmp_path, stages, steps=40, **VALIDATED)
-    assert task.phases.number == 2 and task.phases.began == 28  # 8 + 20
+    assert task.phases.index == 2 and task.phases.start_step == 28  # 8 + 20
     assert all(genres == {"folk"} for genres in [*heard[:12], *heard[28:]])
     assert all(genres == {"classical"} for genres in heard[12:28])
 
@@ -158,7 +158,7 @@ def test_techniques_are_told_of_a_boundary_in_their_order_between_two_steps(tmp_
     run.fit(task, PairsData())
     ends = [(name, "end", "one", 2, 1.0) for name in ("a", "z")]
     assert lines == ends + [(name, "start", "two", 2, 0.5) for name in ("a", "z")]
-    assert (task.phases.number, task.phases.began, task.phase.name) == (1, 2, "two")
+    assert (task.phases.index, task.phases.start_step, task.phase.name) == (1, 2, "two")
 
 
 def test_a_checkpoint_says_in_which_phase_it_was_written(songs: Path, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_checkpoint_of_before_goes_on_in_its_phase(songs: Path, tmp_path: Path
     saved["callbacks"]["Stages"] |= before
     torch.save(saved, tmp_path / "old.ckpt")
     task, heard = fit(songs, tmp_path / "on", stages, steps=50, resume=tmp_path / "old.ckpt")
-    assert (task.phases.number, task.phases.began) == (1, 10)
+    assert (task.phases.index, task.phases.start_step) == (1, 10)
     turn = 27 if stop > 10 else 23  # what may be drawn already stays, the rest is known now
     assert all(genres == {"folk"} for genres in heard[: turn - stop])
     assert all(genres == {"classical"} for genres in heard[turn - stop :])
@@ -240,7 +240,7 @@ def grown(
 
 def test_a_head_grows_at_boundaries_and_the_optimizer_keeps_what_it_knew(tmp_path: Path) -> None:
     task, run, moments = grown(tmp_path, 9)
-    assert task.head.weight.shape == (4, 8) and task.phases.added == [{"classes": 1}, {"classes": 2}]
+    assert task.head.weight.shape == (4, 8) and task.phases.added_modules == [{"classes": 1}, {"classes": 2}]
     before, after = moments[2:4]
     assert after["step"] == before["step"] == 6 and after["exp_avg"].shape == (4, 8)
     assert torch.equal(after["exp_avg"][:2], before["exp_avg"]) and before["exp_avg"].abs().sum() > 0
@@ -269,9 +269,9 @@ def test_an_average_grows_with_its_weights(tmp_path: Path, build: Any) -> None:
 def test_a_grown_task_is_rebuilt_from_its_checkpoint(tmp_path: Path) -> None:
     task, _, _ = grown(tmp_path, 5)
     saved, again = torch.load(tmp_path / "last.ckpt", weights_only=True), Classifier()
-    again.phases.restore(again, saved["etude"])
+    again.phases.restore_modules(again, saved["etude"])
     again.load_state_dict(saved["state_dict"])
-    assert same(weights(task), weights(again)) and again.phases.added == [{"classes": 1}]
+    assert same(weights(task), weights(again)) and again.phases.added_modules == [{"classes": 1}]
 
 
 def test_modules_that_a_task_does_not_add_are_told(tmp_path: Path) -> None:

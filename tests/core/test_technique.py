@@ -121,7 +121,7 @@ def test_hooks_and_declarations_go_together() -> None:
         claims = frozenset({Power.WEIGHING})
 
     for kind in (NoSlot, NoHook):
-        with pytest.raises(ValueError, match="go together"):
+        with pytest.raises(ValueError, match="only one"):
             Composition([kind()])
 
 

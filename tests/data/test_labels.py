@@ -57,7 +57,7 @@ class Classifier(Task):
         return {name: F.cross_entropy(logits, labels, ignore_index=-1) for name, (logits, labels) in self._told(batch).items()}
 
     def measures(self) -> tuple[Measure, ...]:
-        return tuple(Measure(f"{name}_accuracy", "share", more_is_better=True) for name in self.heads)
+        return tuple(Measure(f"{name}_accuracy", "share", higher_is_better=True) for name in self.heads)
 
     def measure(self, batch: Batch) -> dict[str, Measured]:
         found = {}

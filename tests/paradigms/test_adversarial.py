@@ -91,7 +91,7 @@ class Pgd(Technique):
 class Sees(Technique):
     """Looks at the trace after the attack, by its name."""
 
-    observes: ClassVar[bool] = True
+    only_observes: ClassVar[bool] = True
 
     def __init__(self) -> None:
         super().__init__()

@@ -21,7 +21,7 @@ class Moco(Task):
     """Tells a vector's other view from the keys of earlier vectors (He et al. 2020, algorithm 1)."""
 
     logs = ("val/moco",)
-    kept_for_step: ClassVar[tuple[str, ...]] = ("keys",)
+    step_trace_names: ClassVar[tuple[str, ...]] = ("keys",)
     queue: Tensor
     place: Tensor
 

@@ -127,7 +127,7 @@ def test_style_transfer_is_measured_on_a_batch_and_describes_each_piece() -> Non
     errors = [float((fake - real).abs().mean()) for fake, real in ways.values()]
     assert float(found["l1"].mean) == pytest.approx(sum(errors) / 6)
     assert int(found["l1"].count) == 2 and float(found["frechet"].mean) > 0
-    assert task.logs == ("val/frechet", "val/l1")
+    assert task.logged_metrics == ("val/frechet", "val/l1")
 
 
 def test_who_offers_what() -> None:

@@ -253,7 +253,7 @@ def test_a_checkpoint_of_another_contract_or_style_is_refused() -> None:
         task(contract=MelContract(n_mels=16, n_fft=512)).on_load_checkpoint(checkpoint)
     with pytest.raises(ValueError, match="styles"):
         task(styles=("folk", "rock")).on_load_checkpoint(checkpoint)
-    parts = StyleTransfer.parts_from(checkpoint["etude"])
+    parts = StyleTransfer.constructor_arguments_from(checkpoint["etude"])
     assert parts["contract"] == CONTRACT and parts["styles"] == STYLES and torch.equal(parts["statistics"], statistics())
 
 

@@ -147,7 +147,7 @@ def saved(task: Vocoder) -> dict[str, Any]:
 
 def test_the_checkpoint_carries_the_contract() -> None:
     task = vocoder()
-    assert Vocoder.parts_from(saved(task)["etude"]) == {"contract": CONTRACT}
+    assert Vocoder.constructor_arguments_from(saved(task)["etude"]) == {"contract": CONTRACT}
     task.on_load_checkpoint(saved(task))
 
 

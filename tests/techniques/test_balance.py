@@ -153,7 +153,7 @@ def test_what_is_no_parameter_gets_its_gradient_and_has_no_say() -> None:
 @pytest.mark.parametrize("method", ["adaptive", "pcgrad", "imtl"])
 def test_a_lazy_term_keeps_its_own_weight(tmp_path: Path, method: Any) -> None:
     class Penalised(Plane):
-        lazy_terms = frozenset({"penalty"})
+        optional_terms = frozenset({"penalty"})
 
         def losses(self, batch: Batch) -> dict[str, Tensor]:
             return {**super().losses(batch), "penalty": 100 * self.point.sum()}
@@ -214,7 +214,7 @@ def test_style_transfer_with_all_its_terms(tmp_path: Path, method: Any) -> None:
     assert all(torch.isfinite(value).all() for value in after.values())
     assert {name.partition(".")[0] for name in after if not torch.equal(after[name], start[name])} >= {"generators", "judge"}
     factors = {name.removeprefix("train/balance/") for name in run.callback_metrics if name.startswith("train/balance/")}
-    assert factors == {name for name in EVERY if name.startswith("generator/")} - task.lazy_terms
+    assert factors == {name for name in EVERY if name.startswith("generator/")} - task.optional_terms
 
 
 def test_factors_are_logged_and_pcgrad_leaves_the_global_generator_alone(tmp_path: Path) -> None:

@@ -139,13 +139,13 @@ def test_every_metric_it_names_is_there_from_the_first_validation(tmp_path: Path
     task, data = build(songs)
     technique = LiveQuality(every=1)
     run = fit(tmp_path, task, data, [technique], steps=2)
-    assert technique.logs == MUSIC <= set(run.callback_metrics)
+    assert technique.logged_metrics == MUSIC <= set(run.callback_metrics)
     found = {name: float(run.callback_metrics[name]) for name in MUSIC}
     assert all(np.isfinite(value) for value in found.values())
     assert all(0 <= value <= 1 for name, value in found.items() if name not in COUNTS)
     assert found["live/turing_low"] <= found["live/turing"] <= found["live/turing_high"]
     task.check_metric("live/quality", "x.monitor", "max")
-    with pytest.raises(ValueError, match=r"x\.monitor is 'live/quality', of which more is better, and its mode is min"):
+    with pytest.raises(ValueError, match=r"x\.monitor is 'live/quality'; higher values are better, but its mode is min"):
         task.check_metric("live/quality", "x.monitor", "min")
     folder = tmp_path / "live" / "000002"
     assert {path.name for path in folder.iterdir()} >= {"sample_0.mid"}
@@ -154,9 +154,9 @@ def test_every_metric_it_names_is_there_from_the_first_validation(tmp_path: Path
 def test_mels_are_measured_too(tmp_path: Path) -> None:
     technique = LiveQuality(every=1)
     run = fit(tmp_path, style_transfer(seed=1), MelsData(), [technique], steps=2)
-    assert technique.logs <= set(run.callback_metrics)
-    assert "live/style" in technique.logs and "live/melody" not in technique.logs
-    assert all(np.isfinite(float(run.callback_metrics[name])) for name in technique.logs)
+    assert technique.logged_metrics <= set(run.callback_metrics)
+    assert "live/style" in technique.logged_metrics and "live/melody" not in technique.logged_metrics
+    assert all(np.isfinite(float(run.callback_metrics[name])) for name in technique.logged_metrics)
     assert [path.suffix for path in (tmp_path / "live" / "000002").iterdir()] == [".png"]
 
 

@@ -50,7 +50,7 @@ def test_an_unknown_term_is_told_with_those_that_exist(tmp_path: Path) -> None:
 class Lazy(ToyGan):
     """Its heaviest term comes every other batch."""
 
-    lazy_terms = frozenset({"generator/path"})
+    optional_terms = frozenset({"generator/path"})
 
     def losses(self, batch: Any) -> dict[str, torch.Tensor]:
         terms = super().losses(batch)

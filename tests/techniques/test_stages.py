@@ -103,7 +103,7 @@ def test_killed_about_a_plateau_it_does_the_same(tmp_path: Path, stop: int) -> N
     rest, _, _ = fit(
         tmp_path / "rest", stages, steps=10, scheduler=partial(constant, warmup=0.0), resume=tmp_path / "half" / "last.ckpt"
     )
-    assert same(weights(whole), weights(rest)) and rest.phases.number == 1
+    assert same(weights(whole), weights(rest)) and rest.phases.index == 1
 
 
 def test_one_stage_that_changes_nothing_is_the_plain_run(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_killed_in_any_stage_it_goes_on_in_it(tmp_path: Path, stop: int) -> None
     whole, _, _ = fit(tmp_path / "whole", stages, steps=10, scheduler=cosine)
     fit(tmp_path / "half", stages, steps=stop, scheduler=cosine)
     rest, _, _ = fit(tmp_path / "rest", stages, steps=10, scheduler=cosine, resume=tmp_path / "half" / "last.ckpt")
-    assert same(weights(whole), weights(rest)) and rest.phases.number == 2
+    assert same(weights(whole), weights(rest)) and rest.phases.index == 2
 
 
 def test_layers_learn_the_less_the_nearer_they_are_to_the_input() -> None:
@@ -223,6 +223,6 @@ def test_more_may_be_better(tmp_path: Path) -> None:
 
         task = Rising()
         trainer(tmp_path, max_steps=9, callbacks=[technique], val_check_interval=1).fit(task, PairsData())
-        assert (task.phases.began == 0) == (mode == "max")
+        assert (task.phases.start_step == 0) == (mode == "max")
     with pytest.raises(ValueError, match=r"stages.stages.0..mode is 'more', must be min or max"):
         Stages(stages=[{"mode": "more"}])

@@ -1,5 +1,5 @@
-"""The type of a task in the modules that a task is made of: they can't import it, since it imports them."""
+"""A placeholder type for `Task`, for modules that `etude.core.task` imports and that therefore can't import it."""
 
 from typing import Any
 
-AnyTask = Any  # an etude.core.task.Task; what a technique may ask of it stands there
+AnyTask = Any  # always an etude.core.task.Task

@@ -93,7 +93,7 @@ class EvaluationWeights:
         self._restored = {key: state[key] for key in ("average", "training_weights") if key in state}
 
 
-def go_on_without(task: pl.LightningModule, checkpoint: dict[str, Any], here: Collection[str]) -> None:
+def use_training_weights(task: pl.LightningModule, checkpoint: dict[str, Any], here: Collection[str]) -> None:
     """Gives a run without the technique whose average is the checkpoint's `state_dict` the training weights to go on from.
 
     here: state keys of the run's techniques.

@@ -31,22 +31,22 @@ def gradients_enabled() -> Iterator[None]:
 
 
 def losses_at(
-    task: AnyTask, batch: Batch, *, parameters: Mapping[str, Tensor] | None, undisturbed: bool, reduce: bool
+    task: AnyTask, batch: Batch, *, parameters: Mapping[str, Tensor] | None, keep_state: bool, reduce: bool
 ) -> dict[str, Tensor]:
     """See `Task.losses_at`."""
     if parameters is not None:
         _refuse_split_weights(task, "losses_at with other parameters")
-    trace, aside = task.trace, task.aside
-    task.aside = aside or undisturbed
+    trace, aside = task.trace, task.in_losses_at
+    task.in_losses_at = aside or keep_state
     try:
         with (
-            _unchanged(task.device, _memories(task)) if undisturbed else nullcontext(),
+            _unchanged(task.device, _memories(task)) if keep_state else nullcontext(),
             lightning.forward_context(lightning.trainer_of(task)),
         ):
-            found = _losses_with(task, _usable(batch), parameters or {}, copy_buffers=undisturbed)
+            found = _losses_with(task, _usable(batch), parameters or {}, copy_buffers=keep_state)
     finally:
-        task.aside = aside
-        if undisturbed:
+        task.in_losses_at = aside
+        if keep_state:
             task.trace = trace
     return {name: _mean(task, value) for name, value in found.items()} if reduce else found
 

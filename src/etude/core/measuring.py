@@ -17,7 +17,7 @@ class Measure(NamedTuple):
 
     name: str
     unit: str
-    more_is_better: bool = False
+    higher_is_better: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ class Measurable(pl.LightningModule):
         raise TypeError(f"{type(self).__name__} must define measure(batch)")
 
     @property
-    def logs(self) -> tuple[str, ...]:
+    def logged_metrics(self) -> tuple[str, ...]:
         """Names of what validation logs, the main one first."""
         return tuple(f"val/{measure.name}" for measure in self.measures())
 
-    def prepare_means(self) -> None:
+    def create_validation_means(self) -> None:
         """Makes a running mean for each measure; before the first is logged, when Lightning looks for all metrics."""
         for measure in self.measures():
             if measure.name not in self.validation_means:

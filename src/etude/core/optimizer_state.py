@@ -43,7 +43,7 @@ def _padded(value: Any, source: Tensor, weight: Tensor) -> Any:
     return larger
 
 
-def leave_out(task: AnyTask) -> Callable[[], None]:
+def skip_next_step(task: AnyTask) -> Callable[[], None]:
     """Takes all gradients away, so that the step about to be made changes no weight and no moment.
 
     Returns what, called after that step, puts back the counters that optimizers keep for a group and count on regardless.

@@ -119,8 +119,8 @@ class Draws:
         """The changes from the phase under way on, where each ends with its `max_steps`."""
         assert self._data is not None
         phases, now, epoch = task.phases, task.batches_trained, self._data.epoch_batches
-        found, end = [[now, phases.number]], phases.began
-        for number in range(phases.number, len(self._lengths) - 1):
+        found, end = [[now, phases.index]], phases.start_step
+        for number in range(phases.index, len(self._lengths) - 1):
             length = self._lengths[number]
             if length is None:
                 break
@@ -166,7 +166,7 @@ def _mask(phase: HasData, columns: Mapping[str, np.ndarray]) -> np.ndarray:
 def _check_styles(phase: HasData, genres: np.ndarray, styles: Sequence[str], task: AnyTask) -> None:
     """Raises: ValueError where the task can't train on so few styles."""
     left = [style for style in styles if style in genres]
-    least = task.least_styles or len(styles)
+    least = task.min_styles or len(styles)
     if len(left) < min(least, len(styles)):
         raise ValueError(
             f"data of {phase.name} leaves pieces of {', '.join(left)} only; {type(task).__name__} needs at least {least} of the "

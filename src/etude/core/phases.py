@@ -132,7 +132,7 @@ class Phases:
             raise ValueError(f"layer_decay of {phase.name} needs residual blocks, {who} has none; leave it out")
         if phase.warmup is not None and "warmup" not in task.schedule_arguments:
             raise ValueError(f"warmup of {phase.name} needs a schedule that has one; {who}'s has none")
-        if phase.modules and not task.takes_modules:
+        if phase.modules and not task.can_add_modules:
             raise ValueError(f"modules of {phase.name}: {who} has no modules to add in a phase; leave modules out")
 
     def _apply(self, task: AnyTask) -> None:
@@ -145,7 +145,7 @@ class Phases:
             parameter.requires_grad_(self._trainable.get(name, True) and not name.startswith(frozen))
         task.loss_weights = {**self._loss_weights, **phase.loss_weights}
         task.schedule_steps = phase.max_steps or max(1, task.trainer.max_steps - self.began)
-        task.schedule_since = self.began
+        task.schedule_start_step = self.began
         task.schedule_options = {} if phase.warmup is None else {"warmup": phase.warmup}
         task.lr_factors = rate_factors(task, phase.lr, phase.layer_decay)
 

@@ -1,4 +1,4 @@
-"""The one training step: every task writes `losses`, everything else happens here."""
+"""`Task`, the base class of everything that is trained: a task defines `losses`, the training step is written here once."""
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,13 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from etude.core import gradients, lightning
-from etude.core.averaging import go_on_without
+from etude.core.averaging import use_training_weights
 from etude.core.batch import Batch
 from etude.core.clipping import clip_players
+from etude.core.loss_names import unknown_terms
 from etude.core.measuring import Measurable
 from etude.core.parameter_groups import parameter_groups
 from etude.core.phases import Phase, Phases
 from etude.core.protocols import Attached, Observing
+from etude.core.sharding import shard_networks
 from etude.core.technique import Composition, Technique
 
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
@@ -25,10 +27,10 @@ SchedulerFactory = Callable[..., torch.optim.lr_scheduler.LRScheduler]
 
 @contextmanager
 def frozen(*modules: nn.Module) -> Iterator[None]:
-    """Lets gradients pass through the modules but not into their parameters.
+    """Within this context gradients flow through the modules but are not collected in their parameters.
 
-    A generator's adversarial term runs the discriminator inside this, so that no player's loss reaches another's
-    parameters and one backward through the sum of all losses equals alternating steps.
+    A GAN computes the generator's adversarial term with the discriminator frozen. No player's loss then reaches the parameters
+    of another player, and one backward pass through the sum of all losses gives the same update as alternating steps.
     """
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     for parameter in parameters:
@@ -41,40 +43,47 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
 
 
 class Task(Measurable):
-    """A LightningModule under automatic optimisation whose author writes `losses`.
+    """A LightningModule with automatic optimization; a subclass defines `losses`.
 
     Args:
-        optimizer: called with parameter groups, gives the one optimizer of all players.
-        scheduler: called with (optimizer, total_steps=...), gives a schedule stepped once a batch; None keeps the
-            learning rate.
-        loss_weights: factor of each named term, 1 where a term is not named.
+        optimizer: called with the parameter groups, returns the one optimizer that trains all players.
+        scheduler: called with (optimizer, total_steps=...), returns the schedule, which is stepped after each optimizer step;
+            None keeps the learning rate constant.
+        loss_weights: weight of each loss term by name; 1 for a term that is not named.
         player_lr: learning rate of a player where it differs from the optimizer's.
-        seed: of every random draw in training; the draws of a batch depend on (seed, rank, batches trained) alone, so
-            that a resumed run draws what the uninterrupted one would have drawn.
+        seed: of all random draws in training. The draws of a batch depend on (seed, rank, batches trained) alone, so a
+            resumed run draws the same numbers as an uninterrupted one.
 
-    A task whose terms come and go declares them as `lazy_terms`: a weight of one that is not there is no mistake. What
-    validation measures stands in `measures`; a task that always has the same terms may name them in `terms`.
-    `example_axis` is the axis that holds the examples in every entry of its batches; see `etude.core.batch`.
-    `kept_for_step` names what of the `trace` is kept until `after_step`, detached, in `step_trace`: for each name the tensors of
-    the step's batches. Keys of a queue come this way.
+    A subclass may set these class attributes:
 
-    `batches_trained` and `steps_trained` count batches and optimizer steps of the whole run, also over a resume; `accumulating`
-    says whether gradients of batches seen wait for their optimizer step; `aside`, whether `losses_at` asks for losses that are
-    not this batch's, so that who listens to forward passes should not.
+    - `terms`: the names of its loss terms, if they are the same on every batch.
+    - `optional_terms`: names of terms that are missing on some batches. A weight for one of them is never an error.
+    - `example_axis`: the axis along which every tensor of a batch holds the examples; see `etude.core.batch`.
+    - `min_styles`: how many of its data's styles a batch must hold at least; None if it needs all of them.
+    - `step_trace_names`: entries of `trace` that are kept, detached, until `after_step`. `step_trace` then holds, for each name,
+      one tensor for each batch of the step. The keys of a momentum-contrast queue are passed on this way.
 
-    For techniques: `trace` holds what `losses` computed on the batch at hand, with its graph, by the names that the task
-    documents; `lr_factors` (beginning of a parameter's name -> factor of its learning rate, the longest wins) and
-    `schedule_steps` and `schedule_options` (length of the schedule, None for all steps; its other arguments) say how the next
-    `configure_optimizers` builds; `final_weights` are what `last.ckpt` holds for sampling once the run is over; `phase` is the
-    section of training that is under way, `phases` all of them. A task that can train on batches with some of its data's styles
-    says in `least_styles` how many it needs.
+    State of the run:
+
+    - `batches_trained`, `steps_trained`: batches and optimizer steps since the start of the run; resuming continues the count.
+    - `accumulating`: True while accumulated gradients wait for their optimizer step.
+    - `in_losses_at`: True while `losses_at` runs. Forward hooks should then ignore the pass: it may be on another batch.
+    - `phase`, `phases`: the current phase of training, and all phases.
+
+    For techniques:
+
+    - `trace`: intermediate results of `losses` on the current batch, with their graph, under names that the task documents.
+    - `lr_factors`: prefix of parameter names -> factor of their learning rates; the longest matching prefix counts.
+    - `schedule_steps`: length of the schedule in optimizer steps, None for the whole run. `schedule_options`: its other
+      arguments. These three are used by the next `configure_optimizers`.
+    - `final_weights`: the weights that `last.ckpt` holds for sampling once the run is over.
     """
 
     terms: ClassVar[tuple[str, ...]] = ()
-    lazy_terms: ClassVar[frozenset[str]] = frozenset()
+    optional_terms: ClassVar[frozenset[str]] = frozenset()
     example_axis: ClassVar[int | None] = None
-    least_styles: ClassVar[int | None] = None  # None: it needs them all
-    kept_for_step: ClassVar[tuple[str, ...]] = ()
+    min_styles: ClassVar[int | None] = None
+    step_trace_names: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -94,118 +103,110 @@ class Task(Measurable):
         self.batches_trained = 0
         self.steps_trained = 0
         self.accumulating = False
-        self.aside = False
+        self.in_losses_at = False
         self.step_trace: dict[str, list[Tensor]] = {}
         self.composition = Composition()
         self.recipe: dict[str, Any] = {}
         self.trace: dict[str, Tensor] = {}
         self.lr_factors: dict[str, float] = {}
         self.schedule_steps: int | None = None
-        self.schedule_since = 0  # the optimizer step at which `schedule_steps` was set
+        self.schedule_start_step = 0  # the optimizer step at which the schedule of `schedule_steps` starts
         self.schedule_options: dict[str, Any] = {}
         self.phases = Phases()
         self.final_weights: dict[str, Tensor] = {}
-        self.gradient_norms: dict[str, Tensor] = {}  # of each player, before clipping, where it is clipped or guarded
+        self.gradient_norms: dict[str, Tensor] = {}  # by player, before clipping; empty where nothing needs them
         self._terms: dict[str, Tensor] = {}
         self._factors: dict[str, float | Tensor] = {}
-        self._observe: Callable[[Task, Batch], None] | None = None  # of an optimizer that wants more than gradients
+        self._observe: Callable[[Task, Batch], None] | None = None  # called on each batch, if the optimizer needs it
 
-    # What a task's author writes.
+    # --- what a subclass defines ---
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Returns the named, unweighted, differentiable scalar terms; `player/term` where there are several players.
+        """Returns the loss terms by name: differentiable scalars without weights; `player/term` if there are several players.
 
-        Also called in validation and by `losses_at`, so it fills no queue and counts nothing: `after_step` does, from
-        `step_trace`. Buffers that a forward pass writes (BatchNorm) may change, and attributes that are a `gradients.Memory`,
-        such as an image pool.
+        It is also called in validation and by `losses_at`. So it must not fill a queue or count anything; `after_step` does that,
+        from `step_trace`. It may change buffers that a forward pass updates (BatchNorm), and attributes of the kind
+        `gradients.Restorable`, such as an image pool.
         """
         raise TypeError(f"{type(self).__name__} must define losses(batch)")
 
     @property
     def players(self) -> dict[str, Sequence[nn.Module]]:
-        """Name of each player and its modules; players share no parameters."""
+        """The modules of each player, by the player's name; players share no parameters."""
         return {"model": [self]}
 
     def after_step(self) -> None:
-        """Acts once after each optimizer step: a teacher follows the weights, a queue takes what the step's batches left.
+        """Runs once after each optimizer step, for example to update a momentum teacher or to fill a queue from `step_trace`.
 
-        Called under `torch.no_grad()` on every rank, after techniques that change weights and before those that average them,
-        before the schedule's step, a validation or a checkpoint. With accumulated gradients once for all batches of the step.
-        Also after a step that changed nothing, since Lightning and the schedule count it: one that a guard (`finite`,
-        `stability`) or the scaler of half precision left out.
+        Called under `torch.no_grad()` on every rank: after techniques that change weights, before techniques that average them,
+        and before the schedule's step, a validation or a checkpoint. With accumulated gradients it is called once for all
+        batches of the step. It is also called after a step that was skipped by a guard (`finite`, `stability`) or by the gradient
+        scaler of 16-mixed precision, since Lightning and the schedule count that step.
         """
 
-    # What techniques may ask for, where a task offers it.
+    # --- what a subclass may offer ---
 
     @property
     def residual_blocks(self) -> Sequence[nn.Module]:
-        """The network's residual blocks, first to last; of several equal networks, one network's after the other's."""
+        """The network's residual blocks, first to last; if there are several equal networks, one network after the other."""
         return ()
 
-    def retrace(self, batch: Batch, trace: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """This task's own outputs for the very inputs that another task of its kind recorded in `trace`, by the same names;
-        {} where a task offers none."""
+    def recompute_trace(self, batch: Batch, trace: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns this task's outputs for the inputs that another task of its class recorded in `trace`, by the same names.
+
+        Distillation compares a student's outputs with its teacher's this way. {} if a task does not offer it.
+        """
         return {}
 
     @property
     def phase(self) -> Phase:
-        """The section of training that is under way."""
+        """The current phase of training."""
         return self.phases.current
 
     @property
-    def takes_modules(self) -> bool:
-        """Whether a phase may have this task add modules."""
+    def can_add_modules(self) -> bool:
+        """Whether a phase may add modules to this task, that is, whether it defines `add_modules`."""
         return type(self).add_modules is not Task.add_modules
 
     def add_modules(self, **options: Any) -> None:
-        """Adds what a phase names as `modules`, such as outputs for new classes, to modules that `players` names.
+        """Adds modules, such as outputs for new classes, inside the modules that `players` returns.
 
-        Weights of a module that is replaced by a larger one must be the beginning of the new ones in every dimension: the
-        optimizer then goes on with what it knew of them. Called when the phase begins, and again for a task that is rebuilt from
-        a checkpoint, before its weights are loaded.
+        `options` is the option `modules` of a phase. If a parameter is replaced by a larger one, the old values must be its first
+        entries in every dimension; the optimizer then keeps its state for them. Called when the phase begins, and again when a
+        task is rebuilt from a checkpoint, before its weights are loaded.
         """
         raise ValueError(f"{type(self).__name__} has no modules to add in a phase; leave modules={options} out")
 
     def weights_from(self, saved: Mapping[str, Any], path: Path) -> Mapping[str, Tensor]:
-        """Returns the weights of another run's checkpoint `saved`, read from `path`, as a new run of this task begins with them.
+        """Returns the weights with which a new run starts, taken from the checkpoint `saved` of another run.
 
-        Raises: ValueError where they don't suit this run.
+        path: where the checkpoint was read from, for messages. Raises: ValueError if the weights don't fit this task.
         """
         return dict(saved["state_dict"])
 
     @classmethod
-    def parts_from(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns what the data gave to the constructor, from what `on_save_checkpoint` put under "etude"."""
+    def constructor_arguments_from(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the constructor arguments that came from the data, from what `on_save_checkpoint` stored under "etude"."""
         return {}
 
-    # What is written once.
+    # --- what is the same for all tasks ---
 
     def setup(self, stage: str) -> None:
-        """Collects the trainer's techniques; their order in its callback list is of no account."""
+        """Collects the techniques among the trainer's callbacks; their order in that list does not matter."""
         callbacks = lightning.callbacks_of(self.trainer)
         self.composition = Composition(c for c in callbacks if isinstance(c, Technique))
         rest = [c for c in callbacks if not isinstance(c, Technique)]
         lightning.set_callbacks(self.trainer, [*self.composition.techniques, *rest])
-        self.prepare_means()
+        self.create_validation_means()
         self.steps_trained, self.accumulating = self.trainer.global_step, False  # a resumed run's count is loaded after this
 
     def configure_model(self) -> None:
-        """Under a strategy with a device mesh (trainer=fsdp), splits every block and every player's network."""
-        if self.device_mesh is None:
-            return
-        from torch.distributed.fsdp import fully_shard
-
-        mesh = self.device_mesh["data_parallel"]
-        networks = [child for child in self.children() if any(True for _ in child.parameters())]
-        for network in networks:
-            for part in network.modules():
-                if isinstance(part, nn.ModuleList):
-                    for block in part:
-                        fully_shard(block, mesh=mesh)
-            fully_shard(network, mesh=mesh)
+        """With trainer=fsdp, shards every block and every network over the devices; otherwise does nothing."""
+        if self.device_mesh is not None:
+            shard_networks(self)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # One stream for each rank and batch: GAN noise differs between ranks, and nothing need be saved to resume.
+        # A seed for each rank and batch: GAN noise differs between ranks, and resuming needs no saved random state.
         torch.manual_seed(((self.seed * 1_000_003 + self.batches_trained) * 65_536 + self.global_rank) % 2**63)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -214,15 +215,15 @@ class Task(Measurable):
         losses = self.composition.extend_losses(self, batch, self.composition.make_losses(self, batch))
         if self._observe is not None:
             self._observe(self, batch)
-        unknown = self.loss_weights.keys() - losses.keys() - self.lazy_terms
-        if wrong := self.nowhere(unknown, losses):
-            raise ValueError(f"loss_weights names {wrong}, but the terms are {sorted(losses)}; rename or drop it")
+        unknown = self.loss_weights.keys() - losses.keys() - self.optional_terms
+        if wrong := unknown_terms(self, unknown, losses):
+            raise ValueError(f"loss_weights names {wrong}, but the loss terms are {sorted(losses)}; rename or remove it")
         self._factors = self.composition.factors(self, losses)
         loss = self.composition.weigh(self, losses)
         if self.composition.backward_owner is not None:
             self._terms = self.weighted(losses)
         self.batches_trained += 1
-        for name in self.kept_for_step:
+        for name in self.step_trace_names:
             self.step_trace.setdefault(name, []).append(self.trace[name].detach())
         self.trace = {}
         self.log("train/loss", loss.detach(), prog_bar=True)
@@ -230,53 +231,45 @@ class Task(Measurable):
         return loss
 
     def losses_at(
-        self, batch: Batch, *, parameters: Mapping[str, Tensor] | None = None, undisturbed: bool = True, reduce: bool = False
+        self, batch: Batch, *, parameters: Mapping[str, Tensor] | None = None, keep_state: bool = True, reduce: bool = False
     ) -> dict[str, Tensor]:
-        """Returns the losses on any batch, with `parameters` in place of the weights of these names, and disturbs nothing.
+        """Returns the losses on any batch without changing the state of the run.
 
-        The trace, buffers, image pools, random states, logs, gradients and counters stay as they were; draws are those that would
-        come next. The precision is the run's, also where autocast is off. A graph is built where gradients are enabled, to the
-        own weights or to `parameters`; in inference mode, in which `trainer.validate` runs, enable them with
-        `etude.core.gradients.gradients_enabled`.
+        The trace, buffers, image pools, random states, logs, gradients and counters stay as they were. The forward pass draws
+        the random numbers that would come next, and uses the run's precision, also where autocast is off. If gradients are
+        enabled, the result has a graph to the weights (or to `parameters`). `trainer.validate` runs in inference mode; enable
+        gradients there with `etude.core.gradients.gradients_enabled`.
 
-        undisturbed: False for the pass of a training step itself (`Power.LOSSES`), which leaves its trace and all else behind.
-        reduce: means over all ranks; their gradients are those of the own rank.
+        Args:
+            parameters: tensors that replace the parameters of these names in this forward pass.
+            keep_state: False lets the forward pass change all state, as a training step does; for `Power.LOSSES`.
+            reduce: return means over all ranks; their gradients are those of this rank.
 
-        Raises:
-            ValueError: a name in `parameters` that the task does not have, or `parameters` under trainer=fsdp.
+        Raises: ValueError if `parameters` has a name that the task does not have, or is given under trainer=fsdp.
         """
-        return gradients.losses_at(self, batch, parameters=parameters, undisturbed=undisturbed, reduce=reduce)
+        return gradients.losses_at(self, batch, parameters=parameters, keep_state=keep_state, reduce=reduce)
 
     def gradient_of(
         self, batch: Batch, *, parameters: Mapping[str, Tensor] | None = None, create_graph: bool = False, reduce: bool = False
     ) -> dict[str, Tensor]:
-        """Returns the gradient, by parameter name, of the losses on any batch, summed with `loss_weights`; see `losses_at`.
+        """Returns the gradient of the weighted sum of the losses on any batch, by parameter name; see `losses_at`.
 
-        Of `parameters` alone where given, else of all weights that are trained; those that the losses do not reach are left out.
-        Without the terms and factors of techniques. Works anywhere, also under `torch.no_grad()` and in inference mode; `.grad`
-        stays as it is. create_graph: for inner loops that are differentiated. reduce: means over all ranks.
+        The weights are `loss_weights`; terms and factors of techniques are not included. It also works under `torch.no_grad()`
+        and in inference mode, and does not change `.grad`. A parameter that the losses do not depend on is left out.
 
-        Raises:
-            ValueError: as `losses_at`; always under trainer=fsdp.
+        Args:
+            parameters: differentiate with respect to these, which replace the parameters of these names; None for all
+                parameters that are trained.
+            create_graph: the result can be differentiated again, as an inner loop needs. reduce: return means over all ranks.
+
+        Raises: ValueError as `losses_at`; always under trainer=fsdp.
         """
         return gradients.gradient_of(self, batch, parameters=parameters, create_graph=create_graph, reduce=reduce)
 
     def log(self, *args: Any, **kwargs: Any) -> None:
-        """Logs a value, but for what `losses_at` computes."""
-        if not self.aside:
+        """Logs a value as Lightning does; does nothing while `losses_at` runs."""
+        if not self.in_losses_at:
             super().log(*args, **kwargs)
-
-    def nowhere(self, names: Iterable[str], losses: Iterable[str]) -> list[str]:
-        """Those of `names`, none of them in `losses`, that can't be terms: of a player that plays on this batch, or of none.
-
-        A player that rests on a batch leaves its terms out: naming one of them is then no mistake.
-        """
-        played, players = {name.rpartition("/")[0].partition("/")[0] for name in losses}, self.players.keys()
-        owners = {name: name.partition("/")[0] if "/" in name else "" for name in names}
-        started = self.batches_trained > 0  # a technique's term without a player may come later
-        return sorted(
-            n for n, owner in owners.items() if owner in played or (owner not in players and not (started and not owner))
-        )
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         owner = self.composition.backward_owner
@@ -289,8 +282,10 @@ class Task(Measurable):
         self._terms = {}
 
     def weights_of(self, losses: Iterable[str]) -> dict[str, float | Tensor]:
-        """Returns the weight of each term: `loss_weights`, 1 where a term is not named, times the techniques' factors; times the
-        weight of the term that it corrects, where it corrects one."""
+        """Returns the weight of each term: its `loss_weights` entry (1 if there is none) times the factors of techniques.
+
+        A term that corrects another one (`Technique.corrections`) is also multiplied by the weight of that term.
+        """
         return {name: self._weight(name) for name in sorted(losses)}
 
     def _weight(self, name: str) -> float | Tensor:
@@ -298,29 +293,33 @@ class Task(Measurable):
         return own if base is None else own * self._weight(base)
 
     def weighted(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns each term times its weight, in the order of the names."""
+        """Returns each term times its weight, sorted by name. Raises: ValueError if there are no terms."""
         if not losses:
             raise ValueError(f"{type(self).__name__}.losses returned no terms; it must return at least one")
         return {name: weight * losses[name] for name, weight in self.weights_of(losses).items()}
 
     def weighted_sum(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """Returns sum_i w_i * loss_i with the weights of `weights_of`, summed in the order of the names."""
+        """Returns sum_i w_i * loss_i with the weights of `weights_of`. The order of summation is that of the sorted names."""
         return torch.stack(list(self.weighted(losses).values())).sum()
 
-    def check_metric(self, name: str, who: str, mode: str, techniques: Iterable[Technique] | None = None) -> None:
-        """Raises: ValueError where nothing logs the metric `name` that `who` (such as "stages.monitor") wants to watch, or where
-        more of it is better and `mode` is min. techniques: those of the run, where the task has no trainer yet."""
+    def check_metric(self, name: str, option: str, mode: str, techniques: Iterable[Technique] | None = None) -> None:
+        """Checks that the metric `name` is logged and that `mode` ("min" or "max") fits it.
+
+        option: the option that names the metric, such as "stages.monitor", for the message. techniques: those of the run, if the
+        task has no trainer yet.
+
+        Raises: ValueError if nothing logs the metric, or if higher values of it are better and the mode is "min".
+        """
         chosen = list(self.composition.techniques if techniques is None else techniques)
-        better = {f"val/{measure.name}" for measure in self.measures() if measure.more_is_better}
-        if mode == "min" and name in better.union(*(technique.more_is_better for technique in chosen)):
-            raise ValueError(f"{who} is {name!r}, of which more is better, and its mode is min; set that to max")
-        known = {"train/loss", *self.logs}.union(*(technique.logs for technique in chosen))
+        maximized = {f"val/{measure.name}" for measure in self.measures() if measure.higher_is_better}
+        if mode == "min" and name in maximized.union(*(technique.maximized_metrics for technique in chosen)):
+            raise ValueError(f"{option} is {name!r}; higher values are better, but its mode is min; set the mode to max")
+        known = {"train/loss", *self.logged_metrics}.union(*(technique.logged_metrics for technique in chosen))
         if name not in known and not name.startswith("train/"):
-            raise ValueError(f"{who} is {name!r}, which nothing logs; there are {', '.join(sorted(known))}")
+            raise ValueError(f"{option} is {name!r}, which nothing logs; there are {', '.join(sorted(known))}")
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """One or two groups a player and factor of the learning rate: matrices that decay; norms, biases and embeddings that
-        do not."""
+        """Returns the parameter groups for the optimizer; see `etude.core.parameter_groups`."""
         names = {id(p): name for name, p in self.named_parameters()}
         return parameter_groups(self.players, names, player_lr=self.player_lr, lr_factors=self.lr_factors)
 
@@ -330,16 +329,19 @@ class Task(Measurable):
         *,
         player_lr: Mapping[str, float] | None = None,
         schedule_steps: int | None = None,
-        since: int = 0,
+        start_step: int = 0,
     ) -> None:
-        """Takes another optimizer from the next `configure_optimizers` on, its schedule over `schedule_steps` from optimizer step
-        `since` on, unless one that began later is set already."""
+        """Replaces the optimizer; the change takes effect at the next `configure_optimizers`.
+
+        Its schedule starts at optimizer step `start_step` and lasts `schedule_steps`. If a schedule with a later start is set
+        already, that one stays.
+        """
         self._optimizer, self.player_lr = optimizer, dict(player_lr or {})
-        if since >= self.schedule_since:
-            self.schedule_steps, self.schedule_since = schedule_steps, since
+        if start_step >= self.schedule_start_step:
+            self.schedule_steps, self.schedule_start_step = schedule_steps, start_step
 
     def build_optimizer(self) -> torch.optim.Optimizer:
-        """Returns a new optimizer of the parameters that are trained."""
+        """Returns a new optimizer for all parameters with `requires_grad`."""
         optimizer = self._optimizer(self.parameter_groups())
         for group in optimizer.param_groups:
             group["lr"] *= group.get("lr_factor", 1.0)
@@ -347,7 +349,7 @@ class Task(Measurable):
 
     @property
     def schedule_arguments(self) -> frozenset[str]:
-        """Names of the schedule's arguments; none where there is no schedule."""
+        """The names of the schedule's arguments; empty if there is no schedule."""
         return frozenset(inspect.signature(self._scheduler).parameters) if self._scheduler is not None else frozenset()
 
     def configure_optimizers(self) -> Any:
@@ -366,14 +368,14 @@ class Task(Measurable):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clips each player by itself, so that one player's large gradient does not slow another."""
+        """Clips the gradient of each player separately, so that a large gradient of one player does not shrink another's."""
         self.composition.transform_gradients(self, lambda: self._clip(gradient_clip_val, gradient_clip_algorithm))
 
     def _clip(self, value: float | None, algorithm: str | None) -> None:
         self.gradient_norms = clip_players(self.players, value, algorithm, guarded=self.composition.guarded)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Makes the step and calls what follows it; Lightning asks for it once per optimizer step."""
+        """Makes the optimizer step, then calls `after_step` of the techniques and of this task."""
         super().optimizer_step(*args, **kwargs)
         if lightning.is_accumulating(self.trainer):
             return
@@ -392,7 +394,7 @@ class Task(Measurable):
         # checkpoints of before the count was saved hold Lightning's
         self.steps_trained = saved["steps_trained"] if "steps_trained" in saved else checkpoint["global_step"]
         self.phases.load(self, checkpoint)
-        if "trained_weights" in checkpoint:  # of a run that was over
+        if "trained_weights" in checkpoint:  # the run had ended: `state_dict` holds its `final_weights`
             checkpoint["state_dict"] = checkpoint["trained_weights"]
         if lightning.trainer_of(self) is not None and self.trainer.state.fn == "fit":
-            go_on_without(self, checkpoint, {technique.state_key for technique in self.composition.techniques})
+            use_training_weights(self, checkpoint, {technique.state_key for technique in self.composition.techniques})

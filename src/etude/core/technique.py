@@ -1,4 +1,4 @@
-"""Training techniques: Lightning callbacks with a few extra hooks, and the rules by which any set of them composes."""
+"""`Technique`, the base class of training techniques, and `Composition`, the rules by which any set of them is combined."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ from etude.core.batch import Batch
 
 
 class BatchSlot(IntEnum):
-    """When a technique changes the batch, first to last; ties break by the technique's name."""
+    """The order in which techniques change the batch; within a slot they are called in the order of their names."""
 
     SELECT = 0
     CROP = 1
@@ -27,7 +27,7 @@ class BatchSlot(IntEnum):
 
 
 class GradientSlot(IntEnum):
-    """When a technique changes the gradients, first to last; Lightning's `gradient_clip_val` acts in CLIP."""
+    """The order in which techniques change the gradients; Lightning's `gradient_clip_val` is applied at the start of CLIP."""
 
     PROJECT = 0
     MASK = 1
@@ -36,16 +36,16 @@ class GradientSlot(IntEnum):
 
 
 class StepSlot(IntEnum):
-    """When a technique acts after an optimizer step, first to last; the task's own `after_step` comes after WEIGHTS."""
+    """The order in which techniques act after an optimizer step; the task's own `after_step` is called after WEIGHTS."""
 
-    REPAIR = 0  # puts right what a step that was left out has disturbed
-    WEIGHTS = 1  # changes weights: keeps, projects or prunes them
-    AVERAGE = 2  # copies or averages the weights that the step ends with
-    PLAN = 3  # counts steps and decides what comes next
+    REPAIR = 0  # restores state that a skipped step has changed
+    WEIGHTS = 1  # changes weights: resets, projects or prunes them
+    AVERAGE = 2  # copies or averages the weights after the step
+    PLAN = 3  # counts steps and decides what happens next
 
 
 class Power(StrEnum):
-    """What only one technique of a run may own."""
+    """A part of training that at most one technique of a run may control."""
 
     BACKWARD = "the backward pass"
     LOSSES = "how the task's losses are made"
@@ -55,60 +55,69 @@ class Power(StrEnum):
 
 
 class Technique(pl.Callback):
-    """A Lightning callback that may also change batches, add losses, weigh them and change gradients.
+    """A Lightning callback that may also change batches, losses, their weights and gradients.
 
-    A subclass overrides what it needs; whoever overrides `transform_batch` declares `batch_slot`, whoever overrides
-    `transform_gradients` declares `gradient_slot`, whoever overrides `after_step` declares `step_slot`, whoever overrides
-    `make_losses`, `weigh` or `backward` claims the `Power`. All state goes through Lightning's
-    `state_dict`/`load_state_dict`. What a technique needs and the task does not offer is a ValueError of its `setup` that names
-    both; a technique that acts on faults alone declares `guards`, one that only looks declares `observes`.
+    A subclass overrides the hooks that it needs and declares some of them in class attributes:
+
+    - `batch_slot` if it overrides `transform_batch`, `gradient_slot` if it overrides `transform_gradients`, `step_slot` if it
+      overrides `after_step`;
+    - the matching `Power` in `claims` if it overrides `make_losses`, `weigh` or `backward`;
+    - `is_guard` if it changes training only when something goes wrong, such as a loss of NaN;
+    - `only_observes` if it never changes training.
+
+    All its state is in Lightning's `state_dict` and `load_state_dict`. If the task lacks something that the technique needs,
+    `setup` raises a ValueError that names both.
 
     Args:
-        seed: of the technique's own randomness, see `generator`; only techniques that draw have it as an option.
+        seed: of the technique's random draws; see `generator`. Only techniques that draw numbers have it as an option.
     """
 
     claims: ClassVar[frozenset[Power]] = frozenset()
     batch_slot: ClassVar[BatchSlot | None] = None
     gradient_slot: ClassVar[GradientSlot | None] = None
     step_slot: ClassVar[StepSlot | None] = None
-    guards: ClassVar[bool] = False
-    observes: ClassVar[bool] = False
+    is_guard: ClassVar[bool] = False
+    only_observes: ClassVar[bool] = False
 
     def __init__(self, *, seed: int = 0) -> None:
         self.seed = seed
 
     @property
     def name(self) -> str:
-        """The technique's name: its file's, which is its key in the configuration."""
+        """The name of the technique's module, which is also its key in the configuration, such as "ema"."""
         return type(self).__module__.rpartition(".")[2]
 
     @property
-    def logs(self) -> frozenset[str]:
-        """Names of the metrics that it logs, for those who want to watch one."""
+    def logged_metrics(self) -> frozenset[str]:
+        """Names of the metrics that this technique logs; an option `monitor` may name any of them."""
         return frozenset()
 
     @property
-    def more_is_better(self) -> frozenset[str]:
-        """Those of `logs` that are the better, the higher."""
+    def maximized_metrics(self) -> frozenset[str]:
+        """Those of `logged_metrics` for which higher values are better."""
         return frozenset()
 
     @property
     def corrections(self) -> dict[str, str]:
-        """Those of its loss terms that correct another term and mean nothing alone, each with the term that it belongs to, whose
-        weight they share."""
+        """The loss terms of this technique that only correct another term: name -> name of the corrected term.
+
+        A correction is meaningless alone, such as the difference that label smoothing makes. It gets the weight of its term.
+        """
         return {}
 
     def paths(self) -> dict[str, Path]:
-        """Files of other runs that it reads, by the option that names each, where they are now."""
+        """Files of other runs that this technique reads: name of the option -> path."""
         return {}
 
     def is_logged(self, trainer: pl.Trainer) -> bool:
-        """Whether the loggers will be told of the step that is just done, or a validation follows on which somebody may look
-        at what it logs; a `log` costs up to a millisecond."""
+        """Whether a value logged now is used: this step is written to the loggers, or a validation may follow.
+
+        A technique asks this before it logs, since each `log` costs up to a millisecond.
+        """
         return lightning.is_logged(trainer)
 
     def generator(self, clock: int, device: torch.device | str = "cpu") -> torch.Generator:
-        """Returns a generator seeded by (seed, name, clock), so that no technique shifts another's draws."""
+        """Returns a random generator seeded by (seed, name, clock), so that one technique's draws do not change another's."""
         digest = hashlib.blake2b(f"{self.seed}/{self.name}/{clock}".encode(), digest_size=7).digest()
         return torch.Generator(device).manual_seed(int.from_bytes(digest, "big"))
 
@@ -117,61 +126,71 @@ class Technique(pl.Callback):
         return batch
 
     def make_losses(self, task: AnyTask, batch: Batch) -> dict[str, Tensor]:
-        """Returns the task's terms on the batch, made in another way than by `task.losses`, such as after an inner loop.
+        """Returns the task's loss terms on the batch, computed in another way than by `task.losses`, such as after an inner loop.
 
-        `task.losses_at` gives losses with other weights. Exclusive: needs a claim of `Power.LOSSES`.
+        `task.losses_at` computes losses with other weights. Exclusive: needs a claim of `Power.LOSSES`.
         """
         found: dict[str, Tensor] = task.losses(batch)
         return found
 
     def extra_losses(self, task: AnyTask, batch: Batch, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns new named, unweighted terms (`scale_losses` weighs them); a name that exists is an error, other techniques'
-        terms are never edited."""
+        """Returns additional loss terms by name, without weights; `scale_losses` gives their weights.
+
+        A name that exists already is an error. `losses` are the task's terms and must not be changed.
+        """
         return {}
 
     def scale_losses(self, task: AnyTask, losses: Mapping[str, Tensor]) -> dict[str, float | Tensor]:
-        """Returns factors of named terms, by which their weights are multiplied; 1 where a term is not named."""
+        """Returns factors by which the weights of terms are multiplied, by the name of the term."""
         return {}
 
     def weigh(self, task: AnyTask, losses: Mapping[str, Tensor]) -> Tensor:
-        """Turns the dictionary into one loss. Exclusive: needs a claim of `Power.WEIGHING`."""
+        """Returns the one loss to minimize, computed from all terms. Exclusive: needs a claim of `Power.WEIGHING`."""
         found: Tensor = task.weighted_sum(losses)
         return found
 
     def backward(self, task: AnyTask, terms: Mapping[str, Tensor]) -> None:
-        """Adds the gradients of the terms, weighted and scaled as the step wants them, to `.grad` of all parameters.
+        """Adds gradients to `.grad` of all parameters; replaces the usual backward pass through the sum of the terms.
 
-        Exclusive: needs a claim of `Power.BACKWARD`.
+        terms: the loss terms, already multiplied by their weights, by the scale of 16-mixed precision, and by the share of
+        one batch in an accumulated step. Exclusive: needs a claim of `Power.BACKWARD`.
         """
 
     def transform_gradients(self, task: AnyTask) -> None:
-        """Changes `.grad` of the task's parameters in place, before the step. Needs `gradient_slot`."""
+        """Changes `.grad` of the task's parameters in place, before the optimizer step. Needs `gradient_slot`."""
 
     def after_step(self, task: AnyTask) -> None:
-        """Acts once after each optimizer step, before any checkpoint is written. Needs `step_slot`.
+        """Runs once after each optimizer step, before any checkpoint is written. Needs `step_slot`.
 
-        `task.steps_trained` counts this step already. Runs without gradients. See `Task.after_step` for steps that are left out.
+        `task.steps_trained` includes this step. Called under `torch.no_grad()`, also after a skipped step; see `Task.after_step`.
         """
 
     def on_phase_end(self, task: AnyTask) -> None:
-        """Called at a boundary between two phases, not at the end of the run: after the last step of `task.phase`, whose weights
-        and optimizer are still there."""
+        """Called between two phases, after the last step of `task.phase`; not at the end of the run.
+
+        The weights and the optimizer are still those of the phase that ends.
+        """
 
     def on_phase_start(self, task: AnyTask) -> None:
-        """Called at a boundary between two phases, not at the beginning of the run: before the first batch of `task.phase`, whose
-        modules and optimizer are there."""
+        """Called between two phases, before the first batch of `task.phase`; not at the start of the run.
+
+        The modules and the optimizer are already those of the phase that begins.
+        """
 
     def carried_state(self, state: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Returns what this technique takes over, as its `load_state_dict` wants it, from its own `state` in the checkpoint whose
-        weights a new run starts from; None: it begins anew. Within one run the state goes on by itself."""
+        """Returns the state with which this technique starts a new run that begins with the weights of another run's checkpoint.
+
+        state: this technique's state in that checkpoint. The result is passed to `load_state_dict`; None starts afresh. When one
+        run is resumed, this method is not used and the state is restored in full.
+        """
         return None
 
 
 class Composition:
-    """A set of techniques in one canonical order, whatever the order they came in.
+    """The techniques of a run; the order in which they are given does not matter.
 
     Raises:
-        ValueError: two techniques of one name, two claimants of one power, or a hook without its slot or claim.
+        ValueError: two techniques have the same name or claim the same power, or one has a hook without its slot or claim.
     """
 
     def __init__(self, techniques: Iterable[Technique] = ()) -> None:
@@ -183,10 +202,10 @@ class Composition:
         self._before_clip = [t for slot, _, t in sorted(slots) if slot < GradientSlot.CLIP]
         self._after_clip = [t for slot, _, t in sorted(slots) if slot >= GradientSlot.CLIP]
         self._after_step = sorted((t for t in self.techniques if t.step_slot is not None), key=lambda t: (t.step_slot, t.name))
-        self._maker = self._owner(Power.LOSSES, "make_losses")
-        self._weigher = self._owner(Power.WEIGHING, "weigh")
+        self._losses_owner = self._owner(Power.LOSSES, "make_losses")
+        self._weighing_owner = self._owner(Power.WEIGHING, "weigh")
         self.backward_owner = self._owner(Power.BACKWARD, "backward")
-        self.terms: dict[str, Tensor] = {}  # of the last batch, for reports
+        self.terms: dict[str, Tensor] = {}  # of the last batch, detached, for messages
 
     def _owner(self, power: Power, hook: str) -> Technique | None:
         owners = [t for t in self.techniques if power in t.claims and _overrides(t, hook)]
@@ -195,13 +214,13 @@ class Composition:
     def _check(self) -> None:
         owners: dict[str, str] = {}
         for technique in self.techniques:
-            for right in (f"the name {technique.name!r}", *technique.claims):
-                if right in owners:
+            for claim in (f"the name {technique.name!r}", *technique.claims):
+                if claim in owners:
                     raise ValueError(
-                        f"techniques {owners[right]!r} and {technique.name!r} both claim {right}; "
-                        f"take one of them out of technique=[...]"
+                        f"techniques {owners[claim]!r} and {technique.name!r} both claim {claim}; "
+                        f"remove one of them from technique=[...]"
                     )
-                owners[right] = technique.name
+                owners[claim] = technique.name
             for hook, declared in (
                 ("transform_batch", technique.batch_slot is not None),
                 ("transform_gradients", technique.gradient_slot is not None),
@@ -209,47 +228,47 @@ class Composition:
             ):
                 if _overrides(technique, hook) != declared:
                     raise ValueError(
-                        f"technique {technique.name!r}: overriding {hook} and declaring its slot or claim "
-                        f"go together; only one of the two was done"
+                        f"technique {technique.name!r}: a technique that overrides {hook} must declare its slot, and "
+                        f"one that declares the slot must override {hook}; only one of the two was done"
                     )
             for hook, power in (
                 ("make_losses", Power.LOSSES),
                 ("weigh", Power.WEIGHING),
                 ("backward", Power.BACKWARD),
             ):
-                chosen = "claims" in vars(technique)  # by its options: then a hook may rest
+                chosen = "claims" in vars(technique)  # set by its options: a hook may then be unused
                 overridden, claimed = _overrides(technique, hook), power in technique.claims
                 if claimed > overridden or (overridden > claimed and not chosen):
                     raise ValueError(
-                        f"technique {technique.name!r}: overriding {hook} and claiming {power} go together; only one was done"
+                        f"technique {technique.name!r} must both override {hook} and claim {power}; only one was done"
                     )
 
     def transform_batch(self, task: AnyTask, batch: Batch) -> Batch:
-        """Applies every technique's batch transform in slot order."""
+        """Returns the batch after all techniques have changed it, in the order of their slots."""
         for technique in self._batch_order:
             batch = technique.transform_batch(task, batch)
         return batch
 
     def make_losses(self, task: AnyTask, batch: Batch) -> dict[str, Tensor]:
-        """Returns the claimant's losses on the batch, or the task's own."""
-        found: dict[str, Tensor] = self._maker.make_losses(task, batch) if self._maker else task.losses(batch)
+        """Returns the task's loss terms: from the technique that claims `Power.LOSSES`, otherwise from the task itself."""
+        found: dict[str, Tensor] = self._losses_owner.make_losses(task, batch) if self._losses_owner else task.losses(batch)
         return found
 
     def extend_losses(self, task: AnyTask, batch: Batch, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns the task's terms and every technique's new ones; each technique sees only the task's terms."""
+        """Returns the task's terms and the additional ones of all techniques; each technique is given the task's terms alone."""
         terms = dict(losses)
         for technique in self.techniques:
             for name, value in technique.extra_losses(task, batch, dict(losses)).items():
                 if name in terms:
-                    raise ValueError(f"technique {technique.name!r} adds a loss {name!r}, which exists; rename it")
+                    raise ValueError(f"technique {technique.name!r} adds a loss {name!r}, which exists already; rename it")
                 terms[name] = value
         self.terms = {name: value.detach() for name, value in terms.items()}
         return terms
 
     def factors(self, task: AnyTask, losses: Mapping[str, Tensor]) -> dict[str, float | Tensor]:
-        """Returns the product of all techniques' factors of each term that has any.
+        """Returns, for each term that techniques scale, the product of their factors.
 
-        Raises: ValueError for a factor of a term that is not there.
+        Raises: ValueError for a factor of a term that does not exist.
         """
         found: dict[str, float | Tensor] = {}
         for technique in self.techniques:
@@ -272,21 +291,21 @@ class Composition:
             technique.on_phase_start(task)
 
     def weigh(self, task: AnyTask, losses: Mapping[str, Tensor]) -> Tensor:
-        """Returns the loss to minimise: the claimant's, or the task's weighted sum."""
-        found: Tensor = self._weigher.weigh(task, losses) if self._weigher else task.weighted_sum(losses)
+        """Returns the loss to minimize: from the technique that claims `Power.WEIGHING`, otherwise the task's weighted sum."""
+        found: Tensor = self._weighing_owner.weigh(task, losses) if self._weighing_owner else task.weighted_sum(losses)
         return found
 
     @property
     def guarded(self) -> bool:
-        """Whether a technique acts on gradients after the trainer's clipping."""
+        """Whether any technique reads or changes gradients after the trainer's clipping."""
         return bool(self._after_clip)
 
-    def changes_clipped(self, besides: Technique) -> bool:
-        """Whether techniques other than `besides` change gradients after the trainer's clipping, but for those that guard."""
-        return any(t is not besides and not t.guards for t in self._after_clip)
+    def changes_clipped_gradients(self, except_by: Technique) -> bool:
+        """Whether a technique other than `except_by`, and no guard, changes gradients after the trainer's clipping."""
+        return any(t is not except_by and not t.is_guard for t in self._after_clip)
 
     def transform_gradients(self, task: AnyTask, clip: Any) -> None:
-        """Applies the gradient transforms in slot order, the trainer's own `clip()` at the start of CLIP."""
+        """Changes the gradients: techniques in the order of their slots, with the trainer's `clip()` at the start of CLIP."""
         for technique in self._before_clip:
             technique.transform_gradients(task)
         clip()
@@ -294,14 +313,14 @@ class Composition:
             technique.transform_gradients(task)
 
     def after_step(self, task: AnyTask) -> None:
-        """Calls every technique's `after_step` in slot order, and the task's own once weights are no longer changed."""
-        waiting = True
+        """Calls `after_step` of all techniques in the order of their slots, and that of the task after the slot WEIGHTS."""
+        task_waits = True
         for technique in self._after_step:
-            if waiting and technique.step_slot is not None and technique.step_slot > StepSlot.WEIGHTS:
+            if task_waits and technique.step_slot is not None and technique.step_slot > StepSlot.WEIGHTS:
                 task.after_step()
-                waiting = False
+                task_waits = False
             technique.after_step(task)
-        if waiting:
+        if task_waits:
             task.after_step()
 
 

@@ -19,20 +19,20 @@ def is_finite(task: "Task", losses: Sequence[Tensor], guard: "Technique") -> boo
     whose norm overflows is as useless as one that is infinite.
     """
     norms = list(task.gradient_norms.values())
-    if task.composition.changes_clipped(guard):
+    if task.composition.changes_clipped_gradients(guard):
         gradients = [local(p.grad) for p in task.parameters() if p.grad is not None]
         norms += [nn.utils.get_total_norm(gradients)] if gradients else []
     values = [*norms, *losses]
     return not values or bool(torch.isfinite(torch.stack([x.float().to(values[0].device) for x in values])).all())
 
 
-def bad_terms(terms: Iterable[dict[str, Tensor]]) -> str:
+def nonfinite_terms(terms: Iterable[dict[str, Tensor]]) -> str:
     """Names of the loss terms that are not finite in any of the batches, for a report."""
     names = sorted({name for batch in terms for name, value in batch.items() if not torch.isfinite(value)})
     return ", ".join(names) or "all finite"
 
 
-def bad_module(task: pl.LightningModule) -> str:
+def nonfinite_module(task: pl.LightningModule) -> str:
     """Where it seems to have begun: a module with a bad parameter, else the one nearest the loss with a bad gradient.
 
     Of the parameters that have gone wrong themselves the first, otherwise, as what is not finite spreads from the loss

@@ -52,8 +52,8 @@ def load_task(path: Path) -> tuple["Task", DictConfig]:
     made: Any = get_class(recipe.task._target_)
     try:
         with no_larger_than(checkpoint["state_dict"], path=path):
-            task = build_task(recipe, **made.parts_from(checkpoint["etude"]))
-            task.phases.restore(task, checkpoint["etude"])
+            task = build_task(recipe, **made.constructor_arguments_from(checkpoint["etude"]))
+            task.phases.restore_modules(task, checkpoint["etude"])
         task.load_state_dict(checkpoint["state_dict"])
     except Exception as error:  # a file may be malformed in any way; it was checked that building it runs no foreign code
         raise unusable(path, error) from error
@@ -336,7 +336,7 @@ def evaluate(cfg: DictConfig) -> None:
         path = find_checkpoint(cfg.ckpt or "last", cfg.outputs, kind=HydraConfig.get().runtime.choices.get("task"))
         task, recipe = load_task(path)
         kind = type(task).__module__.rpartition(".")[2]
-        score = recipes.scoring(cfg, kind, path, logs=task.logs)
+        score = recipes.scoring(cfg, kind, path, logs=task.logged_metrics)
         data: Any = recipe.data if cfg.data is None else OmegaConf.merge(recipe.data, cfg.data)
         datamodule = prepare_data(data, _the_one(task.tokenizer) if isinstance(task, Tokenized) else None, folder)
         instantiate(score)(task=task, datamodule=datamodule, folder=folder)

@@ -234,7 +234,7 @@ def start_from(task: "Task", path: Path, techniques: Iterable["Technique"] = ())
     from etude.core.checkpoint_files import load_checkpoint
 
     saved = load_checkpoint(path)
-    task.phases.restore(task, saved["etude"])
+    task.phases.restore_modules(task, saved["etude"])
     weights = task.weights_from(saved, path)
     try:
         task.load_state_dict(weights)

@@ -87,7 +87,7 @@ class LanguageModel(Task):
     def residual_blocks(self) -> Sequence[nn.Module]:
         return tuple(self.model.blocks) if isinstance(self.model, Transformer | GridTransformer) else ()
 
-    def retrace(self, batch: Batch, trace: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def recompute_trace(self, batch: Batch, trace: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {"logits": self.logits(batch)}
 
     def token_nll(self, batch: Batch) -> Tensor:
@@ -235,7 +235,7 @@ class LanguageModel(Task):
         return changes(prompt, written)
 
     @classmethod
-    def parts_from(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
+    def constructor_arguments_from(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the constructor arguments that come from the data, read from a checkpoint: the tokenizer."""
         return {"tokenizer": Tokenizer.from_state(saved["tokenizer"])}
 

@@ -70,9 +70,9 @@ class StyleTransfer(StyleTask):
     """
 
     takes_visible = True
-    lazy_terms: ClassVar[frozenset[str]] = frozenset({D + "r1", G + "identity"})
+    optional_terms: ClassVar[frozenset[str]] = frozenset({D + "r1", G + "identity"})
     example_axis: ClassVar[int | None] = 1
-    least_styles: ClassVar[int | None] = 2  # a batch of some styles trains the directions between these
+    min_styles: ClassVar[int | None] = 2  # a batch of some styles trains the directions between these
 
     def __init__(
         self,
@@ -279,7 +279,7 @@ class StyleTransfer(StyleTask):
     def residual_blocks(self) -> Sequence[nn.Module]:
         return tuple(block for generator in self.generators for block in cast(Any, generator).blocks)
 
-    def retrace(self, batch: Batch, trace: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def recompute_trace(self, batch: Batch, trace: Mapping[str, Tensor]) -> dict[str, Tensor]:
         source_n, target_n = trace["source"], trace["target"]
         vectors = self._style_vectors(source_n, target_n)
         seen, visible = trace["generator/input"], trace.get("generator/visible")
@@ -374,7 +374,7 @@ class StyleTransfer(StyleTask):
     # --- checkpoints ---
 
     @classmethod
-    def parts_from(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
+    def constructor_arguments_from(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the constructor arguments that come from the data, read from a checkpoint."""
         return {
             "contract": MelContract(**saved["contract"]),

@@ -45,7 +45,7 @@ class Vocoder(Task):
     """
 
     example_axis: ClassVar[int | None] = 1
-    least_styles: ClassVar[int | None] = 1
+    min_styles: ClassVar[int | None] = 1
 
     def __init__(
         self,
@@ -210,7 +210,7 @@ class Vocoder(Task):
             raise ValueError(f"source has the shape {list(source_ckf.shape)}, but the mels need {needed}")
 
     @classmethod
-    def parts_from(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
+    def constructor_arguments_from(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the constructor arguments that come from the data, read from a checkpoint."""
         return {"contract": MelContract(**saved["contract"])}
 

@@ -100,7 +100,7 @@ class Bandit(Technique):
         data.admit("bandit", self.rule)
 
     @property
-    def logs(self) -> frozenset[str]:
+    def logged_metrics(self) -> frozenset[str]:
         return frozenset(f"bandit/{name}" for name in self.names)
 
     def rule(self, rows: np.ndarray, draw: int) -> np.ndarray:

@@ -95,7 +95,7 @@ class Curriculum(Technique):
         self._span = 1.0
 
     @property
-    def logs(self) -> frozenset[str]:
+    def logged_metrics(self) -> frozenset[str]:
         return frozenset({"curriculum/competence", "curriculum/eligible"})
 
     # --- difficulty ---
@@ -127,7 +127,7 @@ class Curriculum(Technique):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.adaptive:
             assert isinstance(pl_module, Task)
-            self.monitor = self.monitor or pl_module.logs[0]
+            self.monitor = self.monitor or pl_module.logged_metrics[0]
             pl_module.check_metric(self.monitor, "technique.curriculum.monitor", self.mode)
 
     def _ranks(self) -> dict[str, np.ndarray]:

@@ -50,7 +50,7 @@ class EarlyStopping(Technique):
         self._weights: dict[str, Tensor] = {}
 
     @property
-    def logs(self) -> frozenset[str]:
+    def logged_metrics(self) -> frozenset[str]:
         return frozenset({"early_stopping/waited"})
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -63,11 +63,11 @@ class EarlyStopping(Technique):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Task)
         if self.monitor is None:
-            if not pl_module.logs:
+            if not pl_module.logged_metrics:
                 raise ValueError(
                     f"technique early_stopping: {type(pl_module).__name__} logs nothing; give early_stopping.monitor"
                 )
-            self.monitor = pl_module.logs[0]
+            self.monitor = pl_module.logged_metrics[0]
         pl_module.check_metric(self.monitor, "technique.early_stopping.monitor", self.mode)
         pl_module.final_weights = self._weights
 

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import pytorch_lightning as pl
 from torch import Tensor
 
-from etude.core.optimizer_state import leave_out
+from etude.core.optimizer_state import skip_next_step
 from etude.core.task import Task
 from etude.core.technique import GradientSlot, StepSlot, Technique
-from etude.optim.faults import bad_module, bad_terms, is_finite
+from etude.optim.faults import is_finite, nonfinite_module, nonfinite_terms
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class Finite(Technique):
 
     gradient_slot: ClassVar[GradientSlot] = GradientSlot.SKIP
     step_slot: ClassVar[StepSlot] = StepSlot.REPAIR
-    guards: ClassVar[bool] = True
+    is_guard: ClassVar[bool] = True
 
     def __init__(self, *, max_skipped: int = 10) -> None:
         super().__init__()
@@ -67,9 +67,9 @@ class Finite(Technique):
         self.in_a_row += 1
         report = (
             f"step {task.trainer.global_step + 1} is not finite and left out ({self.skipped} so far): "
-            f"terms {bad_terms(self._terms)}, module {bad_module(task)}"
+            f"terms {nonfinite_terms(self._terms)}, module {nonfinite_module(task)}"
         )
-        self._put_back = leave_out(task)
+        self._put_back = skip_next_step(task)
         log.warning(report)
         if self.in_a_row >= self.max_skipped:
             raise ValueError(

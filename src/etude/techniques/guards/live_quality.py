@@ -69,7 +69,7 @@ class LiveQuality(Technique):
         ValueError: a number out of its range; at setup, a task that neither samples scores nor restyles mels.
     """
 
-    observes: ClassVar[bool] = True
+    only_observes: ClassVar[bool] = True
 
     def __init__(
         self, *, every: int = 3, budget: float | None = None, num_samples: int = 16, num_bars: int = 4, num_real: int = 64,
@@ -105,12 +105,12 @@ class LiveQuality(Technique):
         self._batches: list[Batch] = []
 
     @property
-    def logs(self) -> frozenset[str]:
+    def logged_metrics(self) -> frozenset[str]:
         own = {*MusicProbe.names, *MelProbe.names} if self._probe is None else self._probe.names
         return frozenset(f"live/{name}" for name in (*own, *COMMON))
 
     @property
-    def more_is_better(self) -> frozenset[str]:
+    def maximized_metrics(self) -> frozenset[str]:
         return frozenset({"live/quality"})
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from etude.core import lightning
-from etude.core.optimizer_state import leave_out
+from etude.core.optimizer_state import skip_next_step
 from etude.core.task import Task
 from etude.core.technique import GradientSlot, StepSlot, Technique
-from etude.optim.faults import bad_module, bad_terms
+from etude.optim.faults import nonfinite_module, nonfinite_terms
 
 log = logging.getLogger(__name__)
 FLOOR = 0.01  # of the median's size: the smallest deviation that counts as one
@@ -97,7 +97,7 @@ class Stability(Technique):
         self._terms: list[dict[str, Tensor]] = []
 
     @property
-    def logs(self) -> frozenset[str]:
+    def logged_metrics(self) -> frozenset[str]:
         return frozenset({"train/loss_smooth", "train/spikes"})
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -119,7 +119,7 @@ class Stability(Technique):
         finite = all(math.isfinite(value) for value in (loss, *norms.values()))
         spike = self._is_spike(loss) if finite else True
         if spike and self._bear(task, loss, finite=finite):
-            self._put_back = leave_out(task)
+            self._put_back = skip_next_step(task)
         else:
             self._accept(task, loss, norms)
         self._losses, self._terms = [], []
@@ -135,7 +135,7 @@ class Stability(Technique):
     def _norms(self, task: Task) -> dict[str, Tensor]:
         """The norm of each player's gradient as it is now: after the trainer's clipping, which has told it before."""
         limit, algorithm = task.trainer.gradient_clip_val, task.trainer.gradient_clip_algorithm
-        if (limit and algorithm == "value") or task.composition.changes_clipped(self):
+        if (limit and algorithm == "value") or task.composition.changes_clipped_gradients(self):
             found = {player: _gradients(task, player) for player in task.players}
             return {player: nn.utils.get_total_norm(g).float() for player, g in found.items() if g}
         norms = {player: norm.float() for player, norm in task.gradient_norms.items()}
@@ -160,7 +160,7 @@ class Stability(Technique):
                 self.losses, self.norms = [], {}
                 return False
         else:
-            what = f"{step}: not finite, terms {bad_terms(self._terms)}, module {bad_module(task)}"
+            what = f"{step}: not finite, terms {nonfinite_terms(self._terms)}, module {nonfinite_module(task)}"
             if self.in_a_row > self.patience:
                 raise ValueError(
                     f"{what}; stability.patience = {self.patience} bears no more in a row: lower the learning rate, "

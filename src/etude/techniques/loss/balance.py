@@ -149,7 +149,7 @@ class Balance(Technique):
         """The factors of the terms of each player that has more than one."""
         like = next(iter(self._values.values())).float()
         away = torch.full_like(like, torch.nan)
-        for name in losses.keys() - self._state.keys() - task.lazy_terms:
+        for name in losses.keys() - self._state.keys() - task.optional_terms:
             self._state[name] = torch.tensor(START[self.method], device=like.device)
         factors: dict[str, Tensor] = {}
         for names in _by_player(task, self._state).values():
@@ -178,7 +178,7 @@ class Balance(Technique):
         terms = _corrected(task, terms)
         differentiable = {name: term for name, term in terms.items() if term.requires_grad}
         for names in _by_player(task, differentiable).values():
-            together = [name for name in names if name not in task.lazy_terms]
+            together = [name for name in names if name not in task.optional_terms]
             together = together if len(together) > 1 else []
             if plain := [terms[name] for name in names if name not in together]:
                 torch.autograd.backward(plain, inputs=_leaves(plain), retain_graph=True)

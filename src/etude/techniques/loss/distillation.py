@@ -143,7 +143,7 @@ class Distillation(Technique):
                 f"technique distillation needs a teacher for this {kind}; give technique.distillation.teacher=CHECKPOINT, a "
                 "run's folder, or last"
             )
-        if type(pl_module).retrace is Task.retrace:
+        if type(pl_module).recompute_trace is Task.recompute_trace:
             raise ValueError(f"technique distillation compares outputs, {kind} offers none; take it out of technique=[...]")
         path = self._find(self.teacher_name, TEACHER) if self._find is not None else Path(self.teacher_name)
         digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
@@ -237,11 +237,11 @@ class Distillation(Technique):
 
     def _hook(self, task: Task, side: str, number: int, block: nn.Module) -> None:
         def keep(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            if side == "teacher" or (module.training and not task.aside):
+            if side == "teacher" or (module.training and not task.in_losses_at):
                 self._outputs[side][number] = output
 
         def keep_attention(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if side == "teacher" or (module.training and not task.aside):
+            if side == "teacher" or (module.training and not task.in_losses_at):
                 self._outputs[side][-1] = module.maps(*args, **kwargs)  # type: ignore[operator]
 
         block.register_forward_hook(keep, with_kwargs=True)
@@ -279,7 +279,7 @@ class Distillation(Technique):
     def extra_losses(self, task: Task, batch: Batch, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         self._own = frozenset(losses)
         with torch.no_grad(), _without_draws():
-            answer = self.teacher.retrace(batch, task.trace)
+            answer = self.teacher.recompute_trace(batch, task.trace)
         found = self._language_terms(task, batch, answer) if self._is_language_model else self._gan_terms(task, answer)
         for side in self._outputs.values():
             side.clear()

@@ -7,6 +7,7 @@ import pytorch_lightning as pl
 from torch import Tensor
 
 from etude.core import lightning
+from etude.core.loss_names import unknown_terms
 from etude.core.task import Task
 from etude.core.technique import Technique
 
@@ -65,7 +66,7 @@ class LossSchedule(Technique):
         share = task.batches_trained / self._total
         schedule = self.schedule if self._given else self._rising(task, losses)
         self._met |= schedule.keys() & losses.keys()
-        if missing := task.nowhere(schedule.keys() - self._met - task.lazy_terms, losses):
+        if missing := unknown_terms(task, schedule.keys() - self._met - task.optional_terms, losses):
             raise ValueError(
                 f"technique.loss_schedule.schedule names {missing[0]!r}, but the terms are {sorted(losses)}; rename it"
             )
@@ -78,7 +79,7 @@ class LossSchedule(Technique):
         found: dict[str, list[tuple[float, float]]] = {}
         for player in {name.rpartition("/")[0] for name in losses}:
             mine = [name for name in losses if name.rpartition("/")[0] == player]
-            steady = [name for name in mine if name not in task.lazy_terms] or mine
+            steady = [name for name in mine if name not in task.optional_terms] or mine
             main = max(sorted(steady), key=lambda name: task.loss_weights.get(name, 1.0) * (2 if name == "nll" else 1))
             found |= {name: [(0.0, 0.0), (0.1, 1.0)] for name in mine if name != main}
         return found

@@ -71,7 +71,7 @@ class SelfPaced(Technique):
         self._spread = torch.tensor(0.0)
 
     @property
-    def logs(self) -> frozenset[str]:
+    def logged_metrics(self) -> frozenset[str]:
         return frozenset({"self_paced/weight_spread"})
 
     @property

@@ -71,7 +71,7 @@ class Stages(Technique):
         return made
 
     @property
-    def logs(self) -> frozenset[str]:
+    def logged_metrics(self) -> frozenset[str]:
         return frozenset({"stages/number"})
 
     # --- setup ---
@@ -88,7 +88,7 @@ class Stages(Technique):
         if trainer.max_steps < 1:
             raise ValueError(f"technique stages counts the steps of {type(pl_module).__name__}'s run; set max_steps")
         try:
-            pl_module.phases.give(pl_module, self.phases)
+            pl_module.phases.set_sequence(pl_module, self.phases)
         except ValueError as error:
             raise ValueError(f"technique stages: {error}") from None
         self.plateau = _plateau(pl_module.phase)
@@ -112,7 +112,7 @@ class Stages(Technique):
 
     def after_step(self, task: Task) -> None:
         length = task.phase.max_steps
-        if length is not None and task.steps_trained - task.phases.began >= length:
+        if length is not None and task.steps_trained - task.phases.start_step >= length:
             self.reason = self.reason or f"its {length} steps are over"
         self._finish(task.trainer, task)
 
@@ -121,7 +121,7 @@ class Stages(Technique):
     ) -> None:
         assert isinstance(pl_module, Task)
         if self.is_logged(trainer):
-            pl_module.log("stages/number", float(pl_module.phases.number + 1))
+            pl_module.log("stages/number", float(pl_module.phases.index + 1))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Task)
@@ -135,7 +135,7 @@ class Stages(Technique):
             raise ValueError(f"technique.stages: monitor of {phase.name} is {monitor!r}, not logged; there are {found}")
         self.plateau.improves(float(value))
         best, waited = self.plateau.best, self.plateau.waited
-        if waited >= phase.patience and pl_module.steps_trained - pl_module.phases.began >= phase.min_steps:
+        if waited >= phase.patience and pl_module.steps_trained - pl_module.phases.start_step >= phase.min_steps:
             self.reason = self.reason or f"{monitor} has not improved on {best:.4f} for {waited} validations"
         self._finish(trainer, pl_module)
 
@@ -172,4 +172,4 @@ def _plateau(phase: Phase) -> Plateau:
 
 
 def _monitor(phase: Phase, task: Task) -> str:
-    return phase.monitor or task.logs[0]
+    return phase.monitor or task.logged_metrics[0]

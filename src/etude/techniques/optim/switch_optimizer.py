@@ -162,8 +162,8 @@ class SwitchOptimizer(Technique):
         """Gives the task the new optimizer, as `switched` says."""
         former = self.switched["former"]
         to = self.to or partial(lion, lr=former["lr"] / 5, weight_decay=former["weight_decay"] * 5)
-        steps, since = self.switched["schedule_steps"], self.switched["step"]
-        task.use_optimizer(to, player_lr=self.switched["player_lr"], schedule_steps=steps, since=since)
+        steps, start_step = self.switched["schedule_steps"], self.switched["step"]
+        task.use_optimizer(to, player_lr=self.switched["player_lr"], schedule_steps=steps, start_step=start_step)
 
     def state_dict(self) -> dict[str, Any]:
         return {**self.plateau.state_dict(), "switched": self.switched}

@@ -41,7 +41,7 @@ class GrowLayers(Technique):
         self._span = 1.0
 
     @property
-    def logs(self) -> frozenset[str]:
+    def logged_metrics(self) -> frozenset[str]:
         return frozenset({"grow_layers/active"})
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
