@@ -21,7 +21,7 @@ def mlp(inputs: int, outputs: int) -> nn.Module:
 class ToyGan(Task):
     """CycleGAN on vectors: least squares, cycle loss, noise on the discriminator's inputs so that draws matter."""
 
-    logs = ("val/cycle",)
+    logged_metrics = ("val/cycle",)
     example_axis = 0
 
     def __init__(self, *, noise: float = 0.1, **options: Any) -> None:

@@ -20,7 +20,7 @@ from tests.toys import PairsData, same, trainer, weights
 class Probe(Task):
     """Regression with all that a pass may disturb: dropout, BatchNorm, a trace, an image pool, a log."""
 
-    logs = ("val/loss",)
+    logged_metrics = ("val/loss",)
 
     def __init__(self, **options: Any) -> None:
         options.setdefault("optimizer", partial(torch.optim.AdamW, lr=1e-2))

@@ -110,5 +110,5 @@ def test_each_batch_is_given_with_its_measure_in_evaluation_mode() -> None:
         task.check_metric("val/x", "monitor", "min", [])
     task.check_metric("val/x", "monitor", "max", [])
     for nothing in ([], [{"x": torch.empty(0)}]):
-        with pytest.raises(ValueError, match="nothing held out to measure"):
+        with pytest.raises(ValueError, match="no held-out data to measure"):
             measure_all(task, nothing)

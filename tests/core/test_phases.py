@@ -276,7 +276,7 @@ def test_a_grown_task_is_rebuilt_from_its_checkpoint(tmp_path: Path) -> None:
 
 def test_modules_that_a_task_does_not_add_are_told(tmp_path: Path) -> None:
     for stages, message in (
-        ([{"max_steps": 1}, {"modules": {"classes": 1}}], "modules of stage 2: ToyGan has no modules to add in a phase"),
+        ([{"max_steps": 1}, {"modules": {"classes": 1}}], "modules of stage 2: ToyGan can't add modules in a phase"),
         ([{"modules": {"classes": 1}}], "modules of stage 1"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -43,7 +43,7 @@ class TwoHeads(Task):
     """Two classifiers on one body with BatchNorm and dropout; embeddings in the batch stand in for those of its tokens."""
 
     terms = ("size", "first")
-    logs = ("val/size", "val/first")
+    logged_metrics = ("val/size", "val/first")
 
     def __init__(self, **options: Any) -> None:
         options.setdefault("optimizer", partial(torch.optim.AdamW, lr=3e-3))

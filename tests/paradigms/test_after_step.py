@@ -28,7 +28,7 @@ def encoder() -> nn.Sequential:
 class Byol(Task):
     """Two noisy views of a vector; a predictor tells the teacher's output; the teacher follows (Grill et al. 2020)."""
 
-    logs = ("val/norm",)
+    logged_metrics = ("val/norm",)
 
     def __init__(self, **options: Any) -> None:
         options.setdefault("optimizer", partial(torch.optim.AdamW, lr=3e-3))
@@ -112,7 +112,7 @@ def test_weights_are_averaged_as_kept(tmp_path: Path, first: int) -> None:
     for number, value in enumerate(after.seen, start=1):
         decay = min(0.5, (1 + number) / (10 + number))
         average = {name: average[name].lerp(value[name], 1 - decay) for name in average}
-    held = ema._held.values
+    held = ema._evaluation.values
     for name, parameter in task.named_parameters():
         size = parameter.numel() // 2
         assert torch.equal(parameter.view(-1)[:size], start[name].view(-1)[:size])

@@ -56,7 +56,7 @@ class GenreData(PairsData):
 
 
 class Classifier(Task):
-    logs = ("val/nll",)
+    logged_metrics = ("val/nll",)
 
     def __init__(self, **options: Any) -> None:
         options.setdefault("optimizer", partial(torch.optim.AdamW, lr=1e-2))

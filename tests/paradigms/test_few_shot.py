@@ -43,7 +43,7 @@ class EpisodeData(PairsData):
 class Sines(Task):
     """Regression; in validation after three steps of adaptation, which need gradients there."""
 
-    logs = ("val/query",)
+    logged_metrics = ("val/query",)
 
     def __init__(self, **options: Any) -> None:
         options.setdefault("optimizer", partial(torch.optim.Adam, lr=1e-3))

@@ -20,7 +20,7 @@ from tests.toys import PairsData, same, weights
 class Moco(Task):
     """Tells a vector's other view from the keys of earlier vectors (He et al. 2020, algorithm 1)."""
 
-    logs = ("val/moco",)
+    logged_metrics = ("val/moco",)
     step_trace_names: ClassVar[tuple[str, ...]] = ("keys",)
     queue: Tensor
     place: Tensor

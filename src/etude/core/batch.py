@@ -1,11 +1,11 @@
-"""Batches, and the examples that they hold: counting, choosing and joining them is written here once.
+"""Functions that count, select and join the examples of batches.
 
-A batch is a dictionary of tensors. All its entries hold the examples along one axis, which the task declares as
-`example_axis`: 0 for token rows [b, t], 1 for mels of several styles [s, b, m, f]. The declaration stands in the task and not
-in the batch, so that collation, pinned memory, a move to another device and a technique's own entries can't lose it.
+A batch is a dictionary of tensors. All its entries hold the examples along the same axis, which the task declares as
+`example_axis`: 0 for token rows [b, t], 1 for mels of several styles [s, b, m, f]. The task declares it, and not the batch, so
+it is not lost when a batch is collated, pinned, moved to another device or extended by a technique.
 
-An example of packed token rows is a whole row, with all documents in it: tokens see their own document only, so rows can be
-mixed freely, but a document can't leave its row. Labels of the documents inside go along as entries of shape [b, t].
+If rows of tokens are packed, an example is a whole row with all its documents. Attention never crosses documents, so rows of
+different batches can be mixed, but a document can't be taken out of its row. Labels of documents are entries of shape [b, t].
 """
 
 from collections.abc import Sequence
@@ -18,18 +18,18 @@ Batch = dict[str, Any]
 
 
 class HasExamples(Protocol):
-    """What says along which axis its batches hold their examples; a `Task` does."""
+    """An object that declares the example axis of its batches, such as a `Task`."""
 
     @property
     def example_axis(self) -> int | None:
-        """The axis, the same for every entry of a batch; None where nobody has said."""
+        """The axis, the same for every entry of a batch; None if it is not declared."""
         ...
 
 
 def num_examples(batch: Batch, *, of: HasExamples) -> int:
     """Returns the number of examples in a batch of the task `of`.
 
-    Raises: ValueError where the task declares no axis, or the entries don't agree on the number.
+    Raises: ValueError if the task declares no axis, or the entries hold different numbers of examples.
     """
     axis = _axis(of)
     if not batch:
@@ -41,7 +41,7 @@ def num_examples(batch: Batch, *, of: HasExamples) -> int:
 
 
 def take(batch: Batch, indices: Sequence[int] | Tensor, *, of: HasExamples) -> Batch:
-    """Returns a batch of the examples `indices`, in their order; an index may occur several times. Gradients pass through.
+    """Returns a batch of the examples with the given indices, in that order; an index may be repeated. It is differentiable.
 
     Args:
         indices: int64 [n] or a sequence, each in [0, number of examples).
@@ -57,13 +57,13 @@ def take(batch: Batch, indices: Sequence[int] | Tensor, *, of: HasExamples) -> B
 
 
 def join(batches: Sequence[Batch], *, of: HasExamples) -> Batch:
-    """Returns one batch of the examples of all batches, in their order. Gradients pass through.
+    """Returns one batch with the examples of all batches, in their order. It is differentiable.
 
     Args:
-        batches: at least one; all have the same entries, equal in every axis but that of the examples.
+        batches: at least one; all have the same entries, with equal sizes on all axes but the example axis.
         of: the task that the batches are for.
 
-    Raises: ValueError where there is no batch, or the batches don't fit together (the message names the entry).
+    Raises: ValueError if there is no batch, or the entries differ in name, size or type (the message names the entry).
     """
     axis = _axis(of)
     if not batches:
@@ -75,7 +75,7 @@ def join(batches: Sequence[Batch], *, of: HasExamples) -> Batch:
     for name, first in batches[0].items():
         shapes = [list(batch[name].shape) for batch in batches]
         if len({tuple(shape[:axis] + shape[axis + 1 :]) for shape in shapes}) > 1:
-            raise ValueError(f"the batches can't be joined: {name} has the shapes {shapes}, which differ beside axis {axis}")
+            raise ValueError(f"the batches can't be joined: {name} has the shapes {shapes}, which differ outside axis {axis}")
         if kinds := {str(batch[name].dtype) for batch in batches} - {str(first.dtype)}:
             raise ValueError(f"the batches can't be joined: {name} is {first.dtype} in one, {', '.join(kinds)} in another")
     return {name: torch.cat([batch[name] for batch in batches], dim=axis) for name in batches[0]}

@@ -1,4 +1,4 @@
-"""How good a task is on held-out batches: one measure for validation, evaluation, sweeps and conditions such as an attack."""
+"""Measures a task on held-out batches; the same code serves validation, evaluation, sweeps and robustness tests."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from etude.core.batch import Batch
 
 
 class Measure(NamedTuple):
-    """What a task measures: its name, which validation logs as `val/NAME`, its unit, and which way is better."""
+    """Describes a metric of a task: its name (logged as `val/NAME`), its unit, and whether higher values are better."""
 
     name: str
     unit: str
@@ -22,10 +22,11 @@ class Measure(NamedTuple):
 
 @dataclass(frozen=True)
 class Measured:
-    """One measure of one batch.
+    """The value of one metric on one batch.
 
-    mean: scalar, over what was counted. count: scalar, how much that was; a mean over batches is weighted by it.
-    values, counted: the single values, of any one shape, and whether each counts; None where the mean is not over such.
+    mean: scalar. count: scalar, the number of values in the mean (such as tokens); a mean over batches is weighted by it.
+    values: the single values, of any shape; counted: of the same shape, whether each is part of the mean. None if the metric is
+        not a mean of single values.
     """
 
     mean: Tensor
@@ -35,27 +36,27 @@ class Measured:
 
 
 class Measurable(pl.LightningModule):
-    """A module that says what it measures on a batch; validation logs that, and `measured_batches` serves everything else."""
+    """A LightningModule that defines its metrics in `measures` and `measure`, and logs them in validation."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.validation_means = nn.ModuleDict()  # of each of `measures`
+        self.validation_means = nn.ModuleDict()  # by the name of the metric
 
     def measures(self) -> tuple[Measure, ...]:
-        """What validation measures, the main one first; none where there is no validation."""
+        """The metrics of this task, the main one first; empty if it has no validation."""
         return ()
 
     def measure(self, batch: Batch) -> dict[str, Measured]:
-        """Returns each of `measures` on a batch, by name; called without gradients and in evaluation mode."""
+        """Returns the value of each metric on a batch, by name; called without gradients and in evaluation mode."""
         raise TypeError(f"{type(self).__name__} must define measure(batch)")
 
     @property
     def logged_metrics(self) -> tuple[str, ...]:
-        """Names of what validation logs, the main one first."""
+        """The names under which validation logs the metrics, the main one first."""
         return tuple(f"val/{measure.name}" for measure in self.measures())
 
     def create_validation_means(self) -> None:
-        """Makes a running mean for each measure; before the first is logged, when Lightning looks for all metrics."""
+        """Creates the running mean of each metric; before the first is logged, since Lightning then collects all of them."""
         for measure in self.measures():
             if measure.name not in self.validation_means:
                 self.validation_means[measure.name] = MeanMetric()
@@ -75,11 +76,11 @@ Condition = Callable[[Any, Batch], Batch]
 def measured_batches(
     task: Measurable, batches: Iterable[Batch], *, condition: Condition | None = None
 ) -> Iterator[tuple[Batch, Mapping[str, Measured]]]:
-    """Yields each batch, on the task's device, with what `task.measure` says of it, the task in evaluation mode.
+    """Yields each batch, on the task's device, with the result of `task.measure`, computed in evaluation mode.
 
     Args:
-        condition: called with (task, batch), gives the batch to measure in its place, such as one that was attacked. It may
-            ask for gradients, of inputs or of weights; what it leaves in `.grad` is its own affair.
+        condition: called with (task, batch), returns the batch to measure instead, such as one with an adversarial perturbation.
+            It may compute gradients of inputs or weights; values that it adds to `.grad` are not removed.
     """
     was_training = task.training
     task.train(False)
@@ -89,7 +90,7 @@ def measured_batches(
             if condition is not None:
                 with torch.inference_mode(False), torch.enable_grad():
                     batch = condition(task, batch)
-            # a tensor of inference mode could not take part in a condition's gradients later
+            # not in inference mode with a condition: autograd can't use its tensors later
             with torch.inference_mode(condition is None), torch.no_grad():
                 found = task.measure(batch)
             yield batch, found
@@ -98,9 +99,9 @@ def measured_batches(
 
 
 def measure_all(task: Measurable, batches: Iterable[Batch], *, condition: Condition | None = None) -> dict[str, float]:
-    """Returns the mean of each measure over all batches, weighted by what each batch counted, in double precision.
+    """Returns the mean of each metric over all batches, weighted by `Measured.count`, in double precision.
 
-    Raises: ValueError where there is nothing to count.
+    Raises: ValueError if there is no data to measure on.
     """
     sums: dict[str, float] = {}
     counts: dict[str, float] = {}
@@ -109,7 +110,7 @@ def measure_all(task: Measurable, batches: Iterable[Batch], *, condition: Condit
             sums[name] = sums.get(name, 0.0) + float(one.mean) * float(one.count)
             counts[name] = counts.get(name, 0.0) + float(one.count)
     if empty := [name for name, count in counts.items() if not count]:
-        raise ValueError(f"there is nothing held out to measure {', '.join(empty)} on; give data.split another share")
+        raise ValueError(f"there are no held-out data to measure {', '.join(empty)} on; give data.split a larger share for them")
     if not counts:
-        raise ValueError("there is nothing held out to measure; give data.split another share")
+        raise ValueError("there are no held-out data to measure on; give data.split a larger share for them")
     return {name: sums[name] / counts[name] for name in sums}

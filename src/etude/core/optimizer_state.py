@@ -1,4 +1,4 @@
-"""What optimizers remember: carried over to a new one, and put back after a step that is left out."""
+"""Handles optimizer state: carries it over to a new optimizer, and restores it after a skipped step."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,14 +9,14 @@ from torch.optim import Optimizer
 from etude.core.any_task import AnyTask
 from etude.core.protocols import Wraps
 
-COUNTERS = ("step", "counter", "k", "weight_sum", "lr_max")  # what optimizers keep in a group rather than with each weight
+COUNTERS = ("step", "counter", "k", "weight_sum", "lr_max")  # state that optimizers keep for a group, not for a parameter
 
 
 def carry_state(old: Optimizer, new: Optimizer, *, grown: Mapping[nn.Parameter, nn.Parameter] | None = None) -> None:
-    """Gives a new optimizer of the same kind what an old one knew of the weights that both train: moments and counters.
+    """Copies the state of the parameters that both optimizers train (moments, counters) to a new optimizer of the same class.
 
-    grown: a weight that has become larger -> the one in whose place it stands, which is its beginning in every dimension; what
-        was known of that is carried over, the rest begins with zeros.
+    grown: enlarged parameter -> the smaller parameter that it replaces, whose values are its first entries in every dimension.
+        The state of those entries is copied; the state of the new entries is zero.
     """
     former = grown or {}
     pairs = [(old, new)]
@@ -35,7 +35,7 @@ def carry_state(old: Optimizer, new: Optimizer, *, grown: Mapping[nn.Parameter, 
 
 
 def _padded(value: Any, source: Tensor, weight: Tensor) -> Any:
-    """`value` of a weight `source` for the larger `weight`: with zeros where that is new, as it is where it has no such shape."""
+    """Pads a state tensor of `source` with zeros to the shape of the larger `weight`; state of another shape stays as it is."""
     if not isinstance(value, Tensor) or value.shape != source.shape:
         return value
     larger = value.new_zeros(weight.shape)
@@ -44,22 +44,22 @@ def _padded(value: Any, source: Tensor, weight: Tensor) -> Any:
 
 
 def skip_next_step(task: AnyTask) -> Callable[[], None]:
-    """Takes all gradients away, so that the step about to be made changes no weight and no moment.
+    """Removes all gradients, so that the next optimizer step changes no weight and no moment.
 
-    Returns what, called after that step, puts back the counters that optimizers keep for a group and count on regardless.
+    Returns a function to call after that step: it restores the group counters, which optimizers increase in any case.
     """
     for parameter in task.parameters():
         parameter.grad = None
     groups = [group for optimizer in task.trainer.optimizers for group in optimizer.param_groups]
     counters = [{name: group[name] for name in COUNTERS if name in group} for group in groups]
     for group in groups:
-        if "counter" in group:  # Lookahead's, which would go back to its slow weights a step early
+        if "counter" in group:  # of Lookahead, which would otherwise synchronize its slow weights a step early
             group["counter"] -= 1
 
-    def put_back() -> None:
+    def restore_counters() -> None:
         for group, saved in zip(groups, counters, strict=True):
             group.update(saved)
-            for name in set(COUNTERS) & group.keys() - saved.keys():  # the first step begins some
+            for name in set(COUNTERS) & group.keys() - saved.keys():  # the first step creates some
                 del group[name]
 
-    return put_back
+    return restore_counters

@@ -1,8 +1,8 @@
-"""The phases of a run: what each wants, which one is under way, and how the next one begins.
+"""The phases of a run: `Phase` describes one, `Phases` holds their sequence and the current position.
 
-A phase is one section of a run's training: so many steps on these pieces, with these parameters at rest and these rates. A run
-without a sequence of phases is one phase. `technique=stages` gives a run its sequence and says when a phase ends; the files of
-the option group `stage=` describe such sequences, or runs that follow one another.
+A phase is one section of a run's training, with its own number of steps, pieces, frozen parameters and learning rates. A run
+without a sequence of phases is a single phase. `technique=stages` sets the sequence and decides when a phase ends. The files of
+the option group `stage=` describe such sequences, or several runs, one after another.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,27 +15,27 @@ from torch import nn
 from etude.core import lightning
 from etude.core.any_task import AnyTask
 from etude.core.optimizer_state import carry_state
-from etude.core.phase_draws import Draws
+from etude.core.phase_draws import PhasePieces
 
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
     """One phase of a run.
 
-    name: how messages and other options call it.
-    frozen: beginnings of the names of parameters that rest; `embeddings` are all tables of embeddings, if there are any.
-    lr: factor of the learning rates, above 0. layer_decay: in (0, 1], of each residual block but the last, counted from the
-        output backwards, and of the embeddings: block l of L learns with lr * layer_decay^(L - l).
-    loss_weights: laid over the task's.
-    data: {column: value, [values] or [lowest, highest]} of the data's table of pieces: those that are drawn.
-    modules: what `Task.add_modules` is called with when the phase begins; not of the first.
-    max_steps: its length in optimizer steps, over which the task's schedule runs anew; None: to the end of the run, or until
-        `patience` ends it. warmup: share of it, in [0, 1); None for the schedule's own.
-    monitor (None: the task's own), mode ("min" or "max" is better), patience, min_delta, min_steps: it ends, after `min_steps`
-        at the earliest, when the metric has not improved by more than `min_delta` for `patience` validations.
+    name: its name in messages and in other options.
+    frozen: prefixes of the names of parameters that are not trained; `embeddings` stands for all embedding tables.
+    lr: factor of the learning rates, above 0. layer_decay: in (0, 1]; residual block l of L is trained with the learning rate
+        lr * layer_decay^(L - l), and the embeddings like a block below the first.
+    loss_weights: these replace the task's weights of the same names.
+    data: {column: value, [values] or [lowest, highest]} of the data's table of pieces; only matching pieces are drawn.
+    modules: arguments for `Task.add_modules`, which is called when the phase begins; not allowed in the first phase.
+    max_steps: its length in optimizer steps, which is also the length of the schedule, started afresh. None: until the run or
+        `patience` ends it. warmup: share of the phase, in [0, 1); None keeps the schedule's own value.
+    monitor (None: the task's main metric), mode ("min" or "max"), patience, min_delta, min_steps: the phase ends when the metric
+        has not improved by more than `min_delta` for `patience` validations, but not before `min_steps`.
 
     Raises:
-        ValueError: a value out of its range.
+        ValueError: a value is out of its range.
     """
 
     name: str = ""
@@ -61,50 +61,51 @@ class Phase:
         if not 0 < self.layer_decay <= 1 or self.lr <= 0:
             raise ValueError(f"layer_decay of {self.name} is {self.layer_decay}, must be in (0, 1], and lr {self.lr}, above 0")
         if self.warmup is not None and not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup of {self.name} is {self.warmup}, must be in [0, 1), a share of it")
+            raise ValueError(f"warmup of {self.name} is {self.warmup}, must be in [0, 1), a share of the phase")
 
 
 class Phases:
-    """The sequence of a task's phases and the position in it, which is part of the task's checkpoint.
+    """The sequence of a task's phases and the current position, which is saved in the task's checkpoints.
 
-    A technique asks `task.phase` what the phase under way wants and `task.phases` for its `number` (from 0) and for the optimizer
-    step at which it `began`; `Technique.on_phase_end` and `on_phase_start` tell it of a boundary between two phases.
+    `task.phase` is the current phase. Techniques are told of a change of phase by `on_phase_end` and `on_phase_start`.
 
-    sequence: the phases in order, () where the run is one phase. added: what `Task.add_modules` was called with so far.
-    draws: from which batch on the data are of which phase.
+    sequence: the phases in order; () if the run is a single phase. index: of the current phase, from 0.
+    start_step: the optimizer step at which the current phase began.
+    added_modules: the arguments of all calls of `Task.add_modules` so far.
+    pieces: decides which batches hold the pieces of which phase.
     """
 
     def __init__(self) -> None:
         self.sequence: tuple[Phase, ...] = ()
-        self.number = 0
-        self.began = 0
-        self.added: list[dict[str, Any]] = []
-        self.draws = Draws()
+        self.index = 0
+        self.start_step = 0
+        self.added_modules: list[dict[str, Any]] = []
+        self.pieces = PhasePieces()
         self._trainable: dict[str, bool] = {}
         self._loss_weights: dict[str, float] = {}
 
     @property
     def current(self) -> Phase:
-        """The phase under way."""
-        return self.sequence[self.number] if self.sequence else Phase()
+        """The current phase."""
+        return self.sequence[self.index] if self.sequence else Phase()
 
     @property
     def names(self) -> list[str]:
-        """The names of the phases in order; none where the run is one phase."""
+        """The names of the phases in order; empty if the run is a single phase."""
         return [phase.name for phase in self.sequence]
 
     @property
     def is_last(self) -> bool:
-        """Whether no phase follows."""
-        return self.number + 1 >= len(self.sequence)
+        """Whether the current phase is the last one."""
+        return self.index + 1 >= len(self.sequence)
 
     # --- a new sequence ---
 
-    def give(self, task: AnyTask, sequence: Sequence[Phase]) -> None:
-        """Gives a run its phases and begins with the first; called in the setup of a technique, before a checkpoint is loaded.
+    def set_sequence(self, task: AnyTask, sequence: Sequence[Phase]) -> None:
+        """Sets the phases of a run and begins the first. A technique calls this in its `setup`, before a checkpoint is loaded.
 
         Raises:
-            ValueError: the task does not have what a phase names.
+            ValueError: a phase needs something that the task does not have.
         """
         self._trainable = {name: p.requires_grad for name, p in task.named_parameters()}
         self._loss_weights = dict(task.loss_weights)
@@ -113,30 +114,32 @@ class Phases:
         run = task.trainer
         if run.world_size > 1 and any(list(p.frozen) != list(sequence[0].frozen) or p.modules for p in sequence):
             raise ValueError(
-                f"on several devices {type(task).__name__}'s parameters rest in all phases or in none and no modules are added; "
-                "give every phase the same frozen, and no modules"
+                f"on several devices all phases of {type(task).__name__} must freeze the same parameters, and none may add "
+                "modules; give every phase the same frozen, and no modules"
             )
         if sequence[0].modules:
-            raise ValueError(f"modules of {sequence[0].name}: the first phase adds none; build the task with them")
+            raise ValueError(f"modules of {sequence[0].name}: the first phase can't add modules; build the task with them")
         self.sequence = tuple(sequence)
-        self.draws.choose(task, self.sequence)
+        self.pieces.register(task, self.sequence)
         self._apply(task)
 
     def _check(self, phase: Phase, task: AnyTask) -> None:
         who = type(task).__name__
-        for prefix in phase.frozen if not self.added and not phase.modules else ():
+        for prefix in phase.frozen if not self.added_modules and not phase.modules else ():
             if prefix != "embeddings" and not any(name.startswith(prefix) for name in self._trainable):
                 tops = sorted({".".join(name.split(".")[:2]) for name in self._trainable})
-                raise ValueError(f"frozen {prefix!r} of {phase.name} begins no parameter of {who}; there are {', '.join(tops)}")
+                raise ValueError(
+                    f"frozen of {phase.name}: {prefix!r} begins no parameter name of {who}; the names begin with {', '.join(tops)}"
+                )
         if phase.layer_decay < 1 and not task.residual_blocks:
-            raise ValueError(f"layer_decay of {phase.name} needs residual blocks, {who} has none; leave it out")
+            raise ValueError(f"layer_decay of {phase.name} needs residual blocks, but {who} has none; leave it out")
         if phase.warmup is not None and "warmup" not in task.schedule_arguments:
-            raise ValueError(f"warmup of {phase.name} needs a schedule that has one; {who}'s has none")
+            raise ValueError(f"warmup of {phase.name} needs a schedule with a warm-up; that of {who} has none")
         if phase.modules and not task.can_add_modules:
-            raise ValueError(f"modules of {phase.name}: {who} has no modules to add in a phase; leave modules out")
+            raise ValueError(f"modules of {phase.name}: {who} can't add modules in a phase; leave modules out")
 
     def _apply(self, task: AnyTask) -> None:
-        """Makes the task what the phase under way wants; the next `configure_optimizers` builds accordingly."""
+        """Applies the options of the current phase to the task; the next `configure_optimizers` uses them."""
         phase = self.current
         frozen = tuple(name for name in phase.frozen if name != "embeddings")
         if "embeddings" in phase.frozen:
@@ -144,28 +147,28 @@ class Phases:
         for name, parameter in task.named_parameters():
             parameter.requires_grad_(self._trainable.get(name, True) and not name.startswith(frozen))
         task.loss_weights = {**self._loss_weights, **phase.loss_weights}
-        task.schedule_steps = phase.max_steps or max(1, task.trainer.max_steps - self.began)
-        task.schedule_start_step = self.began
+        task.schedule_steps = phase.max_steps or max(1, task.trainer.max_steps - self.start_step)
+        task.schedule_start_step = self.start_step
         task.schedule_options = {} if phase.warmup is None else {"warmup": phase.warmup}
         task.lr_factors = rate_factors(task, phase.lr, phase.layer_decay)
 
-    # --- a boundary ---
+    # --- the change from one phase to the next ---
 
     def advance(self, task: AnyTask) -> None:
-        """Ends the phase under way and begins the next; only between two optimizer steps, before the next batch is trained.
+        """Ends the current phase and begins the next. Call it only between two optimizer steps, before the next batch.
 
-        The optimizer is built anew and keeps what it knew of the parameters that stay; of one that has grown in
-        `Task.add_modules`, what it knew of the part that was there. Techniques are told in their canonical order, of the end
-        before anything changes, of the start when all is done.
+        The optimizer is built anew but keeps its state (moments, counters) of all parameters that remain; if
+        `Task.add_modules` has enlarged a parameter, it keeps the state of the old entries. `on_phase_end` of the techniques is
+        called before anything changes, `on_phase_start` after everything has changed.
         """
         task.composition.on_phase_end(task)
         run = task.trainer
-        self.number, self.began = self.number + 1, task.steps_trained
+        self.index, self.start_step = self.index + 1, task.steps_trained
         before = dict(task.named_parameters())
         if self.current.modules:
-            self.add(task, self.current.modules)
+            self.add_modules(task, self.current.modules)
         grown = {p: before[n] for n, p in task.named_parameters() if n in before and before[n] is not p}
-        self.draws.boundary(task)
+        self.pieces.on_phase_start(task)
         former = run.optimizers
         self._apply(task)
         for parameter in task.parameters():
@@ -176,58 +179,65 @@ class Phases:
             carry_state(old, new, grown=grown)
         task.composition.on_phase_start(task)
 
-    def add(self, task: AnyTask, options: Mapping[str, Any]) -> None:
-        """Has the task add modules, and remembers it for its checkpoints; their first weights are a function of the task's seed
-        and of how many were added before."""
+    def add_modules(self, task: AnyTask, options: Mapping[str, Any]) -> None:
+        """Calls `task.add_modules` and records the call for checkpoints.
+
+        The initial weights depend only on the task's seed and on how many calls came before.
+        """
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed((task.seed * 1_000_003 + len(self.added) + 1) % 2**63)
+            torch.manual_seed((task.seed * 1_000_003 + len(self.added_modules) + 1) % 2**63)
             task.add_modules(**options)
         task.to(task.device)
-        self.added.append(dict(options))
+        self.added_modules.append(dict(options))
 
-    def restore(self, task: AnyTask, saved: Mapping[str, Any]) -> None:
-        """Adds to a task that was built anew what phases had added before a checkpoint, from what stands in it under "etude"; its
-        weights can then be loaded."""
-        for options in (saved.get("phases") or {"added": []})["added"][len(self.added) :]:
-            self.add(task, options)
+    def restore_modules(self, task: AnyTask, saved: Mapping[str, Any]) -> None:
+        """Adds to a newly built task the modules that phases had added before the checkpoint, so that its weights can be loaded.
+
+        saved: the checkpoint's entry "etude".
+        """
+        for options in (saved.get("phases") or {"added": []})["added"][len(self.added_modules) :]:
+            self.add_modules(task, options)
 
     # --- state ---
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "names": self.names, "number": self.number, "began": self.began, "added": self.added, "draws": self.draws.state_dict()
+            "names": self.names, "number": self.index, "began": self.start_step, "added": self.added_modules, 
+            "draws": self.pieces.state_dict(),
         }  # fmt: skip
 
     def load(self, task: AnyTask, checkpoint: Mapping[str, Any]) -> None:
-        """Goes on where a checkpoint stands, before its weights are loaded and the optimizer is built.
+        """Restores the position from a checkpoint, before its weights are loaded and the optimizer is built.
 
         Raises:
             ValueError: this run has fewer phases.
         """
-        state = checkpoint["etude"].get("phases") or _of_stages(checkpoint)
+        state = checkpoint["etude"].get("phases") or _state_of_older_checkpoint(checkpoint)
         if state is None:
             return
-        self.restore(task, checkpoint["etude"])
+        self.restore_modules(task, checkpoint["etude"])
         if not self.sequence:
             return
         if state["number"] >= len(self.sequence):
             raise ValueError(
-                f"the checkpoint is in phase {state['number'] + 1}, and this run has {len(self.sequence)}; give those of its run"
+                f"the checkpoint is in phase {state['number'] + 1}, but this run has {len(self.sequence)}; give all phases"
             )
-        self.number, self.began = state["number"], state["began"]
-        self.draws.load(task, state["draws"], step=checkpoint["global_step"])
+        self.index, self.start_step = state["number"], state["began"]
+        self.pieces.load(task, state["draws"], step=checkpoint["global_step"])
         self._apply(task)
 
 
 def position(saved: Mapping[str, Any]) -> str:
-    """The name of the phase in which a checkpoint was written, from what stands in it under "etude"; "" where the run is one
-    phase."""
+    """Returns the name of the phase in which a checkpoint was written; "" if its run is a single phase.
+
+    saved: the checkpoint's entry "etude".
+    """
     state = saved.get("phases") or {"names": [], "number": 0}
     return str(state["names"][state["number"]]) if state["names"] else ""
 
 
-def _of_stages(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The position in a checkpoint of before it was state of the core: the technique `stages` kept it."""
+def _state_of_older_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the position from an older checkpoint, where the technique `stages` stored it; None if there is none."""
     old = checkpoint.get("callbacks", {}).get("Stages")
     if old is None or "number" not in old:
         return None
@@ -239,7 +249,7 @@ def _embeddings(task: AnyTask) -> list[str]:
 
 
 def rate_factors(task: AnyTask, lr: float, decay: float) -> dict[str, float]:
-    """Beginnings of parameter names and the factors of their learning rates."""
+    """Returns prefixes of parameter names with the factors of their learning rates, for `Task.lr_factors`."""
     factors = {"": lr} if lr != 1 or decay != 1 else {}
     if decay == 1:
         return factors

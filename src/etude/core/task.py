@@ -175,7 +175,7 @@ class Task(Measurable):
         entries in every dimension; the optimizer then keeps its state for them. Called when the phase begins, and again when a
         task is rebuilt from a checkpoint, before its weights are loaded.
         """
-        raise ValueError(f"{type(self).__name__} has no modules to add in a phase; leave modules={options} out")
+        raise ValueError(f"{type(self).__name__} can't add modules in a phase; leave modules={options} out")
 
     def weights_from(self, saved: Mapping[str, Any], path: Path) -> Mapping[str, Tensor]:
         """Returns the weights with which a new run starts, taken from the checkpoint `saved` of another run.

@@ -36,23 +36,23 @@ class Ema(Technique):
             raise ValueError(f"ema.decay is {decay}, must be in (0, 1); 0.999 suits 1,000 to 10,000 steps")
         self.decay = decay
         self.updates = 0
-        self._held = EvaluationWeights()
+        self._evaluation = EvaluationWeights()
         self._weights: list[Tensor] = []  # the task's own, in the order of the average's
 
     @property
     def _average(self) -> dict[str, Tensor]:
-        return self._held.values
+        return self._evaluation.values
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         refuse_split_weights(trainer, self.name)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._held.begin(pl_module)
-        if not self._held.values:
-            self._held.values = {name: value.clone() for name, value in self._held.trained(pl_module).items()}
+        self._evaluation.restore(pl_module)
+        if not self._evaluation.values:
+            self._evaluation.values = {name: value.clone() for name, value in self._evaluation.float_weights(pl_module).items()}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        weights = self._held.trained(pl_module)
+        weights = self._evaluation.float_weights(pl_module)
         self._weights = [weights[name] for name in self._average]
 
     def after_step(self, task: Task) -> None:
@@ -61,28 +61,28 @@ class Ema(Technique):
         torch._foreach_lerp_(list(self._average.values()), self._weights, 1 - decay)
 
     def on_phase_start(self, task: Task) -> None:
-        self._held.grow(task)
-        weights = self._held.trained(task)
+        self._evaluation.extend(task)
+        weights = self._evaluation.float_weights(task)
         self._weights = [weights[name] for name in self._average]
 
     def _swap(self, task: pl.LightningModule) -> None:
-        self._held.swap(task)
+        self._evaluation.swap(task)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._swap(pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._held.swap_back(pl_module)
+        self._evaluation.swap_back(pl_module)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._held.swap_back(pl_module)
+        self._evaluation.swap_back(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         return {"updates": self.updates}
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._held.save(pl_module, checkpoint, self.state_key)
+        self._evaluation.save(pl_module, checkpoint, self.state_key)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.updates = state_dict["updates"]
-        self._held.load(state_dict)
+        self._evaluation.load(state_dict)

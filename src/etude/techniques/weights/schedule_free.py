@@ -28,7 +28,7 @@ class ScheduleFree(Technique):
 
     def __init__(self) -> None:
         super().__init__()
-        self._held = EvaluationWeights()
+        self._evaluation = EvaluationWeights()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         refuse_split_weights(trainer, self.name)
@@ -42,33 +42,33 @@ class ScheduleFree(Technique):
             )
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._held.begin(pl_module)
+        self._evaluation.restore(pl_module)
 
     def _average(self, trainer: pl.Trainer, task: pl.LightningModule) -> EvaluationWeights:
         """Takes the optimizer's average; nothing before training, or after a switch to another optimizer."""
         optimizer = trainer.optimizers[0] if trainer.optimizers else None
         if isinstance(optimizer, Optimizer):
             averages = {p.data_ptr(): value for p, value in optimizer.evaluation_weights().items()}
-            weights = self._held.trained(task)
-            self._held.values = {n: averages.get(w.data_ptr(), w.detach()).clone() for n, w in weights.items()}
-        return self._held
+            weights = self._evaluation.float_weights(task)
+            self._evaluation.values = {n: averages.get(w.data_ptr(), w.detach()).clone() for n, w in weights.items()}
+        return self._evaluation
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._average(trainer, pl_module).swap(pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._held.swap_back(pl_module)
-        self._held.values = {}
+        self._evaluation.swap_back(pl_module)
+        self._evaluation.values = {}
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._held.swap_back(pl_module)
+        self._evaluation.swap_back(pl_module)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         self._average(trainer, pl_module).save(pl_module, checkpoint, self.state_key, with_average=False)
-        self._held.values = {}
+        self._evaluation.values = {}
 
     def state_dict(self) -> dict[str, Any]:
         return {"evaluates": "x"}  # not empty: Lightning leaves empty ones out
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._held.load(state_dict)
+        self._evaluation.load(state_dict)

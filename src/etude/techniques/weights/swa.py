@@ -43,14 +43,14 @@ class Swa(Technique):
             raise ValueError(f"swa.every is {every}, must be at least 1 update; 10 is a good start")
         self.start, self.every = start, every
         self.taken = 0
-        self._held = EvaluationWeights()
+        self._evaluation = EvaluationWeights()
         self._first = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         refuse_split_weights(trainer, self.name)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._held.begin(pl_module)
+        self._evaluation.restore(pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         total = trainer.estimated_stepping_batches
@@ -62,32 +62,32 @@ class Swa(Technique):
         step = task.steps_trained
         if step < self._first or (step - self._first) % self.every:
             return
-        weights = self._held.trained(task)
-        if not self._held.values:
-            self._held.values = {name: value.clone() for name, value in weights.items()}
+        weights = self._evaluation.float_weights(task)
+        if not self._evaluation.values:
+            self._evaluation.values = {name: value.clone() for name, value in weights.items()}
         else:
-            averages = list(self._held.values.values())
-            torch._foreach_lerp_(averages, [weights[name] for name in self._held.values], 1 / (self.taken + 1))
+            averages = list(self._evaluation.values.values())
+            torch._foreach_lerp_(averages, [weights[name] for name in self._evaluation.values], 1 / (self.taken + 1))
         self.taken += 1
 
     def on_phase_start(self, task: Task) -> None:
-        self._held.grow(task)
+        self._evaluation.extend(task)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._held.swap(pl_module)
+        self._evaluation.swap(pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._held.swap_back(pl_module)
+        self._evaluation.swap_back(pl_module)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._held.swap_back(pl_module)
+        self._evaluation.swap_back(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         return {"taken": self.taken}
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._held.save(pl_module, checkpoint, self.state_key)
+        self._evaluation.save(pl_module, checkpoint, self.state_key)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.taken = state_dict["taken"]
-        self._held.load(state_dict)
+        self._evaluation.load(state_dict)
