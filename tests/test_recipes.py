@@ -9,7 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from etude.core.checkpoint_files import find_stage
+from etude.core.checkpoint_files import find_stage_checkpoint
 from etude.core.task import Task
 from etude.core.technique import Technique
 from etude.run.programs import build_technique, load_task
@@ -72,7 +72,7 @@ def test_without_such_a_run_one_line_says_so_before_any_data_is_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str, after: str
 ) -> None:
     line = fails(capsys, "train", tmp_path / "outputs" / "x", f"stage={stage}", "data=folder", "data.root=nowhere")
-    expected = f"starts from a run of stage={after}, and {tmp_path / 'outputs'}/ holds none; run `python train.py stage=pretrain`"
+    expected = f"starts from a run of stage={after}, but {tmp_path / 'outputs'}/ holds none; run `python train.py stage=pretrain`"
     assert expected in line and "weights=" in line
 
 
@@ -86,10 +86,10 @@ def test_a_newer_run_of_an_earlier_stage_gives_way(tmp_path: Path) -> None:
 
     run("a", "pretrain", 1)
     old, new = run("b", "finetune", 3), run("c", "finetune", 2)
-    assert find_stage(["finetune", "pretrain"], str(tmp_path), wanted="polish") == new
+    assert find_stage_checkpoint(["finetune", "pretrain"], str(tmp_path), wanted="polish") == new
     (old.with_name("best.ckpt")).write_bytes(b"")
     os.utime(old, (2_000_000, 2_000_000))
-    assert find_stage(["finetune"], str(tmp_path), wanted="polish") == old.with_name("best.ckpt")
+    assert find_stage_checkpoint(["finetune"], str(tmp_path), wanted="polish") == old.with_name("best.ckpt")
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -162,9 +162,9 @@ def test_a_stage_keeps_what_it_is_not_told_otherwise(home: Path, capsys: pytest.
          f"weights={home / 'outputs' / 'broad'}", "data.batch_size=1")  # fmt: skip
     recipe = checkpoint(home / "outputs" / "small")["etude"]["recipe"]
     assert recipe["data"]["batch_size"] == 1 and recipe["data"]["root"] == str(home / "songs")
-    assert find_stage(["pretrain"], str(home / "outputs"), wanted="finetune", kind="language_model").is_file()
+    assert find_stage_checkpoint(["pretrain"], str(home / "outputs"), wanted="finetune", kind="language_model").is_file()
     with pytest.raises(ValueError, match=r"run `python train\.py stage=pretrain task=style_transfer` first"):
-        find_stage(["pretrain"], str(home / "outputs"), wanted="finetune", kind="style_transfer")
+        find_stage_checkpoint(["pretrain"], str(home / "outputs"), wanted="finetune", kind="style_transfer")
 
 
 def test_a_teacher_stays_the_same_when_its_run_goes_on(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

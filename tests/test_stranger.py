@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from etude import moved
 from etude.core import recipe_check
 from etude.core.checkpoint_files import load_checkpoint
-from etude.core.recipe_check import checked_recipe, may_be_taken_over
+from etude.core.recipe_check import checked_recipe, may_use_option
 from etude.run.programs import load_task
 from tests.songs import write_songs
 from tests.test_levels import composed
@@ -398,7 +398,7 @@ def test_a_moved_class_is_found_by_its_old_name(home: Path, tmp_path: Path, monk
     monkeypatch.setattr(moved, "MOVED", table)
     task, recipe = load_task(path)
     assert recipe.model._target_ == "etude.models.symbolic.transformer.Transformer" and type(task).__name__ == "LanguageModel"
-    assert moved.current("etude.older.X") == "etude.older.X"  # whole parts only
+    assert moved.current_name("etude.older.X") == "etude.older.X"  # whole parts only
 
 
 def test_options_that_any_run_may_have_are_taken_over() -> None:
@@ -408,11 +408,11 @@ def test_options_that_any_run_may_have_are_taken_over() -> None:
         ("technique.switch_optimizer.to", sgd), ("task.loss_weights", {"generator/rhythm": 1}), ("sampling", None),
         ("logger.wandb.project", "mine"), ("trainer.max_steps", 3), ("technique.distillation.teacher", "/home/me/x.ckpt"),
     ):  # fmt: skip
-        assert may_be_taken_over(key, value), key
+        assert may_use_option(key, value), key
     for key, value in (("logger.wandb.log_model", True), ("logger.csv.name", "../x"), ("trainer.profiler", "simple")):
-        assert not may_be_taken_over(key, value), key
-    with pytest.raises(ValueError, match="nothing may be built there"):
-        may_be_taken_over("data.root", sgd)
+        assert not may_use_option(key, value), key
+    with pytest.raises(ValueError, match="no constructor is allowed there"):
+        may_use_option("data.root", sgd)
 
 
 def test_every_constructor_of_the_configuration_is_known() -> None:

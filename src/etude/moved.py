@@ -1,9 +1,9 @@
-"""Where modules of earlier versions lie now, so that what names them, such as checkpoints and caches, still loads.
+"""The present names of modules that were moved, so that older checkpoints and caches, which name them, still load.
 
-Every class or function name that is read from a file passes `current`. To move a module, add one line to `MOVED`.
+Every class or function name that is read from a file goes through `current_name`. To move a module, add one line to `MOVED`.
 """
 
-MOVED: dict[str, str] = {  # dotted prefix then: now
+MOVED: dict[str, str] = {  # earlier dotted prefix: present one
     "etude.audio.vocoder": "etude.audio.griffin_lim",
     "etude.core.optimizers": "etude.optim.optimizers",
     "etude.core.schedules": "etude.optim.schedules",
@@ -47,10 +47,10 @@ MOVED: dict[str, str] = {  # dotted prefix then: now
 }
 
 
-def current(name: str) -> str:
-    """The dotted `name` with its longest prefix that stands in `MOVED` replaced; whole parts only."""
-    fitting = [old for old in MOVED if name == old or name.startswith(f"{old}.")]
-    if not fitting:
+def current_name(name: str) -> str:
+    """Returns the dotted `name` with its longest prefix in `MOVED` replaced; only whole parts between dots match."""
+    matching = [old for old in MOVED if name == old or name.startswith(f"{old}.")]
+    if not matching:
         return name
-    old = max(fitting, key=len)
+    old = max(matching, key=len)
     return MOVED[old] + name[len(old) :]

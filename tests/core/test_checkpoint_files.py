@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from etude.core.checkpoint_files import find_checkpoint, find_stage
+from etude.core.checkpoint_files import find_checkpoint, find_stage_checkpoint
 
 
 def run(folder: Path, kind: str, age: int) -> Path:
@@ -49,19 +49,22 @@ def test_the_newest_run_of_a_stage_is_found_and_none_is_told(tmp_path: Path, cap
         path.with_name("best.ckpt").write_bytes(b"")
     run(tmp_path / "broken", "language_model", age=0)
     written(run(tmp_path / "other", "language_model", age=0), None)
-    assert find_stage(["finetune", "pretrain"], str(tmp_path), wanted="polish") == tmp_path / "new" / "checkpoints" / "best.ckpt"
+    assert (
+        find_stage_checkpoint(["finetune", "pretrain"], str(tmp_path), wanted="polish")
+        == tmp_path / "new" / "checkpoints" / "best.ckpt"
+    )
     with pytest.raises(
-        ValueError, match=r"stage=polish starts from a run of stage=finetune, and .* holds none; run `python train.py"
+        ValueError, match=r"stage=polish starts from a run of stage=finetune, but .* holds none; run `python train.py"
     ):
-        find_stage(["finetune"], str(tmp_path), wanted="polish")
-    assert "broken/checkpoints/last.ckpt is passed over in the search for a stage: not a readable checkpoint" in caplog.text
+        find_stage_checkpoint(["finetune"], str(tmp_path), wanted="polish")
+    assert "broken/checkpoints/last.ckpt is skipped in the search for a stage: not a readable checkpoint" in caplog.text
 
 
 def test_a_run_of_several_phases_is_of_the_one_in_which_it_stands(tmp_path: Path) -> None:
     names = ("pretrain", "finetune", "polish")
     written(run(tmp_path / "a", "language_model", age=2), "progression", names, 1)
     written(run(tmp_path / "b", "language_model", age=1), "progression", names, 2)
-    assert find_stage(["finetune"], str(tmp_path), wanted="polish") == tmp_path / "a" / "checkpoints" / "last.ckpt"
-    assert find_stage(["progression"], str(tmp_path), wanted="x").parents[1].name == "b"
+    assert find_stage_checkpoint(["finetune"], str(tmp_path), wanted="polish") == tmp_path / "a" / "checkpoints" / "last.ckpt"
+    assert find_stage_checkpoint(["progression"], str(tmp_path), wanted="x").parents[1].name == "b"
     with pytest.raises(ValueError, match="holds none"):
-        find_stage(["pretrain"], str(tmp_path), wanted="finetune")
+        find_stage_checkpoint(["pretrain"], str(tmp_path), wanted="finetune")

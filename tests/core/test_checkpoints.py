@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from etude.core.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
-from etude.core.stopping import Stopped, stopped_by, stopping
+from etude.core.stopping import Stopped, find_stopped, stop_on_signals
 from tests.toys import PairsData, ToyGan, same, trainer, weights
 
 
@@ -93,7 +93,7 @@ def test_without_validation_it_is_written_all_the_same(tmp_path: Path) -> None:
 def test_a_stop_that_is_asked_for_during_validation_leaves_it_counted(tmp_path: Path) -> None:
     class Ask(pl.Callback):
         def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-            next(c for c in trainer.callbacks if isinstance(c, LastCheckpoint)).asked = True  # type: ignore[attr-defined]
+            next(c for c in trainer.callbacks if isinstance(c, LastCheckpoint)).stop_requested = True  # type: ignore[attr-defined]
 
     last = LastCheckpoint(path=tmp_path / "last.ckpt", every_n_steps=100)
     run = trainer(tmp_path, max_steps=24, callbacks=[Count(), Ask(), last], val_check_interval=4)
@@ -112,7 +112,7 @@ def test_a_run_with_nothing_to_validate_on_says_so(tmp_path: Path, caplog: pytes
 
     best = BestCheckpoint(tmp_path, "best", monitor="val/cycle")
     trainer(tmp_path, max_steps=4, callbacks=[best], val_check_interval=4).fit(ToyGan(), Data())
-    told = [m for m in caplog.messages if "nothing is left to validate on, so there is no val/cycle" in m]
+    told = [m for m in caplog.messages if "there are no validation data, so there is no val/cycle" in m]
     assert len(told) == empty and (tmp_path / "best.ckpt").is_file() == (not empty)
 
 
@@ -159,15 +159,15 @@ def test_a_signal_leaves_a_checkpoint_that_goes_on_bit_for_bit(tmp_path: Path, n
         check_val_every_n_epoch=None,
         plugins=[AtomicCheckpointIO()],
     )
-    with stopping(), pytest.raises(SystemExit) as end:
+    with stop_on_signals(), pytest.raises(SystemExit) as end:
         run.fit(ToyGan(), PairsData(), weights_only=True)
-    assert stopped_by(end.value).number == number and stopped_by(end.value).exit_code == 128 + number
+    assert find_stopped(end.value).number == number and find_stopped(end.value).exit_code == 128 + number
     rest, again = fit(tmp_path / "rest", 100, resume=tmp_path / "last.ckpt")
     assert again == validations and same(weights(whole), weights(rest))
 
 
 def test_after_the_run_a_signal_ends_the_program_again(tmp_path: Path) -> None:
-    with stopping():
+    with stop_on_signals():
         fit(tmp_path, 100, steps=4)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             with pytest.raises(Stopped):
@@ -177,7 +177,7 @@ def test_after_the_run_a_signal_ends_the_program_again(tmp_path: Path) -> None:
 def test_what_is_ignored_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
-        with stopping():
+        with stop_on_signals():
             os.kill(os.getpid(), signal.SIGHUP)
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:

@@ -232,5 +232,7 @@ def test_one_technique_may_own_how_losses_are_made(tmp_path: Path) -> None:
 def test_split_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     task = Probe()
     monkeypatch.setattr(type(task), "device_mesh", property(lambda self: "a mesh"))
-    with pytest.raises(ValueError, match=r"gradient_of wants whole weights of Probe, trainer=fsdp splits them; use trainer=ddp"):
+    with pytest.raises(
+        ValueError, match=r"gradient_of needs whole weights of Probe, but trainer=fsdp shards them; use trainer=ddp"
+    ):
         task.gradient_of(other_batch())

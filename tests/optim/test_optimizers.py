@@ -247,13 +247,13 @@ def test_sophia_estimates_every_few_steps_and_draws_from_its_own_generator(tmp_p
 
 def test_sophia_refuses_a_task_without_logits(tmp_path: Path, songs: Path) -> None:
     task, data, _ = build("sophia", "gan", songs)
-    with pytest.raises(ValueError, match="optimizer=sophia draws labels from a model's logits, which ToyGan does not offer"):
+    with pytest.raises(ValueError, match="optimizer=sophia draws labels from a model's logits, but ToyGan has none"):
         trainer(tmp_path, max_steps=1).fit(task, data)
 
 
 def test_schedule_free_needs_its_technique(tmp_path: Path, songs: Path) -> None:
     task, data, _ = build("schedule_free", "gan", songs)
-    with pytest.raises(ValueError, match=r"optimizer=schedule_free trains other weights .*; add schedule_free to technique="):
+    with pytest.raises(ValueError, match=r"optimizer=schedule_free needs its technique, .*; add schedule_free to technique="):
         trainer(tmp_path, max_steps=1).fit(task, data)
 
 

@@ -9,13 +9,13 @@ import torch
 
 from etude.core.task import Task
 from etude.core.technique import Technique
-from etude.techniques.loss.loss_schedule import LossSchedule, _at
+from etude.techniques.loss.loss_schedule import LossSchedule, _factor_at
 from tests.toys import PairsData, ToyGan, same, trainer, weights
 
 
 def test_between_two_points_a_line_is_drawn_and_beyond_them_it_stays() -> None:
     points = [(0.2, 2.0), (0.6, 1.0), (0.8, 0.0)]
-    found = [_at(points, share) for share in (0.0, 0.2, 0.4, 0.6, 0.7, 0.9)]
+    found = [_factor_at(points, share) for share in (0.0, 0.2, 0.4, 0.6, 0.7, 0.9)]
     assert found == pytest.approx([2.0, 2.0, 1.5, 1.0, 0.5, 0.0])
 
 

@@ -182,7 +182,7 @@ def test_embeddings_rest_by_their_kind() -> None:
         ([{"max_steps": 0}], "max_steps of stage 1 is 0, must be at least 1"),
         (
             [{"frozen": ["generator"]}],
-            "frozen of stage 1: 'generator' begins no parameter name of ToyGan; the names begin with ab.0, ab.2",
+            "frozen of stage 1: 'generator' begins no parameter name of ToyGan; names begin with ab.0, ab.2",
         ),
         ([{"patience": 1, "monitor": "val/nil"}], "monitor of stage 1 is 'val/nil', which nothing logs"),
         ([{"data": {"genre": "folk"}}], "ToyGan's data .PairsData. has no table"),

@@ -1,4 +1,4 @@
-"""Checkpoints as files: which one is meant, and what it holds, without running any code that it might hold."""
+"""Finds, verifies and reads checkpoint files, without running code that a file might contain."""
 
 import logging
 import sys
@@ -14,20 +14,25 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def find_checkpoint(ckpt: str, outputs: str, *, kind: str | None = None, option: str = "ckpt", tell: bool = True) -> Path:
-    """Returns the checkpoint that `ckpt` names: a file, a run's folder, or `last` for the newest run's last one.
+def find_checkpoint(ckpt: str, outputs: str, *, kind: str | None = None, option: str = "ckpt", announce: bool = True) -> Path:
+    """Returns the path of the checkpoint that `ckpt` names.
 
-    A run that was stopped before it wrote its last.ckpt gives its best.ckpt, which is told on stderr.
+    If a run has no last.ckpt, since it was stopped too early, its best.ckpt is taken.
 
-    kind: with `last`, the newest run of this task, such as style_transfer; None for any. option: the key that holds `ckpt`.
+    Args:
+        ckpt: a file, a run's folder, or `last` for the last checkpoint of the newest run.
+        outputs: the folder in which `last` looks for runs.
+        kind: with `last`, only runs of this task count, such as style_transfer; None for any task.
+        option: the option that holds `ckpt`, for messages.
+        announce: print to stderr if best.ckpt is taken.
 
     Raises:
         ValueError: there is no such checkpoint.
     """
     if ckpt == "last":
         folders = {path.parent for path in Path(outputs).rglob("checkpoints/*.ckpt")}
-        found = [path for folder in folders if (path := _of_run(folder)) is not None]
-        found = [path for path in found if kind is None or _trained(path.parents[1], kind)]
+        found = [path for folder in folders if (path := _last_or_best(folder)) is not None]
+        found = [path for path in found if kind is None or _is_run_of(path.parents[1], kind)]
         if not found:
             of = "" if kind is None else f" of a {kind} run"
             raise ValueError(f"{option}=last: no checkpoints/last.ckpt{of} under {outputs}/; train first or give a path")
@@ -35,49 +40,55 @@ def find_checkpoint(ckpt: str, outputs: str, *, kind: str | None = None, option:
     else:
         path = Path(ckpt).expanduser()
         if path.is_dir():
-            inside = _of_run(path / "checkpoints") or _of_run(path)
-            phases = [_of_run(folder) for folder in sorted(path.glob("*/checkpoints"))]  # of a run with stage=
+            inside = _last_or_best(path / "checkpoints") or _last_or_best(path)
+            phases = [_last_or_best(folder) for folder in sorted(path.glob("*/checkpoints"))]  # of a run with stage=
             path = inside or next((phase for phase in reversed(phases) if phase), path / "checkpoints" / "last.ckpt")
         if not path.is_file():
             raise ValueError(f"{option}={ckpt}: there is no such file; give a checkpoint, a run's folder, or {option}=last")
-    if tell and path.name == "best.ckpt" and Path(ckpt).name != "best.ckpt":
+    if announce and path.name == "best.ckpt" and Path(ckpt).name != "best.ckpt":
         print(f"{option}={ckpt}: there is no last.ckpt; taking {path}", file=sys.stderr)
     return path
 
 
-def _of_run(folder: Path) -> Path | None:
-    """The checkpoint to go on from in a run's folder of checkpoints: the last one, or the best where there is no other."""
+def _last_or_best(folder: Path) -> Path | None:
+    """Returns last.ckpt in a folder of checkpoints, or best.ckpt if there is no other; None if there is neither."""
     return next((path for name in ("last.ckpt", "best.ckpt") if (path := folder / name).is_file()), None)
 
 
-def find_stage(names: list[str], outputs: str, *, wanted: str, kind: str | None = None) -> Path:
-    """Returns the best checkpoint of the newest run of the first of these stages that has one; of runs of task `kind` alone.
+def find_stage_checkpoint(names: list[str], outputs: str, *, wanted: str, kind: str | None = None) -> Path:
+    """Returns the best checkpoint of the newest run of a stage.
 
-    A run is of a stage where its recipe says so, or where it stands in a phase of that name. A checkpoint that can't be read is
-    passed over, with a warning.
+    A run belongs to a stage if its recipe has it as `stage=`, or if its last checkpoint is in a phase of that name. A checkpoint
+    that can't be read is skipped with a warning.
+
+    Args:
+        names: the stages to look for; a run of the first name is preferred to one of the second.
+        outputs: the folder that holds the runs.
+        wanted: the stage that is about to start, for the message.
+        kind: only runs of this task count, such as style_transfer; None for any task.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such run.
     """
     found = sorted(Path(outputs).rglob("checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True)
-    found = [path for path in found if kind is None or _trained(path.parents[1], kind)]
+    found = [path for path in found if kind is None or _is_run_of(path.parents[1], kind)]
     stages: dict[Path, set[str]] = {}
     for name in names:
         for path in found:
             if path not in stages:
-                stages[path] = _stages(path)
+                stages[path] = _stage_names(path)
             if name in stages[path]:
                 best = path.with_name("best.ckpt")
                 return best if best.is_file() else path
-    first = names[-1] + (f" task={kind}" if kind else "")  # which needs no other
+    first = names[-1] + (f" task={kind}" if kind else "")  # this stage needs no earlier run
     raise ValueError(
-        f"stage={wanted} starts from a run of stage={' or '.join(names)}, and {outputs}/ holds none; "
+        f"stage={wanted} starts from a run of stage={' or '.join(names)}, but {outputs}/ holds none; "
         f"run `{program('train')} stage={first}` first, or give weights=CHECKPOINT"
     )
 
 
-def _stages(path: Path) -> set[str]:
-    """The names of the stage and of the phase in which a checkpoint was written; its weights are not read."""
+def _stage_names(path: Path) -> set[str]:
+    """Returns the names of the stage and of the phase of a checkpoint; the weights are not read."""
     import torch
 
     from etude.core.phases import position
@@ -85,8 +96,8 @@ def _stages(path: Path) -> set[str]:
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["etude"]
         return {str((saved["recipe"].get("stage") or {}).get("name", "")), position(saved)} - {""}
-    except Exception as error:  # a file may be malformed in any way; another run may do
-        log.warning("%s is passed over in the search for a stage: not a readable checkpoint (%s)", path, type(error).__name__)
+    except Exception as error:  # a file may be malformed in any way; try other runs
+        log.warning("%s is skipped in the search for a stage: not a readable checkpoint (%s)", path, type(error).__name__)
         return set()
 
 
@@ -95,13 +106,13 @@ def _config(folder: Path) -> str:
     return config.read_text(errors="replace") if config.is_file() else ""
 
 
-def _trained(folder: Path, kind: str) -> bool:
-    """Whether a run's folder says that it trained such a task."""
+def _is_run_of(folder: Path, kind: str) -> bool:
+    """Returns whether the configuration in a run's folder is for the task `kind`."""
     return f"_target_: etude.tasks.{kind}." in _config(folder)
 
 
 def saved_step(path: Path) -> int:
-    """How many optimizer steps had been taken when a checkpoint, of which `load_checkpoint` thinks well, was written."""
+    """Returns the number of optimizer steps at which a checkpoint was written; `load_checkpoint` must have checked it before."""
     import torch
 
     return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
@@ -116,12 +127,12 @@ def saved_weights(path: Path) -> dict[str, "Tensor"]:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint of Etude without running any code that it might hold, and checks all of it.
+    """Reads a checkpoint and checks all of it, without running code that it might contain.
 
     Returns: its contents; the recipe is a checked copy (see `recipe_check`).
 
     Raises:
-        ValueError: one line that names the file: what is wrong with it, be it damaged, not of Etude, or not to be trusted.
+        ValueError: the file is damaged, not a checkpoint of Etude, or not safe; one line that names the file.
     """
     import torch
 
@@ -134,13 +145,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         return _checked(checkpoint)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}; give a checkpoint that `{program('train')}` wrote, of someone you trust") from error
+        raise ValueError(f"{path}: {error}; give a checkpoint that `{program('train')}` wrote, from someone you trust") from error
 
 
 def verify_archive(path: Path) -> None:
-    """Reads a checkpoint's file once and compares every record with the checksum that was written with it.
+    """Compares every record of a checkpoint file with its stored checksum; takes about 0.1 s for 100 MB.
 
-    Takes about 0.1 s for 100 MB. PyTorch itself doesn't compare them, so that a flipped bit would load as another weight.
+    PyTorch does not compare them: a flipped bit would be loaded as a wrong weight.
 
     Raises:
         ValueError: one line that names the file and the record.
@@ -149,20 +160,20 @@ def verify_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except OSError as error:
-        raise ValueError(f"{path}: can't be read ({error.strerror}); give a file that you may read") from error
-    except Exception as error:  # zipfile lets errors of several kinds through for a damaged file
-        told = " ".join(str(error).split())[:120] or type(error).__name__
+        raise ValueError(f"{path}: can't be read ({error.strerror}); give a file that you have permission to read") from error
+    except Exception as error:  # for a damaged file zipfile raises errors of several kinds
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise ValueError(
-            f"{path}: not a readable checkpoint, or a damaged one ({told}); give one that Etude wrote, or copy it again"
+            f"{path}: not a readable checkpoint, or a damaged one ({reason}); give one that Etude wrote, or copy it again"
         ) from error
     if damaged is not None:
         raise ValueError(
-            f"{path}: damaged: its record {damaged} is not what was written; copy the file again, or give another checkpoint"
+            f"{path}: damaged: the checksum of its record {damaged} is wrong; copy the file again, or give another checkpoint"
         )
 
 
 def _checked(checkpoint: Any) -> dict[str, Any]:
-    """The contents, with a checked recipe."""
+    """Returns the contents with a checked recipe. Raises: ValueError that says what is wrong."""
     import torch
 
     from etude.core.recipe_check import checked_recipe
@@ -177,7 +188,7 @@ def _checked(checkpoint: Any) -> dict[str, Any]:
         raise ValueError("it holds no weights")
     for name, value in weights.items():
         if value.is_floating_point() and bool(torch.isnan(value).any()):
-            raise ValueError(f"its weights {name} are not numbers (NaN)")
+            raise ValueError(f"its weights {name} contain NaN")
     try:
         recipe = checked_recipe(own["recipe"])
     except ValueError as error:
@@ -185,29 +196,29 @@ def _checked(checkpoint: Any) -> dict[str, Any]:
     return {**checkpoint, "etude": {**own, "recipe": recipe}}
 
 
-def unusable(path: Path, error: Exception) -> ValueError:
-    """The one line that says that nothing could be built from the checkpoint in `path`, with the innermost cause."""
-    told = _innermost(error)
-    if isinstance(error, ValueError) and str(path) in told:
+def unusable_checkpoint(path: Path, error: Exception) -> ValueError:
+    """Returns an error for a checkpoint from which no task could be built; it names the innermost cause of `error`."""
+    reason = _innermost(error)
+    if isinstance(error, ValueError) and str(path) in reason:
         return error
     return ValueError(
-        f"{path}: what it holds does not go together: {told[:300]}; give a checkpoint that `{program('train')}` wrote"
+        f"{path}: its parts do not fit together: {reason[:300]}; give a checkpoint that `{program('train')}` wrote"
     )
 
 
 def not_continued(path: Path, error: Exception) -> ValueError:
-    """The one line that says that training could not go on from the checkpoint in `path`, with the innermost cause."""
-    told = " ".join(str(error).split()) if isinstance(error, ValueError) else _innermost(error)
-    if isinstance(error, ValueError) and str(path) in told:
+    """Returns an error for a checkpoint from which training can't continue; it names the innermost cause of `error`."""
+    reason = " ".join(str(error).split()) if isinstance(error, ValueError) else _innermost(error)
+    if isinstance(error, ValueError) and str(path) in reason:
         return error
     remedy = (
         "" if isinstance(error, ValueError) else "; it is malformed or does not fit these options; HYDRA_FULL_ERROR=1 tells more"
     )
-    return ValueError(f"{path}: training can't go on from it: {told[:600]}{remedy}")
+    return ValueError(f"{path}: training can't continue from it: {reason[:600]}{remedy}")
 
 
 def _innermost(error: Exception) -> str:
-    """The kind and the message of the first of the errors that led to `error`, in one line."""
+    """Returns the class and the message of the first of the errors that led to `error`, in one line."""
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__

@@ -1,4 +1,4 @@
-"""A task's losses and gradients on any batch, with any weights, while nothing that training goes on from is disturbed."""
+"""Computes a task's losses and gradients on any batch and with any weights, without changing the state of the run."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -15,17 +15,17 @@ from etude.core.batch import Batch
 
 
 @runtime_checkable
-class Memory(Protocol):
-    """What `losses` changes although it is no buffer, such as an image pool; an attribute of the task."""
+class Restorable(Protocol):
+    """An attribute of a task that `losses` changes and that is not a buffer, such as an image pool."""
 
     def unchanged(self) -> AbstractContextManager[None]:
-        """Gives it back as it was when the context is left."""
+        """Returns a context at whose end the object has its earlier contents again."""
         ...
 
 
 @contextmanager
 def gradients_enabled() -> Iterator[None]:
-    """Builds graphs also under `torch.no_grad()` and in inference mode, in which `trainer.validate` runs."""
+    """Enables gradients, also under `torch.no_grad()` and in inference mode (which `trainer.validate` uses)."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
 
@@ -36,16 +36,16 @@ def losses_at(
     """See `Task.losses_at`."""
     if parameters is not None:
         _refuse_split_weights(task, "losses_at with other parameters")
-    trace, aside = task.trace, task.in_losses_at
-    task.in_losses_at = aside or keep_state
+    trace, before = task.trace, task.in_losses_at
+    task.in_losses_at = before or keep_state
     try:
         with (
-            _unchanged(task.device, _memories(task)) if keep_state else nullcontext(),
+            _state_restored(task.device, _restorables(task)) if keep_state else nullcontext(),
             lightning.forward_context(lightning.trainer_of(task)),
         ):
-            found = _losses_with(task, _usable(batch), parameters or {}, copy_buffers=keep_state)
+            found = _losses_with(task, _without_inference_tensors(batch), parameters or {}, copy_buffers=keep_state)
     finally:
-        task.in_losses_at = aside
+        task.in_losses_at = before
         if keep_state:
             task.trace = trace
     return {name: _mean(task, value) for name, value in found.items()} if reduce else found
@@ -58,19 +58,19 @@ def gradient_of(
     _refuse_split_weights(task, "gradient_of")
     trainer = lightning.trainer_of(task)
     scaler = None if trainer is None else lightning.scaler_of(trainer)
-    scale = 1.0 if scaler is None else scaler.get_scale()  # half precision loses small gradients without it
+    scale = 1.0 if scaler is None else scaler.get_scale()  # without it small gradients become 0 in half precision
     with gradients_enabled():
         given = None if parameters is None else _leaves(parameters)
-        of = given if given is not None else {name: p for name, p in task.named_parameters() if p.requires_grad}
+        wrt = given if given is not None else {name: p for name, p in task.named_parameters() if p.requires_grad}
         losses = task.losses_at(batch, parameters=given)
         loss = torch.stack([task.loss_weights.get(name, 1.0) * losses[name] for name in sorted(losses)]).sum()
-        made = torch.autograd.grad(loss * scale, list(of.values()), create_graph=create_graph, allow_unused=True)
-        found = {name: value / scale for name, value in zip(of, made, strict=True) if value is not None}
+        made = torch.autograd.grad(loss * scale, list(wrt.values()), create_graph=create_graph, allow_unused=True)
+        found = {name: value / scale for name, value in zip(wrt, made, strict=True) if value is not None}
         return {name: _mean(task, value) for name, value in found.items()} if reduce else found
 
 
 class _Losses(nn.Module):
-    """Lets `functional_call`, which wants a forward pass, reach a task's `losses`."""
+    """A module whose forward pass calls a task's `losses`, as `functional_call` needs it."""
 
     def __init__(self, task: nn.Module) -> None:
         super().__init__()
@@ -90,26 +90,26 @@ def _losses_with(task: nn.Module, batch: Batch, parameters: Mapping[str, Tensor]
             f"{', '.join(tops)}"
         )
     given = dict(parameters)
-    if copy_buffers:  # copies take their places: writing the old values back would break the graphs of passes that read them
+    if copy_buffers:  # use copies: restoring the values in place would break graphs that contain them
         given |= {name: value.clone() for name, value in task.named_buffers()}
     renamed = {f"task.{name}": value for name, value in given.items()}
     found: dict[str, Tensor] = functional_call(_Losses(task), renamed, (batch,))
     return found
 
 
-def _memories(task: AnyTask) -> list[Memory]:
-    return [value for value in vars(task).values() if isinstance(value, Memory)]
+def _restorables(task: AnyTask) -> list[Restorable]:
+    return [value for value in vars(task).values() if isinstance(value, Restorable)]
 
 
 @contextmanager
-def _unchanged(device: torch.device, memories: Iterable[Memory]) -> Iterator[None]:
-    """Puts back what is in the memories, and the random states of the CPU and of the task's device, when it is left."""
+def _state_restored(device: torch.device, objects: Iterable[Restorable]) -> Iterator[None]:
+    """Restores the given objects and the random states of the CPU and of the task's device at the end of the context."""
     on_device: Any = None if device.type == "cpu" else torch.get_device_module(device)
     which = (device,) if device.type == "cuda" else ()
     state, device_state = torch.get_rng_state(), on_device.get_rng_state(*which) if on_device else None
     with ExitStack() as stack:
-        for memory in memories:
-            stack.enter_context(memory.unchanged())
+        for restorable in objects:
+            stack.enter_context(restorable.unchanged())
         try:
             yield
         finally:
@@ -118,9 +118,9 @@ def _unchanged(device: torch.device, memories: Iterable[Memory]) -> Iterator[Non
                 on_device.set_rng_state(device_state, *which)
 
 
-def _usable(batch: Batch) -> dict[str, Any]:
-    """The batch with copies of tensors that were made in inference mode, through which no gradient can pass."""
-    inside = torch.is_inference_mode_enabled()  # copies made in it would be no better
+def _without_inference_tensors(batch: Batch) -> dict[str, Any]:
+    """Returns the batch with copies of inference-mode tensors, which autograd can't use."""
+    inside = torch.is_inference_mode_enabled()  # copies made here would be inference tensors, too
     return {
         name: value.clone() if isinstance(value, Tensor) and value.is_inference() and not inside else value
         for name, value in batch.items()
@@ -128,15 +128,17 @@ def _usable(batch: Batch) -> dict[str, Any]:
 
 
 def _leaves(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors; those without a gradient as new leaves that have one."""
+    """Returns the tensors; those that do not require a gradient are replaced by new leaves that do."""
     return {name: value if value.requires_grad else value.detach().requires_grad_() for name, value in parameters.items()}
 
 
 def _mean(task: pl.LightningModule, value: Tensor) -> Tensor:
     mean = lightning.mean_over_ranks(task.trainer, value)
-    return mean + (value - value.detach()) if value.requires_grad else mean  # exactly the mean, with the own gradient
+    return (
+        mean + (value - value.detach()) if value.requires_grad else mean
+    )  # the value of the mean with the gradient of this rank
 
 
 def _refuse_split_weights(task: pl.LightningModule, what: str) -> None:
     if task.device_mesh is not None:
-        raise ValueError(f"{what} wants whole weights of {type(task).__name__}, trainer=fsdp splits them; use trainer=ddp")
+        raise ValueError(f"{what} needs whole weights of {type(task).__name__}, but trainer=fsdp shards them; use trainer=ddp")

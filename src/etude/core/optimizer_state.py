@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from etude.core.any_task import AnyTask
-from etude.core.protocols import Wraps
+from etude.core.protocols import WrapsOptimizer
 
 COUNTERS = ("step", "counter", "k", "weight_sum", "lr_max")  # state that optimizers keep for a group, not for a parameter
 
@@ -20,7 +20,7 @@ def carry_state(old: Optimizer, new: Optimizer, *, grown: Mapping[nn.Parameter, 
     """
     former = grown or {}
     pairs = [(old, new)]
-    if isinstance(old, Wraps) and isinstance(new, Wraps):
+    if isinstance(old, WrapsOptimizer) and isinstance(new, WrapsOptimizer):
         pairs.append((old.optimizer, new.optimizer))
     for before, after in pairs:
         groups = {p: group for group in before.param_groups for p in group["params"]}

@@ -129,7 +129,7 @@ class Phases:
             if prefix != "embeddings" and not any(name.startswith(prefix) for name in self._trainable):
                 tops = sorted({".".join(name.split(".")[:2]) for name in self._trainable})
                 raise ValueError(
-                    f"frozen of {phase.name}: {prefix!r} begins no parameter name of {who}; the names begin with {', '.join(tops)}"
+                    f"frozen of {phase.name}: {prefix!r} begins no parameter name of {who}; names begin with {', '.join(tops)}"
                 )
         if phase.layer_decay < 1 and not task.residual_blocks:
             raise ValueError(f"layer_decay of {phase.name} needs residual blocks, but {who} has none; leave it out")

@@ -1,6 +1,7 @@
-"""What tasks, data and optimizers may offer one another: asked for with `isinstance`, never by looking for a name.
+"""Protocols: abilities that a task, data module, network or optimizer may have.
 
-A protocol here is checked at run time by the names of its members, so each is a promise of what they mean, too.
+Code that needs an ability checks for it with `isinstance`, not with `hasattr`. Python compares only the names of the members, so
+a class that defines these names must also give them the meaning that is described here.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,23 +21,23 @@ Rule = Callable[[np.ndarray, int], np.ndarray]
 
 @runtime_checkable
 class TakesInputs(Protocol):
-    """A task whose network reads continuous inputs, which an attack, a mixture or a saliency map may change."""
+    """A task whose network has continuous inputs (mels, embeddings), for attacks, MixUp and saliency maps."""
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
-        """What the network reads of a batch, differentiable."""
+        """Returns the network's inputs for a batch, by name; the losses are differentiable with respect to them."""
         ...
 
     def with_inputs(self, batch: Batch, inputs: Mapping[str, Tensor]) -> Batch:
-        """The batch with other inputs; what the output is compared with stays where the task can tell the two apart."""
+        """Returns the batch with other inputs; its targets stay the same where the task keeps them apart from the inputs."""
         ...
 
 
 @runtime_checkable
 class HasFeatures(Protocol):
-    """A task that describes music by vectors, for probes and distances."""
+    """A task that computes feature vectors of music, for probes and distances."""
 
     def features(self, batch: Batch) -> Tensor:
-        """[rows, d]; the task says what a row stands for."""
+        """Returns features [rows, d]; the task documents what a row describes."""
         ...
 
 
@@ -49,31 +50,31 @@ class Tokenized(Protocol):
 
 @runtime_checkable
 class PredictsTokens(Tokenized, Protocol):
-    """A task that predicts the next token, and traces `logits` and `token_nll`."""
+    """A task that predicts the next token and puts `logits` [b, t, v] and `token_nll` [b, t] into its trace."""
 
     def logits(self, batch: Batch) -> Tensor:
-        """[b, t, v]"""
+        """Returns the logits [b, t, v] of the next token."""
         ...
 
 
 @runtime_checkable
 class Samples(PredictsTokens, Protocol):
-    """A task that composes scores."""
+    """A task that samples scores."""
 
     def sample(self, *, num_samples: int = 1, **options: Any) -> Sequence[Any]:
-        """Scores; the options are those of `etude.tasks.language_model.LanguageModel.sample`."""
+        """Returns sampled scores; the options are those of `etude.tasks.language_model.LanguageModel.sample`."""
         ...
 
 
 @runtime_checkable
-class OnMels(Protocol):
-    """A task on mels of one contract."""
+class HasMelContract(Protocol):
+    """A task on mel spectrograms that are all computed with one mel contract."""
 
     contract: Any
 
 
 @runtime_checkable
-class Styled(OnMels, Protocol):
+class Styled(HasMelContract, Protocol):
     """A task on mels of several styles."""
 
     styles: tuple[str, ...]
@@ -81,41 +82,41 @@ class Styled(OnMels, Protocol):
 
 @runtime_checkable
 class Translates(Styled, Protocol):
-    """A task that restyles mels."""
+    """A task that translates mels from one style to another."""
 
     def translate(self, log_mel_bmf: Tensor, *, source: str, target: str, reference: Tensor | None = None) -> Tensor:
-        """Natural-log mels [b, m, f] in another style."""
+        """Returns natural-log mels [b, m, f] in the style `target`; reference: a clip of that style, for some models."""
         ...
 
 
 @runtime_checkable
-class FollowsClips(Translates, Protocol):
-    """A task that may be told a style by a clip of it."""
+class UsesReferenceClips(Translates, Protocol):
+    """A translating task that may take the target style from a reference clip."""
 
-    encoder: Any  # None where it knows styles by name alone
+    encoder: Any  # the style encoder; None if styles are given only by name
 
 
 @runtime_checkable
-class OnDevice(Protocol):
-    """What computes on a device of its own choice."""
+class HasDevice(Protocol):
+    """An object that has a device on which it computes."""
 
     device: torch.device
 
 
 @runtime_checkable
 class FillsFrames(Protocol):
-    """A task that completes mels of which frames are hidden, told by `visible` in its batches."""
+    """A task that can be trained on mels with hidden frames; the entry `visible` of a batch marks the others."""
 
     takes_visible: bool
 
 
 @runtime_checkable
-class ChecksAhead(Protocol):
-    """What writes samples at the end of a run, and can tell before training whether it will be able to."""
+class ChecksOptions(Protocol):
+    """A function that writes samples at the end of a run and can check its options before training starts."""
 
     @staticmethod
     def check(options: Mapping[str, Any]) -> None:
-        """Raises ValueError where its options, as far as they are given, can't be met on this machine."""
+        """Raises: ValueError if the given options can't be used on this machine."""
         ...
 
 
@@ -123,50 +124,53 @@ class ChecksAhead(Protocol):
 
 
 @runtime_checkable
-class Selective(Protocol):
-    """Data from which a technique may choose what training draws."""
+class AdmitsPieces(Protocol):
+    """Data of which a technique may choose the pieces to train on."""
 
     def admit(self, name: str, rule: Rule) -> None:
-        """Lets `name` choose pieces by a rule, from the next `train_dataloader` on."""
+        """Registers a rule that gives pieces their probability to be admitted, from the next `train_dataloader` on.
+
+        name: of the technique. rule: called with (rows of the table of pieces, number of the batch).
+        """
         ...
 
 
 @runtime_checkable
-class PieceTable(Selective, Protocol):
-    """Data that tells about every training piece, and lets a technique choose among them."""
+class PieceTable(AdmitsPieces, Protocol):
+    """Data with a table of all training pieces, from which a technique may choose."""
 
-    lookahead: int  # batches that may have been drawn and not trained yet, at most
+    lookahead: int  # most batches that loader workers may have drawn ahead
 
     def pieces(self) -> dict[str, np.ndarray]:
-        """Columns of what is known of each training piece, row by row."""
+        """Returns the columns of the table of training pieces, by name; one row for each piece."""
         ...
 
 
 @runtime_checkable
 class Varies(Protocol):
-    """Data whose augmentation a technique may change."""
+    """Data with augmentation ranges that a technique may change."""
 
     def vary(self, **ranges: Any) -> None:
-        """Takes other ranges from the next `train_dataloader` on."""
+        """Changes the ranges, from the next `train_dataloader` on."""
         ...
 
 
 @runtime_checkable
 class Paired(Protocol):
-    """Data that knows whether the same songs are there in every style."""
+    """Data that may hold the same songs in every style."""
 
     @property
     def paired(self) -> bool:
-        """Whether they are."""
+        """Whether every song exists in every style."""
         ...
 
 
 @runtime_checkable
 class TokenViews(Protocol):
-    """Data that shows its tokenised pieces."""
+    """Data that gives access to its tokenized pieces."""
 
     def view(self, split: str) -> Any:
-        """The pieces of a split."""
+        """Returns the pieces of a split ("train", "val" or "test")."""
         ...
 
 
@@ -174,11 +178,11 @@ class TokenViews(Protocol):
 
 
 @runtime_checkable
-class ShowsAttention(Protocol):
-    """An attention layer that can compute what attends to what."""
+class HasAttentionMaps(Protocol):
+    """An attention layer that can return its attention weights."""
 
     def maps(self, x_btd: Tensor, rotary: tuple[Tensor, Tensor], **options: Any) -> list[Tensor]:
-        """Of each run of tokens [h, l, l]."""
+        """Returns the attention weights [h, l, l] of each document of length l; h heads."""
         ...
 
 
@@ -186,25 +190,25 @@ class ShowsAttention(Protocol):
 
 
 @runtime_checkable
-class Wraps(Protocol):
+class WrapsOptimizer(Protocol):
     """An optimizer around another one, such as Lookahead."""
 
     optimizer: Any
 
 
 @runtime_checkable
-class Attached(Protocol):
-    """An optimizer that must know the task it serves."""
+class NeedsTask(Protocol):
+    """An optimizer that needs access to the task that it trains."""
 
     def attach(self, task: Any) -> None:
-        """Called once, before the first step."""
+        """Is called once, before the first step."""
         ...
 
 
 @runtime_checkable
-class Observing(Protocol):
-    """An optimizer that wants more of a batch than gradients."""
+class ObservesBatches(Protocol):
+    """An optimizer that needs more of each batch than the gradients."""
 
     def observe(self, task: Any, batch: Batch) -> None:
-        """Called for every batch, between the losses and the backward pass."""
+        """Is called for every batch, between the forward and the backward pass."""
         ...

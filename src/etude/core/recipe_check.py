@@ -1,8 +1,9 @@
-"""What a checkpoint says about its run is data: only known constructors, nothing to be computed, no place to write to.
+"""Checks that the recipe in a checkpoint is safe to build from.
 
-A recipe is the configuration of the run that wrote a checkpoint. It may come from a stranger, and networks are built from it.
-So each place of it may name constructors of one kind only (`model` a network of Etude, `optimizer` an optimizer, ...), all its
-values are plain, and none holds an interpolation (`${...}`), which could compute a value while it is read.
+A recipe is the configuration of the run that wrote a checkpoint, and networks are built from it. Since the file may come from a
+stranger, a recipe must be plain data. Each entry may name constructors of one kind only (`model` a network of Etude,
+`optimizer` an optimizer, ...). No value may be an interpolation (`${...}`), which could run code when it is resolved. Paths
+to which a run writes are not taken from it.
 """
 
 import importlib
@@ -13,23 +14,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from etude.moved import current
+from etude.moved import current_name
 
-MOST_NODES = 200_000  # values in a recipe; shared parts count as often as they occur
-MOST_NESTED = 32
+MAX_NODES = 200_000  # values in a recipe; a shared part counts each time it occurs
+MAX_DEPTH = 32
 NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 OPTION = re.compile(r"[A-Za-z][\w-]*([./][A-Za-z0-9][\w-]*)*")
-NOT_BUILT = ("trainer", "logger", "sampling")  # of the command that loads a checkpoint, never of the checkpoint
-CACHE_MARKS = ("hashes.parquet", "hashes.sealed")  # a folder with one of these files is a cache of Etude
+NEVER_BUILT = ("trainer", "logger", "sampling")  # always taken from the command, never from a checkpoint
+CACHE_MARKERS = ("hashes.parquet", "hashes.sealed")  # a folder with one of these files is a cache of Etude
 LOGGER_KEYS = ("project", "group", "tags", "notes", "job_type", "name", "offline", "prefix", "flush_logs_every_n_steps")
-TRAINER_KEYS_LEFT = ("default_root_dir", "profiler", "plugins", "callbacks", "logger")
+TRAINER_KEYS_IGNORED = ("default_root_dir", "profiler", "plugins", "callbacks", "logger")
 
 
 # --- the kinds of constructors ---
 
 
 def _own_class(base: str, found: Any, module: str, *, but: str | None = None) -> bool:
-    """Whether `found` is a class that a module of Etude defines, of the class with the name `base` and not of `but`."""
+    """Whether `found` is a class that `module` of Etude defines, a subclass of `base` and not of `but` (dotted names)."""
     if not (inspect.isclass(found) and module.startswith("etude.") and found.__module__ == module):
         return False
     return issubclass(found, _by_name(base)) and not (but and issubclass(found, _by_name(but)))
@@ -71,8 +72,8 @@ KINDS: dict[str, Callable[[Any, str], bool]] = {
     "a technique": partial(_own_class, "etude.core.technique.Technique"),
     "a strategy of the trainer": _is_strategy,
 }
-PARTIAL = ("a network", "an optimizer", "a schedule", "a tokenizer")  # built later, with what the data and the task give
-PLACES = (  # the first that matches; * stands for one key
+PARTIAL = ("a network", "an optimizer", "a schedule", "a tokenizer")  # built later, with arguments from the data and the task
+PLACES = (  # (keys in the recipe, kind of constructor); the first match counts; * stands for one key
     ("task", "a task"),
     ("model", "a network"),
     ("discriminator", "a network"),
@@ -103,20 +104,20 @@ def _kind_of(place: tuple[str, ...]) -> str | None:
     return None
 
 
-def constructor(name: object, place: tuple[str, ...]) -> str:
-    """The name under which the constructor `name` is found now.
+def checked_constructor(name: object, place: tuple[str, ...]) -> str:
+    """Returns the present name of the constructor `name`, which may have been moved since the checkpoint was written.
 
-    place: the keys that lead to it, such as ("data", "corpus").
-    Raises: ValueError where it is not of the kind that may stand there. Nothing but modules of Etude, PyTorch's and
-        pytorch_optimizer's optimizers and Lightning's strategies is imported to find out.
+    place: the keys that lead to it in the recipe, such as ("data", "corpus").
+    Raises: ValueError if a constructor of this kind is not allowed there. For this check only modules of Etude, torch.optim,
+        pytorch_optimizer and pytorch_lightning.strategies are imported.
     """
     kind, where = _kind_of(place), ".".join(place) or "the whole"
     if kind is None:
-        raise ValueError(f"{where} names {str(name)[:80]!r}, and nothing may be built there")
+        raise ValueError(f"{where} names {str(name)[:80]!r}, but no constructor is allowed there")
     wrong = f"{where} names {str(name)[:80]!r}, which is not {kind} that Etude knows"
     if not (isinstance(name, str) and NAME.fullmatch(name)):
         raise ValueError(wrong)
-    module, _, attribute = (now := current(name)).rpartition(".")
+    module, _, attribute = (now := current_name(name)).rpartition(".")
     ours = module.startswith("etude.")
     if attribute.startswith("_") or not (ours or module in _MODULES):
         raise ValueError(wrong)
@@ -135,8 +136,11 @@ _MODULES = ("torch.optim", "torch.optim.lr_scheduler", "pytorch_optimizer", "pyt
 # --- recipes ---
 
 
-class _Walk:
-    """Copies plain values, refusing all that is more; counts what it has seen, since parts may be shared or hold themselves."""
+class _PlainCopy:
+    """Copies a nested structure of plain values and refuses everything else.
+
+    It counts the values, since a structure may contain itself or be shared so often that it does not fit into memory.
+    """
 
     def __init__(self) -> None:
         self.seen = 0
@@ -144,16 +148,16 @@ class _Walk:
     def plain(self, node: Any, place: tuple[str, ...]) -> Any:
         self.seen += 1
         where = ".".join(place) or "the whole"
-        if self.seen > MOST_NODES or len(place) > MOST_NESTED:
-            raise ValueError(f"{where} is larger or deeper than any that Etude writes")
+        if self.seen > MAX_NODES or len(place) > MAX_DEPTH:
+            raise ValueError(f"{where} is larger or more deeply nested than any that Etude writes")
         if type(node) is dict:
             return {self._key(key, where): self._value(key, value, place) for key, value in node.items()}
         if type(node) is list:
             return [self.plain(value, (*place, str(number))) for number, value in enumerate(node)]
         if type(node) is str and "${" in node:
-            raise ValueError(f"{where} is {node[:80]!r}, which asks for something to be computed")
+            raise ValueError(f"{where} is {node[:80]!r}, an interpolation; a recipe must hold plain values")
         if node is not None and type(node) not in (str, int, float, bool):
-            raise ValueError(f"{where} is a {type(node).__name__}; a recipe holds text, numbers, lists and dictionaries alone")
+            raise ValueError(f"{where} is a {type(node).__name__}; a recipe may hold only text, numbers, lists and dictionaries")
         return node
 
     def _key(self, key: Any, where: str) -> Any:
@@ -163,32 +167,32 @@ class _Walk:
 
     def _value(self, key: Any, value: Any, place: tuple[str, ...]) -> Any:
         if key == "_target_":
-            return constructor(value, place)
+            return checked_constructor(value, place)
         if key == "_partial_":
             allowed = (True,) if _kind_of(place) in PARTIAL else (False,)
             if type(value) is not bool or value not in allowed:
                 raise ValueError(f"{'.'.join((*place, '_partial_'))} is {str(value)[:80]!r}, must be {str(allowed[0]).lower()}")
             return value
         if isinstance(key, str) and key.startswith("_") and key.endswith("_"):
-            raise ValueError(f"{'.'.join(place)} has the key {key[:80]!r}, which is none of Etude's")
+            raise ValueError(f"{'.'.join(place)} has the key {key[:80]!r}, which Etude does not use")
         return self.plain(value, (*place, str(key)))
 
 
 def checked_recipe(recipe: object) -> dict[str, Any]:
-    """A copy of a checkpoint's recipe that is safe to build from, with the present names of what it builds.
+    """Returns a copy of a checkpoint's recipe that is safe to build from, with the present names of its constructors.
 
-    What is never built from a checkpoint (trainer, loggers, sampling) is left out, and so is a `cache_dir` that is no cache of
-    Etude on this machine: nothing is written where a file says.
+    Trainer, loggers and sampling are removed, since they are never built from a checkpoint. A `cache_dir` is removed unless it
+    is a cache of Etude on this machine already, so that a checkpoint can't choose where files are written.
 
-    Raises: ValueError that says what is wrong with it.
+    Raises: ValueError that says what is wrong with the recipe.
     """
     if type(recipe) is not dict:
         raise ValueError(f"it is a {type(recipe).__name__}, not a dictionary")
     options = recipe.get("overrides", [])
     if type(options) is not list or not all(type(option) is str for option in options):
         raise ValueError("overrides is not a list of options")
-    rest = {key: value for key, value in recipe.items() if key not in NOT_BUILT and key != "overrides"}
-    known = _Walk().plain(rest, ())
+    rest = {key: value for key, value in recipe.items() if key not in NEVER_BUILT and key != "overrides"}
+    known = _PlainCopy().plain(rest, ())
     if type(known.get("task")) is not dict or "_target_" not in known["task"]:
         raise ValueError("task names no constructor")
     for name in ("model", "discriminator", "optimizer", "scheduler", "tokenizer", "data"):
@@ -202,34 +206,34 @@ def checked_recipe(recipe: object) -> dict[str, Any]:
 
 
 def is_cache(folder: object) -> bool:
-    """Whether `folder` is the path of a cache that Etude has made on this machine."""
+    """Returns whether `folder` is the path of an existing cache of Etude."""
     if not isinstance(folder, str) or "\0" in folder:
         return False
-    return any((Path(folder).expanduser() / mark).is_file() for mark in CACHE_MARKS)
+    return any((Path(folder).expanduser() / mark).is_file() for mark in CACHE_MARKERS)
 
 
 # --- options ---
 
 
-def may_be_taken_over(key: str, value: Any) -> bool:
-    """Whether a run that goes on from a checkpoint takes over the option `key` with the parsed `value`; False where it says
-    where to write or how to send things elsewhere, which only the command itself may say.
+def may_use_option(key: str, value: Any) -> bool:
+    """Returns whether a run that continues a checkpoint may use the option `key=value` of the checkpoint's run.
 
-    A `cache_dir` is taken over where it is a cache of Etude already, as that of one's own earlier run is.
+    False for options that say where to write or where to send data: only the command line may set these. A `cache_dir` may be
+    used if it is an existing cache of Etude, such as that of one's own earlier run.
 
-    Raises: ValueError for an option that no run of Etude can have: one that builds something else than its place allows,
-        computes something, or reads configuration from another place.
+    Raises: ValueError for an option that no run of Etude can have: it names a constructor that is not allowed there, contains
+        an interpolation, or reads configuration from outside conf/.
     """
     if not OPTION.fullmatch(key) or key.split("/")[0].split(".")[0] == "hydra":
         raise ValueError(f"has the option {key[:80]!r}, which no run of Etude has")
     place = tuple(re.split(r"[./]", key))
-    _Walk().plain(value, place)
+    _PlainCopy().plain(value, place)
     if len(place) == 1 or "/" in key:
         if type(value) is dict:
             raise ValueError(f"sets the group {key} to a dictionary; give the name of a choice")
         names = value if type(value) is list else [value]
         if key not in ("outputs", "cache_dir", "weights", "ckpt") and not all(_is_choice(name) for name in names):
-            raise ValueError(f"sets {key} to {str(value)[:80]!r}, which leads out of the configuration")
+            raise ValueError(f"sets {key} to {str(value)[:80]!r}, which is outside the configuration")
     if key in ("cache_dir", "data.cache_dir"):
         return is_cache(value)
     return not _writes(place, value)
@@ -240,7 +244,7 @@ def _is_choice(name: object) -> bool:
 
 
 def _writes(place: tuple[str, ...], value: Any) -> bool:
-    """Whether an option says where to write or to send, or what else to run."""
+    """Returns whether an option says where to write, where to send data, or what else to run."""
     first, rest = place[0], place[1:]
     if place in (("outputs",), ("ckpt",)):
         return True
@@ -250,4 +254,4 @@ def _writes(place: tuple[str, ...], value: Any) -> bool:
         values = value if type(value) is list else [value]
         simple = all(not isinstance(v, str) or (not set(v) & set("/\\") and v not in ("..", ".")) for v in values)
         return len(rest) != 2 or rest[1] not in LOGGER_KEYS or not simple or type(value) is dict
-    return first == "trainer" and bool(rest) and rest[0] in TRAINER_KEYS_LEFT
+    return first == "trainer" and bool(rest) and rest[0] in TRAINER_KEYS_IGNORED

@@ -1,4 +1,4 @@
-"""Signals that end a program in good order: Ctrl-C, and what job managers send before they kill."""
+"""Handlers of the signals that end a program cleanly: Ctrl-C, and the warnings that job managers send."""
 
 import contextlib
 import signal
@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-# SIGUSR1 is Slurm's warning, SIGXCPU a spent CPU limit (sent again every second), SIGHUP a closed terminal
+# SIGUSR1: Slurm's warning; SIGXCPU: the CPU limit is reached (repeated every second); SIGHUP: the terminal was closed
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal ended the program.
+    """Raised when a signal asks the program to end.
 
-    number: the signal. exit_code: 128 + its number, as shells count. name: `Ctrl-C`, or the signal's.
+    number: the signal. exit_code: 128 + its number, as is usual for shells. name: `Ctrl-C`, or the name of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -30,8 +30,8 @@ class Stopped(KeyboardInterrupt):
         return "Ctrl-C" if self.number == signal.SIGINT else self.number.name
 
 
-def stopped_by(error: BaseException | None) -> Stopped:
-    """The `Stopped` behind an exception, such as Lightning's SystemExit; Ctrl-C where there is none."""
+def find_stopped(error: BaseException | None) -> Stopped:
+    """Returns the `Stopped` that caused an exception, such as Lightning's SystemExit; one for Ctrl-C if there is none."""
     while error is not None and not isinstance(error, Stopped):
         error = error.__cause__ or error.__context__
     return error or Stopped(signal.SIGINT)
@@ -41,29 +41,29 @@ def _raise(number: int, frame: FrameType | None) -> None:
     raise Stopped(number)
 
 
-def install(handler: Any) -> dict[int, Any]:
-    """Handles SIGNALS with `handler`, but for those that are ignored (nohup); returns the handlers that were there.
+def install_handlers(handler: Any) -> dict[int, Any]:
+    """Sets `handler` for SIGNALS, except for those that are ignored (as with nohup); returns the previous handlers.
 
-    Python lets the main thread alone do so; elsewhere nothing is changed.
+    Python allows this in the main thread only; in another thread nothing is changed.
     """
     if threading.current_thread() is not threading.main_thread():
         return {}
-    # A shell ignores SIGINT for its background jobs; whoever sends it to one by number means it.
+    # A shell sets SIGINT to be ignored in background jobs, but a SIGINT that is sent by `kill` is meant.
     wanted = [n for n in SIGNALS if n == signal.SIGINT or signal.getsignal(n) is not signal.SIG_IGN]
     return {number: signal.signal(number, handler) for number in wanted}
 
 
-def restore(handlers: dict[int, Any]) -> None:
-    """Puts handlers that `install` returned back."""
+def restore_handlers(handlers: dict[int, Any]) -> None:
+    """Sets the handlers that `install_handlers` returned."""
     for number, handler in handlers.items():
         signal.signal(number, handler)
 
 
 @contextlib.contextmanager
-def stopping() -> Iterator[None]:
-    """Raises Stopped where one of SIGNALS arrives, so that what is written is finished or removed."""
-    handlers = install(_raise)
+def stop_on_signals() -> Iterator[None]:
+    """Within this context, each of SIGNALS raises `Stopped`, so that `finally` blocks run and no file is left half written."""
+    handlers = install_handlers(_raise)
     try:
         yield
     finally:
-        restore(handlers)
+        restore_handlers(handlers)

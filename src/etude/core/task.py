@@ -17,7 +17,7 @@ from etude.core.loss_names import unknown_terms
 from etude.core.measuring import Measurable
 from etude.core.parameter_groups import parameter_groups
 from etude.core.phases import Phase, Phases
-from etude.core.protocols import Attached, Observing
+from etude.core.protocols import NeedsTask, ObservesBatches
 from etude.core.sharding import shard_networks
 from etude.core.technique import Composition, Technique
 
@@ -354,9 +354,9 @@ class Task(Measurable):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.build_optimizer()
-        if isinstance(optimizer, Attached):
+        if isinstance(optimizer, NeedsTask):
             optimizer.attach(self)
-        self._observe = optimizer.observe if isinstance(optimizer, Observing) else None
+        self._observe = optimizer.observe if isinstance(optimizer, ObservesBatches) else None
         if self._scheduler is None:
             return optimizer
         total = self.trainer.estimated_stepping_batches if self.schedule_steps is None else self.schedule_steps

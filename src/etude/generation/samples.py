@@ -26,7 +26,7 @@ BATCH = 16  # samples drawn at once; what is drawn is written before the next ba
 
 
 def checked_ahead(check: Callable[[Mapping[str, Any]], None]) -> Callable[[Writer], Writer]:
-    """Marks a function that writes samples as one whose options `check` can test before training; see `ChecksAhead`."""
+    """Marks a function that writes samples as one whose options `check` can test before training; see `ChecksOptions`."""
 
     def mark(function: Writer) -> Writer:
         function.__dict__["check"] = check

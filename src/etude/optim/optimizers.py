@@ -1,12 +1,12 @@
-"""Optimizers beyond PyTorch's, called with a task's parameter groups; thin adapters of pytorch_optimizer.
+"""Optimizers that PyTorch does not have; adapters of the package pytorch_optimizer.
 
-The groups come from `Task.parameter_groups`: those of norms, biases and embeddings bring `weight_decay` 0, those of a player
-with a learning rate of its own bring `lr`. An optimizer that must know its task has `attach(task)`, called once when it is
-built; one that has `observe(task, batch)` sees each training batch while the task's `trace` still holds its graph.
+Each is called with the groups of `Task.parameter_groups`: the groups of norms, biases and embeddings have `weight_decay` 0, those
+of a player with its own learning rate have `lr`. An optimizer that needs its task defines `attach(task)`, called once when it is
+built. One that needs each training batch defines `observe(task, batch)`, called while the task's `trace` still has its graph.
 
-The learning rates suit models of 1 to 10 million parameters in some hundred steps. They were found by doubling on chorales (grid
-model of a million parameters, 150 steps) and stop short of the best there, since larger models and longer runs want less; Muon's
-on chorales and on five genres in REMI tokens (400 steps).
+The default learning rates suit models of 1 to 10 million parameters and runs of a few hundred steps. They were found on chorales
+(grid model of one million parameters, 150 steps) by doubling the rate, and were set below the best one there, since larger models
+and longer runs need lower rates; Muon's also on five genres in REMI tokens (400 steps).
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ Groups = Iterable[dict[str, Any]]
 
 
 def lion(params: Groups, *, lr: float = 0.0006, betas: Sequence[float] = (0.95, 0.98), weight_decay: float = 0.25) -> Optimizer:
-    """Steps of equal size in the sign of an interpolated momentum; half of AdamW's memory.
+    """Lion: updates by the sign of an interpolated momentum; its state is half as large as AdamW's.
 
     u = sign(b1 m + (1 - b1) g); w <- w - lr (u + weight_decay w); m <- b2 m + (1 - b2) g.
 
-    When to use: memory counts, or batches are large. Rates are 3 to 10 times below AdamW's, decays as much above.
+    When to use: if memory is short or batches are large. Learning rates are 3 to 10 times lower than for AdamW, weight decays
+    as many times higher.
 
     Source: Chen et al. 2023, algorithm 2; these betas are its section 5's for language models.
     """
@@ -49,15 +50,17 @@ def soap(
     params: Groups, *, lr: float = 0.004, betas: Sequence[float] = (0.95, 0.95), weight_decay: float = 0.1,
     precondition_frequency: int = 10, max_precondition_dim: int = 2048,
 ) -> Optimizer:  # fmt: skip
-    """Adam in the eigenbasis of Shampoo's preconditioner: fewer steps, each dearer. The first step only prepares.
+    """SOAP: Adam in the eigenbasis of Shampoo's preconditioner; needs fewer steps, each of which takes longer.
 
-    When to use: steps are few and batches large. Two matrices of the size of each dimension travel with each weight.
+    The first step only initializes the preconditioner and changes no weights.
+
+    When to use: few steps on large batches. Each weight has two further square matrices for each of its dimensions.
 
     Source: Vyas et al. 2024, algorithm 3.
 
     Args:
         precondition_frequency: steps between two updates of the basis, at least 1.
-        max_precondition_dim: a larger dimension, such as a vocabulary's, keeps its own basis.
+        max_precondition_dim: a larger dimension, such as that of a vocabulary, is not preconditioned.
     """
     pair = _pair("soap", betas)
     return SOAP(
@@ -70,17 +73,17 @@ def muon(
     params: Groups, *, lr: float = 0.006, momentum: float = 0.9, ns_steps: int = 5, weight_decay: float = 0.1,
     adamw_lr: float = 0.004, adamw_betas: Sequence[float] = (0.9, 0.98),
 ) -> Optimizer:  # fmt: skip
-    """Orthogonalised momentum for matrices; AdamW with a rate of its own for norms, biases and embeddings.
+    """Muon: orthogonalized momentum for matrices, and AdamW with its own learning rate for norms, biases and embeddings.
 
-    For the matrices of the decaying groups (a kernel of a convolution is one of [out, the rest]), with M the momentum:
+    For the matrices of groups with weight decay (a convolution kernel is reshaped to [out, -1]), with M the momentum:
     w <- (1 - lr weight_decay) w - lr * 0.2 sqrt(max(rows, columns)) * NewtonSchulz(g + momentum (M - g)), whose elements
-    are about as large as AdamW's, so that rates compare. A player's own rate is that of its matrices; its other weights
-    get the same share of it as adamw_lr is of lr.
+    are about as large as those of an AdamW update, so that learning rates are comparable. A player's own learning rate is for
+    its matrices; its other parameters get that rate times adamw_lr / lr.
 
-    Matrices that trainer=fsdp splits are put together before NewtonSchulz. That runs in bfloat16, which turns a difference in a
-    gradient's last bits, such as between fsdp and ddp, into one of up to a tenth of a step in a weight.
+    Matrices that trainer=fsdp shards are gathered before NewtonSchulz. That runs in bfloat16, so a difference in a
+    gradient's last bits, as between fsdp and ddp, may change a weight by up to a tenth of a step.
 
-    When to use: networks that are mostly matrices, which learn in fewer steps; costs little on wide batches.
+    When to use: networks whose parameters are mostly matrices; they need fewer steps. It costs little with large batches.
 
     Source: Jordan et al. 2024 (Muon); scaling of Liu et al. 2025 (Moonlight), equation 4.
     """
@@ -101,11 +104,12 @@ def lookahead_adamw(
     params: Groups, *, lr: float = 0.003, betas: Sequence[float] = (0.9, 0.98), weight_decay: float = 0.1, k: int = 5,
     alpha: float = 0.5, fused: bool = True,
 ) -> Optimizer:  # fmt: skip
-    """AdamW that every k steps goes back to the point `alpha` of the way from where it was k steps ago.
+    """Lookahead around AdamW: every k steps the weights are set to a point between the old slow and the new fast weights.
 
     slow <- slow + alpha (fast - slow); fast <- slow.
 
-    When to use: a high rate makes training jumpy; the last weights are then nearly an average. Costs a copy of the weights.
+    When to use: if a high learning rate makes training unstable; the weights are then nearly an average. It costs one copy of
+    the weights.
 
     Source: Zhang et al. 2019, algorithm 1, over PyTorch's AdamW.
     """
@@ -114,12 +118,12 @@ def lookahead_adamw(
 
 
 class ScheduleFree(ScheduleFreeAdamW):
-    """AdamW without a schedule: gradients are taken between the fast weights z and their average x, which is the model.
+    """AdamW without a schedule: it evaluates gradients at y, between the fast weights z and their average x, the final model.
 
     y = (1 - b1) z + b1 x is trained, z <- z - lr (g / (sqrt(v) + eps) + weight_decay y), x <- (1 - c) x + c z with
-    c = lr_max^2 / sum of lr_max^2. The task's weights are y; technique=[schedule_free] evaluates and saves x.
+    c = lr_max^2 / sum of lr_max^2. While training, the task's weights are y; technique=[schedule_free] validates and saves x.
 
-    When to use: the length of the run is open. It wants a warm-up (scheduler=constant) and rates above AdamW's.
+    When to use: if the length of the run is not fixed. It needs a warm-up (scheduler=constant) and higher rates than AdamW.
 
     Source: Defazio et al. 2024, algorithm 1.
 
@@ -133,15 +137,15 @@ class ScheduleFree(ScheduleFreeAdamW):
         super().__init__(_listed(params), lr=lr, betas=_pair("schedule_free", betas), weight_decay=weight_decay)
 
     def attach(self, task: Task) -> None:
-        """Raises: ValueError where no technique evaluates with x."""
+        """Raises: ValueError if technique=[schedule_free] is missing, so that validation would use y."""
         if all(technique.name != "schedule_free" for technique in task.composition.techniques):
             raise ValueError(
-                "optimizer=schedule_free trains other weights than those to evaluate; add schedule_free to technique=[...]"
+                "optimizer=schedule_free needs its technique, which evaluates the average; add schedule_free to technique=[...]"
             )
 
     @torch.no_grad()
     def evaluation_weights(self) -> dict[Tensor, Tensor]:
-        """Returns a new x for each parameter that has been trained: x = y + (1 - 1 / b1) (z - y)."""
+        """Returns the average x = y + (1 - 1 / b1) (z - y) of each parameter that has been trained, as new tensors."""
         return {
             p: p.lerp(self.state[p]["z"], 1 - 1 / group["betas"][0])
             for group in self.param_groups
@@ -151,18 +155,18 @@ class ScheduleFree(ScheduleFreeAdamW):
 
 
 class SophiaG(SophiaH):
-    """Momentum over a clipped estimate of the curvature's diagonal, from labels that the model draws itself.
+    """Sophia-G: momentum divided by an estimate of the Hessian's diagonal, then clipped elementwise.
 
     m <- b1 m + (1 - b1) g; every `update_period` steps h <- b2 h + (1 - b2) B ghat^2, where ghat is the gradient of the mean
     cross-entropy of B labels drawn from the model's own logits (Gauss-Newton-Bartlett); w <- w - lr weight_decay w
-    - lr clip(m / max(gamma h, eps), 1). The labels' generator is keyed by (task's seed, rank, batches trained).
+    - lr clip(m / max(gamma h, eps), 1). The random labels depend on (task's seed, rank, batches trained) alone.
 
-    When to use: language models; a task without logits is refused. Costs a further backward pass every update_period steps.
+    When to use: language models; a task without logits is refused. It costs one more backward pass every update_period steps.
 
-    Source: Liu et al. 2023, algorithms 2 and 3. Deviation: ghat is of the training batch's own forward pass.
+    Source: Liu et al. 2023, algorithms 2 and 3. Deviation: ghat uses the forward pass of the training batch.
 
     Args:
-        gamma: larger clips fewer elements, in (0, 1]; suits where 10 to 50 % of them are not clipped.
+        gamma: in (0, 1]; larger values clip fewer elements. Good values leave 10 to 50 % of them unclipped.
         update_period: steps between two estimates, at least 1.
     """
 
@@ -174,7 +178,7 @@ class SophiaG(SophiaH):
             raise ValueError(f"optimizer.gamma is {gamma}, must be in (0, 1]; 0.05 is the paper's")
         if update_period < 1:
             raise ValueError(f"optimizer.update_period is {update_period}, must be at least 1 step; 10 is the paper's")
-        # its own estimate, of Hutchinson, comes in step 1 and then never, and there ours is given
+        # the huge period turns SophiaH's own estimate (Hutchinson) off after step 1, where `step` passes ours
         super().__init__(
             _listed(params), lr=lr, betas=_pair("sophia", betas), weight_decay=weight_decay, p=1.0, update_period=2**62
         )
@@ -185,12 +189,12 @@ class SophiaG(SophiaH):
         """Raises: ValueError for a task without logits."""
         if not isinstance(task, PredictsTokens):
             raise ValueError(
-                f"optimizer=sophia draws labels from a model's logits, which {type(task).__name__} does not offer; "
+                f"optimizer=sophia draws labels from a model's logits, but {type(task).__name__} has none; "
                 "choose another optimizer, such as optimizer=adamw"
             )
 
     def observe(self, task: Task, batch: dict[str, Any]) -> None:
-        """Takes the estimate of a step that wants one, from its first batch."""
+        """Estimates the Hessian's diagonal from the first batch of a step in which an estimate is due."""
         if self._hessian is not None or self.param_groups[0].get("step", 0) % self.every:
             return
         logits = task.trace["logits"].flatten(0, -2).float()
@@ -215,10 +219,10 @@ class SophiaG(SophiaH):
         hessian, self._hessian = self._hessian, None
         if hessian is None and not self.param_groups[0].get("step", 0):
             raise ValueError(
-                "optimizer=sophia: no estimate of the curvature before the first step; train through a task of Etude"
+                "optimizer=sophia: there is no estimate of the Hessian before the first step; train with a task of Etude"
             )
         super().step(hessian=hessian)
-        for state in self.state.values():  # it is in hessian_moment now; checkpoints need not carry it
+        for state in self.state.values():  # hessian_moment includes it now; checkpoints don't need it
             state.pop("hessian", None)
         return loss
 

@@ -1,21 +1,21 @@
-"""When a watched metric no longer gets better."""
+"""Detects when a metric no longer improves."""
 
 import math
 from typing import Any
 
 
 def check_mode(name: str, mode: str) -> None:
-    """Raises: ValueError where `mode` says neither that less ("min") nor that more ("max") is better."""
+    """Raises: ValueError if `mode` is neither "min" nor "max"; `name` is the option, such as "early_stopping.mode"."""
     if mode not in ("min", "max"):
         raise ValueError(f"technique.{name} is {mode!r}, must be min or max")
 
 
 class Plateau:
-    """The best value of a metric, and how many observations in a row have not improved on it.
+    """Keeps the best value of a metric and counts the values in a row that have not improved on it.
 
     Args:
-        mode: whether less ("min") or more ("max") is better.
-        min_delta: smaller progress is none.
+        mode: "min" if lower values are better, "max" if higher values are.
+        min_delta: a value must be better by more than this to count as an improvement.
     """
 
     def __init__(self, *, mode: str = "min", min_delta: float = 0.0) -> None:
@@ -24,7 +24,7 @@ class Plateau:
         self.best, self.waited = self._sign * math.inf, 0
 
     def improves(self, value: float) -> bool:
-        """Counts an observation and returns whether it is better than the best by more than `min_delta`; NaN never is."""
+        """Records a value and returns whether it improves on the best by more than `min_delta`; NaN never does."""
         better = self._sign * value < self._sign * self.best - self.min_delta
         self.best, self.waited = (value, 0) if better else (self.best, self.waited + 1)
         return better
@@ -34,6 +34,6 @@ class Plateau:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         best = state_dict["best"]
-        if "mode" not in state_dict:  # of an earlier version, which turned the sign for "max"
+        if "mode" not in state_dict:  # an earlier version stored the negative value for "max"
             best = self._sign * best
         self.best, self.waited = best, state_dict.get("waited", 0)

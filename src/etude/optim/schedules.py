@@ -1,4 +1,4 @@
-"""Learning-rate schedules: factors of the base rate, a function of the step alone, so that resuming is exact."""
+"""Learning-rate schedules. Each is a function of the step alone, so that resuming is exact."""
 
 import math
 
@@ -33,7 +33,7 @@ def cosine(optimizer: Optimizer, *, total_steps: int, warmup: float = 0.05, fina
 
 
 def wsd(optimizer: Optimizer, *, total_steps: int, warmup: float = 0.02, decay: float = 0.3, final: float = 0.0) -> LambdaLR:
-    """Warm-up, stable, decay: constant between a linear rise and a linear fall over the last `decay` of all steps.
+    """Warm-up, stable, decay: rises linearly, stays constant, then falls linearly over the last `decay` of all steps.
 
     Source: Hu et al. 2024 (MiniCPM), section 4, with a linear decay (Haegele et al. 2024).
     """
@@ -69,9 +69,9 @@ def linear(optimizer: Optimizer, *, total_steps: int, warmup: float = 0.05, fina
 
 
 def constant(optimizer: Optimizer, *, total_steps: int, warmup: float = 0.05) -> LambdaLR:
-    """Rises linearly for `warmup` of all steps, then stays: for optimizers that need no schedule, such as schedule_free.
+    """Rises linearly for `warmup` of all steps, then stays constant; for schedule-free optimizers.
 
-    Source: Defazio et al. 2024, section 4, asks for the warm-up even there.
+    Source: Defazio et al. 2024, section 4, recommends a warm-up for them, too.
     """
     _check(total_steps, warmup, 1.0)
     rise = warmup * total_steps
@@ -79,12 +79,12 @@ def constant(optimizer: Optimizer, *, total_steps: int, warmup: float = 0.05) ->
 
 
 def noam(optimizer: Optimizer, *, total_steps: int, warmup: float = 0.1) -> LambdaLR:
-    """Rises linearly for `warmup` of all steps, then falls with the square root of the step.
+    """Rises linearly for `warmup` of all steps, then falls in proportion to 1 / sqrt(step).
 
     factor(s) = min(s / w, sqrt(w / s)) at step s = 1, 2, ... with w = warmup * total_steps. The peak is the optimizer's
-    learning rate; d_model^-0.5 of the source is left out, which made the peak depend on the model's width.
+    learning rate. The factor d_model^-0.5 of the source is left out, so the peak does not depend on the model's width.
 
-    When to use: runs whose end is not known in advance; otherwise a schedule that falls to zero is better.
+    When to use: runs whose length is not known in advance; otherwise a schedule that falls to zero is better.
 
     Source: Vaswani et al. 2017, equation 3, divided by its peak.
     """
@@ -96,13 +96,13 @@ def noam(optimizer: Optimizer, *, total_steps: int, warmup: float = 0.1) -> Lamb
 def cosine_restarts(
     optimizer: Optimizer, *, total_steps: int, warmup: float = 0.02, cycles: int = 2, t_mult: float = 1.0, final: float = 0.0
 ) -> LambdaLR:
-    """Rises linearly for `warmup` of all steps, then falls along half a cosine `cycles` times, each time from the top.
+    """Rises linearly for `warmup` of all steps, then falls along half a cosine `cycles` times, each time from the peak.
 
     factor(t) = final + (1 - final) (1 + cos(pi t_cur / T_i)) / 2, where t_cur steps have passed since the last restart and
     T_(i+1) = t_mult * T_i. The first cycle's length T_0 is such that the last one ends with the run: of the steps after the
     warm-up, the share 1 / (1 + t_mult + ... + t_mult^(cycles - 1)), 1/2 by default.
 
-    When to use: for a good model at the end of each cycle, or where training sticks. cycles = 1 is `cosine`.
+    When to use: if a good model is wanted at the end of each cycle, or if training stalls. cycles = 1 is `cosine`.
 
     Source: Loshchilov and Hutter 2017, equation 5 and section 3; the warm-up is an addition.
 
@@ -113,7 +113,9 @@ def cosine_restarts(
     if cycles < 1:
         raise ValueError(f"cycles is {cycles}, must be at least 1; 1 is scheduler=cosine")
     if t_mult < 1:
-        raise ValueError(f"t_mult is {t_mult}, must be at least 1, a cycle's length over that of the one before; 2 is common")
+        raise ValueError(
+            f"t_mult is {t_mult}, must be at least 1: the length of a cycle divided by that of the one before; 2 is common"
+        )
     rise = warmup * total_steps
     lengths = [t_mult**cycle for cycle in range(cycles)]
     unit = max(1.0, total_steps - rise) / sum(lengths)

@@ -88,14 +88,14 @@ def one_line_errors(main: Callable[[DictConfig], Result]) -> Callable[[DictConfi
 
     @wraps(main)
     def guarded(cfg: DictConfig) -> Result:
-        from etude.core.stopping import Stopped, stopping
+        from etude.core.stopping import Stopped, stop_on_signals
 
         ours = bool(_composing)
         if ours:
             os.environ.pop(FULL_ERROR, None)  # not for what the program starts
         full = os.environ.get(FULL_ERROR) == "1"
         try:
-            with stopping(), no_empty_folder():
+            with stop_on_signals(), no_empty_folder():
                 return main(cfg)
         except Stopped as stopped:
             print(f"stopped by {stopped.name}; what was written stays", file=sys.stderr)

@@ -86,7 +86,7 @@ def _continued(config: DictConfig) -> Path | None:
     from etude.core.checkpoint_files import find_checkpoint
 
     try:
-        path = find_checkpoint(config.ckpt, config.outputs, tell=False)
+        path = find_checkpoint(config.ckpt, config.outputs, announce=False)
     except ValueError:  # told once the program runs
         return None
     named = Path(config.ckpt).expanduser()

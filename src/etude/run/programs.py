@@ -45,7 +45,7 @@ def load_task(path: Path) -> tuple["Task", DictConfig]:
     from hydra.utils import get_class
 
     from etude.core.building import no_larger_than
-    from etude.core.checkpoint_files import load_checkpoint, unusable
+    from etude.core.checkpoint_files import load_checkpoint, unusable_checkpoint
 
     checkpoint = load_checkpoint(path)
     recipe = OmegaConf.create(checkpoint["etude"]["recipe"])
@@ -56,7 +56,7 @@ def load_task(path: Path) -> tuple["Task", DictConfig]:
             task.phases.restore_modules(task, checkpoint["etude"])
         task.load_state_dict(checkpoint["state_dict"])
     except Exception as error:  # a file may be malformed in any way; it was checked that building it runs no foreign code
-        raise unusable(path, error) from error
+        raise unusable_checkpoint(path, error) from error
     task.eval()
     task.to("cuda" if torch.cuda.is_available() else "cpu")
     assert isinstance(task, made)
@@ -173,14 +173,14 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | Non
     from etude.core.building import no_larger_than
     from etude.core.checkpoint_files import find_checkpoint, saved_step, saved_weights, verify_archive
     from etude.core.checkpoints import copy_durably
-    from etude.core.protocols import ChecksAhead
-    from etude.core.stopping import stopped_by
+    from etude.core.protocols import ChecksOptions
+    from etude.core.stopping import find_stopped
     from etude.core.technique import Composition
     from etude.report.dashboards import continue_curves
     from etude.report.environment import write_environment
 
     sampling = instantiate(cfg.sampling) if cfg.get("sampling") else None  # `~sampling` on the command line leaves it out
-    if sampling is not None and isinstance(sampling.func, ChecksAhead):
+    if sampling is not None and isinstance(sampling.func, ChecksOptions):
         sampling.func.check(sampling.keywords)  # rather than after hours of training
     for name in [name for name, node in (cfg.get("technique") or {}).items() if "_target_" not in node]:
         if any(recipes.key(option).startswith(f"technique.{name}") for option in overrides):
@@ -215,7 +215,7 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | Non
         with _telling(resume, trainer):
             trainer.fit(task, datamodule=datamodule, ckpt_path=resume, weights_only=True)
     except SystemExit as end:  # Lightning's answer to Ctrl-C and other signals, after LastCheckpoint has written
-        signal = stopped_by(end)
+        signal = find_stopped(end)
         if trainer.is_global_zero:
             how = f"`{program('train')} ckpt={folder}` continues this run" if last.is_file() else "before the first checkpoint"
             by = "" if signal.name == "Ctrl-C" else f" by {signal.name} (exit code {signal.exit_code})"

@@ -95,7 +95,7 @@ def taken_over(earlier: list[str], path: Path) -> list[str]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import OverrideParseException
 
-    from etude.core.recipe_check import may_be_taken_over
+    from etude.core.recipe_check import may_use_option
 
     kept: list[str] = []
     left: list[str] = []
@@ -104,7 +104,7 @@ def taken_over(earlier: list[str], path: Path) -> list[str]:
             parsed = OverridesParser.create().parse_override(option)
             if parsed.is_sweep_override() or parsed.package is not None:
                 raise ValueError(f"has the option {option[:80]!r}, which no run of Etude has")
-            (kept if may_be_taken_over(parsed.key_or_group, parsed.value()) else left).append(option)
+            (kept if may_use_option(parsed.key_or_group, parsed.value()) else left).append(option)
     except (ValueError, OverrideParseException) as error:
         told = " ".join(str(error).split())[:300]
         raise ValueError(f"{path}: its run {told}; don't continue checkpoints of someone you don't trust") from error
@@ -207,7 +207,7 @@ def starting_point(cfg: DictConfig, options: list[str]) -> tuple[DictConfig, lis
     Raises:
         ValueError: there is no such run.
     """
-    from etude.core.checkpoint_files import find_checkpoint, find_stage, load_checkpoint
+    from etude.core.checkpoint_files import find_checkpoint, find_stage_checkpoint, load_checkpoint
 
     after = list(cfg.stage.get("after") or [])
     if not after:
@@ -216,7 +216,7 @@ def starting_point(cfg: DictConfig, options: list[str]) -> tuple[DictConfig, lis
         path = find_checkpoint(cfg.weights, cfg.outputs, option="weights")
     else:
         kind = next((option.partition("=")[2] for option in options if key(option) == "task"), None)
-        path = find_stage(after, cfg.outputs, wanted=cfg.stage.name, kind=kind)
+        path = find_stage_checkpoint(after, cfg.outputs, wanted=cfg.stage.name, kind=kind)
     mine = {key(option) for option in options}  # data=... takes the place of all that was said about data, data.root=... does not
     earlier = load_checkpoint(path)["etude"]["recipe"].get("overrides", [])
     kept = taken_over([o for o in earlier if (group := key(o).partition(".")[0]) in KEPT and not mine & {group, key(o)}], path)

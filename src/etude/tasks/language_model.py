@@ -15,7 +15,7 @@ from symusic import Score
 from torch import Tensor, nn
 
 from etude.core.batch import Batch
-from etude.core.checkpoint_files import unusable
+from etude.core.checkpoint_files import unusable_checkpoint
 from etude.core.measuring import Measure, Measured
 from etude.core.task import OptimizerFactory, SchedulerFactory, Task
 from etude.models.symbolic.attention import starts_of_pieces
@@ -216,7 +216,7 @@ class LanguageModel(Task):
         try:
             theirs = Tokenizer.from_state(saved["etude"].get("tokenizer"))
         except Exception as error:  # a file may be malformed in any way
-            raise unusable(path, error) from error
+            raise unusable_checkpoint(path, error) from error
         return rows_by_token(weights, theirs, own=self.state_dict(), tokenizer=mine, path=path)
 
     def prompt_changes(self, prompt: Score) -> list[str]:

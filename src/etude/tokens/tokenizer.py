@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from symusic import Score
 
-from etude.moved import current
+from etude.moved import current_name
 from etude.tokens.grammar import Decoder, Grammar
 
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<cont>")
@@ -293,7 +293,7 @@ class Tokenizer(ABC):
         Raises:
             ValueError: the state names no tokenizer class.
         """
-        module, _, name = current(str(state["class"])).rpartition(".")
+        module, _, name = current_name(str(state["class"])).rpartition(".")
         if not module.startswith("etude."):
             raise ValueError(f"tokenizer class is {state['class']!r}; only classes of etude are allowed")
         cls = getattr(importlib.import_module(module), name, None)

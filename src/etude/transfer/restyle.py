@@ -27,7 +27,7 @@ from etude.audio.files import (
 )
 from etude.audio.loudness import LoudnessMeter
 from etude.audio.resampling import Resampler
-from etude.core.protocols import FollowsClips
+from etude.core.protocols import UsesReferenceClips
 from etude.report.files import write_atomically
 from etude.transfer.stream import MelVocoder, StreamRestyler, StyleModel, StyleRequest, device_of, restyle_stream
 
@@ -241,7 +241,7 @@ def _gain(path: Path, difference_lu: float, peak: float, ceiling: float) -> floa
 
 def _reference_mel(path: Path, task: Any) -> Tensor:
     """Returns the log mels [m, f] of the beginning of a reference clip."""
-    if not isinstance(task, FollowsClips) or task.encoder is None:
+    if not isinstance(task, UsesReferenceClips) or task.encoder is None:
         raise ValueError(f"reference={path}: this model knows styles only by name; train one with task=stargan to use a clip")
     samples, _ = read_audio(path, sample_rate=task.contract.sample_rate, mono=True)
     opening = samples[:, : OPENING_SECONDS * task.contract.sample_rate]

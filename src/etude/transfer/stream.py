@@ -12,7 +12,7 @@ from torch import Tensor
 
 from etude.audio.mel import MelContract
 from etude.audio.resampling import Resampler
-from etude.core.protocols import OnDevice
+from etude.core.protocols import HasDevice
 
 
 @runtime_checkable
@@ -59,7 +59,7 @@ class StyleRequest:
 
 def device_of(task: Any) -> torch.device:
     """Returns the device of a task; the CPU if it has no attribute `device`."""
-    return task.device if isinstance(task, OnDevice) else torch.device("cpu")
+    return task.device if isinstance(task, HasDevice) else torch.device("cpu")
 
 
 class StreamRestyler:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from etude.core.batch import Batch
-from etude.core.protocols import OnMels, Styled, Tokenized
+from etude.core.protocols import HasMelContract, Styled, Tokenized
 from etude.core.task import Task
 from etude.core.technique import BatchSlot, Technique
 from etude.optim.pacing import check_share
@@ -50,9 +50,9 @@ class LengthWarmup(Technique):
         self._span = 1.0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if not isinstance(pl_module, Tokenized | OnMels):
+        if not isinstance(pl_module, Tokenized | HasMelContract):
             raise ValueError(f"technique length_warmup cuts scores or mels, {type(pl_module).__name__} has neither; take it out")
-        if isinstance(pl_module, OnMels) and not isinstance(pl_module, Styled):
+        if isinstance(pl_module, HasMelContract) and not isinstance(pl_module, Styled):
             raise ValueError(
                 f"technique length_warmup cuts mels that come without samples, {type(pl_module).__name__} wants both; take it out"
             )

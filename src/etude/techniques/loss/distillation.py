@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from etude.core.batch import Batch
-from etude.core.protocols import OnMels, PredictsTokens, ShowsAttention, Styled, Tokenized
+from etude.core.protocols import HasAttentionMaps, HasMelContract, PredictsTokens, Styled, Tokenized
 from etude.core.task import Task
 from etude.core.technique import BatchSlot, GradientSlot, Technique
 from etude.losses.distillation import adaptive_temperature, attention_loss, projected_distance, soft_target_loss
@@ -190,7 +190,7 @@ class Distillation(Technique):
                 f"{theirs.fingerprint[:12]}) than this LanguageModel ({len(mine)}, {mine.fingerprint[:12]}); give both the same "
                 "data= and tokenizer="
             )
-        for name, kind in (("contract", OnMels), ("styles", Styled)):
+        for name, kind in (("contract", HasMelContract), ("styles", Styled)):
             if not isinstance(task, kind):
                 continue
             one, other = getattr(task, name), getattr(teacher, name)  # of one class with the task
@@ -246,7 +246,7 @@ class Distillation(Technique):
 
         block.register_forward_hook(keep, with_kwargs=True)
         attention = dict(block.named_children()).get("attention")
-        if self.weights["attention"] and number == len(self._pairs) - 1 and isinstance(attention, ShowsAttention):
+        if self.weights["attention"] and number == len(self._pairs) - 1 and isinstance(attention, HasAttentionMaps):
             attention.register_forward_pre_hook(keep_attention, with_kwargs=True)  # type: ignore[union-attr]
 
     # --- training ---
