@@ -225,7 +225,7 @@ def test_one_technique_may_own_how_losses_are_made(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="both claim how the task's losses are made"):
         Composition([Half(), Also()])
-    with pytest.raises(ValueError, match="overriding make_losses and claiming"):
+    with pytest.raises(ValueError, match="must both override make_losses and claim"):
         Composition([NoHook()])
 
 

@@ -61,7 +61,7 @@ def test_waiting_or_not_the_function_is_the_same(tmp_path: Path) -> None:
 
 
 def test_what_cannot_grow_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="two residual blocks or more, ToyGan has none"):
+    with pytest.raises(ValueError, match="at least two residual blocks, ToyGan has none"):
         GrowLayers().setup(trainer(tmp_path, max_steps=4), ToyGan(), "fit")
     with pytest.raises(ValueError, match=r"grow_layers.start is 0, must be in \(0, 1\]"):
         GrowLayers(start=0)

@@ -174,7 +174,7 @@ def test_embeddings_rest_by_their_kind() -> None:
     ("stages", "message"),
     [
         ([{"nam": "x"}], r"has 'nam'; the keys are data, frozen"),
-        ([{}, {}], "stage 1 has no end; give it max_steps or patience"),
+        ([{}, {}], "stage 1 never ends; give it max_steps or patience"),
         ([{"layer_decay": 0.0}], r"layer_decay of stage 1 is 0.0, must be in \(0, 1\]"),
         ([{"warmup": 1.0}], r"warmup of stage 1 is 1.0, must be in \[0, 1\)"),
         ([{"warmup": 0.1}], "needs a schedule with a warm-up; that of ToyGan has none"),

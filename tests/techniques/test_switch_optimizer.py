@@ -148,6 +148,6 @@ def test_a_stage_may_begin_with_another_optimizer(tmp_path: Path) -> None:
     task, watch, _ = fit(tmp_path, switch, Stages(stages=stages), max_steps=8, task={"player_lr": {}})
     assert watch.kinds == ["Adam"] * 3 + ["Lion"] * 5
     assert task.schedule_steps == 5 and switch.switched["step"] == 3
-    for others, said in (([], "no stages"), ([Stages(stages=stages)], "after its first the stages two")):
-        with pytest.raises(ValueError, match=rf"stage is 'one', and ToyGan's run has {said}; choose one of"):
+    for others, said in (([], "no stages"), ([Stages(stages=stages)], "the later stages two")):
+        with pytest.raises(ValueError, match=rf"stage is 'one', but ToyGan's run has {said}; choose one of"):
             fit(tmp_path, SwitchOptimizer(at=None, stage="one"), *others, max_steps=8)

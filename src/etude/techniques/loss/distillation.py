@@ -1,4 +1,4 @@
-"""A student learns what a trained teacher would say: softened targets, layers, attention, its samples, its outputs."""
+"""Technique distillation: trains a model to imitate a trained teacher, by loss terms and by samples of the teacher."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
@@ -25,36 +25,44 @@ SCHEDULES = ("constant", "annealed", "adaptive")
 
 
 class Distillation(Technique):
-    """Adds what a frozen teacher knows to what the data says. Each part has a weight; 0 leaves it and its cost out.
+    """Adds loss terms that compare the model (the student) with a frozen teacher. A term with weight 0 is not computed.
 
-    For tasks with logits: `distill_soft` = T^2 KL(teacher || student), the mean over counted tokens, while the task's own terms
-    are multiplied by `hard` (Hinton et al. 2015); `distill_features`, 1 - cosine of the blocks' outputs through projections that
-    this technique trains (Romero et al. 2015); `distill_attention`, KL of the last blocks' attention, the mean over heads
-    (Jiao et al. 2020); and rows of the teacher's samples in place of data (Kim and Rush 2016). For GANs, under the player
-    `generator`: `distill_output`, |student - teacher| on the same inputs, and `distill_features`, the distance of the two in
-    the layers of the teacher's discriminator (Wang et al. 2018, eq. 4).
+    For tasks with logits:
 
-    The teacher stays out of the module tree: no optimizer, average or checkpoint holds it; the checkpoint has its sha256, and
-    a resumed run refuses another. Teacher and student hear the batch after all changes to it.
+    - `distill_soft`: T^2 KL(teacher || student), the mean over counted tokens (Hinton et al. 2015). The task's own terms are
+      multiplied by `hard`.
+    - `distill_features`: 1 - cosine similarity of the blocks' outputs, after projections that this technique trains (Romero et
+      al. 2015).
+    - `distill_attention`: KL of the attention of the last blocks, the mean over heads (Jiao et al. 2020).
+    - a share of rows is replaced by samples of the teacher (Kim and Rush 2016).
 
-    When to use: a small model for use where a large one is too slow. Suggested: a student of a quarter, soft 1, hard 1,
-    temperature 1: at higher temperatures a student this small spends itself on what is unlikely.
+    For GANs, as terms of the player `generator`:
+
+    - `distill_output`: |student - teacher| for the same inputs.
+    - `distill_features`: the distance of both outputs in the layers of the teacher's discriminator (Wang et al. 2018, eq. 4).
+
+    The teacher is no submodule of the task: optimizer, averages and checkpoints do not contain it. The checkpoint holds its
+    sha256, and a resumed run refuses a different teacher. Both models get the batch after all techniques have changed it.
+
+    When to use: to train a small model where a large one is too slow. Suggested: a student of a quarter of the teacher's size,
+    soft 1, hard 1, temperature 1; at higher temperatures so small a student spends its capacity on unlikely tokens.
 
     Args:
-        teacher: checkpoint, folder of a run, or last.
+        teacher: a checkpoint, the folder of a run, or last.
         soft, features, attention, output: weights, 0 or more. hard: factor of a language model's own terms, 0 or more.
         temperature: T, at least 1. temperature_schedule: constant; annealed, linearly to 1 at the end of the run; adaptive,
-            between 1 and T the higher the surer the teacher is.
-        class_weights, class_temperatures: factor of the weight and of T of each class of token (control, pitch, time,
-            duration, velocity, other), by its target.
-        sequence_share: share of rows that are the teacher's samples, in [0, 1]. num_sequences: how many are drawn,
-            once, of sequence_tokens tokens at most.
+            between 1 and T: higher where the teacher is more certain.
+        class_weights, class_temperatures: factors of the weight and of T, by the class of the target token (control, pitch,
+            time, duration, velocity, other).
+        sequence_share: share of rows that are replaced by samples of the teacher, in [0, 1]. num_sequences: how many are
+            sampled, once, at the start. sequence_tokens: most tokens of each.
         projection_lr: learning rate of the projections.
-        find, load: from a teacher's name to its path, and to the model; run.py gives them.
-        seed: of samples and of which rows they take.
+        find: returns the path for (teacher, name of the option). load: returns (model, configuration) for a path.
+            `etude.run` provides both.
+        seed: of the samples and of the rows that they replace.
 
     Raises:
-        ValueError: in setup, no teacher, one of another task or vocabulary, or a part that the task does not offer.
+        ValueError: in setup, there is no teacher, it has another task or vocabulary, or the task does not support a term.
     """
 
     batch_slot: ClassVar[BatchSlot] = BatchSlot.SELECT
@@ -113,7 +121,7 @@ class Distillation(Technique):
         self.sequence_share, self.num_sequences, self.sequence_tokens = sequence_share, num_sequences, sequence_tokens
         self.projection_lr = projection_lr
         self._find, self._load = find, load
-        self._teacher: list[Any] = []  # a list, which no module takes for its own
+        self._teacher: list[Any] = []  # in a list, so that it does not become a submodule
         self._identity: dict[str, str] = {}
         self._outputs: dict[str, dict[int, Any]] = {"student": {}, "teacher": {}}
         self._projections: list[Tensor] = []
@@ -125,7 +133,7 @@ class Distillation(Technique):
 
     @property
     def teacher(self) -> Any:
-        """The teacher."""
+        """The teacher, in evaluation mode and without gradients."""
         return self._teacher[0]
 
     def paths(self) -> dict[str, Path]:
@@ -144,21 +152,23 @@ class Distillation(Technique):
                 "run's folder, or last"
             )
         if type(pl_module).recompute_trace is Task.recompute_trace:
-            raise ValueError(f"technique distillation compares outputs, {kind} offers none; take it out of technique=[...]")
+            raise ValueError(
+                f"technique distillation compares outputs, which {kind} does not provide; remove it from technique=[...]"
+            )
         path = self._find(self.teacher_name, TEACHER) if self._find is not None else Path(self.teacher_name)
         digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         if self._identity and self._identity["sha256"] != digest:
             raise ValueError(
                 f"technique distillation: the run was distilled from {self._identity['path']} "
-                f"({self._identity['sha256'][:12]}), here the teacher is {path} ({digest[:12]}); give the same one"
+                f"({self._identity['sha256'][:12]}), but here the teacher is {path} ({digest[:12]}); give the same one"
             )
         self._identity = {"path": str(path), "sha256": digest}
         teacher = self._load(Path(path))[0]
-        self._agree(teacher, pl_module, path)
+        self._check_teacher(teacher, pl_module, path)
         teacher.requires_grad_(False)
         self._teacher = [teacher.eval()]
         if trainer.max_steps < 1 and self.schedule == "annealed":
-            raise ValueError("technique distillation anneals the temperature over the number of steps; set max_steps")
+            raise ValueError("technique distillation needs the length of the run to anneal the temperature; set max_steps")
         self._total = max(1, trainer.max_steps * trainer.accumulate_grad_batches)
         self._is_language_model = isinstance(pl_module, PredictsTokens)
         useful = ("soft", "features", "attention") if self._is_language_model else ("output", "features")
@@ -177,7 +187,7 @@ class Distillation(Technique):
                 f"technique distillation: {kind} has no sequences and no attention; set sequence_share and attention to 0"
             )
 
-    def _agree(self, teacher: Any, task: Task, path: Path) -> None:
+    def _check_teacher(self, teacher: Any, task: Task, path: Path) -> None:
         if type(teacher) is not type(task):
             raise ValueError(
                 f"technique distillation: the teacher {path} is a {type(teacher).__name__}, the student a {type(task).__name__}; "
@@ -193,7 +203,7 @@ class Distillation(Technique):
         for name, kind in (("contract", HasMelContract), ("styles", Styled)):
             if not isinstance(task, kind):
                 continue
-            one, other = getattr(task, name), getattr(teacher, name)  # of one class with the task
+            one, other = getattr(task, name), getattr(teacher, name)  # both are of the same class
             if one != other:
                 raise ValueError(
                     f"technique distillation: the teacher {path} has {name} {other}, this {type(task).__name__} has {one}; "
@@ -209,10 +219,10 @@ class Distillation(Technique):
             scores = self.teacher.sample(num_samples=self.num_sequences, max_new_tokens=tokens, seed=self.seed)
             self.sequences = [torch.tensor(tokenizer.compress(tokenizer.encode(score)), dtype=torch.int64) for score in scores]
         if (self.weights["features"] and self._is_language_model) or self.weights["attention"]:
-            self._listen(pl_module)
+            self._register_hooks(pl_module)
 
-    def _listen(self, task: Task) -> None:
-        """Hooks on the blocks that are compared: the student's, and of the teacher's evenly spread ones."""
+    def _register_hooks(self, task: Task) -> None:
+        """Registers forward hooks on the student's blocks and on as many of the teacher's, evenly spaced."""
         mine, theirs = task.residual_blocks, self.teacher.residual_blocks
         if not mine or not theirs:
             raise ValueError(
@@ -247,7 +257,7 @@ class Distillation(Technique):
         block.register_forward_hook(keep, with_kwargs=True)
         attention = dict(block.named_children()).get("attention")
         if self.weights["attention"] and number == len(self._pairs) - 1 and isinstance(attention, HasAttentionMaps):
-            attention.register_forward_pre_hook(keep_attention, with_kwargs=True)  # type: ignore[union-attr]
+            attention.register_forward_pre_hook(keep_attention, with_kwargs=True)
 
     # --- training ---
 
@@ -278,26 +288,26 @@ class Distillation(Technique):
 
     def extra_losses(self, task: Task, batch: Batch, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         self._own = frozenset(losses)
-        with torch.no_grad(), _without_draws():
-            answer = self.teacher.recompute_trace(batch, task.trace)
-        found = self._language_terms(task, batch, answer) if self._is_language_model else self._gan_terms(task, answer)
+        with torch.no_grad(), _random_state_restored():
+            taught = self.teacher.recompute_trace(batch, task.trace)
+        found = self._language_terms(task, batch, taught) if self._is_language_model else self._gan_terms(task, taught)
         for side in self._outputs.values():
             side.clear()
         return found
 
-    def _language_terms(self, task: Task, batch: Batch, answer: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _language_terms(self, task: Task, batch: Batch, taught: Mapping[str, Tensor]) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
         counted = batch["targets"] != -100
         if self.weights["soft"]:
             targets_n = batch["targets"][counted]
-            student_nv, teacher_nv = task.trace["logits"][counted], answer["logits"][counted]
+            student_nv, teacher_nv = task.trace["logits"][counted], taught["logits"][counted]
             temperature_n = self._temperatures(teacher_nv, task) * self._class_temperature_v.to(task.device)[targets_n]
             weight_n = self._class_weight_v.to(task.device)[targets_n]
             soft_n = soft_target_loss(student_nv, teacher_nv, temperature_n)
             terms["distill_soft"] = (weight_n * soft_n).sum() / weight_n.sum().clamp(min=1e-6)
         student, teacher = self._outputs["student"], self._outputs["teacher"]
         if self.weights["features"]:
-            pairs = [(i, projection) for i, projection in enumerate(self._projections) if i in student]  # a block may rest
+            pairs = [(i, projection) for i, projection in enumerate(self._projections) if i in student]  # a block may be inactive
             distances = [projected_distance(student[i], teacher[i], projection) for i, projection in pairs]
             terms["distill_features"] = torch.stack(distances).mean()
         if self.weights["attention"] and -1 in student:
@@ -307,11 +317,11 @@ class Distillation(Technique):
     def _temperatures(self, teacher_nv: Tensor, task: Task) -> Tensor:
         if self.schedule == "adaptive":
             return adaptive_temperature(teacher_nv, self.temperature)
-        gone = min(1.0, task.batches_trained / self._total) if self.schedule == "annealed" else 0.0
-        return teacher_nv.new_full((len(teacher_nv),), 1 + (self.temperature - 1) * (1 - gone), dtype=torch.float32)
+        progress = min(1.0, task.batches_trained / self._total) if self.schedule == "annealed" else 0.0
+        return teacher_nv.new_full((len(teacher_nv),), 1 + (self.temperature - 1) * (1 - progress), dtype=torch.float32)
 
-    def _gan_terms(self, task: Task, answer: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        made, wanted = task.trace["generator/output"], answer["generator/output"]
+    def _gan_terms(self, task: Task, taught: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        made, wanted = task.trace["generator/output"], taught["generator/output"]
         terms: dict[str, Tensor] = {}
         if self.weights["output"]:
             terms["generator/distill_output"] = F.l1_loss(made.float(), wanted.float())
@@ -323,9 +333,9 @@ class Distillation(Technique):
     def transform_gradients(self, task: Task) -> None:
         if self._optimizer is not None:
             gradients = [projection.grad for projection in self._projections if projection.grad is not None]
-            for gradient in gradients if task.trainer.world_size > 1 else ():  # no wrapper of the strategy knows of them
+            for gradient in gradients if task.trainer.world_size > 1 else ():  # no parameters of DDP
                 gradient.copy_(task.trainer.strategy.reduce(gradient.clone(), reduce_op="mean"))
-            if torch.isfinite(nn.utils.get_total_norm(gradients)):  # else finite or stability leaves the step out
+            if torch.isfinite(nn.utils.get_total_norm(gradients)):  # otherwise technique finite or stability skips the step
                 self._optimizer.step()
             self._optimizer.zero_grad()
 
@@ -342,8 +352,8 @@ class Distillation(Technique):
         mine, saved = self._identity, state_dict["teacher"]
         if mine and saved and mine["sha256"] != saved["sha256"]:
             raise ValueError(
-                f"technique distillation: the run was distilled from {saved['path']} ({saved['sha256'][:12]}), here the teacher "
-                f"is {mine['path']} ({mine['sha256'][:12]}); give the same one"
+                f"technique distillation: the run was distilled from {saved['path']} ({saved['sha256'][:12]}), but here "
+                f"the teacher is {mine['path']} ({mine['sha256'][:12]}); give the same one"
             )
         self._identity, self.sequences = dict(saved), list(state_dict["sequences"])
         if "projections" in state_dict:
@@ -351,7 +361,7 @@ class Distillation(Technique):
 
 
 @contextmanager
-def _without_draws() -> Iterator[None]:
-    """Leaves the global random generator as it was, so that a teacher's draws shift nobody else's."""
+def _random_state_restored() -> Iterator[None]:
+    """Restores the global random state at the end, so that the teacher's draws do not change those of training."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         yield

@@ -1,4 +1,4 @@
-"""Several phases in one run, each with its frozen modules, learning rates, weights and data, and automatic transitions."""
+"""Technique stages: several phases in one run, each with its own frozen modules, learning rates, loss weights and data."""
 
 import dataclasses
 import logging
@@ -18,33 +18,33 @@ KEYS = frozenset(field.name for field in dataclasses.fields(Phase))
 
 
 class Stages(Technique):
-    """Trains phase after phase without leaving the run; each is a mapping of
+    """Trains a sequence of phases in one run. Each phase is a mapping with these keys:
 
-    - name.
-    - frozen: beginnings of the names of parameters that rest; `embeddings` are all tables of embeddings, if there are any.
-    - lr: factor of the learning rates. layer_decay: of each residual block but the last, counted from the output backwards,
-      and of the embeddings: block l of L learns with lr * layer_decay^(L - l) (Howard and Ruder 2018; Clark et al. 2020).
-    - loss_weights: laid over the task's.
-    - data: {column: value, [values] or [lowest, highest]} of the manifest's columns: the pieces that are drawn.
-    - modules: what the task adds when the phase begins, by the arguments of its `add_modules`.
-    - max_steps: length of the phase, over which the task's schedule runs anew; None for the rest of the run.
-      warmup: share of it, in [0, 1), None for the schedule's own.
-    - monitor (None: the task's own), mode ("min" or "max" is better), patience, min_delta, min_steps: it ends, after
-      `min_steps` at the earliest, when the metric has not improved by more than `min_delta` for `patience` validations.
+    - name: for messages and other options.
+    - frozen: prefixes of the names of parameters that are not trained; `embeddings` stands for all embedding tables.
+    - lr: factor of the learning rates. layer_decay: residual block l of L is trained with the learning rate
+      lr * layer_decay^(L - l), and the embeddings like a block below the first (Howard and Ruder 2018; Clark et al. 2020).
+    - loss_weights: these replace the task's weights of the same names.
+    - data: {column: value, [values] or [lowest, highest]} of the manifest's columns; only matching pieces are drawn.
+    - modules: arguments for the task's `add_modules`, which is called when the phase begins.
+    - max_steps: length of the phase in optimizer steps, which is also the length of the schedule, started afresh; None for the
+      rest of the run. warmup: share of the phase, in [0, 1); None keeps the schedule's own value.
+    - monitor (None: the task's main metric), mode ("min" or "max"), patience, min_delta, min_steps: the phase ends when the
+      metric has not improved by more than `min_delta` for `patience` validations, but not before `min_steps`.
 
-    A phase changes between two optimizer steps; the reason is logged, and the optimizer's moments stay with the parameters
-    that stay. After an end by `max_steps` every batch is of the next phase's pieces, after one by `patience` the first 17 may
-    not be (more with over four workers), as they are drawn ahead. The run is over with its last phase, at the latest after
-    the trainer's max_steps. Where the run stands is kept by the task (`etude.core.phases`): other techniques ask it, and
-    resuming in a phase goes on in it, bit for bit.
+    A phase ends between two optimizer steps, and the reason is logged. The optimizer keeps its state of all parameters that
+    remain. If a phase ends after its `max_steps`, all batches of the next phase hold the next phase's pieces. If it ends by
+    `patience`, the first 17 may not (more with over four loader workers), since they are drawn ahead. The run ends with its last
+    phase, and at the latest after the trainer's max_steps. The position is saved by the task (`etude.core.phases`), so resuming
+    is exact within a phase, too.
 
-    When to use: first broad data, then your own; first the new layers, then all. `stage=progression` is an example.
+    When to use: to train first on broad data, then on your own; first new layers, then all. `stage=progression` is an example.
 
     Args:
-        stages: at least one such mapping.
+        stages: the phases in order, at least one.
 
     Raises:
-        ValueError: an unknown key, nothing to tell where a phase ends; in setup, an unknown parameter, column or metric.
+        ValueError: an unknown key, or a phase without an end; in setup, an unknown parameter, column or metric.
     """
 
     step_slot: ClassVar[StepSlot] = StepSlot.PLAN
@@ -53,7 +53,7 @@ class Stages(Technique):
         super().__init__()
         self.phases = [self._phase(stage, number, len(stages or ())) for number, stage in enumerate(stages or (), start=1)]
         self.plateau = Plateau()
-        self.reason = ""  # why the phase ends before the next batch
+        self.reason = ""  # why the phase is about to end; "" if it is not
 
     @staticmethod
     def _phase(stage: Mapping[str, Any], number: int, count: int) -> Phase:
@@ -67,7 +67,7 @@ class Stages(Technique):
             raise ValueError(f"technique.stages: {error}") from None
         check_mode(f"stages.stages[{number - 1}].mode", made.mode)
         if number < count and made.max_steps is None and made.patience is None:
-            raise ValueError(f"technique.stages: {made.name} has no end; give it max_steps or patience")
+            raise ValueError(f"technique.stages: {made.name} never ends; give it max_steps or patience")
         return made
 
     @property
@@ -86,7 +86,7 @@ class Stages(Technique):
                 "technique.stages.stages=[{name: ..., max_steps: ...}, ...]"
             )
         if trainer.max_steps < 1:
-            raise ValueError(f"technique stages counts the steps of {type(pl_module).__name__}'s run; set max_steps")
+            raise ValueError(f"technique stages needs the length of {type(pl_module).__name__}'s run in steps; set max_steps")
         try:
             pl_module.phases.set_sequence(pl_module, self.phases)
         except ValueError as error:
@@ -101,9 +101,9 @@ class Stages(Technique):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Task)
-        self._finish(trainer, pl_module)  # a run that was over is over again
+        self._finish(trainer, pl_module)  # a run that had ended ends again
 
-    # --- transitions: decided after a step or a validation, done before the next batch ---
+    # --- change of phase: decided after a step or a validation, made before the next batch ---
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         assert isinstance(pl_module, Task)
@@ -140,7 +140,7 @@ class Stages(Technique):
         self._finish(trainer, pl_module)
 
     def _finish(self, trainer: pl.Trainer, task: Task) -> None:
-        """Ends the run where its last phase is over."""
+        """Ends the run if its last phase has ended."""
         if not self.reason or task.accumulating or not task.phases.is_last or trainer.should_stop:
             return
         if task.steps_trained < trainer.max_steps:
@@ -153,14 +153,14 @@ class Stages(Technique):
         self.plateau = _plateau(task.phase)
         log.warning(f"stages: {over} ends at step {task.steps_trained}: {reason}; {task.phase.name} begins")
 
-    # --- state; where the run stands is the task's ---
+    # --- state; the position is part of the task's state ---
 
     def state_dict(self) -> dict[str, Any]:
         return {**self.plateau.state_dict(), "reason": self.reason}
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         assert isinstance(pl_module, Task)
-        self.plateau = _plateau(pl_module.phase)  # of the phase in which the checkpoint was written
+        self.plateau = _plateau(pl_module.phase)  # with the options of the checkpoint's phase
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.reason = state_dict["reason"]

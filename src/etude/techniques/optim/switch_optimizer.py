@@ -1,4 +1,4 @@
-"""Trains on with another optimizer from a share of the run on, with a stage, or once a metric no longer improves."""
+"""Technique switch_optimizer: replaces the optimizer once during a run."""
 
 import logging
 import math
@@ -18,32 +18,31 @@ log = logging.getLogger(__name__)
 
 
 class SwitchOptimizer(Technique):
-    """Replaces the optimizer once: at `at` of the run, with the stage `stage`, or when `monitor` has not improved for `patience`
-    observations.
+    """Replaces the optimizer once: after a share of the run, when a phase begins, or when a metric no longer improves.
 
-    The new one starts with an empty state, and its schedule anew, warm-up included, over the steps that are left. Players
-    keep the proportion of their learning rate to the optimizer's. Without `to`, Adam's family gives way to Lion with a fifth
-    of its learning rates and five times its weight decay (Chen et al. 2023, section 5, asks for a factor of 3 to 10), which
-    goes on at the same scale whatever the model. What is watched is observed after each validation, a metric train/... at
-    each step that the loggers are told of (trainer.log_every_n_steps).
+    The new optimizer has no state. Its schedule, warm-up included, starts afresh over the remaining steps. The ratio of each
+    player's learning rate to the optimizer's stays the same. Without `to`, the new optimizer is Lion, with a fifth of the
+    learning rates and five times the weight decay (Chen et al. 2023, section 5, recommend a factor of 3 to 10); the first
+    optimizer must then be Adam or a variant of it. `monitor` is read after each validation, or, if its name begins with train/,
+    at each step that is logged (trainer.log_every_n_steps).
 
-    When to use: AdamW finds its way early, and a plainer rule generalises better late; for SGD, as in the source, say
+    When to use: AdamW makes fast progress early, but a simpler optimizer may generalize better late. For SGD, as in the source:
     'technique.switch_optimizer.to={_target_:torch.optim.SGD,_partial_:true,lr:0.1,momentum:0.9}'.
 
-    Source: Keskar and Socher 2017 (SWATS). Deviation: the time is chosen by share or plateau, the rate by its owner.
+    Source: Keskar and Socher 2017 (SWATS). Deviation: the time of the switch and the new learning rate are options.
 
     Args:
-        to: called with parameter groups, gives the new optimizer; None for Lion as above.
-        at: share of the run, in (0, 1); None where `monitor` or `stage` decides.
-        stage: name of a stage of technique stages that begins with the new optimizer, which then has that stage's schedule.
-        monitor: name of a logged metric; None where `at` alone decides. With both, the first to come.
-        mode: whether less ("min") or more ("max") of it is better.
-        patience: observations in a row without progress that make a plateau, at least 1.
-        min_delta: progress smaller than this is none, at least 0.
+        to: called with the parameter groups, returns the new optimizer; None for Lion as above.
+        at: share of the run after which to switch, in (0, 1); None if `monitor` or `stage` decides.
+        stage: name of a phase of technique stages; the switch is made when it begins, and its schedule is used.
+        monitor: name of a logged metric; None if `at` alone decides. If both are given, whichever comes first.
+        mode: "min" if lower values are better, "max" if higher values are.
+        patience: values in a row without improvement after which to switch, at least 1.
+        min_delta: a value must be better by more than this to count as an improvement, at least 0.
 
     Raises:
-        ValueError: a value out of range, neither `at` nor `monitor`, a metric that nothing logs, or no `to` for an optimizer
-            that is not of Adam's family.
+        ValueError: a value is out of its range; none of `at`, `stage` and `monitor` is given; nothing logs the metric; or `to`
+            is missing and the first optimizer is no variant of Adam.
     """
 
     claims: ClassVar[frozenset[Power]] = frozenset({Power.STEP})
@@ -73,7 +72,7 @@ class SwitchOptimizer(Technique):
             raise ValueError(f"switch_optimizer.min_delta is {min_delta}, must be at least 0")
         self.to, self.at, self.stage, self.monitor, self.mode = to, at, stage, monitor, mode
         self.patience, self.plateau = patience, Plateau(mode=mode, min_delta=min_delta)
-        self.switched: dict[str, Any] = {}  # how the new optimizer is built, once there is one
+        self.switched: dict[str, Any] = {}  # how the new optimizer is built; empty before the switch
         self._task: Task | None = None
         self._total = math.inf
 
@@ -85,7 +84,7 @@ class SwitchOptimizer(Technique):
             former = pl_module.build_optimizer()
             if not isinstance(former, torch.optim.Adam | torch.optim.NAdam | torch.optim.RAdam):
                 raise ValueError(
-                    f"technique switch_optimizer switches from Adam's family to Lion by itself, but {type(pl_module).__name__} "
+                    f"technique switch_optimizer without `to` replaces Adam or a variant by Lion, but {type(pl_module).__name__} "
                     f"trains with {type(former).__name__}; give technique.switch_optimizer.to"
                 )
 
@@ -94,9 +93,9 @@ class SwitchOptimizer(Technique):
             pl_module.check_metric(self.monitor, "switch_optimizer.monitor", self.mode)
         if self.stage is not None and isinstance(pl_module, Task) and self.stage not in pl_module.phases.names[1:]:
             later = pl_module.phases.names[1:]
-            those = f"after its first the stages {', '.join(later)}" if pl_module.phases.names else "no stages"
+            those = f"the later stages {', '.join(later)}" if pl_module.phases.names else "no stages"
             raise ValueError(
-                f"switch_optimizer.stage is {self.stage!r}, and {type(pl_module).__name__}'s run has {those}; choose one of "
+                f"switch_optimizer.stage is {self.stage!r}, but {type(pl_module).__name__}'s run has {those}; choose one of "
                 "technique=[stages]"
             )
 
@@ -105,7 +104,7 @@ class SwitchOptimizer(Technique):
         if self.at is not None and self._total == math.inf:
             raise ValueError("switch_optimizer.at is a share of the run: set trainer.max_steps or trainer.max_epochs")
 
-    # Decided here, done before the next batch: what else acts after a validation then sees one optimizer.
+    # The switch is made before the next batch, so that all callbacks after a validation see the same optimizer.
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Task, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
         if self.switched:
@@ -124,13 +123,13 @@ class SwitchOptimizer(Technique):
         assert isinstance(pl_module, Task)
         watched = self.monitor is not None and self.monitor.startswith("train/")
         if watched and not pl_module.accumulating and self.is_logged(trainer):
-            self._look(trainer)
+            self._read_metric(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.monitor is not None and not self.monitor.startswith("train/") and not trainer.sanity_checking:
-            self._look(trainer)
+            self._read_metric(trainer)
 
-    def _look(self, trainer: pl.Trainer) -> None:
+    def _read_metric(self, trainer: pl.Trainer) -> None:
         found = trainer.callback_metrics.get(str(self.monitor))
         if found is None:
             if str(self.monitor).startswith("train/"):
@@ -138,7 +137,7 @@ class SwitchOptimizer(Technique):
                     f"switch_optimizer.monitor is {self.monitor!r}, which nothing logs; "
                     f"there are {', '.join(sorted(trainer.callback_metrics))}"
                 )
-            return  # one that is not logged at every validation
+            return  # a metric that is not logged at every validation
         self.plateau.improves(float(found))
 
     def _switch(self, trainer: pl.Trainer, task: Task, reason: str, *, steps: int | None = None) -> None:
@@ -155,11 +154,11 @@ class SwitchOptimizer(Technique):
         self.switched["player_lr"] = {name: rate * now[name] / rates[name] for name, rate in players.items()}
         self._build(task)
         lightning.rebuild_optimizers(trainer)
-        names = f"{type(former).__name__} gives way to {type(trainer.optimizers[0]).__name__}"
-        log.warning(f"step {task.steps_trained}: {names}, for {reason}")
+        names = f"{type(former).__name__} is replaced by {type(trainer.optimizers[0]).__name__}"
+        log.warning(f"step {task.steps_trained}: {names}: {reason}")
 
     def _build(self, task: Task) -> None:
-        """Gives the task the new optimizer, as `switched` says."""
+        """Sets the new optimizer of the task, as described by `switched`."""
         former = self.switched["former"]
         to = self.to or partial(lion, lr=former["lr"] / 5, weight_decay=former["weight_decay"] * 5)
         steps, start_step = self.switched["schedule_steps"], self.switched["step"]
@@ -171,12 +170,12 @@ class SwitchOptimizer(Technique):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.plateau.load_state_dict(state_dict)
         self.switched = state_dict["switched"]
-        if self.switched and self._task is not None:  # before the optimizer is built, so that the right one is
+        if self.switched and self._task is not None:  # before Lightning builds the optimizer
             self._build(self._task)
 
 
 def _rates(task: Task) -> dict[str, float]:
-    """Returns the learning rate that the task's optimizer gives each player of itself."""
+    """Returns each player's learning rate without `player_lr`, that is, the optimizer's own."""
     own, task.player_lr = task.player_lr, {}
     try:
         groups = task.build_optimizer().param_groups

@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights, used for validation, sampling and export."""
+"""Technique ema: an exponential moving average of the weights, used for validation, sampling and export."""
 
 from typing import Any, ClassVar
 
@@ -12,19 +12,19 @@ from etude.core.technique import Power, StepSlot, Technique
 
 
 class Ema(Technique):
-    """Keeps average <- d * average + (1 - d) * weights after each update and evaluates with the average.
+    """Averages the weights exponentially over training and validates with the average.
 
-    d = min(decay, (1 + n) / (10 + n)) after n updates, so that a young average forgets the initial weights. The
-    checkpoint's `state_dict` holds the average: whoever loads it for sampling or export gets it without knowing of this
-    technique; the training weights travel in the technique's own state.
+    After each optimizer step average <- d * average + (1 - d) * weights, with d = min(decay, (1 + n) / (10 + n)) after n steps:
+    the average forgets the initial weights quickly. The checkpoint's `state_dict` holds the average, so code that loads it for
+    sampling or export needs to know nothing of this technique. The training weights are saved in the technique's state.
 
-    When to use: almost always; it costs one pass over the weights a step. Suggested: 0.999 for 1,000 to 10,000 steps,
-    0.9999 beyond.
+    When to use: almost always; each step costs one more pass over the weights. Suggested: 0.999 for 1,000 to 10,000 steps,
+    0.9999 for longer runs.
 
     Source: Polyak and Juditsky 1992; the warm-up of d follows TensorFlow's ExponentialMovingAverage.
 
     Args:
-        decay: d at the end, in (0, 1).
+        decay: largest value of d, in (0, 1).
     """
 
     claims: ClassVar[frozenset[Power]] = frozenset({Power.EVALUATION_WEIGHTS})
@@ -37,7 +37,7 @@ class Ema(Technique):
         self.decay = decay
         self.updates = 0
         self._evaluation = EvaluationWeights()
-        self._weights: list[Tensor] = []  # the task's own, in the order of the average's
+        self._weights: list[Tensor] = []  # the training weights, in the order of the averages
 
     @property
     def _average(self) -> dict[str, Tensor]:

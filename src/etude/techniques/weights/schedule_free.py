@@ -1,4 +1,4 @@
-"""The average of a schedule-free optimizer, used for validation, sampling and export."""
+"""Technique schedule_free: uses the average of optimizer=schedule_free for validation, sampling and export."""
 
 from typing import Any, ClassVar
 
@@ -11,17 +11,17 @@ from etude.optim.optimizers import ScheduleFree as Optimizer
 
 
 class ScheduleFree(Technique):
-    """Evaluates and saves the average x that optimizer=schedule_free keeps, while training goes on at its y.
+    """Validates with, and saves, the average x of optimizer=schedule_free; the weights during training are y.
 
-    x = y + (1 - 1 / b1) (z - y), with z the optimizer's fast weights. x is computed when validation begins or a checkpoint is
-    written, and y comes back bit for bit; the checkpoint's `state_dict` holds x, and y travels in the technique's own state.
+    x = y + (1 - 1 / b1) (z - y), where z are the optimizer's fast weights. x is computed when a validation begins or a checkpoint
+    is written; afterwards y is restored bit for bit. The checkpoint's `state_dict` holds x; y is in the technique's state.
 
-    When to use: with optimizer=schedule_free, which brings it along; never with another.
+    When to use: with optimizer=schedule_free, which adds it by itself; never with another optimizer.
 
     Source: Defazio et al. 2024, algorithm 1.
 
     Raises:
-        ValueError: the task trains with another optimizer, or its weights are split over devices.
+        ValueError: the task trains with another optimizer, or its weights are sharded over devices.
     """
 
     claims: ClassVar[frozenset[Power]] = frozenset({Power.EVALUATION_WEIGHTS})
@@ -38,14 +38,14 @@ class ScheduleFree(Technique):
         if not isinstance(optimizer, Optimizer):
             raise ValueError(
                 f"technique schedule_free evaluates the average of optimizer=schedule_free, but {type(pl_module).__name__} "
-                f"trains with {type(optimizer).__name__}; choose optimizer=schedule_free or take the technique out"
+                f"trains with {type(optimizer).__name__}; choose optimizer=schedule_free or remove the technique"
             )
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._evaluation.restore(pl_module)
 
     def _average(self, trainer: pl.Trainer, task: pl.LightningModule) -> EvaluationWeights:
-        """Takes the optimizer's average; nothing before training, or after a switch to another optimizer."""
+        """Computes the optimizer's average; there is none before training, or after a switch to another optimizer."""
         optimizer = trainer.optimizers[0] if trainer.optimizers else None
         if isinstance(optimizer, Optimizer):
             averages = {p.data_ptr(): value for p, value in optimizer.evaluation_weights().items()}
@@ -68,7 +68,7 @@ class ScheduleFree(Technique):
         self._evaluation.values = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"evaluates": "x"}  # not empty: Lightning leaves empty ones out
+        return {"evaluates": "x"}  # not empty: Lightning does not save empty states
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._evaluation.load(state_dict)

@@ -1,4 +1,4 @@
-"""Stochastic weight averaging: the plain mean of the weights of the end of the run, used for validation, sampling, export."""
+"""Technique swa: stochastic weight averaging, the mean of the weights over the last part of the run."""
 
 from typing import Any, ClassVar
 
@@ -11,25 +11,25 @@ from etude.core.technique import Power, StepSlot, Technique
 
 
 class Swa(Technique):
-    """Evaluates with the equal mean of the weights at every `every`-th update from `start` of the run on.
+    """Averages the weights of every `every`-th step over the last part of the run and validates with the average.
 
-    average <- average + (weights - average) / (n + 1) when n weights have been taken. Before the first is taken, validation
-    and checkpoints have the plain weights. Saving and swapping are those of `ema`: the checkpoint's `state_dict` holds the
-    average, the training weights travel in the technique's own state.
+    average <- average + (weights - average) / (n + 1), where n is the number of weights averaged before. Until the first weights
+    are added, validation and checkpoints use the training weights. As with `ema`, the checkpoint's `state_dict` holds the
+    average, and the training weights are saved in the technique's state.
 
-    When to use: instead of `ema` where the rate stays high to the end (scheduler=constant, or wsd with a short decay): the
-    mean of distant points lies in a flatter place than any of them. With a rate that falls to zero there is nothing left to
-    average, and `ema` costs less thought.
+    When to use: instead of `ema` if the learning rate stays high to the end (scheduler=constant, or wsd with a short decay). The
+    mean of distant weights then lies in a flatter region of the loss than any of them. If the learning rate falls to zero, the
+    weights hardly differ at the end, and `ema` is simpler.
 
-    Source: Izmailov et al. 2018, algorithm 1. Two deviations: the learning rate is the schedule's business, and running
-    statistics of batches (BatchNorm) are averaged like weights instead of being gathered in a pass of their own.
+    Source: Izmailov et al. 2018, algorithm 1. Two deviations: the learning rate is left to the schedule, and BatchNorm
+    statistics are averaged like weights instead of being computed in a separate pass.
 
     Args:
-        start: share of the run after which the first weights are taken, in [0, 1).
-        every: updates from one taking to the next, at least 1.
+        start: share of the run after which averaging begins, in [0, 1).
+        every: steps between two additions to the average, at least 1.
 
     Raises:
-        ValueError: start outside [0, 1) or every below 1; in training, a start with no end of the run in sight.
+        ValueError: start is outside [0, 1), or every is below 1; in training, the length of the run is unknown.
     """
 
     claims: ClassVar[frozenset[Power]] = frozenset({Power.EVALUATION_WEIGHTS})
