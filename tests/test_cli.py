@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from etude.core.called import program
-from etude.core.checkpoint_files import find_stage
+from etude.core.checkpoint_files import find_stage_checkpoint
 from etude.run import cli
 
 ROOT = Path(__file__).parents[1]
@@ -60,7 +60,7 @@ def test_messages_name_the_program_as_it_was_called(started: str, named: str, mo
     monkeypatch.setattr(sys, "argv", [started, "data=chorales"])
     assert program("train") == named
     with pytest.raises(ValueError, match=f"holds none; run `{named} stage=pretrain` first"):
-        find_stage(["pretrain"], "no_outputs", wanted="finetune")
+        find_stage_checkpoint(["pretrain"], "no_outputs", wanted="finetune")
 
 
 @pytest.mark.parametrize(

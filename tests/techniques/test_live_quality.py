@@ -184,7 +184,7 @@ def test_a_model_that_recites_is_caught(tmp_path: Path, songs: Path) -> None:
     object.__setattr__(task, "sample", lambda **options: [*training, *training][: options["num_samples"]])
     technique = LiveQuality(every=1)
     run = fit(tmp_path, task, data, [technique], steps=2)
-    assert float(run.callback_metrics["live/copying"]) > 0.95 and "copying" in technique.ringing
+    assert float(run.callback_metrics["live/copying"]) > 0.95 and "copying" in technique.active_alarms
 
 
 def batch_of(data: MusicDataModule) -> dict[str, torch.Tensor]:
@@ -343,4 +343,4 @@ def test_a_resumed_run_knows_its_values_and_its_spending(tmp_path: Path, songs: 
     assert second.values == first.values and second.measurements == first.measurements == 1
     assert second.budget.spent == first.budget.spent > 0
     assert float(rest.callback_metrics["live/quality"]) == pytest.approx(first.values["quality"])
-    assert second.running_diversity == first.running_diversity and second.ringing == first.ringing
+    assert second.running_diversity == first.running_diversity and second.active_alarms == first.active_alarms

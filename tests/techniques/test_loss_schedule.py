@@ -91,7 +91,7 @@ def test_a_term_alone_has_nothing_to_rise_beside(tmp_path: Path, caplog: pytest.
 
     task = Alone(loss_weights={}, player_lr={})
     trainer(tmp_path, max_steps=4, callbacks=[LossSchedule(), Seldom()]).fit(task, PairsData())
-    assert caplog.text.count("has only one term so far (nll) and acts when another joins it") == 1
+    assert caplog.text.count("has only one term so far (nll); it has no effect until there is another") == 1
     assert task._factors.keys() == {"seldom"}
-    with pytest.raises(ValueError, match="Alone has one term alone; add a technique that brings terms"):
+    with pytest.raises(ValueError, match="Alone has only one term; add a technique that adds terms"):
         trainer(tmp_path, max_steps=2, callbacks=[LossSchedule()]).fit(Alone(loss_weights={}, player_lr={}), PairsData())

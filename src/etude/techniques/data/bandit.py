@@ -1,4 +1,4 @@
-"""A bandit chooses which pieces to train on: those whose loss falls fastest."""
+"""Technique bandit: a multi-armed bandit that chooses pieces of which the loss decreases fastest."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,29 +15,30 @@ from etude.core.technique import Technique
 
 
 class Bandit(Technique):
-    """Draws pieces by arms, bins of difficulty or genres, and prefers the arms where the model learns.
+    """Divides the pieces into arms (bins of difficulty, or genres) and draws more of the arms on which the model improves.
 
-    After every window of `every` batches each arm that was seen is rewarded with its learning progress, the fall of its mean
-    loss a token since it was last seen, rescaled to [-1, 1] by the 20th and 80th percentile of all rewards so far (Graves et
-    al. 2017, section 4). Exp3.S then updates (Auer et al. 2002, section 8; equation 6 of Graves et al.):
+    After every window of `every` batches, each arm in it gets a reward: the decrease of its mean loss per token since the arm
+    was last seen, rescaled to [-1, 1] by the 20th and 80th percentile of all rewards so far (Graves et al. 2017, section 4).
+    Then the weights are updated by Exp3.S (Auer et al. 2002, section 8; equation 6 of Graves et al.):
 
         w_k <- log((1 - share) e^(w_k + rate r_k) + share / (K - 1) sum_{j != k} e^(w_j + rate r_j))
         p_k = (1 - explore) e^(w_k) / sum_j e^(w_j) + explore / K
 
-    A window sees several arms, so rewards are not divided by their probabilities. A piece of arm k is admitted with
-    probability proportional to p_k / (share of the pieces in k), the largest being 1, so that tokens of an arm come with
-    about p_k. What workers have drawn ahead follows late.
+    A window holds several arms, so rewards are not divided by their probabilities. A piece of arm k is admitted with a
+    probability proportional to p_k / (share of the pieces in k), where the largest is 1. The share of an arm among the training
+    tokens is then about p_k. Batches that loader workers have drawn ahead are not affected.
 
-    When to use: data of several genres or difficulties of which some are learnt or hopeless.
+    When to use: data of several genres or difficulties, some of which are already learned or can't be learned.
 
     Args:
-        arms: difficulty (mean rank of the complexity features) or genre. num_arms: bins of difficulty, at least 2.
-        every: batches of a window, at least 1. rate: of the weights, above 0.
-        explore: share of every draw that is even, in (0, 1]. share: of the weights that flows between arms, in [0, 1).
+        arms: difficulty (mean rank of the complexity features) or genre. num_arms: number of bins of difficulty, at least 2.
+        every: batches of a window, at least 1. rate: learning rate of the weights, above 0.
+        explore: probability of a uniform choice of the arm, in (0, 1]. share: of the weights that is distributed to the other
+            arms at each update, in [0, 1).
 
     Raises:
-        ValueError: an option out of its range; in setup, data without a table of pieces, a task without losses of tokens, or
-            fewer than two arms.
+        ValueError: an option is out of its range; in setup, the data have no table of pieces, the task does not predict tokens,
+            or there are fewer than two arms.
     """
 
     def __init__(
@@ -61,11 +62,11 @@ class Bandit(Technique):
             raise ValueError(f"technique.bandit.explore is {explore}, must be in (0, 1], and share {share}, in [0, 1)")
         self.arms, self.num_arms, self.every = arms, num_arms, every
         self.rate, self.explore, self.share = rate, explore, share
-        self.names: Any = ()  # of the arms, once the data is known
+        self.names: Any = ()  # of the arms; set in setup
         self.weights: list[float] = []
-        self.before: list[float] = []  # mean loss of each arm when it was last seen, NaN before
+        self.before: list[float] = []  # mean loss of each arm when it was last seen; NaN if never
         self.rewards: list[float] = []
-        self.changes: list[list[Any]] = []  # from which draw, probabilities
+        self.changes: list[list[Any]] = []  # [first batch, probabilities of the arms], in order
         self._sums = torch.zeros(2, 0, dtype=torch.float64)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -74,8 +75,8 @@ class Bandit(Technique):
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, PieceTable) or not isinstance(pl_module, Tokenized):
             raise ValueError(
-                f"technique bandit chooses pieces by the losses of their tokens, {type(pl_module).__name__} with "
-                f"{type(data).__name__} has no such table; take it out of technique=[...]"
+                f"technique bandit chooses pieces by the losses of their tokens, but {type(pl_module).__name__} with "
+                f"{type(data).__name__} has no table of pieces; remove it from technique=[...]"
             )
         columns = data.pieces()
         if self.arms == "genre":
@@ -87,7 +88,7 @@ class Bandit(Technique):
             self._arm, self.names = rank * count // len(rank), np.array([f"difficulty_{i + 1}" for i in range(count)])
         if len(self.names) < 2:
             raise ValueError(
-                f"technique bandit has one arm for this {type(pl_module).__name__}, {self.names.tolist()}; choose "
+                f"technique bandit has only one arm for this {type(pl_module).__name__}, {self.names.tolist()}; choose "
                 "technique.bandit.arms=difficulty, or more genres"
             )
         self._lookahead = data.lookahead
@@ -104,7 +105,7 @@ class Bandit(Technique):
         return frozenset(f"bandit/{name}" for name in self.names)
 
     def rule(self, rows: np.ndarray, draw: int) -> np.ndarray:
-        """The probability with which each piece (row of the manifest) is admitted to batch `draw`."""
+        """Returns the probability with which each of `rows` (of the manifest) is admitted to batch number `draw`."""
         chosen = next(probabilities for first, probabilities in reversed(self.changes) if first <= draw)
         density = np.asarray(chosen) / self._pieces
         admitted: np.ndarray = (density / density.max())[self._arm[rows]]
@@ -164,7 +165,7 @@ class Bandit(Technique):
 
 
 def exp3s(weights: list[float], rewards: list[float], *, rate: float, share: float) -> list[float]:
-    """The log weights after one update; a constant is taken off all, so that the largest is 0."""
+    """Returns the log weights after one update of Exp3.S, shifted by a constant so that the largest is 0."""
     grown = np.asarray(weights) + rate * np.asarray(rewards)
     exponential = np.exp(grown - grown.max())
     others = (exponential.sum() - exponential) * share / (len(weights) - 1)
@@ -173,6 +174,6 @@ def exp3s(weights: list[float], rewards: list[float], *, rate: float, share: flo
 
 
 def probabilities(weights: list[float], *, explore: float) -> list[float]:
-    """What each arm is played with."""
+    """Returns the probability of each arm from the log weights."""
     exponential = np.exp(np.asarray(weights) - max(weights))
     return [float(p) for p in (1 - explore) * exponential / exponential.sum() + explore / len(weights)]

@@ -1,4 +1,4 @@
-"""Easy pieces first: a growing share of the difficulty range is open to training."""
+"""Technique curriculum: trains on easy pieces first and admits harder ones as training proceeds."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -16,28 +16,30 @@ from etude.optim.pacing import PACINGS, check_share, competence, progress_at
 from etude.optim.plateau import Plateau, check_mode
 
 AXES = ("rhythmic", "harmonic", "melodic", "structural")
-MEMORY = 0.7  # of a piece's loss at its next visit
-STEP, SLOWEST, FASTEST, BACK = 1.25, 0.25, 2.0, 0.1  # adaptive pace: factor a validation, its limits, what a stall takes back
+LOSS_DECAY = 0.7  # of the running loss of a piece, each time it is drawn
+PACE_FACTOR, MIN_PACE, MAX_PACE = 1.25, 0.25, 2.0  # of the adaptive pace: its change after a validation, and its limits
+SETBACK = 0.1  # progress that is lost when a validation does not improve
 
 
 class Curriculum(Technique):
-    """Trains on easy pieces first and admits harder ones as the model's competence grows.
+    """Admits pieces in the order of their difficulty: easy ones first, harder ones as the competence grows.
 
     A piece is admitted when its difficulty, a rank in (0, 1] among the training pieces, is at most the competence c(t); t
-    runs from 0 to 1 over the first `end` of all batches (see `etude.optim.pacing`). Difficulties:
+    goes from 0 to 1 over the first `end` of all batches (see `etude.optim.pacing`). Difficulties:
 
     - music: the mean rank over four axes (rhythmic: syncopation, onset entropy, tuplets, metre changes; harmonic: key
       distance, chord changes, notes out of the scale; melodic: interval entropy, range, new motifs; structural: new bars,
       length), each the mean rank of its features.
-    - loss: the model's own running loss of the piece, ranked anew at every validation; by music until it was seen.
+    - loss: the model's running loss of the piece, ranked again at every validation; a piece that has not been drawn yet is
+      ranked as for music.
     - any numeric column of the manifest.
 
-    `pacing=musical` gives each axis its own competence, of root pacing at the speed `axes` names: a piece is admitted when it
-    is easy enough on all of them, and the `start` share that is soonest ready is open from the beginning. With `by_genre`
-    ranks are taken within each genre, so that each has a pace of its own. Whatever the competence, at least the easiest
-    `diversity` of every genre's pieces are admitted, so that no level is one genre. With `adaptive` the pace grows by a
-    quarter with each validation that improves on the best `monitor`; one that does not takes back a tenth of the way and
-    slows down. What workers have drawn ahead follows a change late.
+    With `pacing=musical` each axis has its own competence, with root pacing at the speed given in `axes`. A piece is admitted
+    when it is easy enough on all axes; the share `start` of the pieces that is admitted soonest is admitted from the beginning.
+    With `by_genre` pieces are ranked within each genre. The easiest `diversity` of each genre's pieces are always admitted, so
+    that there is never only one genre. With `adaptive` the pace grows by a quarter after each validation that improves on the
+    best `monitor`; a validation that does not improve lowers the pace and sets t back by a tenth. Batches that loader workers
+    have drawn ahead are not affected by such a change.
 
     When to use: data of mixed difficulty and few steps. `reverse`, hard pieces first, is the control experiment.
     Source: Bengio et al. 2009; Platanios et al. 2019 (competence).
@@ -45,11 +47,12 @@ class Curriculum(Technique):
     Args:
         difficulty: music, loss, or a column.
         pacing: linear, root, exponential, cosine or musical.
-        start: competence at the beginning, in (0, 1]. end: share of the run after which all is open, in (0, 1].
+        start: competence at the beginning, in (0, 1]. end: share of the run after which all pieces are admitted, in (0, 1].
         power: of root pacing, above 0.
-        axes: speed of each axis under pacing=musical, above 0; 2 is open after half the time.
-        adaptive: let validation set the pace. monitor: the metric; None for the task's own. mode: min or max of it is better.
-        by_genre: rank within genres. diversity: share of each genre that is always open, in [0, 1].
+        axes: speed of each axis with pacing=musical, above 0; at speed 2 an axis needs half the time.
+        adaptive: validation sets the pace. monitor: its metric; None for the task's main metric. mode: "min" if lower values
+            are better, "max" if higher values are.
+        by_genre: rank within each genre. diversity: share of each genre that is always admitted, in [0, 1].
         reverse: hard pieces first.
     """
 
@@ -89,9 +92,9 @@ class Curriculum(Technique):
         self.difficulty, self.pacing, self.start, self.end, self.power = difficulty, pacing, start, end, power
         self.adaptive, self.monitor, self.by_genre, self.diversity, self.reverse = adaptive, monitor, by_genre, diversity, reverse
         self.mode, self.plateau = mode, Plateau(mode=mode)
-        self.paces: list[list[float]] = [[0, 0.0, 1.0]]  # from which draw, progress there, pace
-        self.tables: list[tuple[int, Tensor]] = []  # from which draw, the progress at which each piece is admitted
-        self._losses = torch.empty(0, dtype=torch.float64)  # running loss of each piece, NaN before its first visit
+        self.paces: list[list[float]] = [[0, 0.0, 1.0]]  # [first batch, progress at that batch, pace], in order
+        self.tables: list[tuple[int, Tensor]] = []  # (first batch, progress at which each piece is admitted)
+        self._losses = torch.empty(0, dtype=torch.float64)  # running loss of each piece; NaN if it was never drawn
         self._span = 1.0
 
     @property
@@ -106,21 +109,21 @@ class Curriculum(Technique):
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, PieceTable):
             raise ValueError(
-                f"technique curriculum chooses pieces by their difficulty, {type(pl_module).__name__}'s data "
-                f"({type(data).__name__}) has no such table; take it out of technique=[...]"
+                f"technique curriculum chooses pieces by their difficulty, but {type(pl_module).__name__}'s data "
+                f"({type(data).__name__}) has no table of pieces; remove it from technique=[...]"
             )
         if self.difficulty == "loss" and not isinstance(pl_module, PredictsTokens):
             raise ValueError(
-                f"technique curriculum with difficulty=loss needs losses of pieces, {type(pl_module).__name__} has none"
+                f"technique curriculum with difficulty=loss needs the losses of tokens, {type(pl_module).__name__} has none"
             )
         if trainer.max_steps < 1:
-            raise ValueError("technique curriculum paces by the number of steps; set max_steps")
+            raise ValueError("technique curriculum needs the length of the run; set max_steps")
         self._span = max(1.0, self.end * trainer.max_steps * trainer.accumulate_grad_batches)
         self._columns = data.pieces()
         self._genres = np.unique(self._columns["genre"], return_inverse=True)[1]
         self._lookahead = data.lookahead
         if not self.tables:
-            self.tables = [(0, self._times(self._ranks()))]
+            self.tables = [(0, self._admission_times(self._ranks()))]
             self._losses = torch.full((len(self._genres),), float("nan"), dtype=torch.float64)
         data.admit("curriculum", self.rule)
 
@@ -131,7 +134,7 @@ class Curriculum(Technique):
             pl_module.check_metric(self.monitor, "technique.curriculum.monitor", self.mode)
 
     def _ranks(self) -> dict[str, np.ndarray]:
-        """Ranks in (0, 1] of each piece, by axis for music, as "all" otherwise."""
+        """Returns the rank in (0, 1] of each piece: one array for each axis for music, otherwise one array named "all"."""
         columns = self._columns
         if self.difficulty not in ("music", "loss"):
             values = columns.get(self.difficulty)
@@ -154,8 +157,8 @@ class Curriculum(Technique):
             ranks[mine] = (np.cumsum(count) / len(mine))[place]  # equal values are admitted together
         return ranks
 
-    def _times(self, ranks: Mapping[str, np.ndarray]) -> Tensor:
-        """The progress t at which each piece is admitted: 0 for what is open from the beginning."""
+    def _admission_times(self, ranks: Mapping[str, np.ndarray]) -> Tensor:
+        """Returns the progress t at which each piece is admitted; 0 if it is admitted from the beginning."""
         musical = self.pacing == "musical"
         if self.reverse:
             ranks = {name: self._rank(-values) for name, values in ranks.items()}
@@ -175,12 +178,12 @@ class Curriculum(Technique):
     # --- pacing ---
 
     def progress(self, draw: int) -> float:
-        """The share of the way gone when batch `draw` is drawn, beyond 1 where all is open."""
+        """Returns the progress t at batch number `draw`; above 1 if all pieces are admitted."""
         first, done, pace = next(change for change in reversed(self.paces) if change[0] <= draw)
         return done + pace * (draw - first) / self._span
 
     def rule(self, rows: np.ndarray, draw: int) -> np.ndarray:
-        """1 for each piece (row of the manifest) that is admitted to batch `draw`, else 0."""
+        """Returns 1 for each of `rows` (of the manifest) that is admitted to batch number `draw`, else 0."""
         times = next(times for first, times in reversed(self.tables) if first <= draw)
         admitted: np.ndarray = (times.numpy()[rows] <= self.progress(draw) + 1e-9).astype(np.float64)
         return admitted
@@ -192,7 +195,7 @@ class Curriculum(Technique):
             seen, place = pieces.unique(return_inverse=True)
             mean = torch.zeros(len(seen), dtype=torch.float64).index_add_(0, place, nll) / place.bincount()
             before = self._losses[seen]
-            self._losses[seen] = torch.where(before.isnan(), mean, MEMORY * before + (1 - MEMORY) * mean)
+            self._losses[seen] = torch.where(before.isnan(), mean, LOSS_DECAY * before + (1 - LOSS_DECAY) * mean)
         return {}
 
     def on_train_batch_end(
@@ -213,20 +216,20 @@ class Curriculum(Technique):
         now = pl_module.batches_trained
         first = now + self._lookahead
         if self.difficulty == "loss":
-            self._losses = _of_all_ranks(self._losses, trainer, pl_module.device)
+            self._losses = _mean_over_ranks(self._losses, trainer, pl_module.device)
             by_music = np.mean(list(self._ranks().values()), axis=0)
             losses = self._losses.numpy()
             seen = np.isfinite(losses)
             by_loss = by_music.copy()
             if seen.any():
                 by_loss[seen] = np.quantile(by_music, (losses[seen].argsort().argsort() + 0.5) / seen.sum())
-            self.tables = [*_still_needed(self.tables, now), (first, self._times({"all": self._rank(by_loss)}))]
+            self.tables = [*_still_needed(self.tables, now), (first, self._admission_times({"all": self._rank(by_loss)}))]
         if self.adaptive and (value := trainer.callback_metrics.get(str(self.monitor))) is not None:
             progress, pace = self.progress(first), self.paces[-1][2]
             if self.plateau.improves(float(value)):
-                pace = min(FASTEST, pace * STEP)
+                pace = min(MAX_PACE, pace * PACE_FACTOR)
             else:
-                progress, pace = max(0.0, min(progress, 1.0) - BACK), max(SLOWEST, pace / STEP)
+                progress, pace = max(0.0, min(progress, 1.0) - SETBACK), max(MIN_PACE, pace / PACE_FACTOR)
             self.paces = [*_still_needed(self.paces, now), [first, progress, pace]]
 
     # --- state ---
@@ -241,16 +244,16 @@ class Curriculum(Technique):
 
 
 def _still_needed(changes: list[Any], now: int) -> list[Any]:
-    """The change that rules at batch `now` and all later ones."""
+    """Returns the change that applies at batch `now` and all later ones."""
     current = max(i for i, change in enumerate(changes) if change[0] <= now)
     return changes[current:]
 
 
-def _of_all_ranks(losses: Tensor, trainer: pl.Trainer, device: torch.device) -> Tensor:
-    """The mean over the ranks that have met a piece, so that all ranks draw alike; NaN where none has."""
+def _mean_over_ranks(losses: Tensor, trainer: pl.Trainer, device: torch.device) -> Tensor:
+    """Returns the mean loss over the ranks that have drawn a piece, so that all ranks choose alike; NaN if none has."""
     if trainer.world_size == 1:
         return losses
-    met = losses.isfinite()
-    both = torch.stack([torch.where(met, losses, 0.0), met.double()]).to(device)
+    drawn = losses.isfinite()
+    both = torch.stack([torch.where(drawn, losses, 0.0), drawn.double()]).to(device)
     total, count = trainer.strategy.reduce(both, reduce_op="sum").cpu()
     return torch.where(count > 0, total / count, torch.nan)

@@ -1,4 +1,4 @@
-"""Filling in frames: parts of the input are hidden, and the generator learns to go on from what stands around them."""
+"""Technique fill_frames: hides frames of the input, so that a generator learns to fill them in from their context."""
 
 from typing import Any, ClassVar
 
@@ -12,26 +12,25 @@ from etude.core.technique import BatchSlot, Technique
 
 
 class FillFrames(Technique):
-    """Hides a random stretch of each training piece from the generator, which must restyle it from its surroundings.
+    """Hides a random interval of each training example from the generator, which must translate it from its context.
 
-    Adds `batch["visible"]` [s, b, 1, f] to a batch with `"mel"` [s, b, m, f] (s styles, b pieces, m bands, f frames):
-    1 where the generator may look, 0 in one stretch of each piece whose length is even in 0 .. max_share * f and whose
-    place is even in the piece. `"mel"` stays whole: it is what the way back is measured against and what the
-    discriminators see. A task that takes it says so by an attribute `takes_visible = True`; its generator
-    sees every band's mean where nothing is to be seen, and `visible` as one more channel, all 1 where the batch has none
-    and at the way back.
+    Adds `batch["visible"]` [s, b, 1, f] to a batch with `"mel"` [s, b, m, f] (s styles, b examples, m bands, f frames). It is 0
+    in one interval of each example and 1 elsewhere. The length of the interval is uniform in 0 .. max_share * f, and so is its
+    position. `"mel"` itself is unchanged: the cycle loss and the discriminators use it. A task that supports this has the
+    attribute `takes_visible = True`. In hidden frames its generator gets the mean of each band, and it gets `visible` as one more
+    channel, which is all 1 if the batch has none, and in the second pass of the cycle.
 
-    When to use: style transfer on small corpora, where a generator learns to copy frame by frame; it makes it read the
-    time structure. Suggested: max_share 0.5, for segments of two seconds.
+    When to use: style transfer on small corpora, where a generator tends to copy frame by frame; this makes it use the context.
+    Suggested: max_share 0.5, for segments of two seconds.
 
-    Source: Kaneko et al. 2021 (MaskCycleGAN-VC), section 3, FIF with a stretch of random length.
+    Source: Kaneko et al. 2021 (MaskCycleGAN-VC), section 3, FIF with an interval of random length.
 
     Args:
-        max_share: longest stretch as a share of the frames, in (0, 1).
-        seed: of the places.
+        max_share: longest interval as a share of the frames, in (0, 1).
+        seed: of the random intervals.
 
     Raises:
-        ValueError: a share out of its range; at setup, a task that does not take `visible`.
+        ValueError: a share is out of its range; in setup, the task does not support `visible`.
     """
 
     batch_slot: ClassVar[BatchSlot] = BatchSlot.MASK
@@ -46,14 +45,14 @@ class FillFrames(Technique):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if not (isinstance(pl_module, FillsFrames) and pl_module.takes_visible):
             raise ValueError(
-                f"technique fill_frames hides frames of mels from a generator, {type(pl_module).__name__} has no generator that "
-                "takes `visible`; take it out of technique=[...] or choose task=style_transfer"
+                f"technique fill_frames hides frames of mels from a generator, but {type(pl_module).__name__} has none that "
+                "supports `visible`; remove it from technique=[...] or choose task=style_transfer"
             )
 
     def transform_batch(self, task: Task, batch: Batch) -> Batch:
         mel_sbmf = batch["mel"]
         styles, pieces, _, frames = mel_sbmf.shape
-        # every rank has draws of its own, which no number of ranks shifts
+        # each rank draws its own numbers, whatever the number of ranks
         draws = self.generator(self.batches * 65_536 + task.global_rank)
         length, place = torch.rand(2, styles, pieces, 1, 1, generator=draws)
         length = (length * (int(self.max_share * frames) + 1)).floor()

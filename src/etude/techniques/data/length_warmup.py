@@ -1,4 +1,4 @@
-"""Short passages first: documents are cut at bar lines, mels at frames, less and less."""
+"""Technique length_warmup: trains on short passages first and increases their length."""
 
 from typing import Any, ClassVar
 
@@ -13,27 +13,27 @@ from etude.core.task import Task
 from etude.core.technique import BatchSlot, Technique
 from etude.optim.pacing import check_share
 
-MULTIPLE = 8  # tokens to which a shortened row is rounded up: matrix kernels like it
-FRAMES = 4  # to a multiple of which mels are cut
+ROW_MULTIPLE = 8  # the length of a shortened row is rounded up to a multiple, which is faster
+FRAME_MULTIPLE = 4  # the number of mel frames is a multiple of this
 
 
 class LengthWarmup(Technique):
-    """Cuts what is trained on to a length that grows over the first `end` of the run; then nothing is cut.
+    """Cuts training examples to a length that grows over the first `end` of the run; after that nothing is cut.
 
-    Scores: each document of a row keeps its beginning, up to a bar line, so never a pitch without its duration: at most
-    start_bars * (full_bars / start_bars)^t bars, t from 0 to 1. What is left moves together and the row ends with the longest,
-    so a step costs less. Mels: every row keeps the same random place of start + (1 - start) t of its frames, a multiple of 4.
+    Scores: of each document in a row only the first bars are kept, at most start_bars * (full_bars / start_bars)^t, where t goes
+    from 0 to 1. The rest of the row is moved together, and all rows are shortened to the longest, so that a step takes less time.
+    Mels: a share start + (1 - start) t of the frames is kept, a multiple of 4, at the same random position in all rows.
 
-    When to use: long pieces, whose attention costs most while little is learnt from it yet.
+    When to use: long pieces, for which attention is expensive.
     Source: Press, Smith and Lewis 2021 (staged training on short inputs); Li, Zhang and He 2022 (sequence length warm-up).
 
     Args:
         start_bars: bars at the beginning, at least 1. full_bars: at the end, at least start_bars.
-        start: share of a mel's frames at the beginning, in (0, 1]. end: share of the run, in (0, 1].
-        seed: of the places in mels.
+        start: share of a mel's frames at the beginning, in (0, 1]. end: share of the run after which nothing is cut, in (0, 1].
+        seed: of the random positions in mels.
 
     Raises:
-        ValueError: an option out of its range; in setup, a task with neither tokens of scores nor mels.
+        ValueError: an option is out of its range; in setup, the task has neither tokens of scores nor mels.
     """
 
     batch_slot: ClassVar[BatchSlot] = BatchSlot.CROP
@@ -51,13 +51,13 @@ class LengthWarmup(Technique):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if not isinstance(pl_module, Tokenized | HasMelContract):
-            raise ValueError(f"technique length_warmup cuts scores or mels, {type(pl_module).__name__} has neither; take it out")
+            raise ValueError(f"technique length_warmup cuts scores or mels, {type(pl_module).__name__} has neither; remove it")
         if isinstance(pl_module, HasMelContract) and not isinstance(pl_module, Styled):
             raise ValueError(
-                f"technique length_warmup cuts mels that come without samples, {type(pl_module).__name__} wants both; take it out"
+                f"technique length_warmup cuts mels but not waveforms, and {type(pl_module).__name__} needs both; remove it"
             )
         if trainer.max_steps < 1:
-            raise ValueError("technique length_warmup counts shares of the run; set max_steps")
+            raise ValueError("technique length_warmup needs the length of the run; set max_steps")
         self._span = max(1.0, self.end * trainer.max_steps * trainer.accumulate_grad_batches)
 
     def transform_batch(self, task: Task, batch: Batch) -> Batch:
@@ -68,16 +68,19 @@ class LengthWarmup(Technique):
             bars = int(self.start_bars * (self.full_bars / self.start_bars) ** progress)
             return shortened(batch, task.tokenizer, bars)
         frames = batch["mel"].shape[-1]
-        kept = min(frames, max(FRAMES, int(frames * (self.start + (1 - self.start) * progress)) // FRAMES * FRAMES))
+        kept = min(
+            frames,
+            max(FRAME_MULTIPLE, int(frames * (self.start + (1 - self.start) * progress)) // FRAME_MULTIPLE * FRAME_MULTIPLE),
+        )
         first = int(torch.randint(0, frames - kept + 1, (), generator=self.generator(task.batches_trained)))
         return {**batch, "mel": batch["mel"][..., first : first + kept]}
 
 
 def shortened(batch: Batch, tokenizer: Any, bars: int) -> Batch:
-    """The batch with at most so many bars of each document; all tensors [b, t], t the longest row's rounded up to 8."""
+    """Returns the batch with at most `bars` bars of each document; t of its tensors [b, t] is rounded up to a multiple of 8."""
     tokens, documents = (batch[name].cpu().numpy() for name in ("tokens", "documents"))
     rows = [np.flatnonzero(_kept(row, owner, tokenizer, bars)) for row, owner in zip(tokens, documents, strict=True)]
-    length = min(tokens.shape[1], -(-max(map(len, rows)) // MULTIPLE) * MULTIPLE)
+    length = min(tokens.shape[1], -(-max(map(len, rows)) // ROW_MULTIPLE) * ROW_MULTIPLE)
     empty = {"targets": -100, "documents": -1, "piece": -1}
     found: dict[str, Any] = {}
     for name, values in batch.items():

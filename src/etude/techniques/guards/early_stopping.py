@@ -1,4 +1,4 @@
-"""Ends a run that has stopped getting better, with the best weights in place."""
+"""Technique early_stopping: ends a run when a metric no longer improves, and restores the best weights."""
 
 import logging
 from typing import Any, Literal
@@ -17,17 +17,18 @@ log = logging.getLogger(__name__)
 class EarlyStopping(Technique):
     """Stops when `monitor` has not improved by more than `min_delta` for `patience` validations, and restores the best weights.
 
-    The best weights are those that validation saw, so an average's where one is evaluated. When training ends, early or not,
-    they are put back into the model, and `last.ckpt` holds them for sampling, beside the trained ones from which a longer
-    run goes on. A run that has stopped stops again when it is continued. Nothing else in training changes.
+    The best weights are those that were validated, that is, the average if a technique such as `ema` validates with one. When
+    training ends, early or not, they are copied into the model. `last.ckpt` then holds them for sampling, and also the training
+    weights, from which a longer run continues. A run that was stopped stops again when it is continued.
 
-    When to use: small data, where the validation likelihood turns. Suggested: a patience of 5 validations.
+    When to use: small data, on which the validation loss rises again. Suggested: a patience of 5 validations.
     Source: Prechelt 1998, criterion UP.
 
     Args:
-        monitor: a metric of validation; None for the task's own. mode: whether less ("min") or more ("max") of it is better.
-        patience: validations without improvement, at least 1. min_delta: what counts as one, 0 or more.
-        restore: put the best weights back.
+        monitor: a metric that validation logs; None for the task's main metric. mode: "min" if lower values are better, "max" if
+            higher values are.
+        patience: validations without improvement, at least 1. min_delta: a value must be better by more than this, 0 or more.
+        restore: restore the best weights at the end.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class EarlyStopping(Technique):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self.restore and type(trainer.strategy).__name__ in ("ModelParallelStrategy", "FSDPStrategy"):
             raise ValueError(
-                f"technique early_stopping keeps whole weights, trainer=fsdp splits those of {type(pl_module).__name__}; set "
+                f"technique early_stopping keeps whole weights, but trainer=fsdp shards those of {type(pl_module).__name__}; set "
                 "technique.early_stopping.restore=false"
             )
 
@@ -75,7 +76,7 @@ class EarlyStopping(Technique):
         trainer.should_stop = trainer.should_stop or self.plateau.waited >= self.patience
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # before an average is swapped out again
+        # at this point the model still has the average, if there is one
         self._candidate = {n: v.detach().clone() for n, v in pl_module.state_dict().items()} if self.restore else {}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""A guard against losses and gradients that are not finite: the step is left out, counted and explained."""
+"""Technique finite: skips optimizer steps whose loss or gradient is not finite (NaN or infinite)."""
 
 import logging
 from collections.abc import Callable
@@ -16,22 +16,21 @@ log = logging.getLogger(__name__)
 
 
 class Finite(Technique):
-    """Leaves out a step whose loss or whose gradient is not finite, so that one bad batch does not end a run in NaN.
+    """Skips a step whose loss or gradient is not finite, so that one bad batch does not spoil all weights with NaN.
 
-    All players' gradients are set to None: weights and optimizer states stay as they were. The count is logged as
-    `train/skipped_steps`, and a warning names the loss terms and the module: of the parameters that have gone wrong
-    themselves the first, otherwise, as what is not finite spreads from the loss backwards, the last one, in the order of
-    the module's definition, whose gradient has. Nothing is changed while all is finite. Buffers that a forward pass
-    writes (batch statistics) are not taken back.
+    The gradients of all players are removed, so weights and optimizer states do not change. The number of skipped steps is
+    logged as `train/skipped_steps`. A warning names the loss terms and the module in which the problem probably began (see
+    `etude.optim.faults.nonfinite_module`). As long as everything is finite, nothing changes. Buffers that a forward pass writes
+    (BatchNorm statistics) are not restored.
 
-    When to use: long runs nobody watches, mixed precision, losses with roots, logarithms or ratios. Costs one
-    transfer from the device a step, and a norm of each gradient where nothing is clipped.
+    When to use: long unattended runs, mixed precision, losses with roots, logarithms or ratios. Each step costs one transfer from
+    the device and, if gradients are not clipped, their norm.
 
     Args:
-        max_skipped: steps left out in a row that end the run, at least 1.
+        max_skipped: number of skipped steps in a row that ends the run, at least 1.
 
     Raises:
-        ValueError: max_skipped below 1; in training, more bad steps in a row than that.
+        ValueError: max_skipped is below 1; in training, so many steps in a row are not finite.
     """
 
     gradient_slot: ClassVar[GradientSlot] = GradientSlot.SKIP
@@ -45,7 +44,7 @@ class Finite(Technique):
         self.max_skipped = max_skipped
         self.skipped = 0
         self.in_a_row = 0
-        self._put_back: Callable[[], None] | None = None
+        self._restore_counters: Callable[[], None] | None = None
         self._losses: list[Tensor] = []
         self._terms: list[dict[str, Tensor]] = []
 
@@ -55,7 +54,7 @@ class Finite(Technique):
         self._losses.append(loss.detach())
 
     def transform_gradients(self, task: Task) -> None:
-        # all ranks leave a step out or none does
+        # either all ranks skip a step or none
         finite = task.trainer.strategy.reduce_boolean_decision(is_finite(task, self._losses, self), all=True)
         if not finite:
             self._skip(task)
@@ -66,21 +65,21 @@ class Finite(Technique):
         self.skipped += 1
         self.in_a_row += 1
         report = (
-            f"step {task.trainer.global_step + 1} is not finite and left out ({self.skipped} so far): "
+            f"step {task.trainer.global_step + 1} is not finite and was skipped ({self.skipped} so far): "
             f"terms {nonfinite_terms(self._terms)}, module {nonfinite_module(task)}"
         )
-        self._put_back = skip_next_step(task)
+        self._restore_counters = skip_next_step(task)
         log.warning(report)
         if self.in_a_row >= self.max_skipped:
             raise ValueError(
-                f"{report}; that makes {self.in_a_row} in a row, finite.max_skipped allows less: lower the learning rate, "
-                "clip gradients (trainer.gradient_clip_val) or look into the terms named"
+                f"{report}; that makes {self.in_a_row} in a row, finite.max_skipped is {self.max_skipped}: lower the learning "
+                "rate, clip gradients (trainer.gradient_clip_val) or examine the terms named"
             )
 
     def after_step(self, task: Task) -> None:
-        if self._put_back is not None:
-            self._put_back()
-            self._put_back = None
+        if self._restore_counters is not None:
+            self._restore_counters()
+            self._restore_counters = None
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

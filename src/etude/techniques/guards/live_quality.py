@@ -1,4 +1,4 @@
-"""Live quality: during training, samples are measured beside held-out music, every few validations."""
+"""Technique live_quality: compares samples with held-out music during training, every few validations."""
 
 import logging
 import math
@@ -17,56 +17,59 @@ from etude.report.media import log_pictures, log_sounds
 
 log = logging.getLogger(__name__)
 COMMON = ("quality", "turing", "turing_low", "turing_high", "alerts", "seconds", "share")
-FIRST = 0.25  # of the whole run's expected budget, that the first measurement's samples may take
-MARGIN = 1.2  # of a prediction: the next measurement may take longer than the last
-SHOW_SECONDS = 0.3  # of a sample that is shown, until it is known
+FIRST_SHARE = 0.25  # of the whole run's expected budget that the samples of the first measurement may take
+MARGIN = 1.2  # safety factor of predicted times
+SHOW_SECONDS = 0.3  # assumed time to write and show a sample, until it was measured
 
 
 class LiveQuality(Technique):
-    """Measures samples while a model trains: how musical they are, whether they are told from real music, whether they copy.
+    """Measures during training how musical samples are, whether they can be told from real music, and whether they copy.
 
-    Metrics, all at validation and under the evaluation weights, so after an averaging technique has swapped its own in:
+    Metrics, all computed in validation, with the averaged weights if a technique validates with an average:
 
     - Language models, on `live/bars` bars: `live/rhythm`, `live/harmony`, `live/melody`, `live/structure`
-      (0..1, 1: as near to held-out music as that is to itself, see `metrics.dimensions`) and their mean `live/quality`;
-      `live/grammar_error`, the probability that the model gives to ungrammatical tokens after held-out beginnings, before
-      the decoder forbids them, 0..1; `live/copying`, the share of the samples' passages of twelve notes that stand in 100
+      (0..1; 1: as close to held-out music as that is to itself, see `metrics.dimensions`) and their mean `live/quality`;
+      `live/grammar_error`, the probability of ungrammatical tokens after the beginnings of held-out pieces, before the
+      decoder excludes them, 0..1; `live/copying`, the share of the samples' passages of twelve notes that also occur in 100
       training pieces.
-    - Models that restyle mels: `live/rhythm` and `live/harmony`, kept from the source (or as in the truth, where the data is
-      paired), `live/style`, closeness to real audio of the style, and their mean `live/quality`; see `metrics.restyled`.
+    - Models that translate mels: `live/rhythm` and `live/harmony`, compared with the source (or with the true target, if the
+      data are paired), `live/style`, closeness to real audio of the style, and their mean `live/quality`; see `metrics.restyled`.
     - Both: `live/turing` with the interval `live/turing_low` .. `live/turing_high`: accuracy of a cross-validated classifier
-      that tells generated from real, 0.5 is indistinguishable; `live/alerts`, how many alarms ring (collapse, repetition,
-      key drift, copying), each told in a warning when it begins; `live/seconds` spent here and their `live/share` of the
-      rest of training.
+      that tells generated from real, 0.5 is indistinguishable; `live/alerts`, the number of active alarms (collapse, repetition,
+      key drift, copying), each with a warning when it begins; `live/seconds`, the time spent here, and `live/share`, that time
+      divided by the rest of training.
 
-    A measurement runs at the first validation and at each `every`-th after it, on all bars; between measurements the last
-    values are logged again. No clock decides, and nothing here touches training: what watches a live metric (early stopping,
-    stages) repeats exactly. How long it takes is logged in `live/seconds` and `live/share`.
+    A measurement is made at the first validation and at each `every`-th after it, on all bars. In between, the last values are
+    logged again. Measurements do not depend on time and do not change training, so a technique that monitors a live metric
+    (early stopping, stages) can be repeated exactly.
 
-    With `budget`, a measurement that is due also waits until what was spent and what it is predicted to cost stay within that
-    share of the rest of training. The first is always made: with as few bars as a quarter of the whole run's expected budget
-    pays for, at least one, and nothing shown where that is spent; it is earned back before the next, so that only a run too
-    short for its first measurement exceeds the budget. Later ones take more bars where at least two of them can still be paid
-    for. Then the clock decides when and on how many bars it measures, and what watches a live metric does not repeat exactly.
+    With `budget`, a measurement is also delayed until the time spent so far plus its predicted time are within that share of the
+    rest of training. The first measurement is always made, with as many bars as fit into a quarter of the whole run's expected
+    budget, at least one; if even that takes too long, no samples are shown. Its time counts, so only a run that is too short for
+    the first measurement exceeds the budget. Later measurements use more bars if at least two of them fit into the rest of the
+    budget. The times and sizes of measurements then depend on the speed of the machine, and a run that monitors a live metric can
+    not be repeated exactly.
 
-    Some samples go, as MIDI, piano rolls or mels and audio, to <run>/live/<step>/ and to loggers that show pictures and sounds.
+    Some samples are written to <run>/live/<step>/ (MIDI and piano rolls, or mels and audio) and sent to loggers that show images
+    and sounds.
 
-    When to use: whenever samples matter more than likelihood; val/nll goes on falling where music has stopped improving.
+    When to use: if samples matter more than likelihood; val/nll often still falls when the music no longer improves.
 
     Args:
         every: validations from one measurement to the next, at least 1.
-        budget: most seconds spent a second of the rest of training, in (0, 1]; None sets no limit.
-        num_samples: pieces drawn, or mels of each style restyled, at least 4.
-        num_bars: bars of a piece, at least 1; fewer where the budget is short.
-        num_real: most excerpts of held-out music beside them, at least 4.
+        budget: largest time for measurements as a share of the rest of training, in (0, 1]; None sets no limit.
+        num_samples: number of sampled pieces, or of translated mels of each style, at least 4.
+        num_bars: bars of a piece, at least 1; with a budget possibly fewer.
+        num_real: largest number of held-out excerpts to compare with, at least 4.
         temperature: of the samples, above 0.
-        tolerance: standard deviations of real music by which samples may repeat, drift or copy more before an alarm, above 0.
-        num_shown: samples written and shown at each measurement, 0 for none.
-        audio: render them, too (scores only).
-        seed: of samples, folds and excerpts; the same at each measurement.
+        tolerance: an alarm begins if samples repeat, drift or copy more than real music by so many of its standard deviations,
+            above 0.
+        num_shown: number of samples that are written and shown at each measurement, 0 for none.
+        audio: also render them as audio (scores only).
+        seed: of samples, cross-validation folds and excerpts; the same at each measurement.
 
     Raises:
-        ValueError: a number out of its range; at setup, a task that neither samples scores nor restyles mels.
+        ValueError: a number is out of its range; in setup, the task neither samples scores nor translates mels.
     """
 
     only_observes: ClassVar[bool] = True
@@ -97,9 +100,11 @@ class LiveQuality(Technique):
         self.values: dict[str, float] = {}
         self.validations = self.measurements = 0
         self.bars = 0  # of the last measurement
-        self.fixed_seconds = self.bar_seconds = 0.0  # of a measurement, beside its bars and for each of them
+        self.fixed_seconds = self.bar_seconds = (
+            0.0  # time of a measurement: the part that does not depend on bars, and the part for each bar
+        )
         self.running_diversity: float | None = None
-        self.ringing: list[str] = []
+        self.active_alarms: list[str] = []
         self._probe: MusicProbe | MelProbe | None = None
         self._due = False
         self._batches: list[Batch] = []
@@ -122,11 +127,13 @@ class LiveQuality(Technique):
         )  # fmt: skip
         kind, data = type(pl_module).__name__, trainer.datamodule  # type: ignore[attr-defined]
         if type(trainer.strategy).__name__ in ("ModelParallelStrategy", "FSDPStrategy"):
-            raise ValueError(f"technique live_quality samples from {kind} on one rank, trainer=fsdp splits it; use trainer=ddp")
+            raise ValueError(
+                f"technique live_quality samples from {kind} on one rank, but trainer=fsdp shards it; use trainer=ddp"
+            )
         if isinstance(pl_module, Samples):
             if not isinstance(data, TokenViews):
                 raise ValueError(
-                    f"technique live_quality measures {kind} beside held-out pieces, {type(data).__name__} gives none; "
+                    f"technique live_quality compares samples of {kind} with held-out pieces, {type(data).__name__} has none; "
                     "train on a datamodule of scores such as data=folder"
                 )
             self._probe = MusicProbe(options, pl_module, data)
@@ -134,11 +141,11 @@ class LiveQuality(Technique):
             self._probe = MelProbe(options, pl_module, data)
         else:
             raise ValueError(
-                f"technique live_quality needs a task that samples scores or restyles mels, {kind} does neither; take it out of "
-                "technique=[...] or choose task=language_model or task=style_transfer"
+                f"technique live_quality needs a task that samples scores or translates mels, {kind} does neither; remove it "
+                "from technique=[...] or choose task=language_model or task=style_transfer"
             )
 
-    # --- when ---
+    # --- when to measure ---
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.budget.start()
@@ -149,13 +156,13 @@ class LiveQuality(Technique):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._batches = []
-        if not self.budget.running:  # a check before training, or validation alone
+        if not self.budget.running:  # the sanity check before training, or `trainer.validate`
             self._due = False
             return
         turn = self.validations % self.every == 0
         if self.limited:
-            turn = turn and self.budget.fits(self._seconds(self._next_bars(trainer)))
-        self._due = bool(trainer.strategy.broadcast(turn or not self.values))  # all ranks do as the first
+            turn = turn and self.budget.fits(self._predicted_seconds(self._next_bars(trainer)))
+        self._due = bool(trainer.strategy.broadcast(turn or not self.values))  # all ranks follow the first
         self.validations += 1
 
     def on_validation_batch_end(
@@ -177,24 +184,24 @@ class LiveQuality(Technique):
         told = trainer.strategy.broadcast({**self.values, "seconds": self.budget.spent, "share": self.budget.share_spent})
         pl_module.log_dict({f"live/{name}": value for name, value in told.items()}, sync_dist=True)
 
-    # --- what ---
+    # --- the measurement ---
 
     def _measure(self, trainer: pl.Trainer) -> None:
         assert self._probe is not None
         began = self.budget.clock()
-        first, allowance = not self.values, FIRST * self._expected(trainer) if self.limited else math.inf
+        first, allowance = not self.values, FIRST_SHARE * self._expected_budget(trainer) if self.limited else math.inf
         bars = self._next_bars(trainer) if not (first and self.limited) else self._probe.bars_within(allowance)
         measuring = self.budget.clock()
         measured = self._probe.measure(bars, self._batches)
-        ringing = alarms(measured.found, measured.reference, running_diversity=self.running_diversity, tolerance=self.tolerance)
-        for name, reason in ringing.items():
-            if name not in self.ringing:
+        active = alarms(measured.found, measured.reference, running_diversity=self.running_diversity, tolerance=self.tolerance)
+        for name, reason in active.items():
+            if name not in self.active_alarms:
                 log.warning("live_quality, step %d, %s: %s", trainer.global_step, name, reason)
-        self.ringing = sorted(ringing)
+        self.active_alarms = sorted(active)
         own = measured.found["diversity"]
         if math.isfinite(own):
             self.running_diversity = own if self.running_diversity is None else (self.running_diversity + own) / 2
-        self.values = {**measured.values, "alerts": float(len(ringing))}
+        self.values = {**measured.values, "alerts": float(len(active))}
         self.measurements += 1
         shown = not (first and self.budget.clock() - began > allowance)
         if self.num_shown and shown:
@@ -207,19 +214,20 @@ class LiveQuality(Technique):
         self.fixed_seconds = self.budget.clock() - measuring - measured.sampling_seconds - measured.once_seconds
         self.fixed_seconds += 0.0 if shown else SHOW_SECONDS * self.num_shown
 
-    def _seconds(self, bars: int) -> float:
+    def _predicted_seconds(self, bars: int) -> float:
         return MARGIN * (self.fixed_seconds + self.bar_seconds * bars)
 
     def _next_bars(self, trainer: pl.Trainer) -> int:
-        """All bars; within a budget as many as before, or the most of which the rest of the run pays for two measurements."""
-        left = self._expected(trainer) - self.budget.spent if self.limited else math.inf
-        more = (bars for bars in range(self.num_bars, self.bars, -1) if 2 * self._seconds(bars) <= left)
+        """Returns the number of bars to measure; within a budget as before, or more if two such measurements still fit."""
+        left = self._expected_budget(trainer) - self.budget.spent if self.limited else math.inf
+        more = (bars for bars in range(self.num_bars, self.bars, -1) if 2 * self._predicted_seconds(bars) <= left)
         return next(more, max(self.bars, 1))
 
-    def _expected(self, trainer: pl.Trainer) -> float:
-        """Seconds that the whole run's budget will come to, at the pace so far."""
+    def _expected_budget(self, trainer: pl.Trainer) -> float:
+        """Returns the budget of the whole run in seconds, predicted from the speed so far."""
         steps, total = max(trainer.global_step, 1), float(trainer.estimated_stepping_batches)
-        times = total / steps if math.isfinite(total) else 4.0  # an endless run goes on for as long again, and again
+        # a run without an end is expected to last four times as long as it has so far
+        times = total / steps if math.isfinite(total) else 4.0
         return self.budget.share * self.budget.training_seconds * max(times, 1.0)
 
     # --- state ---
@@ -228,11 +236,11 @@ class LiveQuality(Technique):
         return {
             "values": dict(self.values), "validations": self.validations, "measurements": self.measurements, "bars": self.bars,
             "costs": [self.fixed_seconds, self.bar_seconds], "running_diversity": self.running_diversity,
-            "ringing": list(self.ringing), "budget": self.budget.state_dict(),
+            "ringing": list(self.active_alarms), "budget": self.budget.state_dict(),
         }  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.values, self.ringing = dict(state_dict["values"]), list(state_dict["ringing"])
+        self.values, self.active_alarms = dict(state_dict["values"]), list(state_dict["ringing"])
         self.validations, self.measurements = state_dict["validations"], state_dict["measurements"]
         self.bars, self.running_diversity = state_dict["bars"], state_dict["running_diversity"]
         self.fixed_seconds, self.bar_seconds = state_dict["costs"]

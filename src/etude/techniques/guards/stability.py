@@ -1,4 +1,4 @@
-"""Keeps one bad batch from spoiling a run: spikes of the loss are skipped or undone, gradients clipped by their own history."""
+"""Technique stability: skips or undoes steps at which the loss spikes, and clips gradients by their recent norms."""
 
 import logging
 import math
@@ -18,41 +18,42 @@ from etude.core.technique import GradientSlot, StepSlot, Technique
 from etude.optim.faults import nonfinite_module, nonfinite_terms
 
 log = logging.getLogger(__name__)
-FLOOR = 0.01  # of the median's size: the smallest deviation that counts as one
+MIN_DEVIATION = 0.01  # as a share of the median: a smaller deviation is replaced by this
 
 
 class Stability(Technique):
-    """Leaves out or undoes steps whose loss spikes, and clips each player's gradient at a quantile of its recent norms.
+    """Skips or undoes steps whose loss spikes, and clips each player's gradient at a quantile of its recent norms.
 
-    A step is a spike where loss > median + threshold * 1.4826 * MAD of the last `history` good losses (MAD: their median
-    absolute deviation, at least 1 % of the median), and always where a loss or gradient is not finite: a warning then names
-    the loss terms and the module where it began. "skip" leaves the step out, weights and optimizer stay as they are;
-    "rollback" also goes back to the last good step kept, weights, buffers and optimizer alike, and on with the next batches
-    and today's learning rate. A spike that lasts for `patience` steps is a new level: it is accepted and the history begins
-    anew; what is not finite for so long ends the run.
+    A step is a spike if loss > median + threshold * 1.4826 * MAD of the last `history` good losses (MAD: their median absolute
+    deviation, at least 1 % of the median), and always if a loss or gradient is not finite. A warning then names the loss terms
+    and the module in which it probably began. "skip" skips the step: weights and optimizer do not change. "rollback" also
+    restores weights, buffers and optimizer of the last good step of which there is a copy; training continues with the next
+    batches and the current learning rate. If the loss stays high for more than `patience` steps, it is accepted as the new
+    normal and the history is cleared. If it is not finite for more than `patience` steps, the run ends.
 
-    Player p's gradient is scaled to at most the `quantile` of its last `history` norms. The learning curve is logged smooth
-    (train/loss_smooth, an exponential mean without bias) beside the count of spikes (train/spikes).
+    The gradient of each player is scaled down to the `quantile` of its last `history` norms. A smoothed loss (an exponential mean
+    with bias correction) is logged as train/loss_smooth, the number of spikes as train/spikes.
 
     When to use: high learning rates, small batches, GANs, low precision. It acts after the trainer's own clipping
-    (trainer.gradient_clip_val=null leaves it to this alone) and before technique finite, which then finds nothing to do but
-    count. Suggested: quantile 0.5 to 0.9, the lower the calmer; rollback where a spike shows only after the damage is done.
+    (trainer.gradient_clip_val=null turns that off) and before technique finite, which then has nothing to skip. Suggested:
+    quantile 0.5 to 0.9; lower values make training steadier. Use rollback if a spike is seen only after bad steps were made.
 
     Source: Seetharaman et al. 2020 (AutoClip), section 3, over recent norms instead of all; skipping and going back as in
     Chowdhery et al. 2022 (PaLM), section 5.1; the robust z-score is Iglewicz and Hoaglin's 1993.
 
     Args:
         action: "skip" or "rollback"; the latter keeps a copy of weights and optimizer in memory and in checkpoints.
-        threshold: deviations that make a spike, above 0; None for what is not finite alone.
-        quantile: of the recent norms, in (0, 1]; None leaves gradients as they are.
-        history: losses and norms remembered, at least 4.
-        warmup: good steps before anything but what is not finite is acted on, in [2, history].
-        smoothing: decay of the logged loss, in [0, 1).
+        threshold: number of deviations above the median that make a spike, above 0; None: only a loss or gradient that is not
+            finite is a spike.
+        quantile: of the recent norms, in (0, 1]; None: no clipping.
+        history: number of recent losses and norms that are kept, at least 4.
+        warmup: good steps before spikes are detected and gradients clipped, in [2, history].
+        smoothing: decay of the smoothed loss, in [0, 1).
         snapshot_every: good steps between two copies for rollback, at least 1.
-        patience: spikes in a row that are borne, at least 1.
+        patience: number of spikes in a row that are skipped, at least 1.
 
     Raises:
-        ValueError: a value out of range; in training, `patience` steps in a row that are not finite.
+        ValueError: a value is out of its range; in training, more than `patience` steps in a row are not finite.
     """
 
     gradient_slot: ClassVar[GradientSlot] = GradientSlot.CLIP
@@ -91,8 +92,8 @@ class Stability(Technique):
         self.good, self.spikes, self.in_a_row = 0, 0, 0
         self._mean = 0.0
         self._snapshot: dict[str, Any] = {}
-        self._optimizer: Any = None  # whose snapshot it is
-        self._put_back: Callable[[], None] | None = None
+        self._optimizer: Any = None  # the optimizer of the snapshot
+        self._restore_counters: Callable[[], None] | None = None
         self._losses: list[Tensor] = []
         self._terms: list[dict[str, Tensor]] = []
 
@@ -102,38 +103,40 @@ class Stability(Technique):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if type(trainer.strategy).__name__ in ("ModelParallelStrategy", "FSDPStrategy"):
-            raise ValueError("technique stability measures whole gradients, trainer=fsdp splits them; add technique=[]")
+            raise ValueError("technique stability measures whole gradients, but trainer=fsdp shards them; add technique=[]")
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         assert isinstance(pl_module, Task)
         self._terms.append(pl_module.composition.terms)
-        scaler = lightning.scaler_of(trainer)  # half precision scales the loss by what changes in training
+        scaler = lightning.scaler_of(trainer)  # removes the loss scale of 16-mixed precision, which changes during training
         self._losses.append(loss.detach() / (scaler.get_scale() if scaler is not None else 1.0))
 
     def transform_gradients(self, task: Task) -> None:
         optimizer = task.trainer.optimizers[0]
         if optimizer is not self._optimizer and self._optimizer is not None:
-            self._snapshot = {}  # another optimizer has taken over
+            self._snapshot = {}  # the optimizer was replaced
         self._optimizer = optimizer
         loss, norms = self._measure(task)
         finite = all(math.isfinite(value) for value in (loss, *norms.values()))
         spike = self._is_spike(loss) if finite else True
-        if spike and self._bear(task, loss, finite=finite):
-            self._put_back = skip_next_step(task)
+        if spike and self._reject(task, loss, finite=finite):
+            self._restore_counters = skip_next_step(task)
         else:
             self._accept(task, loss, norms)
         self._losses, self._terms = [], []
 
     def _measure(self, task: Task) -> tuple[float, dict[str, float]]:
         """Returns the step's loss, the mean over its batches and all ranks, and the norm of each player's gradient."""
-        total = torch.stack([x.float() for x in self._losses]).sum()  # of an accumulated step, each comes divided by their number
+        total = torch.stack(
+            [x.float() for x in self._losses]
+        ).sum()  # in an accumulated step, each is divided by their number already
         values = {"": task.trainer.strategy.reduce(total, reduce_op="mean")}
         values |= self._norms(task)
         found = torch.stack([value.to(total.device) for value in values.values()]).tolist()
         return found[0], dict(zip(list(values)[1:], found[1:], strict=True))
 
     def _norms(self, task: Task) -> dict[str, Tensor]:
-        """The norm of each player's gradient as it is now: after the trainer's clipping, which has told it before."""
+        """Returns the norm of each player's gradient after the trainer's clipping, computed from the norm before if possible."""
         limit, algorithm = task.trainer.gradient_clip_val, task.trainer.gradient_clip_algorithm
         if (limit and algorithm == "value") or task.composition.changes_clipped_gradients(self):
             found = {player: _gradients(task, player) for player in task.players}
@@ -146,33 +149,33 @@ class Stability(Technique):
             return False
         median = float(np.median(self.losses))
         deviation = 1.4826 * float(np.median(np.abs(np.asarray(self.losses) - median)))
-        return loss > median + self.threshold * max(deviation, FLOOR * abs(median), 1e-12)
+        return loss > median + self.threshold * max(deviation, MIN_DEVIATION * abs(median), 1e-12)
 
-    def _bear(self, task: Task, loss: float, *, finite: bool) -> bool:
-        """Counts and tells a bad step, goes back where that is asked for; False where the loss has found a new level."""
+    def _reject(self, task: Task, loss: float, *, finite: bool) -> bool:
+        """Counts and reports a bad step, and rolls back if chosen; returns False if the high loss has lasted and is accepted."""
         self.spikes += 1
         self.in_a_row += 1
         step = f"step {task.trainer.global_step + 1}"
         if finite:
-            what = f"{step}: the loss of {loss:.4g} is a spike beside a median of {np.median(self.losses):.4g}"
+            what = f"{step}: the loss of {loss:.4g} is a spike (the recent median is {np.median(self.losses):.4g})"
             if self.in_a_row > self.patience:
-                log.warning(f"{what}, but has lasted for {self.patience} steps: taken for a new level")
+                log.warning(f"{what}, but it has lasted for {self.patience} steps: accepted from now on")
                 self.losses, self.norms = [], {}
                 return False
         else:
             what = f"{step}: not finite, terms {nonfinite_terms(self._terms)}, module {nonfinite_module(task)}"
             if self.in_a_row > self.patience:
                 raise ValueError(
-                    f"{what}; stability.patience = {self.patience} bears no more in a row: lower the learning rate, "
-                    "clip gradients (trainer.gradient_clip_val) or look into the terms named"
+                    f"{what}; more than stability.patience = {self.patience} steps in a row: lower the learning rate, "
+                    "clip gradients (trainer.gradient_clip_val) or examine the terms named"
                 )
         back = self.action == "rollback" and self._roll_back(task)
-        done = f"back to step {self._snapshot['step']}" if back else "left out"
+        done = f"back to step {self._snapshot['step']}" if back else "skipped"
         log.warning(f"{what}; {done} ({self.spikes} so far)")
         return True
 
     def _accept(self, task: Task, loss: float, norms: dict[str, float]) -> None:
-        """Clips, remembers, and keeps a copy for going back: a loss that is no spike has shown that the weights are good."""
+        """Clips the gradients, records loss and norms, and takes a snapshot if due: a normal loss means good weights."""
         self.in_a_row = 0
         if self.action == "rollback" and (not self._snapshot or self.good % self.snapshot_every == 0):
             self._take_snapshot(task)
@@ -198,7 +201,7 @@ class Stability(Technique):
     def _roll_back(self, task: Task) -> bool:
         now = task.state_dict()
         if not self._snapshot or now.keys() != self._snapshot["weights"].keys():
-            return False  # no good step yet, or of another network
+            return False  # there was no good step yet, or the network has changed
         for name, value in self._snapshot["weights"].items():
             now[name].copy_(value)
         rates = [group["lr"] for group in self._optimizer.param_groups]
@@ -208,9 +211,9 @@ class Stability(Technique):
         return True
 
     def after_step(self, task: Task) -> None:
-        if self._put_back is not None:
-            self._put_back()
-            self._put_back = None
+        if self._restore_counters is not None:
+            self._restore_counters()
+            self._restore_counters = None
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -1,4 +1,4 @@
-"""Balancing of loss terms, by factors or by surgery on their gradients, within each player."""
+"""Technique balance: balances the loss terms of each player, by factors or by combining their gradients."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ from etude.losses.balancing import dynamic_average, gradient_norms, running_scal
 log = logging.getLogger(__name__)
 
 Method = Literal["fixed", "adaptive", "uncertainty", "dwa", "gradnorm", "pcgrad", "cagrad", "imtl"]
-START: dict[str, tuple[float, ...]] = {  # what a rule keeps of a term that it has not seen yet
+INITIAL_STATE: dict[str, tuple[float, ...]] = {  # of a term that is new, by method
     "adaptive": (0.0, 0.0),
     "uncertainty": (0.0,),
     "dwa": (0.0, 0.0, torch.nan, torch.nan),
@@ -26,49 +26,49 @@ BY_GRADIENTS = ("gradnorm", "pcgrad", "cagrad", "imtl")
 
 
 class Balance(Technique):
-    """Balances the terms of each player of a task: the task's `loss_weights` times factors that follow training.
+    """Multiplies the `loss_weights` of each player's terms by factors that are adjusted during training.
 
-    By the terms' values, at no cost worth naming (`etude.losses.balancing` has the formulas):
+    Methods that use the values of the terms, at almost no cost (formulas in `etude.losses.balancing`):
 
-    - fixed: the task's own weights, nothing else: the baseline of a comparison.
-    - adaptive: each term divided by its running mean magnitude; a term's weight is then its share of the loss.
+    - fixed: the factors are 1; a baseline for comparisons.
+    - adaptive: each term is divided by its running mean magnitude; its weight is then its share of the loss.
     - uncertainty: learned log-variances (Kendall et al. 2018).
-    - dwa: more weight for terms that fall slowly (Liu et al. 2019).
+    - dwa: a larger weight for terms that decrease slowly (Liu et al. 2019).
 
-    By their gradients, with one backward pass for each term:
+    Methods that use the gradients, with one backward pass for each term:
 
-    - gradnorm: learned weights that make the gradients' norms meet (Chen et al. 2018).
-    - pcgrad: each gradient without what opposes another one (Yu et al. 2020). Two terms whose gradients agree are summed.
-    - cagrad: near the mean gradient, what helps the worst-off term most (Liu et al. 2021).
-    - imtl: the direction on which all gradients have equal projections (Liu et al. 2021, IMTL-G); `loss_weights` have no
-      say in it.
+    - gradnorm: learned weights that make the norms of the gradients similar (Chen et al. 2018).
+    - pcgrad: removes from each gradient the component that opposes another one (Yu et al. 2020).
+    - cagrad: near the mean gradient, the direction that improves the term with the least progress most (Liu et al. 2021).
+    - imtl: the direction onto which all gradients have equal projections (Liu et al. 2021, IMTL-G); `loss_weights` have no
+      effect.
 
-    The last three are torchjd's, computed from the terms' inner products in float64; cagrad and imtl, whose weights sum to
-    about 1, are multiplied by the number of terms, so that the learning rate keeps its meaning. A term without a
-    gradient takes no part.
+    The last three are torchjd's, computed from the inner products of the gradients in float64. The weights of cagrad and imtl sum
+    to about 1; they are multiplied by the number of terms, so that the same learning rate fits. A term with a zero gradient is
+    not balanced.
 
-    Penalties and the like keep their own weight and take no part: the terms that a task declares as lazy. A player with one
-    term besides gets exactly its plain gradient. Terms may come and go: a factor rests while its term is away. Factors are
-    logged as `train/balance/<term>`; a batch with values that are not finite leaves the state alone.
+    The task's `optional_terms`, such as penalties, keep their own weight and are not balanced. If a player has only one other
+    term, its gradient is unchanged. A term may be missing on some batches; its factor is then not updated. Factors are logged as
+    `train/balance/<term>`. A batch with values that are not finite does not change the state.
 
-    When to use: tasks with several terms of unlike size, a GAN's generator above all. Start with adaptive; pcgrad where terms
-    pull against each other. What a technique adds has that technique's weight as its share; what corrects another term, such
-    as label smoothing, goes with it. With Adam a common factor of all terms makes hardly a difference.
+    When to use: tasks with several terms of different size, such as a GAN's generator. Start with adaptive; use pcgrad if terms
+    have conflicting gradients. A term that a technique adds has the technique's weight as its share. A term that corrects another
+    one, such as label smoothing, gets that term's factor. With Adam, a common factor of all terms makes hardly a difference.
 
     Args:
         method: see above.
-        decay: adaptive: of the running means per batch, in (0, 1).
-        rate: uncertainty, gradnorm: step of the learned factors per batch, in (0, 1].
-        period: dwa: batches of an average, at least 1.
-        temperature: dwa: above 0, larger is more even.
-        alpha: gradnorm: how much a term that lags behind is favoured, at least 0.
-        radius: cagrad: c, how far from the mean gradient as a share of its norm, in [0, 1).
+        decay: adaptive: decay of the running means per batch, in (0, 1).
+        rate: uncertainty, gradnorm: learning rate of the factors per batch, in (0, 1].
+        period: dwa: number of batches in an average, at least 1.
+        temperature: dwa: above 0; higher values give more equal weights.
+        alpha: gradnorm: how strongly terms that train slowly are favoured, at least 0.
+        radius: cagrad: c, the distance from the mean gradient as a share of its norm, in [0, 1).
         limit: bounds every factor to [1 / limit, limit], above 1.
-        seed: of the orders in which pcgrad projects.
+        seed: of the random order of projections in pcgrad.
 
     Raises:
-        ValueError: an option out of its range; at setup, a task with one term to which no technique adds another, or
-            a method that needs each term's gradient on several devices.
+        ValueError: an option is out of its range; in setup, the task has one term and no technique adds another, or a
+            method that needs the gradient of each term is used on several devices.
 
     Source: torchjd 0.18 (pcgrad, cagrad, imtl); the papers named.
     """
@@ -104,7 +104,7 @@ class Balance(Technique):
         self.decay, self.rate, self.period, self.temperature = decay, rate, period, temperature
         self.alpha, self.radius, self.limit = alpha, radius, limit
         powers = {Power.WEIGHING, *([Power.BACKWARD] if method in BY_GRADIENTS else [])}
-        self.claims = frozenset(powers)  # type: ignore[misc]  # which ones is the method's affair
+        self.claims = frozenset(powers)  # type: ignore[misc]  # depends on the method
         self._aggregate = _aggregator(method, radius)
         self.batches = 0
         self._state: dict[str, Tensor] = {}
@@ -114,10 +114,10 @@ class Balance(Technique):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         task = type(pl_module).__name__
-        if _splits(trainer) and self.method in BY_GRADIENTS:
+        if _is_distributed(trainer) and self.method in BY_GRADIENTS:
             raise ValueError(
-                f"technique balance with method={self.method} needs each term's gradient, which {task} has not on several "
-                "devices; choose adaptive, uncertainty or dwa, or trainer.devices=1"
+                f"technique balance with method={self.method} needs the gradient of each term of {task}, which several "
+                "devices don't provide; choose adaptive, uncertainty or dwa, or trainer.devices=1"
             )
         terms: Sequence[str] = pl_module.terms if isinstance(pl_module, Task) else ()
         callbacks: Iterable[Any] = lightning.callbacks_of(trainer)
@@ -125,35 +125,35 @@ class Balance(Technique):
         if len(terms) == 1 and not adding:
             raise ValueError(
                 f"technique balance needs several terms, {task} has only one ({terms[0]}) and no other technique adds one; "
-                "take it out of technique=[...]"
+                "remove it from technique=[...]"
             )
 
     def weigh(self, task: Task, losses: Mapping[str, Tensor]) -> Tensor:
-        """Returns sum_i w_i f_i L_i; of a method that works on gradients the plain sum, for the log."""
+        """Returns sum_i w_i f_i L_i; for a method that uses gradients, the sum without factors, for logging."""
         terms = task.weighted(losses)
-        terms = terms if self.method == "fixed" else _corrected(task, terms)
+        terms = terms if self.method == "fixed" else _with_corrections(task, terms)
         if self.batches == 0 and len(terms) == 1:
-            log.warning("balance has only one term so far (%s) and acts when another joins it", next(iter(terms)))
+            log.warning("balance has only one term so far (%s); it has no effect until there is another", next(iter(terms)))
         weights = task.weights_of(losses)
         self._weights |= {name: weights[name] for name in terms}
         self._values = {name: losses[name].detach() for name in terms}
-        if self.method in START and self.method not in BY_GRADIENTS:
-            self._factors = self._follow(task, terms)
+        if self.method in INITIAL_STATE and self.method not in BY_GRADIENTS:
+            self._factors = self._update_factors(task, terms)
             terms = {name: term * self._factors[name] if name in self._factors else term for name, term in terms.items()}
         self.batches += 1
         return torch.stack(list(terms.values())).sum()
 
-    # By values.
+    # --- methods that use values ---
 
-    def _follow(self, task: Task, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The factors of the terms of each player that has more than one."""
+    def _update_factors(self, task: Task, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Updates the state with this batch; returns the factors of the terms of each player that has several."""
         like = next(iter(self._values.values())).float()
-        away = torch.full_like(like, torch.nan)
+        missing = torch.full_like(like, torch.nan)
         for name in losses.keys() - self._state.keys() - task.optional_terms:
-            self._state[name] = torch.tensor(START[self.method], device=like.device)
+            self._state[name] = torch.tensor(INITIAL_STATE[self.method], device=like.device)
         factors: dict[str, Tensor] = {}
         for names in _by_player(task, self._state).values():
-            values = torch.stack([self._values[name].float() if name in self._values else away for name in names])
+            values = torch.stack([self._values[name].float() if name in self._values else missing for name in names])
             values = task.trainer.strategy.reduce(values, reduce_op="mean")
             state = torch.stack([self._state[name].to(values) for name in names])
             weights = torch.stack([torch.as_tensor(self._weights[name]).to(values) for name in names])
@@ -171,27 +171,27 @@ class Balance(Technique):
         ends = (self.batches + 1) % self.period == 0
         return dynamic_average(state, values, temperature=self.temperature, ends_period=ends, limit=self.limit)
 
-    # By gradients.
+    # --- methods that use gradients ---
 
     def backward(self, task: Task, terms: Mapping[str, Tensor]) -> None:
         self._factors = {}
-        terms = _corrected(task, terms)
+        terms = _with_corrections(task, terms)
         differentiable = {name: term for name, term in terms.items() if term.requires_grad}
         for names in _by_player(task, differentiable).values():
-            together = [name for name in names if name not in task.optional_terms]
-            together = together if len(together) > 1 else []
-            if plain := [terms[name] for name in names if name not in together]:
+            balanced = [name for name in names if name not in task.optional_terms]
+            balanced = balanced if len(balanced) > 1 else []
+            if plain := [terms[name] for name in names if name not in balanced]:
                 torch.autograd.backward(plain, inputs=_leaves(plain), retain_graph=True)
-            if not together:
+            if not balanced:
                 continue
-            leaves = _leaves(terms[name] for name in together)
-            rows = [torch.autograd.grad(terms[n], leaves, retain_graph=True, allow_unused=True) for n in together]
-            factors = self._from_gradients(task, together, _inner_products(leaves, rows))
-            self._factors.update(zip(together, factors.unbind(), strict=True))
+            leaves = _leaves(terms[name] for name in balanced)
+            rows = [torch.autograd.grad(terms[n], leaves, retain_graph=True, allow_unused=True) for n in balanced]
+            factors = self._gradient_factors(task, balanced, _inner_products(leaves, rows))
+            self._factors.update(zip(balanced, factors.unbind(), strict=True))
             _accumulate(leaves, rows, factors.tolist())
 
-    def _from_gradients(self, task: Task, names: Sequence[str], gramian: Tensor) -> Tensor:
-        """The factor of each term's gradient, 1 where its gradient is nothing or any is not finite."""
+    def _gradient_factors(self, task: Task, names: Sequence[str], gramian: Tensor) -> Tensor:
+        """Returns the factor of each term's gradient; 1 if its gradient is zero or if any gradient is not finite."""
         factors = torch.ones(len(names), dtype=torch.float64)
         squares = gramian.diagonal()
         active = squares > 1e-16 * squares.max()
@@ -199,9 +199,9 @@ class Balance(Technique):
         if not torch.isfinite(gramian).all() or (count < 2 and self.method != "gradnorm"):
             return factors
         if self.method == "gradnorm":
-            return self._norms_meet(names, squares.sqrt())
+            return self._gradnorm_factors(names, squares.sqrt())
         inner = gramian[active][:, active]
-        with torch.random.fork_rng(devices=[]):  # torchjd's pcgrad draws its orders from the global generator
+        with torch.random.fork_rng(devices=[]):  # torchjd's pcgrad uses the global random generator
             torch.default_generator.manual_seed(self.generator(task.batches_trained).initial_seed())
             found = self._aggregate(inner / inner.trace())
         found = found if self.method == "pcgrad" else found * count
@@ -209,10 +209,10 @@ class Balance(Technique):
             factors[active] = found.clamp(-self.limit, self.limit)
         return factors
 
-    def _norms_meet(self, names: Sequence[str], norms: Tensor) -> Tensor:
+    def _gradnorm_factors(self, names: Sequence[str], norms: Tensor) -> Tensor:
         values = torch.stack([self._values[name].double().cpu() for name in names])
         weights = torch.stack([torch.as_tensor(self._weights[name]).double().cpu() for name in names])
-        start = torch.tensor(START["gradnorm"], dtype=torch.float64)
+        start = torch.tensor(INITIAL_STATE["gradnorm"], dtype=torch.float64)
         state = torch.stack([self._state.get(name, start).double() for name in names])
         options: Any = {"alpha": self.alpha, "rate": self.rate, "limit": self.limit}
         state, factors = gradient_norms(state, values, norms / weights.abs().clamp(min=1e-12), **options)
@@ -233,14 +233,14 @@ class Balance(Technique):
         if state_dict["method"] == self.method:
             self._state = {name: term for name, term in state_dict["terms"].items() if name in self._weights}
         else:
-            log.warning("balance goes on with method=%s, without the state of %s", self.method, state_dict["method"])
+            log.warning("balance continues with method=%s and without the state of method=%s", self.method, state_dict["method"])
 
 
-Rows = Sequence[Sequence[Tensor | None]]  # of each term: its gradient for each parameter, None where it has none
+Rows = Sequence[Sequence[Tensor | None]]  # for each term, its gradient for each parameter; None if there is none
 
 
 def _aggregator(method: str, radius: float) -> Callable[[Tensor], Tensor]:
-    """What turns inner products of gradients [m, m] into weights [m]."""
+    """Returns a function from inner products of gradients [m, m] to weights [m]."""
     if method not in ("pcgrad", "cagrad", "imtl"):
         return lambda gramian: torch.ones(len(gramian))
     from torchjd.aggregation import CAGradWeighting, IMTLGWeighting, PCGradWeighting  # slow to import: cagrad's solver
@@ -250,12 +250,12 @@ def _aggregator(method: str, radius: float) -> Callable[[Tensor], Tensor]:
     return PCGradWeighting() if method == "pcgrad" else IMTLGWeighting()
 
 
-def _splits(trainer: pl.Trainer) -> bool:
+def _is_distributed(trainer: pl.Trainer) -> bool:
     return trainer.world_size > 1 or type(trainer.strategy).__name__ in ("ModelParallelStrategy", "FSDPStrategy")
 
 
-def _corrected(task: Task, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weighted terms, each with what corrects it: scaled alone, a label smoothing would drive the targets away."""
+def _with_corrections(task: Task, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the weighted terms, with corrections added to the terms that they correct: they must get the same factor."""
     found = dict(terms)
     for name, base in task.composition.corrections.items():
         if name in found and base in found:
@@ -264,7 +264,7 @@ def _corrected(task: Task, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _by_player(task: Task, names: Iterable[str]) -> dict[str, list[str]]:
-    """Names of terms by player, all sorted; those that name no player stay together."""
+    """Groups the names of terms by player, sorted; names without a player are one group."""
     players = task.players
     found: dict[str, list[str]] = {}
     for name in sorted(names):
@@ -274,28 +274,28 @@ def _by_player(task: Task, names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _leaves(terms: Iterable[Tensor]) -> list[Tensor]:
-    """Every tensor that the terms were computed from and that wants a gradient, another technique's included."""
+    """Returns all leaf tensors of the terms' graph that require a gradient, including parameters of other techniques."""
     found: dict[int, Tensor] = {}
-    waiting = [term.grad_fn for term in terms]
-    seen = set(waiting)
-    while waiting:
-        node = waiting.pop()
+    pending = [term.grad_fn for term in terms]
+    seen = set(pending)
+    while pending:
+        node = pending.pop()
         leaf = getattr(node, "variable", None)
         if isinstance(leaf, Tensor):
             found[id(leaf)] = leaf
         for parent, _ in getattr(node, "next_functions", ()):
             if parent is not None and parent not in seen:
                 seen.add(parent)
-                waiting.append(parent)
+                pending.append(parent)
     return list(found.values())
 
 
 def _inner_products(leaves: Sequence[Tensor], rows: Rows) -> Tensor:
-    """Inner products of the terms' gradients for parameters [m, m], float64 on the CPU."""
+    """Returns the inner products [m, m] of the terms' gradients with respect to all parameters, float64 on the CPU."""
     total = torch.zeros(len(rows), len(rows), dtype=torch.float64)
     for leaf, gradients in zip(leaves, zip(*rows, strict=True), strict=True):
         like = next((g for g in gradients if g is not None), None)
-        if like is None or not isinstance(leaf, nn.Parameter):  # an input of a gradient penalty is not trained
+        if like is None or not isinstance(leaf, nn.Parameter):  # the input of a gradient penalty is not a parameter
             continue
         flat = torch.stack([torch.zeros_like(like).flatten() if g is None else g.flatten() for g in gradients]).float()
         total += (flat @ flat.T).double().cpu()
@@ -303,7 +303,7 @@ def _inner_products(leaves: Sequence[Tensor], rows: Rows) -> Tensor:
 
 
 def _accumulate(leaves: Sequence[Tensor], rows: Rows, factors: Sequence[float]) -> None:
-    """Adds sum_i f_i g_i to `.grad` of each."""
+    """Adds sum_i f_i g_i to `.grad` of each leaf."""
     for leaf, gradients in zip(leaves, zip(*rows, strict=True), strict=True):
         parts = [factor * gradient for factor, gradient in zip(factors, gradients, strict=True) if gradient is not None]
         if not parts:

@@ -1,4 +1,4 @@
-"""Weights of named terms that change over the run: a curriculum of losses."""
+"""Technique loss_schedule: changes the weights of loss terms over the run."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -15,21 +15,22 @@ log = logging.getLogger(__name__)
 
 
 class LossSchedule(Technique):
-    """Multiplies the weight of named terms by a factor that is piecewise linear in the share of the run that is over.
+    """Multiplies the weight of terms by a factor that is a piecewise linear function of the progress of the run.
 
-    `schedule={generator/cycle: [[0, 2], [0.5, 1]]}` starts that term at twice its weight and reaches 1 half-way; before the
-    first and after the last point the factor stays. Without a schedule each player's terms but the heaviest that is always
-    there rise from 0 over the first tenth of the run, so that the main term leads.
+    `schedule={generator/cycle: [[0, 2], [0.5, 1]]}` starts with twice the term's weight and reaches the weight itself at half of
+    the run. The factor is constant before the first and after the last point. Without a schedule, all auxiliary terms rise from
+    0 over the first tenth of the run. Auxiliary are all terms of a player but the one with the largest weight among those that
+    are not optional.
 
-    When to use: auxiliary terms that should help to begin with (high, then falling) or would disturb (0, then rising).
+    When to use: auxiliary terms that help only at the beginning (high, then falling) or disturb there (0, then rising).
     Source: Kendall et al. 2018 show how much fixed weights matter; Elman 1993 for starting small.
 
     Args:
-        schedule: term -> [[share of the run in [0, 1], factor of at least 0], ...], shares increasing; None as above.
+        schedule: term -> [[share of the run in [0, 1], factor of at least 0], ...], shares increasing; None: as described above.
 
     Raises:
-        ValueError: a schedule out of order; in setup, none for a task with a single term; in training, a term that
-            does not exist, with those that do.
+        ValueError: the points of a schedule are not in order; in setup, there is no schedule and only one term; in training, a
+            term does not exist.
     """
 
     def __init__(self, *, schedule: Mapping[str, Sequence[Sequence[float]]] | None = None) -> None:
@@ -42,50 +43,52 @@ class LossSchedule(Technique):
                     "factor], ...] with shares in [0, 1] that increase and factors of at least 0"
                 )
         self.schedule = {term: [(float(s), float(f)) for s, f in points] for term, points in (schedule or {}).items()}
-        self._given = schedule is not None
+        self._has_schedule = schedule is not None
         self._total = 1
-        self._met: set[str] = set()
+        self._seen_terms: set[str] = set()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if trainer.max_steps < 1:
-            raise ValueError("technique loss_schedule counts shares of the run; set max_steps")
+            raise ValueError("technique loss_schedule needs the length of the run; set max_steps")
         assert isinstance(pl_module, Task)
         others = [
             t
             for t in lightning.callbacks_of(trainer)
             if isinstance(t, Technique) and type(t).extra_losses is not Technique.extra_losses
         ]
-        if not self._given and pl_module.players.keys() == {"model"} and not others:
+        if not self._has_schedule and pl_module.players.keys() == {"model"} and not others:
             raise ValueError(
-                f"technique loss_schedule raises auxiliary terms, {type(pl_module).__name__} has one term alone; add a technique "
-                "that brings terms, or give technique.loss_schedule.schedule"
+                f"technique loss_schedule raises auxiliary terms, but {type(pl_module).__name__} has only one term; add a "
+                "technique that adds terms, or give technique.loss_schedule.schedule"
             )
         self._total = trainer.max_steps * trainer.accumulate_grad_batches
 
     def scale_losses(self, task: Task, losses: Mapping[str, Tensor]) -> dict[str, float | Tensor]:
         share = task.batches_trained / self._total
-        schedule = self.schedule if self._given else self._rising(task, losses)
-        self._met |= schedule.keys() & losses.keys()
-        if missing := unknown_terms(task, schedule.keys() - self._met - task.optional_terms, losses):
+        schedule = self.schedule if self._has_schedule else self._default_schedule(task, losses)
+        self._seen_terms |= schedule.keys() & losses.keys()
+        if missing := unknown_terms(task, schedule.keys() - self._seen_terms - task.optional_terms, losses):
             raise ValueError(
                 f"technique.loss_schedule.schedule names {missing[0]!r}, but the terms are {sorted(losses)}; rename it"
             )
-        if not self._given and not schedule and task.batches_trained == 0:
-            log.warning("loss_schedule has only one term so far (%s) and acts when another joins it", ", ".join(sorted(losses)))
-        return {term: _at(points, share) for term, points in schedule.items() if term in losses}
+        if not self._has_schedule and not schedule and task.batches_trained == 0:
+            log.warning(
+                "loss_schedule has only one term so far (%s); it has no effect until there is another", ", ".join(sorted(losses))
+            )
+        return {term: _factor_at(points, share) for term, points in schedule.items() if term in losses}
 
     @staticmethod
-    def _rising(task: Task, losses: Mapping[str, Tensor]) -> dict[str, list[tuple[float, float]]]:
+    def _default_schedule(task: Task, losses: Mapping[str, Tensor]) -> dict[str, list[tuple[float, float]]]:
         found: dict[str, list[tuple[float, float]]] = {}
         for player in {name.rpartition("/")[0] for name in losses}:
-            mine = [name for name in losses if name.rpartition("/")[0] == player]
-            steady = [name for name in mine if name not in task.optional_terms] or mine
-            main = max(sorted(steady), key=lambda name: task.loss_weights.get(name, 1.0) * (2 if name == "nll" else 1))
-            found |= {name: [(0.0, 0.0), (0.1, 1.0)] for name in mine if name != main}
+            own = [name for name in losses if name.rpartition("/")[0] == player]
+            always = [name for name in own if name not in task.optional_terms] or own
+            main = max(sorted(always), key=lambda name: task.loss_weights.get(name, 1.0) * (2 if name == "nll" else 1))
+            found |= {name: [(0.0, 0.0), (0.1, 1.0)] for name in own if name != main}
         return found
 
 
-def _at(points: Sequence[tuple[float, float]], share: float) -> float:
+def _factor_at(points: Sequence[tuple[float, float]], share: float) -> float:
     before = points[0]
     for point in points:
         if share < point[0]:

@@ -1,4 +1,4 @@
-"""What music theory knows, as terms: kinder targets, voice leading, equality under transposition."""
+"""Technique musical_domain: loss terms from music theory (label smoothing, voice leading, transposition equivariance)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,35 +22,35 @@ SHIFTS = tuple(s for s in range(-6, 7) if s)
 
 
 class MusicalDomain(Technique):
-    """Adds terms from music theory to a language model's; each has a weight, 0 leaves it and its cost out.
+    """Adds loss terms from music theory to those of a language model. A term with weight 0 is not computed.
 
-    - `musical_smoothing`: label smoothing that knows music. Of a target's mass `smoothing` goes to its relatives: a pitch's to
-      octave, fifth and tones of the piece's scale nearby (the major scale that holds most of its notes), a time's or length's
-      to near ones of strong metrical level. The term is CE(smoothed target) - CE(target), so with the task's own it is the
-      smoothed cross-entropy.
-    - `musical_voices` (four voices on a grid): the expected leap beyond a fifth and the expected crossing of the next higher
-      voice, in octaves, given the real past.
+    - `musical_smoothing`: label smoothing towards musically related tokens. A share `smoothing` of the target probability goes
+      to them: for a pitch, to its octave, its fifth and near notes of the piece's scale (the major scale that contains most of
+      its notes); for a time or duration, to near values on strong metrical positions. The term is CE(smoothed target) -
+      CE(target), so its sum with the task's own term is the smoothed cross-entropy.
+    - `musical_voices` (four voices on a grid): the expected leap beyond a fifth, and the expected crossing of the next higher
+      voice, in octaves, given the true previous notes.
     - `musical_parallels` (likewise): the probability of a parallel fifth or octave with each higher voice.
-    - `musical_equivariance`: KL between the prediction and the transposed prediction of the transposed music, by a random
-      shift of up to a tritone that the tokenizer's range allows; a second pass through the model every
-      `equivariance_every` batches.
+    - `musical_equivariance`: KL between the transposed prediction and the prediction for the transposed music. The shift is
+      random, up to a tritone, within the tokenizer's range. It needs a second forward pass every `equivariance_every` batches.
 
-    `transpose`, `tempo_scale` and `velocity_shift` take the place of the data's own ranges of augmentation. None of them
-    moves an onset in its bar, so swing and syncopation stay as they were played.
+    `transpose`, `tempo_scale` and `velocity_shift` replace the augmentation ranges of the data. None of them moves an onset
+    within its bar, so swing and syncopation are preserved.
 
-    When to use: little data of one style. The presets genre=classical, jazz, pop, electronic and folk set the weights.
+    When to use: little data of one genre. The presets genre=classical, jazz, pop, electronic and folk set the weights.
     Source: Szegedy et al. 2016 (label smoothing); Huron 2001 and Fux 1725 for the rules.
 
     Args:
-        smoothing: epsilon, in [0, 1). voices, parallels, equivariance: weights, 0 or more.
-        equivariance_every: batches between two such terms, at least 1.
+        smoothing: share of the target probability that is redistributed, in [0, 1).
+        voices, parallels, equivariance: weights, 0 or more.
+        equivariance_every: number of batches from one computation of that term to the next, at least 1.
         transpose: [lowest, highest] in semitones. tempo_scale: [lowest, highest] factor. velocity_shift: bins either way.
-            None: as the data says.
-        seed: of the shifts.
+            None: as set for the data.
+        seed: of the random shifts.
 
     Raises:
-        ValueError: an option out of its range; in setup, a task without tokenizer and logits, or terms for voices where
-            the tokenizer is no grid of four.
+        ValueError: an option is out of its range; in setup, the task has no tokenizer and logits, or a term for voices is used
+            with another tokenizer than satb.
     """
 
     def __init__(
@@ -88,38 +88,39 @@ class MusicalDomain(Technique):
         kind = type(pl_module).__name__
         tokenizer = pl_module.tokenizer if isinstance(pl_module, PredictsTokens) else None
         if not isinstance(tokenizer, Tokenizer):
-            raise ValueError(f"technique musical_domain wants tokens of scores, {kind} has none; take it out of technique=[...]")
+            raise ValueError(f"technique musical_domain needs tokens of scores, {kind} has none; remove it from technique=[...]")
         if (self.voices or self.parallels) and not isinstance(tokenizer, SatbGrid):
             raise ValueError(
-                f"technique musical_domain: voices and parallels want four voices on a grid, {kind} here has the tokens of "
+                f"technique musical_domain: voices and parallels need four voices on a grid, but this {kind} has the tokens of "
                 f"{type(tokenizer).__name__}; choose tokenizer=satb, or set both to 0"
             )
         if self.equivariance and tokenizer.base_size != len(tokenizer):
             raise ValueError(
-                f"technique musical_domain: equivariance transposes token by token, {kind} has byte pairs; set "
+                f"technique musical_domain: equivariance transposes token by token, but {kind} has byte pairs; set "
                 "technique.musical_domain.equivariance=0"
             )
         if any(value is not None for value in self.ranges.values()):
             data = trainer.datamodule  # type: ignore[attr-defined]
             if not isinstance(data, Varies):
                 raise ValueError(
-                    f"technique musical_domain: {type(data).__name__} of this {kind} has no augmentation of scores; leave out "
-                    "transpose, tempo_scale and velocity_shift"
+                    f"technique musical_domain: the data of {kind} ({type(data).__name__}) have no score augmentation; leave "
+                    "out transpose, tempo_scale and velocity_shift"
                 )
             try:
                 data.vary(**self.ranges)
             except ValueError as error:
                 raise ValueError(f"technique.musical_domain.{error}") from error
-        self._tables(tokenizer)
+        self._build_tables(tokenizer)
 
-    def _tables(self, tokenizer: Tokenizer) -> None:
+    def _build_tables(self, tokenizer: Tokenizer) -> None:
         classes = token_classes(tokenizer)
         ids = np.flatnonzero(classes.pitch >= 0)
         self._pitch_v = torch.from_numpy(classes.pitch)
         self._pitch_ids, self._pitch_of_ids = torch.from_numpy(ids), torch.from_numpy(classes.pitch[ids])
         neighbours = musical.pitch_smoothing()
-        # a set of ids that a token's mass may go to, and how [scales or 1, rows, ids]: pitches of one kind (onsets, ends),
-        # whose rows are the 128 pitches, since byte pairs have many ids of one; places and lengths, whose rows are their ids
+        # groups of token ids among which target probability is redistributed, each with a table [scales or 1, rows, ids].
+        # For pitches (note onsets, note ends) a row is one of 128 pitches, since byte pairs have several ids of a pitch.
+        # For positions and durations a row is an id.
         self._groups: list[tuple[Tensor, Tensor]] = []
         none = torch.zeros(len(classes.kind), dtype=torch.int64)
         self._group_v, self._place_v, self._row_v = none - 1, none.clone(), self._pitch_v.clamp(min=0).long()
@@ -162,7 +163,7 @@ class MusicalDomain(Technique):
         return {name: weight for name, weight in weights.items() if name in losses}
 
     def _scales(self, batch: Batch) -> Tensor:
-        """The scale of each token's piece, as far as the row holds it: tonic 0 to 11, [b, t]."""
+        """Returns the scale of each token's piece, from the notes in its row, as a tonic 0 to 11, [b, t]."""
         documents_bt = batch["documents"].long().clamp(min=0)
         pitch_bt = self._pitch_v[batch["tokens"]]
         sounding = (pitch_bt >= 0) & (batch["documents"] >= 0)
@@ -173,7 +174,7 @@ class MusicalDomain(Technique):
         return musical.best_scale(classes).gather(1, documents_bt)
 
     def _smoothing(self, trace: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """What a smoothed target adds to the task's own cross-entropy; log p is read off the task's, not computed again."""
+        """Returns the difference that smoothed targets make to the cross-entropy; log p is taken from the task's trace."""
         targets_m, scale_m = batch["targets"].flatten(), self._scales(batch).flatten()
         logits_mv, nll_m = trace["logits"].flatten(0, 1), trace["token_nll"].flatten()
         group_m = torch.where(targets_m >= 0, self._group_v[targets_m.clamp(min=0)], -1)
@@ -185,13 +186,13 @@ class MusicalDomain(Technique):
             place_n, nll_n = self._place_v[targets_m[mine_n]], nll_m[mine_n]
             given = logits_mv.index_select(0, mine_n).index_select(1, ids).float()
             normaliser_n = nll_n + given.gather(1, place_n[:, None])[:, 0]
-            alike = (given - normaliser_n[:, None]).clamp(min=-30)  # what can't stand there has no say: e^-30 is nothing
+            alike = (given - normaliser_n[:, None]).clamp(min=-30)  # ignores impossible tokens: e^-30 is practically 0
             weights = table[scale_m[mine_n] if len(table) > 1 else 0, self._row_v[targets_m[mine_n]]]
             total = total - nll_n.sum() - (weights * alike).sum()
         return self.smoothing * total / (targets_m >= 0).sum().clamp(min=1)
 
     def _voice_leading(self, task: Task, batch: Batch) -> dict[str, Tensor]:
-        """Over the voice tokens of the batch, one after another: four a frame, the first frame of a piece left out."""
+        """Computes the terms over the voice tokens of the batch, four for each frame, without the first frame of a piece."""
         flat = {name: batch[name].flatten() for name in ("tokens", "documents", "feature_voice")}
         length = batch["tokens"].shape[1]
         place = torch.nonzero(flat["feature_voice"] > 0)[:, 0]

@@ -1,4 +1,4 @@
-"""Pieces weigh by their own loss: what the model finds easy counts first or more."""
+"""Technique self_paced: weights the pieces of a batch by their own loss, so that easy pieces count more."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,28 +18,29 @@ METHODS = ("superloss", "linear", "hard")
 
 
 class SelfPaced(Technique):
-    """Weighs each piece of a batch by its own mean loss and adds `self_paced` = mean(w nll) - mean(nll) over counted tokens.
+    """Gives each piece of a batch a weight w that depends on its mean loss.
 
-    The task's term `nll` and this one together are the weighted loss: give both the same weight. The weights carry no
-    gradient; of `linear` and `hard` they are divided by their mean, so that the gradient keeps its size.
+    It adds the term `self_paced` = mean(w nll) - mean(nll) over counted tokens. Its sum with the task's term `nll` is the
+    weighted loss, if both have the same weight. No gradient flows through w. The weights of `linear` and `hard` are divided by
+    their mean, so that the gradient keeps its size.
 
-    - superloss: w = exp(-W((l - tau) / (2 lambda))), tau the running mean of the losses: no schedule is needed.
-    - hard: 1 for the pieces whose loss is among the lowest c(t) seen of late, 0 for the others.
-    - linear: 1 - loss / threshold, with the threshold at which the share c(t) counts at all.
+    - superloss: w = exp(-W((l - tau) / (2 lambda))), with the Lambert W function and tau the running mean of the losses.
+    - hard: 1 for pieces whose loss is among the lowest share c(t) of recent losses, 0 for the others.
+    - linear: 1 - loss / threshold, with the threshold below which a share c(t) of recent losses lies; at least 0.
 
-    c(t) grows linearly from `start` to 1 over the first `end` of the run.
+    c(t) grows linearly from `start` to 1 over the first `end` of the run; superloss does not use it.
 
-    When to use: data with errors or foreign pieces. Suggested: superloss, strength 1.
+    When to use: data with errors or unsuitable pieces. Suggested: superloss, strength 1.
     Source: see `etude.losses.self_paced`.
 
     Args:
         method: superloss, linear or hard.
-        start: share of pieces that counts at the beginning, in (0, 1]. end: share of the run after which all do, in (0, 1].
+        start: c at the beginning, in (0, 1]. end: share of the run after which c is 1, in (0, 1].
         strength: lambda of superloss, above 0. momentum: of its running mean, in [0, 1).
-        history: losses of pieces that are remembered to set a threshold, at least 2.
+        history: number of recent losses that determine the threshold, at least 2.
 
     Raises:
-        ValueError: an option out of its range; in setup, a task without the losses of tokens.
+        ValueError: an option is out of its range; in setup, the task does not predict tokens.
     """
 
     def __init__(
@@ -76,15 +77,15 @@ class SelfPaced(Technique):
 
     @property
     def corrections(self) -> dict[str, str]:
-        return {"self_paced": "nll"}  # the weighted loss less the loss
+        return {"self_paced": "nll"}  # the weighted loss minus the loss
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if not isinstance(pl_module, PredictsTokens):
             raise ValueError(
-                f"technique self_paced wants tokens, {type(pl_module).__name__} has none; take it out of technique=[...]"
+                f"technique self_paced needs tokens, {type(pl_module).__name__} has none; remove it from technique=[...]"
             )
         if trainer.max_steps < 1:
-            raise ValueError("technique self_paced paces by the number of steps; set max_steps")
+            raise ValueError("technique self_paced needs the length of the run; set max_steps")
         self._span = max(1.0, self.end * trainer.max_steps * trainer.accumulate_grad_batches)
 
     def extra_losses(self, task: Task, batch: Batch, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -119,7 +120,7 @@ class SelfPaced(Technique):
         share = min(1.0, self.start + (1 - self.start) * task.batches_trained / self._span)
         if share >= 1:
             return torch.ones_like(loss)
-        # against what is usual now: older losses were higher. The easiest always counts
+        # relative to the present mean, since older losses were higher; the easiest piece always counts
         threshold = max(self.usual + float(self._losses.quantile(share)), float(finite.min()) + 1e-6)
         return hard_weights(loss, threshold) if self.method == "hard" else linear_weights(loss, threshold)
 
