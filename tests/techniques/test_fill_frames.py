@@ -60,7 +60,7 @@ def test_draws_depend_on_seed_batch_and_rank_alone() -> None:
 
 
 def test_a_task_without_mels_is_told_at_setup() -> None:
-    with pytest.raises(ValueError, match=r"technique fill_frames .* ToyGan has no generator that takes `visible`"):
+    with pytest.raises(ValueError, match=r"technique fill_frames .* ToyGan has none that supports `visible`"):
         FillFrames().setup(None, ToyGan(), "fit")  # type: ignore[arg-type]
 
 

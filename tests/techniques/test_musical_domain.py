@@ -114,7 +114,7 @@ def test_bad_options_are_told(options: dict[str, Any], message: str) -> None:
 
 
 def test_what_cannot_be_served_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"voices and parallels want four voices.*MidiTokTokenizer; choose tokenizer=satb"):
+    with pytest.raises(ValueError, match=r"voices and parallels need four voices.*MidiTokTokenizer; choose tokenizer=satb"):
         ready(MidiTokTokenizer(genres=["a"], scheme="REMI"), voices=1.0)
     with pytest.raises(ValueError, match="ToyGan has none"):
         MusicalDomain().setup(trainer(tmp_path, max_steps=1), ToyGan(), "fit")
@@ -180,7 +180,7 @@ def test_presets_vary_keys_tempi_and_loudness_and_leave_swing_and_syncopation(tm
 
 def test_ranges_of_augmentation_want_data_that_has_some(tmp_path: Path) -> None:
     technique = MusicalDomain(tempo_scale=[0.9, 1.1])
-    with pytest.raises(ValueError, match="no augmentation of scores; leave out transpose, tempo_scale"):
+    with pytest.raises(ValueError, match="no score augmentation; leave out transpose, tempo_scale"):
         technique.setup(Player(None), task_of(GRID), "fit")  # type: ignore[arg-type]
     data = MusicDataModule(
         corpus=Folder(root=str(tmp_path)), tokenizer=partial(MidiTokTokenizer, scheme="REMI"), cache_dir=tmp_path
