@@ -128,7 +128,9 @@ def test_what_it_can_not_measure_is_refused(tmp_path: Path, songs: Path) -> None
     with pytest.raises(ValueError, match=r"technique live_quality needs a task .* ToyGan does neither"):
         fit(tmp_path, ToyGan(), PairsData(), [LiveQuality()])
     task, data = build(songs)
-    with pytest.raises(ValueError, match="technique live_quality compares samples of LanguageModel with held-out pieces, NoneType"):
+    with pytest.raises(
+        ValueError, match="technique live_quality compares samples of LanguageModel with held-out pieces, NoneType"
+    ):
         trainer(tmp_path, max_steps=1, callbacks=[LiveQuality()]).fit(task, data.train_dataloader(), data.val_dataloader())
 
 
