@@ -118,7 +118,7 @@ def test_the_exploits_are_real(
     folder.mkdir()
     path = altered(home, tmp_path / "x.ckpt", lambda saved: change(saved, folder))
     monkeypatch.setattr(recipe_check, "checked_recipe", lambda recipe: recipe)
-    with pytest.raises(ValueError, match="does not go together"):
+    with pytest.raises(ValueError, match="do not fit together"):
         load_task(path)
     assert (folder / "ran").is_file()
 

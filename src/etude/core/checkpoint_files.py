@@ -201,9 +201,7 @@ def unusable_checkpoint(path: Path, error: Exception) -> ValueError:
     reason = _innermost(error)
     if isinstance(error, ValueError) and str(path) in reason:
         return error
-    return ValueError(
-        f"{path}: its parts do not fit together: {reason[:300]}; give a checkpoint that `{program('train')}` wrote"
-    )
+    return ValueError(f"{path}: its parts do not fit together: {reason[:300]}; give a checkpoint that `{program('train')}` wrote")
 
 
 def not_continued(path: Path, error: Exception) -> ValueError:
