@@ -142,7 +142,7 @@ def test_draws_depend_on_seed_name_and_clock() -> None:
     assert len({draw(Halve(seed=1), 5), draw(Halve(seed=2), 5), draw(Halve(seed=1), 6), draw(Flip(seed=1), 5)}) == 4
 
 
-@pytest.mark.parametrize("path", sorted((SOURCE / "techniques").glob("[a-z]*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((SOURCE / "techniques").rglob("[a-z]*.py")), ids=lambda path: path.stem)
 def test_only_techniques_that_draw_take_a_seed(path: Path) -> None:
     text = path.read_text()
     assert ("seed: int" in text) == bool(re.search(r"self\.(generator\(|seed\b)", text)), path.stem
