@@ -32,7 +32,8 @@ def test_a_constant_factor_is_another_weight(tmp_path: Path) -> None:
 
 
 def test_without_a_schedule_the_heaviest_term_leads() -> None:
-    found = LossSchedule._default_schedule(ToyGan(), dict.fromkeys(["generator/cycle", "generator/adversarial", "discriminator/all"]))  # type: ignore[arg-type]
+    names = ("generator/cycle", "generator/adversarial", "discriminator/all")
+    found = LossSchedule._default_schedule(ToyGan(), {name: torch.zeros(()) for name in names})
     assert found == {"generator/adversarial": [(0.0, 0.0), (0.1, 1.0)]}
 
 
