@@ -217,7 +217,7 @@ class Task(Measurable):
             self._observe(self, batch)
         unknown = self.loss_weights.keys() - losses.keys() - self.optional_terms
         if wrong := unknown_terms(self, unknown, losses):
-            raise ValueError(f"loss_weights names {wrong}, but the loss terms are {sorted(losses)}; rename or remove it")
+            raise ValueError(f"loss_weights names {wrong}, but the terms are {sorted(losses)}; rename or drop it")
         self._factors = self.composition.factors(self, losses)
         loss = self.composition.weigh(self, losses)
         if self.composition.backward_owner is not None:
