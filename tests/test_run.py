@@ -93,6 +93,22 @@ def test_generate_follows_wishes_and_seed(home: Path) -> None:
     assert "data:audio/mpeg;base64" in (out / "g1" / "report.html").read_text()
 
 
+def test_generate_and_evaluate_use_the_best_weights_as_the_samples_of_training_do(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    loaded: list[Path] = []
+
+    def load(path: Path) -> Any:
+        loaded.append(path)
+        return load_task(path)
+
+    load_task = run.load_task
+    monkeypatch.setattr(run, "load_task", load)
+    call("generate", tmp_path / "g", f"ckpt={home / 'outputs' / 'one'}", "num_samples=1", "num_bars=1", "audio=false")
+    call("evaluate", tmp_path / "e", f"ckpt={home / 'outputs' / 'one'}", "num_samples=0", "splits=[val]")
+    assert loaded == [home / "outputs" / "one" / "checkpoints" / "best.ckpt"] * 2
+
+
 def test_generate_continues_a_prompt(home: Path) -> None:
     prompt = home / "prompt.mid"
     song(99, bars=2).dump_midi(prompt)

@@ -94,6 +94,17 @@ def test_a_run_that_holds_only_its_best_checkpoint_is_found(tmp_path: Path, caps
         find_checkpoint(str(tmp_path / "three"), str(tmp_path))
 
 
+def test_who_uses_a_model_gets_the_best_of_a_run(tmp_path: Path) -> None:
+    one, outputs = run_of(tmp_path / "one", "last.ckpt", "best.ckpt"), str(tmp_path)
+    best, last = (one / "checkpoints" / name for name in ("best.ckpt", "last.ckpt"))
+    for ckpt in (str(one), "last", str(one / "checkpoints"), str(best)):
+        assert find_checkpoint(ckpt, outputs, best=True) == best
+    assert find_checkpoint(str(last), outputs, best=True) == last  # a file is that file
+    assert find_checkpoint(str(one), outputs) == last  # with which training goes on
+    best.unlink()
+    assert find_checkpoint(str(one), outputs, best=True) == last
+
+
 def test_two_runs_are_not_at_one_folder(tmp_path: Path) -> None:
     left = tmp_path / ".metrics.csv.17.part"
     left.write_text("of a killed run")

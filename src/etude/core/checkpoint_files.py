@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def find_checkpoint(ckpt: str, outputs: str, *, kind: str | None = None, option: str = "ckpt", announce: bool = True) -> Path:
+def find_checkpoint(
+    ckpt: str, outputs: str, *, kind: str | None = None, option: str = "ckpt", announce: bool = True, best: bool = False
+) -> Path:
     """Returns the path of the checkpoint that `ckpt` names.
 
     If a run has no last.ckpt, since it was stopped too early, its best.ckpt is taken.
@@ -24,7 +26,8 @@ def find_checkpoint(ckpt: str, outputs: str, *, kind: str | None = None, option:
         outputs: the folder in which `last` looks for runs.
         kind: with `last`, only runs of this task count, such as style_transfer; None for any task.
         option: the option that holds `ckpt`, for messages.
-        announce: print to stderr if best.ckpt is taken.
+        announce: print to stderr if best.ckpt is taken because there is no last.ckpt.
+        best: take a run's best.ckpt, for programs that use a model and do not continue its training.
 
     Raises:
         ValueError: there is no such checkpoint.
@@ -45,6 +48,8 @@ def find_checkpoint(ckpt: str, outputs: str, *, kind: str | None = None, option:
             path = inside or next((phase for phase in reversed(phases) if phase), path / "checkpoints" / "last.ckpt")
         if not path.is_file():
             raise ValueError(f"{option}={ckpt}: there is no such file; give a checkpoint, a run's folder, or {option}=last")
+    if best and path.name == "last.ckpt" and Path(ckpt).name != "last.ckpt" and path.with_name("best.ckpt").is_file():
+        return path.with_name("best.ckpt")
     if announce and path.name == "best.ckpt" and Path(ckpt).name != "best.ckpt":
         print(f"{option}={ckpt}: there is no last.ckpt; taking {path}", file=sys.stderr)
     return path

@@ -290,7 +290,7 @@ def generate(cfg: DictConfig) -> None:
     from etude.core.checkpoint_files import find_checkpoint
     from etude.core.protocols import Samples
 
-    path = find_checkpoint(cfg.ckpt or "last", cfg.outputs, kind="language_model")
+    path = find_checkpoint(cfg.ckpt or "last", cfg.outputs, kind="language_model", best=True)
     task, _ = load_task(path)
     if not isinstance(task, Samples):
         raise ValueError(
@@ -308,7 +308,7 @@ def transfer(cfg: DictConfig) -> None:
     from etude.core.protocols import Translates
 
     quiet_lightning()
-    task, _ = load_task(find_checkpoint(cfg.ckpt or "last", cfg.outputs, kind="style_transfer"))
+    task, _ = load_task(find_checkpoint(cfg.ckpt or "last", cfg.outputs, kind="style_transfer", best=True))
     if not isinstance(task, Translates):
         raise ValueError(f"ckpt holds a {type(task).__name__}, which changes no styles; give one of task=style_transfer")
     if OmegaConf.is_missing(cfg.vocoder, "ckpt"):
@@ -333,7 +333,8 @@ def evaluate(cfg: DictConfig) -> None:
     if cfg.files is not None:
         instantiate(cfg.score_files)(folder=folder)
     else:
-        path = find_checkpoint(cfg.ckpt or "last", cfg.outputs, kind=HydraConfig.get().runtime.choices.get("task"))
+        chosen = HydraConfig.get().runtime.choices.get("task")
+        path = find_checkpoint(cfg.ckpt or "last", cfg.outputs, kind=chosen, best=True)
         task, recipe = load_task(path)
         kind = type(task).__module__.rpartition(".")[2]
         score = recipes.scoring(cfg, kind, path, logs=task.logged_metrics)
