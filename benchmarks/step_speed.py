@@ -6,6 +6,7 @@ Each round trains the same Transformer on the same batches with each checkout's 
 compared, so that other load and temperature affect both.
 """
 
+import importlib
 import statistics
 import sys
 import time
@@ -50,6 +51,11 @@ class Checkout:
         self.modules = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "etude"}
         sys.path.remove(self.source)
 
+    def module(self, stem: str) -> Any:
+        """The module of this name, whatever folder it lies in: checkouts differ in that."""
+        (path,) = Path(self.source, "etude").rglob(f"{stem}.py")
+        return importlib.import_module(".".join(path.relative_to(self.source).with_suffix("").parts))
+
 
 def batches() -> Iterator[dict[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(0)
@@ -60,8 +66,8 @@ def batches() -> Iterator[dict[str, torch.Tensor]]:
 def seconds(checkout: Checkout, averaged: bool) -> float:
     with checkout, TemporaryDirectory() as folder:
         from etude.core.task import Task
-        from etude.models.symbolic.transformer import Transformer
-        from etude.techniques.weights.ema import Ema
+
+        Transformer, Ema = checkout.module("transformer").Transformer, checkout.module("ema").Ema
 
         class Model(Task):
             def __init__(self) -> None:
