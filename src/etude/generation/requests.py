@@ -1,4 +1,4 @@
-"""What was asked of samples beside what they have."""
+"""Compare the properties that were asked of samples with those that they have."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,12 +12,14 @@ from etude.music.theory import Key, estimate_key
 from etude.tokens.changes import first_metre, first_tempo
 from etude.tokens.tokenizer import program_family
 
-TEMPO_OCTAVES = 1 / 8  # half the distance of two tempos that can be asked for
+TEMPO_OCTAVES = 1 / 8  # half the distance between two tempo labels
 
 
 def asked_and_got(asked: Mapping[str, Any], scores: Sequence[Score]) -> list[tuple[str, str, str, str]]:
-    """Rows (label, asked, got most often, share of the samples that have it), of what a score shows of itself: key (by
-    estimate), metre, tempo_bpm, num_bars and programs (by family, each must be there). A genre can't be read off a score.
+    """Returns rows (label, asked, most frequent value, share of the samples that have the asked value).
+
+    Labels that can be computed from a score are key (estimated), metre, tempo_bpm, num_bars and programs (a sample must have
+    the family of each). A genre can't be computed and has no row.
     """
     rows = []
     sounding = [score for score in scores if num_notes(score)]

@@ -1,4 +1,4 @@
-"""Samples of a language model as things to hear and see: MIDI, audio, piano rolls, one report."""
+"""Write samples of a language model as MIDI, audio and piano rolls, with a report."""
 
 from __future__ import annotations
 

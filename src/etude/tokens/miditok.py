@@ -31,31 +31,30 @@ from etude.tokens.shift_grammar import ShiftGrammar
 from etude.tokens.tokenizer import Tokenizer
 
 TICKS_PER_QUARTER = 480
-NO_NOTES = f"the piece has no notes but drums outside {DRUM_PITCHES[0]}-{DRUM_PITCHES[1]}; leave it out"
+NO_NOTES = f"the piece has only drum notes outside {DRUM_PITCHES[0]}-{DRUM_PITCHES[1]}; leave it out"
 SCHEMES = ("REMI", "TSD", "MIDILike", "Octuple")
 
 
 class MidiTokTokenizer(Tokenizer):
-    """One of MidiTok's schemes over all tracks in one stream.
+    """A tokenizer of one of MidiTok's schemes, with all tracks in one stream.
 
-    Time has 12 positions per beat of the metre (sixteenths and triplets); durations 12 per beat up to 4 beats, then 4
-    up to 12, then 1 up to 32. What is lost: tracks of one program become one; a note struck again while it sounds is
-    cut in MIDILike (a NoteOff could not tell the two apart); drum notes outside 27-88, pedals, bends and controllers;
-    the spelling of cut time (2/2 is written 4/4). Rests are time like any other: MidiTok's Rest tokens count from the
-    end of the last note, which would hide the metre. Octuple is flattened into eight tokens a note, time first, and
-    can't place a metre that changes in a bar without an onset.
+    Time has 12 positions per beat of the metre (sixteenths and triplets). Durations have 12 steps per beat up to 4 beats,
+    then 4 up to 12 beats, then 1 up to 32. Not represented are: several tracks of one program (they become one), pedals, pitch
+    bends and controllers, drum notes outside 27-88, and the notation of cut time (2/2 becomes 4/4). In MIDILike a note is
+    cut where the same pitch begins again, since a NoteOff could end either. Rest tokens are not used, since MidiTok counts
+    them from the end of the last note, which would hide the metre. Octuple is flattened to eight tokens per note, time
+    first; it can't represent a change of metre in a bar without an onset.
 
     Args:
-        genres: genre labels for the controls.
+        genres: genre labels, each with a control token.
         scheme: REMI (bars and positions), TSD (time shifts and durations), MIDILike (note on, note off) or Octuple.
         num_velocities: velocity bins, 1-127.
-        num_tempos: tempo bins, evenly spaced in the logarithm from tempo_low to tempo_high; 37 over three octaves are
-            twelve to the octave.
+        num_tempos: tempo bins, evenly spaced on a logarithmic scale from tempo_low to tempo_high.
         tempo_low, tempo_high: beats per minute.
-        program_changes: write the program where it changes; else before every note.
-        max_bars: Octuple's number of bars; longer pieces are refused.
-        bpe_vocab_size: size of the vocabulary once `train_bpe` is called; None for no byte pairs.
-        merges: learnt pairs, as `state_dict` holds them.
+        program_changes: write a Program token only where the program changes; False writes one before every note.
+        max_bars: for Octuple, the largest number of bars; longer pieces are refused.
+        bpe_vocab_size: size of the vocabulary after `train_bpe`; None for no byte pairs.
+        merges: learnt pairs, as in `state_dict`.
     """
 
     def __init__(
@@ -111,7 +110,7 @@ class MidiTokTokenizer(Tokenizer):
         vocab = self._miditok.vocab
         if self.scheme != "Octuple":
             return [token for token in sorted(vocab, key=vocab.get) if token != "PAD_None"]
-        # fields of MidiTok's compound tokens, in our order; its Pitch field holds drums too
+        # the fields of MidiTok's compound tokens in our order; its Pitch field includes drums
         self._order = [self._miditok.vocab_types_idx[name] for name in NAMES]
         fields = [[t for t in sorted(vocab[i], key=vocab[i].get) if t != "PAD_None"] for i in self._order]
         self._field_starts = np.cumsum([0, *map(len, fields)])[:-1]
@@ -129,10 +128,10 @@ class MidiTokTokenizer(Tokenizer):
         self.__dict__.pop("_grammar", None)
 
     def train_bpe(self, pieces: Iterable[np.ndarray], *, vocab_size: int | None = None) -> None:
-        """Learn byte pairs from pieces of base ids; from then on `vocab` and `len` hold the merged tokens too.
+        """Learns byte pairs from pieces; afterwards `vocab` and `len` include the merged tokens.
 
         Args:
-            pieces: base ids, as `encode` gives them.
+            pieces: base ids, as `encode` returns them.
             vocab_size: the size of the whole vocabulary; `bpe_vocab_size` by default.
 
         Raises:
@@ -140,7 +139,7 @@ class MidiTokTokenizer(Tokenizer):
         """
         size = vocab_size or self.bpe_vocab_size
         if size is None:
-            raise ValueError("vocab_size is None and so is bpe_vocab_size; give the size of the merged vocabulary")
+            raise ValueError("vocab_size is None and so is bpe_vocab_size; give the size of the vocabulary with merges")
         trained = BytePairs.train(pieces, vocab_size=size, base_size=self._base_size, starts_word=self._pairs.starts_word)
         self._set_pairs(trained.merges)
 
@@ -157,10 +156,10 @@ class MidiTokTokenizer(Tokenizer):
     # --- scores ---
 
     def encode(self, score: Score) -> np.ndarray:
-        """Base ids of a piece.
+        """Encodes a piece as base ids.
 
         Raises:
-            ValueError: no notes, a metre that can't be written, or more bars than Octuple holds.
+            ValueError: no notes, a metre that can't be represented, or too many bars for Octuple.
         """
         prepared = prepare(score, tempos=self._miditok.tempos)
         if self.scheme == "Octuple":
@@ -171,7 +170,7 @@ class MidiTokTokenizer(Tokenizer):
         return ids + np.int32(self.first_body - 1)  # MidiTok's own PAD is dropped
 
     def _quantised(self, prepared: Score) -> Score:
-        """The score on MidiTok's grid, notes that start together from low to high; MidiTok keeps their order before rounding."""
+        """Rounds the score to MidiTok's grid and sorts notes with the same onset by pitch, which MidiTok does not do."""
         quantised: Score = self._miditok.preprocess_score(prepared)
         for track in quantised.tracks:
             notes = track.notes.numpy()
@@ -271,7 +270,7 @@ class MidiTokTokenizer(Tokenizer):
     # --- structure ---
 
     def bar_starts(self, ids: np.ndarray) -> np.ndarray:
-        """As in `timeline.bar_starts`; of merged ids, the bars that begin with a token."""
+        """Like `miditok_timeline.bar_starts`; for merged ids, only bars that begin at the start of a token."""
         ids = np.asarray(ids)
         starts = bar_starts(self.expand(ids), self.table, by_shift=self._by_shift)
         first = np.cumsum(self._pairs.lengths[ids]) - self._pairs.lengths[ids]
@@ -282,7 +281,7 @@ class MidiTokTokenizer(Tokenizer):
         return {"position": MAX_POSITIONS + 1, "voice": 18}
 
     def features(self, ids: np.ndarray) -> dict[str, np.ndarray]:
-        """As in `timeline.features`; of a merged id, those of its last part."""
+        """Like `miditok_timeline.features`; a merged id has the features of its last base id."""
         ids = np.asarray(ids)
         base = features(self.expand(ids), self.table, by_shift=self._by_shift)
         ends = np.cumsum(self._pairs.lengths[ids]) - 1
