@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from symusic import Note, Score, Track
+from symusic import Note, Score, TimeSignature, Track
 
 from etude.music.score import read_score
 from etude.tokens.grammar import BOS, CONT, EOS, PAD
 from etude.tokens.miditok import SCHEMES, MidiTokTokenizer
+from etude.tokens.satb import SatbGrid
 from etude.tokens.tokenizer import Tokenizer
 from tests.music.pieces import notes_of, random_score
 
@@ -86,6 +87,28 @@ def test_a_note_that_rings_beyond_the_last_bar_of_octuple_is_held() -> None:
     score.tracks[0].notes.append(Note(1920 * 64, 480, 64, 80))
     with pytest.raises(ValueError, match="the piece has 65 bars, Octuple holds 64"):
         tokenizer.encode(score)
+
+
+@pytest.mark.parametrize("seed", [1, 18, 42])
+@pytest.mark.parametrize("name", [*TOKENIZERS, "SATB", "SATB with bars"])
+def test_a_walk_can_be_encoded_again(name: str, seed: int) -> None:
+    grids = {"SATB": SatbGrid(genres=["a"]), "SATB with bars": SatbGrid(genres=["a"], bar_tokens=True)}
+    tokenizer: Tokenizer = grids[name] if name in grids else TOKENIZERS[name]
+    ids, _ = walk(tokenizer, seed=seed, num_bars=None if seed % 2 == 0 else 3)
+    score = tokenizer.decode(ids)
+    assert len(tokenizer.encode(score)) > 0
+    assert len(notes_of(score)) > 0
+
+
+def test_octuple_counts_positions_in_the_metre_of_their_own_bar() -> None:
+    score = Score(480)
+    score.time_signatures.extend([TimeSignature(0, 4, 4), TimeSignature(1920, 6, 16)])
+    times = [0, 1920 + 240, 1920 + 720 + 120, 1920 + 1440]  # the second bar of 6/16 begins 720 ticks after the first
+    score.tracks.append(Track(notes=[Note(time, 120, 60 + i, 80) for i, time in enumerate(times)]))
+    tokenizer = TOKENIZERS["Octuple"]
+    again = tokenizer.decode(tokenizer.encode(score))
+    assert [note.time for note in again.tracks[0].notes] == times
+    assert [(mark.time, mark.numerator, mark.denominator) for mark in again.time_signatures] == [(0, 4, 4), (1920, 6, 16)]
 
 
 @pytest.mark.parametrize("name", ["REMI", "TSD", "MIDILike", "REMI merged", "TSD merged"])

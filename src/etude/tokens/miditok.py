@@ -25,6 +25,7 @@ from etude.tokens.miditok_vocabulary import (
     VELOCITY,
     TokenTable,
 )
+from etude.tokens.octuple_decoding import decode_rows
 from etude.tokens.octuple_grammar import NAMES, OctupleGrammar
 from etude.tokens.remi_grammar import RemiGrammar
 from etude.tokens.shift_grammar import ShiftGrammar
@@ -210,18 +211,24 @@ class MidiTokTokenizer(Tokenizer):
             body = np.append(body, self._missing_offs(body)).astype(np.int64)
         if self.scheme == "Octuple":
             body = body[: len(body) // len(NAMES) * len(NAMES)]
-            inverse = np.argsort(self._order)
-            rows = [[self._base_vocab[i] for i in note[inverse]] for note in body.reshape(-1, len(NAMES))]
-        else:
-            rows = [self._base_vocab[i] for i in body.tolist()]
-        if not rows:
+        if not len(body):
             return Score(TICKS_PER_QUARTER)
-        score = self._miditok.decode(TokSequence(tokens=rows)).resample(TICKS_PER_QUARTER, min_dur=1)
+        if self.scheme == "Octuple":
+            score = decode_rows(body.reshape(-1, len(NAMES)), table=self.table, tempos=self._tempos)
+        else:
+            tokens = TokSequence(tokens=[self._base_vocab[i] for i in body.tolist()])
+            score = self._miditok.decode(tokens).resample(TICKS_PER_QUARTER, min_dur=1)
         for track in score.tracks:
             track.notes.sort()
         if tempo is not None and not (self.table.kind[body] == TEMPO).any():
             score.tempos[0].qpm = tempo
         return score
+
+    @cached_property
+    def _tempos(self) -> np.ndarray:
+        """Beats per minute of each base id, 0 where it is no Tempo token."""
+        words = [token.removeprefix("Tempo_") if token.startswith("Tempo_") else "0" for token in self._base_vocab]
+        return np.array(words, dtype=np.float64)
 
     def _missing_offs(self, body: np.ndarray) -> list[int]:
         """What ends the notes that a broken-off MIDILike sequence leaves on: a shift, then NoteOffs."""
@@ -252,7 +259,7 @@ class MidiTokTokenizer(Tokenizer):
 
     def _tempo_moves(self, factor: float) -> dict[int, int]:
         ids = self.table.of_kind[TEMPO]
-        tempos = np.array([float(self._base_vocab[i].removeprefix("Tempo_")) for i in ids])
+        tempos = self._tempos[ids]
         return {int(i): int(ids[np.abs(np.log(tempos / (t * factor))).argmin()]) for i, t in zip(ids, tempos, strict=True)}
 
     def _velocity_moves(self, bins: int) -> dict[int, int]:
