@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-NOTHING_YET = ("config.yaml", "environment.txt")
+NOTHING_YET = ("config.yaml", "generate.yaml", "evaluate.yaml", "environment.txt", "changes.tsv")
 
 
 def size(path: Path) -> int:

@@ -17,7 +17,7 @@ GIVEN_AT_BUILD = {  # what run.py or a colleague hands over, and so stands in no
     "vocab_size", "feature_sizes", "tokenizer", "model", "optimizer", "scheduler", "total_steps", "params", "genres", "task",
     "folder", "datamodule", "load", "find",
     "quarantine", "player_lr", "on_step", "contract", "vocoder", "styles", "statistics", "discriminator", "n_mels", "num_styles",
-    "style_dim",
+    "style_dim", "trained_labels",
 }  # fmt: skip
 
 

@@ -169,6 +169,7 @@ def test_bad_data_is_told_in_one_line(home: Path, capsys: pytest.CaptureFixture[
         ("genre=polka", ["polka", "classical", "folk"]),
         ("key=H major", ["H major", "major"]),
         ("num_samples=0", ["num_samples is 0"]),
+        ("metre=17/4", ["metre 17/4", "shorter bars"]),
         ("temperature=-1", ["temperature"]),
         ("prompt=nowhere.mid", ["nowhere.mid"]),
         ("ckpt=nowhere.ckpt", ["nowhere.ckpt", "ckpt=last"]),
@@ -344,6 +345,22 @@ def test_what_renders_is_looked_for_before_training(capsys: pytest.CaptureFixtur
         ("soundfont=no.sf2", "soundfont is no.sf2"),
     ):
         assert told in fails(capsys, "train", tmp_path / "run", *nothing, f"sampling.{wish}")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["sampling.genre=polka"], "genre 'polka' is unknown to this tokenizer; valid: classical, folk"),
+        (["data.controls=[key]", "sampling.metre=4/4"], "metre=4/4: this model was trained without that label"),
+        (["sampling.prompt=nowhere.mid"], "nowhere.mid"),
+    ],
+)
+def test_what_samples_ask_for_is_checked_before_training(
+    home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, options: list[str], told: str
+) -> None:
+    places = [f"data.root={home / 'songs'}", f"cache_dir={home / 'cache'}"]
+    assert told in fails(capsys, "train", tmp_path / "run", *TINY, *places, *options)
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_a_logger_that_is_not_installed_is_told_with_its_remedy(

@@ -9,6 +9,8 @@ from symusic import Note, Score, Tempo, TimeSignature, Track
 from etude.generation.requests import asked_and_got
 from etude.generation.samples import write_samples
 from etude.tokens.changes import changes
+from etude.tokens.miditok import MidiTokTokenizer
+from etude.tokens.requests import check_trained, request_notes
 from etude.tokens.satb import SatbGrid
 
 
@@ -30,6 +32,35 @@ def test_the_grid_refuses_what_it_cannot_write() -> None:
     SatbGrid(bar_tokens=True).check_request({"metre": "3/4"})
 
 
+def test_a_label_that_the_model_was_not_trained_with_is_refused() -> None:
+    remi = MidiTokTokenizer(genres=["a"])
+    with pytest.raises(ValueError, match=r"metre=3/4: this model was trained without that label.*it knows key; leave metre out"):
+        check_trained({"key": "C major", "metre": "3/4"}, {"key": ["C major"], "metre": []})
+    with pytest.raises(ValueError, match="it knows no labels"):
+        check_trained({"key": "C major"}, {})
+    check_trained({"key": "C major", "metre": None}, {"key": ["C major"]})
+    check_trained({"key": "C major"}, None)  # not known: a model made without data
+    for refused in ("17/4", "3/32"):
+        with pytest.raises(ValueError, match=f"metre {refused}"):
+            remi.check_request({"metre": refused})
+
+
+def test_a_value_that_no_training_piece_has_and_one_that_is_asked_roughly_are_told() -> None:
+    remi = MidiTokTokenizer(genres=["a"])
+    trained = {"metre": ["4/4", "6/8"], "tempo_bpm": ["95", "226"], "programs": ["strings"], "key": ["C major"]}
+    assert request_notes(remi, {"metre": "4/4", "key": "C major", "tempo_bpm": 95, "programs": None}, trained) == []
+    assert request_notes(remi, {"metre": "3/4"}, trained) == [
+        "metre=3/4: no training piece has 3/4, so the model has not learnt what it means; it has met 4/4, 6/8"
+    ]
+    assert request_notes(remi, {"tempo_bpm": 300}, trained) == [
+        "tempo_bpm=300: the model is asked for the nearest tempo that has a token, 226"
+    ]
+    rough, strange = request_notes(remi, {"metre": "7/8"}, trained)
+    assert rough.startswith("metre=7/8 has no token of its own") and "no training piece has other" in strange
+    assert request_notes(remi, {"programs": [40]}, trained) == ["programs=[40]: the model is asked by family: strings"]
+    assert request_notes(remi, {"metre": "3/4"}, None) == []
+
+
 def test_what_a_tokenizer_changes_in_a_prompt_is_listed() -> None:
     prompt = Score(480)
     prompt.tempos.append(Tempo(0, qpm=93))
@@ -49,20 +80,25 @@ def test_what_a_tokenizer_changes_in_a_prompt_is_listed() -> None:
 
 def test_asked_and_got_counts_the_samples_that_have_it() -> None:
     scores = []
-    for numerator in (3, 3, 4, 4):
+    for numerator in (3, 3, 4, 4):  # of 4/4, which is also how cut time is written
         score = Score(480)
         score.time_signatures.append(TimeSignature(0, numerator, 4))
-        score.tracks.append(Track(program=41, notes=[Note(0, 480, 60, 80)]))
+        score.tracks.append(Track(program=41, notes=[Note(0, 4800, 60, 80)]))  # rings on for bars, and begins in the first
         scores.append(score)
     asked = {"metre": "3/4", "tempo_bpm": 125, "programs": [40], "num_bars": 2, "genre": "a"}
     assert [(label, share) for label, _, _, share in asked_and_got(asked, scores)] == [
         ("metre", "50% of 4"), ("tempo_bpm", "100% of 4"), ("programs", "100% of 4"), ("num_bars", "0% of 4"),
     ]  # fmt: skip
+    assert asked_and_got({"num_bars": 1}, scores) == [("num_bars", "1", "1", "100% of 4")]
+    assert asked_and_got({"metre": "2/2"}, scores) == [("metre", "2/2", "3/4", "50% of 4")]
 
 
 def test_a_sample_without_notes_is_told_and_the_others_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     class Beginner:
         """Draws one empty score and one of a note."""
+
+        def check_request(self, labels: Any, **_: Any) -> list[str]:
+            return []
 
         def sample(self, **_: Any) -> list[Score]:
             empty, played = Score(480), Score(480)

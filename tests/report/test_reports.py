@@ -103,17 +103,28 @@ def test_columns_of_numbers_stand_to_the_right():
     [
         (0.123456, "0.1235"),
         (0.0, "0"),
-        (1e-7, "1.000e-07"),
-        (123456.0, "1.235e+05"),
+        (1e-7, "1 × 10⁻⁷"),
+        (5.534e-35, "5.5 × 10⁻³⁵"),
+        (123456.0, "123,456"),
+        (1234567, "1,234,567"),
+        (-2e12, "-2 × 10¹²"),
         (3, "3"),
         (None, "–"),
         (True, "True"),
-        (float("inf"), "inf"),
+        (float("inf"), "∞"),
         (float("nan"), "–"),
     ],
 )
 def test_cells(value, text):
     assert format_cell(value) == text
+
+
+def test_shares_and_p_values_are_rounded_as_such():
+    columns = ["metric", "p", "samples OA", "samples mean"]
+    page = Page(Report("x").table(columns, [["a", 5.534e-35, 0.25, 1e-5], ["b", 0.0, float("nan"), 2.0]]).html())
+    assert page.texts[-8:] and [text for text in page.texts if text.strip()][-8:] == [
+        "a", "< 0.001", "0.250", "1 × 10⁻⁵", "b", "0.000", "–", "2",
+    ]  # fmt: skip
 
 
 def test_writing_leaves_the_old_file_when_it_fails(tmp_path):

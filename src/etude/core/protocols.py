@@ -120,7 +120,39 @@ class ChecksOptions(Protocol):
         ...
 
 
+@runtime_checkable
+class ChecksRequests(Protocol):
+    """What writes samples at the end of a run, and can tell before training whether the model may be asked for them."""
+
+    @staticmethod
+    def check_requests(options: Mapping[str, Any], task: Any) -> None:
+        """Raises ValueError where what its options ask for, as far as they are given, can't be asked of the task's model."""
+        ...
+
+
 # --- data ---
+
+
+@runtime_checkable
+class TellsChanges(Protocol):
+    """Data that is changed on its way into tokens, and tells how."""
+
+    def changed_pieces(self) -> list[tuple[str, dict[str, int]]]:
+        """Training pieces, and what changes in each: words -> how many notes it concerns."""
+        ...
+
+    def told_changes(self, found: list[tuple[str, dict[str, int]]]) -> str:
+        """The same in one line; empty where nothing changes."""
+        ...
+
+
+@runtime_checkable
+class TellsLabels(Protocol):
+    """Data whose training pieces have labels in front, which a model can be asked for later."""
+
+    def trained_labels(self) -> Mapping[str, Sequence[str]]:
+        """Each label with the values that occur in training."""
+        ...
 
 
 @runtime_checkable

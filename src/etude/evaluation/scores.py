@@ -22,6 +22,7 @@ from etude.music.score import SUFFIXES, printable
 from etude.report.files import write_atomically
 from etude.report.plots import histogram_panels, metric_bars
 from etude.report.reports import Report
+from etude.report.run_page import begin_report, end_report
 from etude.tasks.language_model import LanguageModel
 
 Row = Mapping[str, object]
@@ -61,7 +62,8 @@ def score_model(
     """
     if unknown := set(splits) - {"val", "test"}:
         raise ValueError(f"splits={list(splits)}: {sorted(unknown)[0]!r} is not held out; choose from [val, test]")
-    report = Report("Evaluation")
+    made = f", {num_samples} samples beside held-out music" if num_samples else ""
+    report = begin_report(f"Evaluation: likelihood of {' and '.join(splits)}{made}", folder)
     results: dict[str, Any] = {"likelihood": [_likelihood(task, datamodule, split) for split in splits]}
     _table(report, "Likelihood", results["likelihood"], folder / "likelihood.csv")
     report.text("Nats per frame (a sixteenth) and bits per note compare across tokenizers; nats per token do not.")
@@ -81,7 +83,8 @@ def score_model(
         results["metrics"] = _compare(report, groups, folder)
         if copying:
             results["copying"] = _copying(report, samples, real, datamodule, folder)
-    report.write(folder / "report.html")
+        report.heading("Samples").links([(f"samples/{n:03d}.mid", f"{n:03d}.mid") for n in range(len(samples))])
+    end_report(report, folder)
     return results
 
 
@@ -155,10 +158,10 @@ def score_files(*, files: str, folder: Path, seed: int = 0) -> dict[str, Any]:
         )
     if not scores:
         raise ValueError(f"files={files}: none of its {len(paths)} score files could be read; see quarantine.tsv")
-    report = Report(f"{len(scores)} pieces of {printable(root)}")
+    report = begin_report(f"Musical metrics of {len(scores)} pieces of {printable(root)}", folder)
     groups = {"pieces": scores, "shuffled": shuffled_control(scores, seed=seed)}
     results = {"metrics": _compare(report, groups, folder, reference="pieces")}
-    report.write(folder / "report.html")
+    end_report(report, folder)
     return results
 
 
@@ -171,12 +174,12 @@ def _compare(report: Report, groups: Mapping[str, Sequence[Score]], folder: Path
     )
     picture = metric_bars(rows, groups=list(groups), title="mean and standard deviation over pieces")
     (folder / "metrics.png").write_bytes(picture)
-    report.image(picture)
+    report.image(picture, alt=f"Bars: mean and standard deviation of each musical metric for {', '.join(groups)}")
     distances, pooled = compare_histograms(groups, reference=reference)
     _table(report, "Distributions", distances, folder / "histograms.csv")
     picture = histogram_panels(pooled, labels={name: labels for name, (_, labels) in HISTOGRAMS.items()})
     (folder / "histograms.png").write_bytes(picture)
-    report.image(picture)
+    report.image(picture, alt=f"Histograms of {', '.join(HISTOGRAMS)} for {', '.join(groups)}, side by side")
     return rows
 
 

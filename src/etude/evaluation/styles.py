@@ -15,7 +15,7 @@ from etude.evaluation.style_comparison import COLUMNS, compare_mels
 from etude.metrics.audio.mel_distances import frechet_distance, mmd
 from etude.metrics.audio.mel_features import segment_features
 from etude.metrics.audio.style_classifier import StyleClassifier, train_style_classifier
-from etude.report.reports import Report
+from etude.report.run_page import begin_report, end_report
 from etude.report.style_plots import mel_panels
 from etude.tasks.style_transfer import StyleTransfer
 
@@ -63,7 +63,7 @@ def score_styles(
     if num_songs is not None and num_songs < 1:
         raise ValueError(f"num_songs is {num_songs}, must be at least 1, or null for all")
     classifier = train_classifier(datamodule, styles=task.styles, steps=classifier_steps, seed=seed)
-    report = Report(f"Style transfer, {split}")
+    report = begin_report(f"Evaluation: style transfer between {', '.join(task.styles)}, {split} split", folder)
     report.text(
         f"Style accuracy is measured by a classifier trained on real audio during this evaluation. On held-out real audio it is "
         f"right in {100 * classifier.held_out_accuracy:.1f} % of segments. It does not measure music: noise can fool it."
@@ -76,7 +76,7 @@ def score_styles(
         columns = [name for name in found[0] if name not in ("source", "target")]
         report.heading(f"{source} to {target}").table(columns, [[row.get(name) for name in columns] for row in found])
         (folder / f"{source}_to_{target}.png").write_bytes(picture)
-        report.image(picture)
+        report.image(picture, alt=f"Mels of the first song: {source}, the source, and what was made of it in {target}")
     speed = real_time_factor(task, datamodule, split)
     report.text(f"{speed:.1f} times real time, from samples to samples (mel, model, 8 iterations of Griffin-Lim).")
     for row in rows:
@@ -87,7 +87,7 @@ def score_styles(
         writer = csv.DictWriter(file, list(rows[0] | {"real_time_factor": ""}))
         writer.writeheader()
         writer.writerows(rows)
-    report.write(folder / "report.html")
+    end_report(report, folder)
     return rows
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from symusic import Score
 
-from etude.music.score import num_bars, num_notes
+from etude.music.score import bar_ticks, num_notes
 from etude.music.theory import Key, estimate_key
 from etude.tokens.changes import first_metre, first_tempo
 from etude.tokens.tokenizer import program_family
@@ -33,6 +33,12 @@ def asked_and_got(asked: Mapping[str, Any], scores: Sequence[Score]) -> list[tup
     return rows
 
 
+def bars_begun(score: Score) -> int:
+    """The bars up to the last one in which a note begins; what only rings on counts for nothing."""
+    onsets = [int(track.notes.numpy()["time"].max()) for track in score.tracks if len(track.notes)]
+    return int(np.searchsorted(bar_ticks(score), max(onsets, default=0), side="right"))
+
+
 def _value(label: str, score: Score) -> Any:
     if label == "key":
         return str(estimate_key(score))
@@ -41,15 +47,23 @@ def _value(label: str, score: Score) -> Any:
     if label == "tempo_bpm":
         return round(first_tempo(score))
     if label == "num_bars":
-        return num_bars(score)
+        return bars_begun(score)
     return sorted({-1 if track.is_drum else track.program for track in score.tracks if len(track.notes)})
+
+
+def _bar(metre: Any) -> tuple[int, int]:
+    """Numerator and denominator, with cut time as the 4/4 that most tokenizers write for it."""
+    numerator, denominator = (int(part) for part in str(metre).split("/"))
+    return (2 * numerator, 4) if denominator == 2 else (numerator, denominator)
 
 
 def _fits(label: str, asked: Any, got: Any) -> bool:
     if label == "key":
-        return str(Key.parse(str(asked))) == got
+        return str(Key.parse(str(asked))) == str(got)
     if label == "tempo_bpm":
         return abs(float(np.log2(got / asked))) <= TEMPO_OCTAVES
+    if label == "metre":
+        return _bar(asked) == _bar(got)
     if label == "programs":
         return {program_family(int(p)) for p in asked} <= {program_family(p) for p in got}
     return bool(asked == got)

@@ -12,24 +12,31 @@ import numpy as np
 from symusic import Score
 
 from etude.data.scores.reading import read_prompt
-from etude.generation.requests import asked_and_got
-from etude.music.score import num_bars as count_bars
+from etude.generation.requests import asked_and_got, bars_begun
 from etude.music.score import num_notes
 from etude.music.theory import estimate_key
 from etude.render.scores import piano_roll, render, write_audio
 from etude.render.synthesizers import Synthesizer, check_synthesizer
 from etude.report.reports import Report
+from etude.report.run_page import begin_report, end_report
 from etude.tasks.language_model import LanguageModel
 
 Writer = TypeVar("Writer", bound=Callable[..., Any])
+ASKED = ("genre", "key", "tempo_bpm", "metre", "programs")
 BATCH = 16  # samples drawn at once; what is drawn is written before the next batch begins
 
 
-def checked_ahead(check: Callable[[Mapping[str, Any]], None]) -> Callable[[Writer], Writer]:
-    """Marks a function that writes samples as one whose options `check` can test before training; see `ChecksOptions`."""
+def checked_ahead(
+    check: Callable[[Mapping[str, Any]], None], check_requests: Callable[[Mapping[str, Any], LanguageModel], object]
+) -> Callable[[Writer], Writer]:
+    """Marks a function that writes samples as one whose options can be tested before training.
+
+    check: whether they can be met on this machine; see `ChecksOptions`.
+    check_requests: whether a model can be asked for them; see `ChecksRequests`.
+    """
 
     def mark(function: Writer) -> Writer:
-        function.__dict__["check"] = check
+        function.__dict__.update(check=check, check_requests=check_requests)
         return function
 
     return mark
@@ -42,7 +49,26 @@ def check_rendering(options: Mapping[str, Any]) -> None:
         check_synthesizer(options.get("synthesizer", "tinysoundfont"), Path(soundfont) if soundfont else None)
 
 
-@checked_ahead(check_rendering)
+def check_requests(options: Mapping[str, Any], task: LanguageModel) -> list[str]:
+    """What the model can't be asked exactly, one line each; options are those of `write_samples`.
+
+    Raises ValueError for what can't be asked at all, a prompt that can't be read, or a number out of its range.
+    """
+    return _request(options, task)[2]
+
+
+def _request(options: Mapping[str, Any], task: LanguageModel) -> tuple[dict[str, Any], Score | None, list[str]]:
+    """The labels asked for, the prompt, and what of them can't be asked exactly."""
+    for name in ("num_samples", "num_bars"):
+        if options.get(name) is not None and options[name] < 1:
+            raise ValueError(f"{name} is {options[name]}, must be at least 1")
+    prompt = options.get("prompt")
+    opening = read_prompt(Path(prompt).expanduser()) if prompt is not None else None
+    labels = {name: options[name] for name in ASKED if options.get(name) is not None}
+    return labels, opening, task.check_request(labels, prompt=opening, num_bars=options.get("num_bars"))
+
+
+@checked_ahead(check_rendering, check_requests)
 def write_samples(
     *,
     task: LanguageModel,
@@ -85,24 +111,23 @@ def write_samples(
         The MIDI files.
 
     Raises:
-        ValueError: an unknown genre or key, a prompt that can't be read or represented, or a number out of its range,
-            or fluidsynth where it is not installed.
+        ValueError: a label that the model or its tokenizer can't be asked for, a prompt that can't be read or represented,
+            or a number out of its range, or fluidsynth where it is not installed.
     """
     # before samples are drawn, which takes longer
     check_rendering({"audio": audio, "soundfont": soundfont, "synthesizer": synthesizer})
-    for name, value in (("num_samples", num_samples), ("num_bars", num_bars)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}, must be at least 1")
-    opening = read_prompt(Path(prompt).expanduser()) if prompt is not None else None
-    labels = {"genre": genre, "key": key, "tempo_bpm": tempo_bpm, "metre": metre, "programs": programs}
-    asked = {name: value for name, value in labels.items() if value is not None}
+    wish = {"genre": genre, "key": key, "tempo_bpm": tempo_bpm, "metre": metre, "programs": programs}
+    asked, opening, notes = _request({**wish, "num_samples": num_samples, "num_bars": num_bars, "prompt": prompt}, task)
     wishes = ", ".join(f"{name} {value}" for name, value in {**asked, "bars": num_bars, "prompt": prompt}.items() if value)
-    report = Report(f"{num_samples} samples, {wishes or 'nothing asked'} ({folder.resolve().name})")
-    if opening is not None and (changed := task.prompt_changes(opening)):
-        line = f"of the prompt, this model can't hold all: {'; '.join(changed)}"
+    count = "1 sample" if num_samples == 1 else f"{num_samples} samples"
+    drawing = f"temperature {temperature}, top-k {top_k or 'off'}, top-p {top_p}, min-p {min_p}, seed {seed}"
+    report = begin_report(
+        f"{count}: {wishes or 'nothing asked for'}", folder, facts=[("asked for", wishes or "nothing"), ("drawn with", drawing)]
+    )
+    pieces = Report("")
+    for line in notes:
         print(line, file=sys.stderr)
         report.text(line)
-    report.text(f"temperature {temperature}, top-k {top_k}, top-p {top_p}, min-p {min_p}, seed {seed}")
     play = functools.partial(render, soundfont=Path(soundfont) if soundfont else None, synthesizer=synthesizer)
     out = folder / "samples"
     out.mkdir(parents=True, exist_ok=True)
@@ -117,13 +142,13 @@ def write_samples(
             )  # fmt: skip
             for score in scores:
                 drawn.append(score)
-                files.append(_write(score, out / f"{len(files):03d}.mid", report, play if audio else None))
+                files.append(_write(score, out / f"{len(files):03d}.mid", pieces, play if audio else None))
     finally:  # Ctrl-C keeps what is done
         if rows := asked_and_got({**asked, "num_bars": num_bars} if num_bars else asked, drawn):
             report.heading("Asked and got").table(("label", "asked", "got most often", "samples that have it"), rows)
             for label, wanted, often, share in rows:
                 print(f"asked {label} {wanted}: {share} have it, most often {often}", file=sys.stderr)
-        report.write(folder / "report.html")
+        end_report(report.extend(pieces), folder)
     return files
 
 
@@ -144,9 +169,9 @@ def _write(score: Score, path: Path, report: Report, play: Callable[[Score], np.
         report.text("The model wrote rests and ends only; train it longer, or raise the temperature.")
         print(f"{path}: no notes", file=sys.stderr)
         return path
-    title = f"{path.stem}: {count_bars(score)} bars, {num_notes(score)} notes, {estimate_key(score)}"
+    title = f"{path.stem}: {bars_begun(score)} bars, {num_notes(score)} notes, {estimate_key(score)}"
     piano_roll(score, path.with_suffix(".png"), title=title)
-    report.heading(title).link(f"samples/{path.name}", f"{path.name} (MIDI)")
+    report.heading(title)
     if play is not None:
         samples = play(score)
         write_audio(path.with_suffix(".wav"), samples, 44_100)
@@ -155,5 +180,7 @@ def _write(score: Score, path: Path, report: Report, play: Callable[[Score], np.
         report.audio(listen)
         listen.unlink()  # it lives in the report
     report.image(path.with_suffix(".png"), alt=f"Piano roll of sample {title}")
+    files = [path] if play is None else [path, path.with_suffix(".wav")]
+    report.links([(f"samples/{file.name}", file.name) for file in files])
     print(path, file=sys.stderr)
     return path

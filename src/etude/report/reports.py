@@ -10,6 +10,8 @@ from urllib.parse import quote
 from etude.report.files import write_atomically
 
 MIME_TYPES = {".png": "image/png", ".wav": "audio/wav", ".mp3": "audio/mpeg", ".flac": "audio/flac"}
+SHARES = ("p", "OA", "overlap")  # what the names of columns end with that hold numbers from 0 to 1
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 IMAGE_SUFFIXES, AUDIO_SUFFIXES = (".png",), (".wav", ".mp3", ".flac")
 
 STYLE = """
@@ -37,6 +39,13 @@ figure { margin: 1.25rem 0; }
 figure img { max-width: 100%; height: auto; border-radius: 4px; background: #fff; }
 figure audio { width: 100%; max-width: 42rem; display: block; }
 figcaption { color: var(--soft); font-size: .9rem; margin-top: .3rem; overflow-wrap: anywhere; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.1rem; margin: 0 0 1.5rem; font-size: .9rem; }
+dt { color: var(--soft); }
+dd { margin: 0; overflow-wrap: anywhere; }
+dd:nth-of-type(2) { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; font-size: .85rem; }
+details { margin: 1rem 0; }
+summary { cursor: pointer; color: var(--soft); }
+a { color: inherit; text-underline-offset: .15em; }
 pre { background: var(--band); padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; border-radius: 4px; }
 """
 SECURITY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
@@ -69,8 +78,22 @@ class Report:
         """Adds preformatted text, such as a command or a configuration."""
         return self._add(f"<pre>{_escape(text)}</pre>")
 
+    def facts(self, pairs: Sequence[tuple[str, object]]) -> "Report":
+        """Add a list of (what, value) pairs, such as the run's name and its command."""
+        rows = "".join(f"<dt>{_escape(name)}</dt><dd>{_escape(format_cell(value))}</dd>" for name, value in pairs)
+        return self._add(f"<dl>{rows}</dl>")
+
+    def details(self, summary: str, text: str) -> "Report":
+        """Add preformatted text that is folded away until the reader opens it."""
+        return self._add(f"<details><summary>{_escape(summary)}</summary><pre>{_escape(text)}</pre></details>")
+
+    def extend(self, other: "Report") -> "Report":
+        """Add all parts of another report; its title is left out."""
+        self._parts += other._parts
+        return self
+
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], *, caption: str = "") -> "Report":
-        """Adds a table; numbers are right-aligned, floats have four significant digits, None and NaN appear as a dash.
+        """Adds a table; numbers are right-aligned and written as `format_cell` does.
 
         Raises:
             ValueError: a row has another number of cells than `columns`.
@@ -78,12 +101,13 @@ class Report:
         for number, row in enumerate(rows):
             if len(row) != len(columns):
                 raise ValueError(f"row {number} has {len(row)} cells for {len(columns)} columns; give one per column")
+        cell = [format_share if column.split(" ")[-1] in SHARES else format_cell for column in columns]
         numeric = [bool(rows) and all(_is_number(row[i]) for row in rows) for i in range(len(columns))]
 
         def cells(tag: str, values: Sequence[object]) -> str:
             return "".join(
-                f"<{tag}{' class=number' if right else ''}>{_escape(format_cell(value))}</{tag}>"
-                for value, right in zip(values, numeric, strict=True)
+                f"<{tag}{' class=number' if right else ''}>{_escape(show(value))}</{tag}>"
+                for value, right, show in zip(values, numeric, [str] * len(columns) if tag == "th" else cell, strict=True)
             )
 
         head, body = cells("th", columns), "".join(f"<tr>{cells('td', row)}</tr>\n" for row in rows)
@@ -91,9 +115,10 @@ class Report:
         content = f"{title}<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>"
         return self._add(f"<div class=scroll><table>{content}</table></div>")
 
-    def link(self, target: str, text: str) -> "Report":
-        """Adds a link to a file; `target` is its path relative to the report."""
-        return self._add(f'<p><a href="{_escape(quote(target))}">{_escape(text)}</a></p>')
+    def links(self, targets: Sequence[tuple[str, str]]) -> "Report":
+        """Adds a line of links to files; each target is (path relative to the report, text)."""
+        found = " · ".join(f'<a href="{_escape(quote(target))}">{_escape(text)}</a>' for target, text in targets)
+        return self._add(f"<p>{found}</p>")
 
     def image(self, source: Path | bytes, *, caption: str = "", alt: str = "") -> "Report":
         """Adds a PNG picture, given as a path or as bytes; `alt` describes it (default: the caption)."""
@@ -131,13 +156,29 @@ class Report:
 
 
 def format_cell(value: object) -> str:
-    """Returns a table cell as text: floats with four significant digits, None and NaN as a dash, anything else by str."""
+    """Returns a table cell as text: floats with four significant digits (1.2 × 10⁻⁷ where small), large numbers with commas,
+    None and NaN as a dash, anything else by str."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
-    if isinstance(value, float):
-        plain = value == 0 or 1e-4 <= abs(value) < 1e4 or math.isinf(value)
-        return f"{value:.4g}" if plain else f"{value:.3e}"
-    return str(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if not isinstance(value, float):
+        return str(value)
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    if value == 0 or 1e-4 <= abs(value) < 1e4:
+        return f"{value:.4g}"
+    if 1e4 <= abs(value) < 1e9:
+        return f"{value:,.0f}"
+    digits, _, power = f"{value:.1e}".partition("e")
+    return f"{digits.removesuffix('.0')} × 10{str(int(power)).translate(SUPERSCRIPTS)}"
+
+
+def format_share(value: object) -> str:
+    """A p-value or a share, from 0 to 1, as text: three decimals, "< 0.001" where it is smaller and not 0."""
+    if not isinstance(value, float) or math.isnan(value):
+        return format_cell(value)
+    return "< 0.001" if 0 < value < 0.001 else f"{value:.3f}"
 
 
 def _is_number(value: object) -> bool:

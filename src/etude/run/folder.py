@@ -14,7 +14,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
-NOTHING_YET = ("config.yaml", "environment.txt")  # what a run writes before there is anything to keep
+# what a run writes before there is anything to keep
+NOTHING_YET = ("config.yaml", "generate.yaml", "evaluate.yaml", "environment.txt", "changes.tsv")
 _made: set[Path] = set()  # folders that this process made
 
 

@@ -110,6 +110,17 @@ def prepare_data(node: DictConfig, tokenizer: Callable[..., Any] | None, folder:
     return datamodule
 
 
+def _tell_changes(datamodule: Any, folder: Path) -> None:
+    """Tells in one line, and lists in the run's folder, what the tokenizer changes in training pieces."""
+    from etude.core.protocols import TellsChanges
+    from etude.report.files import write_atomically
+
+    if isinstance(datamodule, TellsChanges) and (line := datamodule.told_changes(found := datamodule.changed_pieces())):
+        print(f"{line}; {folder / 'changes.tsv'} lists them", file=sys.stderr)
+        rows = [f"{piece}\t{what}\t{count}" for piece, changes in found for what, count in changes.items()]
+        write_atomically(folder / "changes.tsv", "\n".join(["piece\twhat\tcount", *rows, ""]))
+
+
 def _the_one(tokenizer: Any) -> Callable[..., Any]:
     """Hands a checkpoint's tokenizer to a datamodule that asks for one with its genres."""
 
@@ -173,7 +184,7 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | Non
     from etude.core.building import no_larger_than
     from etude.core.checkpoint_files import find_checkpoint, saved_step, saved_weights, verify_archive
     from etude.core.checkpoints import copy_durably
-    from etude.core.protocols import ChecksOptions
+    from etude.core.protocols import ChecksOptions, ChecksRequests, TellsLabels
     from etude.core.stopping import find_stopped
     from etude.core.technique import Composition
     from etude.report.dashboards import continue_curves
@@ -202,12 +213,16 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | Non
         continue_curves(trainer.loggers, step=saved_step(resume))
     tokenizer = instantiate(cfg.tokenizer) if cfg.get("tokenizer") is not None else None
     datamodule = prepare_data(cfg.data, tokenizer, folder)
+    _tell_changes(datamodule, folder)
+    labels = {"trained_labels": datamodule.trained_labels()} if isinstance(datamodule, TellsLabels) else {}
     with no_larger_than(saved_weights(resume), path=resume) if resume is not None else nullcontext():
-        task = build_task(cfg, **datamodule.parts)
+        task = build_task(cfg, **datamodule.parts, **labels)
     task.check_metric(cfg.monitor, "monitor", cfg.monitor_mode, techniques)
     if cfg.weights is not None:
         recipes.start_from(task, find_checkpoint(cfg.weights, cfg.outputs, option="weights"), techniques)
     task.recipe = {**recipe, "overrides": overrides}
+    if sampling is not None and isinstance(sampling.func, ChecksRequests):
+        sampling.func.check_requests(sampling.keywords, task)
     last = folder / "checkpoints" / "last.ckpt"
     if resume is not None:
         verify_archive(resume)  # again: Lightning reads it now, and preparing the data may have taken hours
@@ -284,6 +299,12 @@ def build_trainer(cfg: DictConfig, folder: Path, techniques: list[Any]) -> Any:
     )
 
 
+def _keep_options(cfg: DictConfig, folder: Path, program: str, *, ckpt: Path) -> None:
+    """Writes the command's options beside what it makes, with the checkpoint that was found."""
+    kept: Any = OmegaConf.to_container(cfg, resolve=True)
+    (folder / f"{program}.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create({**kept, "ckpt": str(ckpt)})))
+
+
 @one_line_errors
 def generate(cfg: DictConfig) -> None:
     """Samples from a checkpoint into MIDI, audio, piano rolls and a report."""
@@ -297,6 +318,7 @@ def generate(cfg: DictConfig) -> None:
             f"{path} holds a {type(task).__name__}, which generates no scores; restyle audio with `{program('transfer')}`"
         )
     folder = run_folder()
+    _keep_options(cfg, folder, "generate", ckpt=path)
     instantiate(cfg.sampling)(task=task, folder=folder)
     print(f"results: {folder / 'report.html'}", file=sys.stderr)
 
@@ -340,5 +362,6 @@ def evaluate(cfg: DictConfig) -> None:
         score = recipes.scoring(cfg, kind, path, logs=task.logged_metrics)
         data: Any = recipe.data if cfg.data is None else OmegaConf.merge(recipe.data, cfg.data)
         datamodule = prepare_data(data, _the_one(task.tokenizer) if isinstance(task, Tokenized) else None, folder)
+        _keep_options(cfg, folder, "evaluate", ckpt=path)
         instantiate(score)(task=task, datamodule=datamodule, folder=folder)
     print(f"results: {folder / 'report.html'}", file=sys.stderr)

@@ -25,6 +25,7 @@ from etude.models.symbolic.transformer import Transformer
 from etude.music.score import bar_ticks
 from etude.tokens.changes import bar_lengths, changes, first_metre
 from etude.tokens.grammar import BOS
+from etude.tokens.requests import check_trained, control_values, request_notes
 from etude.tokens.tokenizer import Tokenizer
 from etude.tokens.vocabulary_weights import rows_by_token
 
@@ -39,6 +40,8 @@ class LanguageModel(Task):
     Args:
         model: builds the network; called with vocab_size and feature_sizes.
         tokenizer: turns scores into tokens; stored in the checkpoint.
+        trained_labels: the values of each label in training, as the data gives them; requests for other labels are refused,
+            for other values reported. None where they are not known. Stored in the checkpoint.
         optimizer, scheduler, loss_weights, seed: see `Task`.
     """
 
@@ -50,6 +53,7 @@ class LanguageModel(Task):
         *,
         model: Callable[..., nn.Module],
         tokenizer: Tokenizer,
+        trained_labels: Mapping[str, Sequence[str]] | None = None,
         optimizer: OptimizerFactory,
         scheduler: SchedulerFactory | None = None,
         loss_weights: Mapping[str, float] | None = None,
@@ -57,6 +61,7 @@ class LanguageModel(Task):
     ) -> None:
         super().__init__(optimizer=optimizer, scheduler=scheduler, loss_weights=loss_weights, seed=seed)
         self.tokenizer = tokenizer
+        self.trained_labels = None if trained_labels is None else {name: list(map(str, v)) for name, v in trained_labels.items()}
         self.model = model(vocab_size=len(tokenizer), feature_sizes=dict(tokenizer.feature_sizes))
         if isinstance(self.model, GridTransformer):
             self.model.check_vocabulary(tokenizer.vocab)
@@ -176,16 +181,14 @@ class LanguageModel(Task):
             on_step: called with the number of tokens drawn so far.
 
         Raises:
-            ValueError: the tokenizer does not know a label (the message lists the valid ones), or can't represent the
-                prompt.
+            ValueError: the tokenizer does not know a label (the message lists the valid ones), the model was not trained with
+                it, or the prompt can't be represented or is longer than `num_bars`.
         """
         asked = dict(labels or {})
-        self.tokenizer.check_request(asked)
+        self.check_request(asked, prompt=prompt, num_bars=num_bars)
+        if num_bars is not None and (self.trained_labels is None or self.trained_labels.get("num_bars")):
+            asked["num_bars"] = num_bars  # the decoder keeps to it in any case
         ids = self.tokenizer.controls(asked)
-        if prompt is not None:
-            self.prompt_changes(prompt)
-        if num_bars is not None:
-            ids = self.tokenizer.controls({**asked, "num_bars": num_bars})
         opening = [BOS, *ids]
         if prompt is not None:
             opening += self.tokenizer.encode_prompt(prompt).tolist()
@@ -219,6 +222,27 @@ class LanguageModel(Task):
             raise unusable_checkpoint(path, error) from error
         return rows_by_token(weights, theirs, own=self.state_dict(), tokenizer=mine, path=path)
 
+    def check_request(self, labels: Mapping[str, Any], *, prompt: Score | None = None, num_bars: int | None = None) -> list[str]:
+        """What the model can't be asked exactly, or changes in the prompt, one line each; empty where all is as asked.
+
+        Args: as in `sample`.
+
+        Raises:
+            ValueError: what `sample` refuses.
+        """
+        check_trained(labels, self.trained_labels)
+        self.tokenizer.check_request(labels)
+        self.tokenizer.decoder(1, num_bars=num_bars)
+        notes = request_notes(self.tokenizer, labels, self.trained_labels)
+        if prompt is None:
+            return notes
+        if changed := self.prompt_changes(prompt):
+            notes.append(f"of the prompt, this model can't hold all: {'; '.join(changed)}")
+        bars = len(bar_ticks(prompt))
+        if num_bars is not None and num_bars < bars:
+            raise ValueError(f"num_bars is {num_bars}, the prompt alone has {bars} bars; give more, or a shorter prompt")
+        return notes
+
     def prompt_changes(self, prompt: Score) -> list[str]:
         """Returns what the tokenizer changes in a prompt or leaves out of it, one phrase each; empty if nothing.
 
@@ -236,13 +260,19 @@ class LanguageModel(Task):
 
     @classmethod
     def constructor_arguments_from(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the constructor arguments that come from the data, read from a checkpoint: the tokenizer."""
-        return {"tokenizer": Tokenizer.from_state(saved["tokenizer"])}
+        """Returns the constructor arguments that come from the data, read from a checkpoint: tokenizer and trained labels."""
+        tokenizer = Tokenizer.from_state(saved["tokenizer"])
+        trained = saved.get("trained_labels")
+        if trained is None:  # of an older checkpoint: the labels are known, their values are not
+            controls = saved["recipe"].get("data", {}).get("controls")
+            trained = None if controls is None else {label: control_values(tokenizer)[label] for label in controls}
+        return {"tokenizer": tokenizer, "trained_labels": trained}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["etude"]["tokenizer"] = self.tokenizer.state_dict()
         checkpoint["etude"]["tokenizer_fingerprint"] = self.tokenizer.fingerprint
+        checkpoint["etude"]["trained_labels"] = self.trained_labels
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)

@@ -22,6 +22,40 @@ def bar_lengths(score: Score) -> set[float]:
     return {4 * numerator / denominator for numerator, denominator in marks}
 
 
+def lost(before: Score, after: Score) -> dict[str, int]:
+    """What a piece loses, as words that follow a number of pieces -> how many notes (or marks) it concerns; see `changes`."""
+    drums = _notes(before, drums=True) - _notes(after, drums=True)
+    pitched = _notes(before) - _notes(after)
+    speeds, levels = ([len(found(score)) for score in (before, after)] for found in (_tempos, _velocities))
+    moved = (_onsets(before) - _onsets(after)).total()
+    found = {
+        "lose drums": drums,
+        "have repeated notes joined or notes left out": pitched,
+        "have notes moved in time or pitch": 0 if pitched else moved,
+        "lose their instruments": len(_programs(before) - _programs(after)),
+        "lose dynamics": levels[0] - levels[1] if levels[1] <= 1 else 0,
+        "lose changes of tempo": speeds[0] - speeds[1] if speeds[1] <= 1 else 0,
+        "get other bars": len(bar_lengths(before) ^ bar_lengths(after)),
+    }
+    return {what: count for what, count in found.items() if count > 0}
+
+
+def _notes(score: Score, *, drums: bool = False) -> int:
+    return sum(len(track.notes) for track in score.tracks if track.is_drum == drums)
+
+
+def _programs(score: Score) -> set[int]:
+    return {track.program for track in score.tracks if len(track.notes) and not track.is_drum}
+
+
+def _velocities(score: Score) -> set[int]:
+    return {note.velocity for track in score.tracks for note in track.notes}
+
+
+def _tempos(score: Score) -> set[int]:
+    return {round(mark.qpm) for mark in score.tempos}
+
+
 def changes(before: Score, after: Score) -> list[str]:
     """One phrase for each thing that differs: metre, tempo, programs, drums, notes joined or lost, notes moved in time.
 

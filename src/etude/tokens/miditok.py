@@ -1,6 +1,6 @@
 """MidiTok's schemes as one stream of integers: REMI, TSD, MIDILike and Octuple, with byte-pair encoding on request."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -9,7 +9,7 @@ from symusic import Note, Score
 from etude.tokens.bpe import BytePairGrammar, BytePairs
 from etude.tokens.grammar import Grammar
 from etude.tokens.miditok_config import DRUM_PITCHES, build
-from etude.tokens.miditok_preparation import cut_at_next_onset, prepare
+from etude.tokens.miditok_preparation import cut_at_next_onset, prepare, supported_metre
 from etude.tokens.miditok_timeline import bar_starts, features
 from etude.tokens.miditok_vocabulary import (
     BAR,
@@ -199,6 +199,12 @@ class MidiTokTokenizer(Tokenizer):
             raise ValueError(NO_NOTES)
         offsets = (self._field_starts + self.first_body - 1).astype(np.int32)
         return (notes[:, self._order] + offsets).reshape(-1)
+
+    def check_request(self, labels: Mapping[str, object]) -> None:
+        super().check_request(labels)
+        if labels.get("metre") is not None:
+            numerator, denominator = (int(part) for part in str(labels["metre"]).split("/"))
+            supported_metre(numerator, denominator)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> Score:
         from miditok import TokSequence

@@ -10,6 +10,7 @@ from torch import Tensor
 from etude.audio.griffin_lim import GriffinLim
 from etude.render.scores import PEAK, write_audio
 from etude.report.reports import Report
+from etude.report.run_page import add_configuration, begin_report
 from etude.report.style_plots import mel_panels, training_curves
 from etude.tasks.style_transfer import StyleTransfer
 
@@ -35,21 +36,25 @@ def write_transfers(
     contract, out = task.contract, folder / "samples"
     out.mkdir(parents=True, exist_ok=True)
     vocoder = GriffinLim(contract, num_iters=num_iters)
-    report = Report(f"Style transfer between {', '.join(task.styles)}")
+    report = begin_report(f"Style transfer between {', '.join(task.styles)}", folder)
     files: list[Path] = []
     try:
         metrics = folder / "metrics.csv"
         curves = training_curves(metrics) if metrics.is_file() else None
         if curves is not None:
             (folder / "curves.png").write_bytes(curves)
-            report.heading("Training").image(curves, caption="losses by step; val/frechet picks the best checkpoint")
+            report.heading("Training").image(
+                curves,
+                caption="losses by step; val/frechet picks the best checkpoint",
+                alt="Each loss of training and measure of validation over the optimizer steps, a panel each",
+            )
         for source in task.styles:
             split = _split(datamodule, source)
             for song in range(min(num_songs, datamodule.num_pieces(split, source))):
                 report.heading(f"{source} {song}: {datamodule.piece(split, source, song).song}")
                 files += _song(task, datamodule, vocoder, source, split, song, seconds, out, report)
     finally:  # also after Ctrl-C
-        report.write(folder / "report.html")
+        add_configuration(report, folder).write(folder / "report.html")
     return files
 
 
@@ -78,7 +83,7 @@ def _song(
             panels[f"{target}, true"] = datamodule.log_mel(split, target, song)[:, : mel.shape[-1]]
         picture = mel_panels(panels, frame_seconds=contract.hop_length / contract.sample_rate)
         path.with_suffix(".png").write_bytes(picture)
-        report.image(picture, caption=path.stem)
+        report.image(picture, caption=path.stem, alt=f"Mels of {source} {song}: {', '.join(panels)}")
     return files
 
 
@@ -89,7 +94,7 @@ def _written(samples_cn: Tensor, path: Path, sample_rate: int, report: Report) -
     write_audio(path, samples, sample_rate)
     listen = path.with_suffix(".mp3")
     write_audio(listen, samples, sample_rate)
-    report.audio(listen, caption=path.stem)
+    report.audio(listen, caption=path.stem).links([(f"samples/{path.name}", path.name)])
     listen.unlink()  # the report contains its data
     print(path, file=sys.stderr)
     return path

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from symusic import Note, Score, Track
 
 from etude.data.scores.corpora import Folder
 from etude.data.scores.manifest import lopsided_splits
@@ -55,6 +56,36 @@ def test_manifest_tells_about_every_piece(ready: tuple[Path, Path]) -> None:
     assert (row["bars"], row["notes"], row["duration_beats"]) == (4, 64, 16.0)
     assert sum(len(data.manifest(split)) for split in ("train", "val", "test")) == 30
     assert data.tokenizer.genres == ("folk", "jazz")
+
+
+def test_the_labels_of_training_are_told_with_their_values(ready: tuple[Path, Path]) -> None:
+    asked = module(*ready, transpose=None).trained_labels()
+    assert list(asked) == ["genre", "key", "metre", "tempo_bpm", "num_bars", "programs"]
+    assert (asked["genre"], asked["metre"]) == (["folk", "jazz"], ["4/4"])
+    assert asked["tempo_bpm"] == ["95"]
+    moved = module(*ready, transpose=[-3, 3], tempo_scale=[0.5, 2.0], controls=["key", "tempo_bpm"]).trained_labels()
+    assert list(moved) == ["key", "tempo_bpm"] and set(asked["key"]) < set(moved["key"])
+    assert {"48", "95", "190"} <= set(moved["tempo_bpm"])
+    assert module(*ready, controls=[]).trained_labels() == {}
+
+
+def test_what_a_tokenizer_changes_in_training_pieces_is_told_with_counts(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "scores", pieces=10)
+    for path in sorted(root.rglob("*.mid"))[::2]:
+        score = Score(str(path))
+        quarter = score.ticks_per_quarter
+        score.tracks.append(Track(is_drum=True, notes=[Note(quarter * n, quarter // 2, 38, 80) for n in range(8)]))
+        score.dump_midi(path)
+    data = module(root, tmp_path / "cache", split=(1.0, 0.0, 0.0))
+    found = data.changed_pieces()
+    assert len(found) == 10 and sum(changes.get("lose drums", 0) for _, changes in found) == 5 * 8
+    line = data.told_changes(found)
+    assert line.startswith("of the 10 training pieces, looked at as SatbGrid holds them, ") and "\n" not in line
+    assert "5 lose drums (40)" in line and line.endswith("tokenizer=remi keeps them")
+    assert len(data.changed_pieces(most=3)) == 3
+    assert data.told_changes(data.changed_pieces(most=3)).startswith("of 3 of the 10 training pieces")
+    kept = module(root, tmp_path / "cache", split=(1.0, 0.0, 0.0), tokenizer=MidiTokTokenizer)
+    assert kept.told_changes(kept.changed_pieces()) == ""
 
 
 def test_pieces_are_described_and_chosen_by_rules(ready: tuple[Path, Path]) -> None:

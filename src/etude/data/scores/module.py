@@ -19,6 +19,7 @@ from etude.data.cache.intact import check_sums, rebuilding_damage
 from etude.data.cache.lock import held
 from etude.data.labels import refuse_augmented
 from etude.data.scores import build
+from etude.data.scores.about_training import AboutTraining
 from etude.data.scores.batches import PackedRows, RowSampler, evaluation_batches
 from etude.data.scores.corpora import Corpus
 from etude.data.scores.documents import Augmentation, Documents
@@ -38,7 +39,7 @@ from etude.tokens.tokenizer import LABELS, Tokenizer
 IDENTITY = frozenset({"path", "file", "sha256", "id", "split"})
 
 
-class MusicDataModule(CorpusDataModule):
+class MusicDataModule(CorpusDataModule, AboutTraining):
     """Scores of a corpus as batches of packed rows of tokens.
 
     Training rows have `max_len` tokens of whole documents (or windows cut at bars). An epoch is a fixed number of batches;
@@ -142,8 +143,7 @@ class MusicDataModule(CorpusDataModule):
         rebuilding_damage(self._open)
         for line in lopsided_splits(self.manifest(), self.ratios):
             print(line, file=sys.stderr)
-        bad = len(self.quarantine)
-        if bad:
+        if bad := len(self.quarantine):
             path = self._view_folder / "quarantine.tsv"
             print(f"{bad} pieces or files are left out; {path} says why", file=sys.stderr)
 

@@ -1,0 +1,79 @@
+"""What a datamodule of scores tells about its training pieces: their labels, and what the tokenizer changes in them."""
+
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+from symusic import Score
+
+from etude.data.scores.documents import TEMPO_STEPS, Augmentation
+from etude.data.scores.view import View
+from etude.tokens.changes import lost
+from etude.tokens.requests import control_values
+from etude.tokens.satb import SatbGrid
+from etude.tokens.tokenizer import Tokenizer
+
+NOTES = ("lose drums", "have repeated notes joined or notes left out", "have notes moved in time or pitch")
+PIECES = 40  # that are looked at: all of a corpus would take minutes
+
+
+class AboutTraining:
+    """A part of a datamodule, which gives `view`, `score`, `manifest`, `tokenizer`, `controls` and `augmentation`."""
+
+    tokenizer: Tokenizer
+    controls: tuple[str, ...]
+    augmentation: Augmentation
+
+    def view(self, split: str) -> View:
+        """The tokenised pieces of one split."""
+        raise NotImplementedError
+
+    def score(self, split: str, index: int) -> Score:
+        """The score of row `index` of the split's manifest."""
+        raise NotImplementedError
+
+    def manifest(self, split: str | None = None) -> pa.Table:
+        """The manifest of one split."""
+        raise NotImplementedError
+
+    def changed_pieces(self, most: int = PIECES) -> list[tuple[str, dict[str, int]]]:
+        """What the tokenizer changes in training pieces that it holds: (piece, what `tokens.changes.lost` finds) of each.
+
+        most: so many pieces are looked at, evenly from first to last.
+        """
+        view, names = self.view("train"), self.manifest("train")["name"]
+        chosen = np.unique(np.linspace(0, len(view) - 1, min(most, len(view))).round().astype(int))
+        found = []
+        for piece in chosen.tolist():
+            row = int(view.table["row"][piece])
+            found.append((names[row].as_py(), lost(self.score("train", row), self.tokenizer.decode(view.body(piece)))))
+        return found
+
+    def told_changes(self, found: list[tuple[str, dict[str, int]]]) -> str:
+        """What `changed_pieces` has found in one line; empty where the tokenizer keeps all."""
+        pieces, notes = Counter[str](), Counter[str]()
+        for _, changes in found:
+            pieces.update(changes.keys())
+            notes.update(changes)
+        if not pieces:
+            return ""
+        whole = len(self.view("train"))
+        looked = f"the {whole}" if len(found) == whole else f"{len(found)} of the {whole}"
+        parts = [f"{count} {what}" + (f" ({notes[what]:,})" if what in NOTES else "") for what, count in pieces.most_common()]
+        remedy = "; tokenizer=remi keeps them" if isinstance(self.tokenizer, SatbGrid) else ""
+        return f"of {looked} training pieces, looked at as {type(self.tokenizer).__name__} holds them, {', '.join(parts)}{remedy}"
+
+    def trained_labels(self) -> dict[str, list[str]]:
+        """Each label that stands in front of training pieces, with the values that occur, transposed and scaled ones too."""
+        tokenizer, wish = self.tokenizer, self.augmentation
+        ids = np.unique(self.view("train").table["controls"])
+        ids = ids[ids >= 0]
+        if wish.transpose is not None:
+            low, high = wish.transpose
+            ids = np.unique([tokenizer.transposition(n)[ids] for n in range(low, high + 1)])
+        if wish.tempo_scale is not None:
+            slow, fast = wish.tempo_scale
+            factors = slow * (fast / slow) ** (np.arange(TEMPO_STEPS) / (TEMPO_STEPS - 1))
+            ids = np.unique([tokenizer.tempo_scaling(factor)[ids] for factor in factors.tolist()])
+        values = control_values(tokenizer, ids.tolist())
+        return {label: values[label] for label in self.controls}

@@ -1,0 +1,92 @@
+"""What every report says of its run: name, command, learning curve and configuration."""
+
+import csv
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from etude.report.plots import COLOURS, png
+from etude.report.reports import Report
+
+OPTIONS = ("config.yaml", "generate.yaml", "evaluate.yaml")  # what a command writes its configuration to
+Points = list[tuple[float, float]]
+
+
+def begin_report(title: str, folder: Path, *, facts: Sequence[tuple[str, object]] = ()) -> Report:
+    """A report whose first lines name the run, its command and what `facts` adds, (what, value) each."""
+    rows = [("run", folder.resolve().name), ("command", command_line(sys.argv)), *facts]
+    return Report(title).facts([(name, value) for name, value in rows if value not in (None, "")])
+
+
+def end_report(report: Report, folder: Path) -> Path:
+    """Adds what the run's folder holds about its training and its configuration, and writes report.html there."""
+    add_learning_curve(report, folder / "metrics.csv")
+    return add_configuration(report, folder).write(folder / "report.html")
+
+
+def add_configuration(report: Report, folder: Path) -> Report:
+    """Adds the settings of the command that wrote the folder, folded away."""
+    for name in OPTIONS:
+        if (folder / name).is_file():
+            report.heading("Configuration").details(f"all settings of this command ({name})", (folder / name).read_text())
+    return report
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """The command that was typed, from the program's name on."""
+    program = Path(arguments[0]).name
+    return shlex.join((["python"] if program.endswith(".py") else []) + [program, *arguments[1:]])
+
+
+def add_learning_curve(report: Report, metrics: Path) -> None:
+    """Adds the losses of training and validation over the steps; nothing where a run has logged none."""
+    curves = read_curves(metrics) if metrics.is_file() else {}
+    if curves:
+        last = {name: points[-1][1] for name, points in curves.items()}
+        lowest = {name: min(points, key=lambda point: point[1]) for name, points in curves.items() if name.startswith("val/")}
+        ends = [f"{name} ends at {value:.4g}" for name, value in last.items()]
+        ends += [f"{name} is lowest, {value:.4g}, at step {step:.0f}" for name, (step, value) in lowest.items()]
+        alt = f"Learning curve over {max(points[-1][0] for points in curves.values()):.0f} steps: {'; '.join(ends)}"
+        report.heading("Learning curve").image(draw_curves(curves), caption=f"{'; '.join(ends)}.", alt=alt)
+
+
+def read_curves(metrics: Path) -> dict[str, Points]:
+    """The losses in a run's metrics.csv: name -> (step, value) points; `loss` is left out where it is one of the others."""
+    with metrics.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if (row.get("step") or "").strip()]
+    names = sorted({key for row in rows for key in row if key and key.startswith(("train/", "val/"))})
+    curves = {name: [(float(row["step"]), float(row[name])) for row in rows if row.get(name)] for name in names}
+    curves = {name: points for name, points in curves.items() if points}
+    others = [points for name, points in curves.items() if name.startswith("train/") and name != "train/loss"]
+    if curves.get("train/loss") in others:
+        del curves["train/loss"]
+    return curves
+
+
+def draw_curves(curves: dict[str, Points]) -> bytes:
+    """A PNG with one panel for each term: training thin with its points, validation thick."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    terms = list(dict.fromkeys(name.partition("/")[2] for name in curves))
+    columns = min(2, len(terms))
+    lines = -(-len(terms) // columns)
+    figure = Figure(figsize=(8.5 if columns == 1 else 10.0, 3.2 * lines), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axis, term in zip(axes, terms, strict=False):
+        for place, part in enumerate(("train", "val")):
+            points = curves.get(f"{part}/{term}")
+            if points:
+                style = {"linewidth": 1 + place, "marker": "o" if len(points) < 30 else None, "markersize": 3 + place}
+                axis.plot(*zip(*points, strict=True), color=COLOURS[place], label=("training", "validation")[place], **style)
+        axis.set_title(term.replace("$", r"\$"), loc="left", fontsize=9.5)
+        axis.set_xlabel("optimizer steps", fontsize=8.5)
+        axis.tick_params(labelsize=8)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(fontsize=8, frameon=False)
+    for axis in axes[len(terms) :]:
+        axis.set_visible(False)
+    return png(figure)
