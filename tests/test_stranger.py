@@ -371,7 +371,7 @@ def test_a_flipped_bit_is_noticed_wherever_it_is(home: Path, tmp_path: Path, cap
     place = data.index(next(iter(expected["state_dict"].values())).numpy().tobytes()[:16])
     path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
     line = fails(capsys, "train", tmp_path / "run", f"ckpt={path}")
-    assert f"error: {path}: damaged: its record " in line and "/data/" in line
+    assert f"error: {path}: damaged: the checksum of its record " in line and "/data/" in line
     assert f"error: {path}: damaged" in fails(capsys, "train", tmp_path / "run2", *SMALL, f"data.root={home / 'songs'}",
                                               f"cache_dir={home / 'cache'}", f"weights={path}")  # fmt: skip
 

@@ -154,7 +154,7 @@ def test_hook_and_slot_go_together() -> None:
         step_slot = StepSlot.PLAN
 
     for kind in (NoSlot, NoHook):
-        with pytest.raises(ValueError, match="overriding after_step and declaring its slot"):
+        with pytest.raises(ValueError, match="that overrides after_step must declare its slot"):
             Composition([kind()])
 
 

@@ -116,8 +116,8 @@ class Balance(Technique):
         task = type(pl_module).__name__
         if _is_distributed(trainer) and self.method in BY_GRADIENTS:
             raise ValueError(
-                f"technique balance with method={self.method} needs the gradient of each term of {task}, which several "
-                "devices don't provide; choose adaptive, uncertainty or dwa, or trainer.devices=1"
+                f"technique balance with method={self.method} needs the gradient of each term of {task}; it is not "
+                "available on several devices; choose adaptive, uncertainty or dwa, or trainer.devices=1"
             )
         terms: Sequence[str] = pl_module.terms if isinstance(pl_module, Task) else ()
         callbacks: Iterable[Any] = lightning.callbacks_of(trainer)
