@@ -7,13 +7,18 @@ import pytest
 import torch
 
 from etude.core.checkpoint_files import find_checkpoint, find_stage_checkpoint
+from etude.core.protocols import Composes, Restyles, Synthesises
+from etude.moved import MOVED
+
+TASKS = {"language_model": "LanguageModel", "style_transfer": "StyleTransfer", "vocoder": "Vocoder"}
 
 
 def run(folder: Path, kind: str, age: int) -> Path:
     path = folder / "checkpoints" / "last.ckpt"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"")
-    (folder / "config.yaml").write_text(f"task:\n  _target_: etude.tasks.{kind}.Some\n")
+    weights = "  loss_weights:\n    a/b: 2.0\n  names:\n  - one\n"  # whatever stands in front of the class
+    (folder / "config.yaml").write_text(f"seed: 0\ntask:\n{weights}  _target_: etude.tasks.{kind}.{TASKS.get(kind, 'Some')}\n")
     os.utime(path, (1_000_000 - age, 1_000_000 - age))
     return path
 
@@ -25,6 +30,25 @@ def test_last_is_the_newest_run_of_the_task_asked_for(tmp_path: Path) -> None:
     assert find_checkpoint("last", str(tmp_path), kind="style_transfer") == styles
     with pytest.raises(ValueError, match="language_model"):
         find_checkpoint("last", str(tmp_path), kind="language_model")
+
+
+def test_last_is_the_newest_run_whose_task_offers_what_is_needed(tmp_path: Path) -> None:
+    texts, styles, sounds = (run(tmp_path / kind, kind, age=age) for age, kind in enumerate(TASKS, start=1))
+    run(tmp_path / "lost", "no_such_task", age=0)
+    for protocol, path in ((Composes, texts), (Restyles, styles), (Synthesises, sounds)):
+        assert find_checkpoint("last", str(tmp_path), offers=protocol) == path
+    sounds.unlink()
+    with pytest.raises(ValueError, match=r"ckpt=last: no checkpoints/last.ckpt of a task that offers synthesise\(\) under"):
+        find_checkpoint("last", str(tmp_path), offers=Synthesises)
+
+
+def test_a_run_from_before_its_task_was_moved_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MOVED, "etude.tasks.composer", "etude.tasks.language_model")
+    monkeypatch.setitem(TASKS, "composer", "LanguageModel")
+    path = run(tmp_path / "then", "composer", age=2)
+    run(tmp_path / "now", "vocoder", age=1)
+    assert find_checkpoint("last", str(tmp_path), kind="language_model") == path
+    assert find_checkpoint("last", str(tmp_path), offers=Composes) == path
 
 
 def test_a_folder_of_phases_means_its_last_phase(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from etude.audio.mel import MelContract
+from etude.core.checkpoint_files import find_checkpoint
 from etude.models.wave.vocos import Vocos
 from etude.tasks.vocoder import NeuralVocoder, Vocoder, open_vocoder
 from tests.toys import same, trainer, weights
@@ -159,10 +160,14 @@ def test_a_checkpoint_of_another_contract_is_refused() -> None:
 # --- the vocoder face ---
 
 
+def find(ckpt: str, option: str, offers: type) -> Path:
+    return find_checkpoint(ckpt, "outputs", option=option, offers=offers)
+
+
 def opened(tmp_path: Path, task: nn.Module, contract: MelContract = CONTRACT) -> NeuralVocoder:
     path = tmp_path / "best.ckpt"
     path.touch()
-    return open_vocoder(contract=contract, ckpt=str(path), load=lambda found: (task, {}))
+    return open_vocoder(contract=contract, ckpt=str(path), find=find, load=lambda found: (task, {}))
 
 
 @pytest.mark.parametrize("frames", [1, 2, 50])
@@ -213,6 +218,8 @@ def test_a_vocoder_of_another_contract_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_file_and_another_task_are_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"vocoder\.ckpt=nowhere\.ckpt: there is no such file"):
-        open_vocoder(contract=CONTRACT, ckpt="nowhere.ckpt", load=lambda path: (None, None))
+        open_vocoder(contract=CONTRACT, ckpt="nowhere.ckpt", find=find, load=lambda path: (None, None))
+    with pytest.raises(ValueError, match=r"vocoder\.ckpt is missing: give a checkpoint"):
+        open_vocoder(contract=CONTRACT, find=find, load=lambda path: (None, None))
     with pytest.raises(ValueError, match="holds a Linear"):
         opened(tmp_path, nn.Linear(1, 1))

@@ -1,12 +1,15 @@
 """Finds, verifies and reads checkpoint files, without running code that a file might contain."""
 
+import importlib
 import logging
+import re
 import sys
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from etude.core.called import program
+from etude.moved import current_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,8 +17,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+TASK = re.compile(r"^task:\n(?:  .*\n)*?  _target_: ([\w.]+)$", re.MULTILINE)
+
+
 def find_checkpoint(
-    ckpt: str, outputs: str, *, kind: str | None = None, option: str = "ckpt", announce: bool = True, best: bool = False
+    ckpt: str,
+    outputs: str,
+    *,
+    kind: str | None = None,
+    offers: type | None = None,
+    option: str = "ckpt",
+    announce: bool = True,
+    best: bool = False,
 ) -> Path:
     """Returns the path of the checkpoint that `ckpt` names.
 
@@ -25,6 +38,8 @@ def find_checkpoint(
         ckpt: a file, a run's folder, or `last` for the last checkpoint of the newest run.
         outputs: the folder in which `last` looks for runs.
         kind: with `last`, only runs of this task count, such as style_transfer; None for any task.
+        offers: with `last`, only runs of tasks whose class has the methods of this protocol count; None for any task. The
+            protocol must have no other members.
         option: the option that holds `ckpt`, for messages.
         announce: print to stderr if best.ckpt is taken because there is no last.ckpt.
         best: take a run's best.ckpt, for programs that use a model and do not continue its training.
@@ -35,11 +50,12 @@ def find_checkpoint(
     if ckpt == "last":
         folders = {path.parent for path in Path(outputs).rglob("checkpoints/*.ckpt")}
         found = [path for folder in folders if (path := _last_or_best(folder)) is not None]
-        found = [path for path in found if kind is None or _is_run_of(path.parents[1], kind)]
-        if not found:
-            of = "" if kind is None else f" of a {kind} run"
+        found.sort(key=lambda path: path.stat().st_mtime, reverse=True)  # newest first, so that few configurations are read
+        newest = next((path for path in found if _is_run_of(path.parents[1], kind=kind, offers=offers)), None)
+        if newest is None:
+            of = f" of a {kind} run" if kind else f" of a task that offers {', '.join(_methods(offers))}()" if offers else ""
             raise ValueError(f"{option}=last: no checkpoints/last.ckpt{of} under {outputs}/; train first or give a path")
-        path = max(found, key=lambda path: path.stat().st_mtime)
+        path = newest
     else:
         path = Path(ckpt).expanduser()
         if path.is_dir():
@@ -76,7 +92,7 @@ def find_stage_checkpoint(names: list[str], outputs: str, *, wanted: str, kind: 
         ValueError: there is no such run.
     """
     found = sorted(Path(outputs).rglob("checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True)
-    found = [path for path in found if kind is None or _is_run_of(path.parents[1], kind)]
+    found = [path for path in found if _is_run_of(path.parents[1], kind=kind)]
     stages: dict[Path, set[str]] = {}
     for name in names:
         for path in found:
@@ -106,14 +122,31 @@ def _stage_names(path: Path) -> set[str]:
         return set()
 
 
-def _config(folder: Path) -> str:
+def _is_run_of(folder: Path, *, kind: str | None = None, offers: type | None = None) -> bool:
+    """Returns whether the configuration in a run's folder is for such a task; no checkpoint is read."""
+    if kind is None and offers is None:
+        return True
     config = folder / "config.yaml"
-    return config.read_text(errors="replace") if config.is_file() else ""
+    found = TASK.search(config.read_text(errors="replace")) if config.is_file() else None
+    if found is None:
+        return False
+    name = current_name(found[1])
+    return (kind is None or name.startswith(f"etude.tasks.{kind}.")) and (offers is None or _offers(name, offers))
 
 
-def _is_run_of(folder: Path, kind: str) -> bool:
-    """Returns whether the configuration in a run's folder is for the task `kind`."""
-    return f"_target_: etude.tasks.{kind}." in _config(folder)
+def _offers(name: str, protocol: type) -> bool:
+    """Returns whether the task class of this dotted name has the methods of a protocol; False for a class outside Etude."""
+    from etude.core.recipe_check import checked_constructor
+
+    try:
+        module, _, attribute = checked_constructor(name, ("task",)).rpartition(".")
+    except ValueError:  # its checkpoint could not be loaded either
+        return False
+    return issubclass(getattr(importlib.import_module(module), attribute), protocol)
+
+
+def _methods(protocol: type) -> list[str]:
+    return sorted(name for base in protocol.__mro__ for name in vars(base) if not name.startswith("_"))
 
 
 def saved_step(path: Path) -> int:

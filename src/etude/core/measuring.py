@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import pytorch_lightning as pl
 import torch
@@ -73,8 +73,27 @@ class Measurable(pl.LightningModule):
 Condition = Callable[[Any, Batch], Batch]
 
 
+class Measures(Protocol):
+    """What a measurement needs of a task."""
+
+    training: bool
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights lie."""
+        ...
+
+    def train(self, mode: bool = True) -> Any:
+        """Enters training mode, or evaluation mode."""
+        ...
+
+    def measure(self, batch: Batch) -> Mapping[str, Measured]:
+        """Each of its measures on a batch, by name."""
+        ...
+
+
 def measured_batches(
-    task: Measurable, batches: Iterable[Batch], *, condition: Condition | None = None
+    task: Measures, batches: Iterable[Batch], *, condition: Condition | None = None
 ) -> Iterator[tuple[Batch, Mapping[str, Measured]]]:
     """Yields each batch, on the task's device, with the result of `task.measure`, computed in evaluation mode.
 
@@ -98,7 +117,7 @@ def measured_batches(
         task.train(was_training)
 
 
-def measure_all(task: Measurable, batches: Iterable[Batch], *, condition: Condition | None = None) -> dict[str, float]:
+def measure_all(task: Measures, batches: Iterable[Batch], *, condition: Condition | None = None) -> dict[str, float]:
     """Returns the mean of each metric over all batches, weighted by `Measured.count`, in double precision.
 
     Raises: ValueError if there is no data to measure on.

@@ -58,12 +58,21 @@ class PredictsTokens(Tokenized, Protocol):
 
 
 @runtime_checkable
-class Samples(PredictsTokens, Protocol):
-    """A task that samples scores."""
+class Composes(Protocol):
+    """A task that samples scores. It has methods only, so that its class can be checked, too."""
 
     def sample(self, *, num_samples: int = 1, **options: Any) -> Sequence[Any]:
         """Returns sampled scores; the options are those of `etude.tasks.language_model.LanguageModel.sample`."""
         ...
+
+    def check_request(self, labels: Mapping[str, Any], *, prompt: Any = None, num_bars: int | None = None) -> list[str]:
+        """Returns what of the labels and the prompt is met only roughly, one line each. Raises ValueError for the impossible."""
+        ...
+
+
+@runtime_checkable
+class Samples(Composes, PredictsTokens, Protocol):
+    """A task that samples scores token by token."""
 
 
 @runtime_checkable
@@ -81,11 +90,34 @@ class Styled(HasMelContract, Protocol):
 
 
 @runtime_checkable
-class Translates(Styled, Protocol):
-    """A task that translates mels from one style to another."""
+class Restyles(Protocol):
+    """A task that translates mels to another style. It has methods only, so that its class can be checked, too."""
 
     def translate(self, log_mel_bmf: Tensor, *, source: str, target: str, reference: Tensor | None = None) -> Tensor:
         """Returns natural-log mels [b, m, f] in the style `target`; reference: a clip of that style, for some models."""
+        ...
+
+
+@runtime_checkable
+class Translates(Restyles, Styled, Protocol):
+    """A task that translates mels from one named style to another."""
+
+
+@runtime_checkable
+class HasAffineBaseline(Translates, Protocol):
+    """A translating task that also computes the affine baseline."""
+
+    def affine(self, log_mel_bmf: Tensor, *, source: str, target: str) -> Tensor:
+        """Returns natural-log mels [b, m, f] with the mean and deviation of the target style in each band."""
+        ...
+
+
+@runtime_checkable
+class Synthesises(Protocol):
+    """A task that computes audio from mels. It has methods only, so that its class can be checked, too."""
+
+    def synthesise(self, log_mel_cmf: Tensor, source_ckf: Tensor | None = None) -> Tensor:
+        """Returns samples [c, n] of natural-log mels [c, m, f]; source_ckf: the spectrum of the audio behind them, if known."""
         ...
 
 

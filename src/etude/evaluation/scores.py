@@ -7,12 +7,13 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from symusic import Score
 
-from etude.core.measuring import Condition, measured_batches
+from etude.core.measuring import Condition, Measures, measured_batches
+from etude.core.protocols import Composes
 from etude.data.scores.reading import read_guarded
 from etude.evaluation.controls import shuffled_control
 from etude.evaluation.copying import NgramIndex, copying_rows
@@ -23,14 +24,17 @@ from etude.report.files import write_atomically
 from etude.report.plots import histogram_panels, metric_bars
 from etude.report.reports import Report
 from etude.report.run_page import begin_report, end_report
-from etude.tasks.language_model import LanguageModel
 
 Row = Mapping[str, object]
 
 
+class Scored(Composes, Measures, Protocol):
+    """A task that composes scores and is measured on held-out tokens by `nll`, in nats a token."""
+
+
 def score_model(
     *,
-    task: LanguageModel,
+    task: Scored,
     datamodule: Any,
     folder: Path,
     splits: Sequence[str] = ("val", "test"),
@@ -88,7 +92,7 @@ def score_model(
     return results
 
 
-def _likelihood(task: LanguageModel, datamodule: Any, split: str, *, condition: Condition | None = None) -> Row:
+def _likelihood(task: Scored, datamodule: Any, split: str, *, condition: Condition | None = None) -> Row:
     rows = datamodule.manifest(split).to_pylist()
     pieces = len(rows)
     if pieces == 0:

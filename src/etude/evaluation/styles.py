@@ -1,6 +1,7 @@
 """Evaluate a style-transfer model against baselines: the unchanged source, an affine map, another song and the truth."""
 
 import csv
+import itertools
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -11,13 +12,13 @@ import torch
 from torch import Tensor
 
 from etude.audio.griffin_lim import GriffinLim
+from etude.core.protocols import HasAffineBaseline, Translates
 from etude.evaluation.style_comparison import COLUMNS, compare_mels
 from etude.metrics.audio.mel_distances import frechet_distance, mmd
 from etude.metrics.audio.mel_features import segment_features
 from etude.metrics.audio.style_classifier import StyleClassifier, train_style_classifier
 from etude.report.run_page import begin_report, end_report
 from etude.report.style_plots import mel_panels
-from etude.tasks.style_transfer import StyleTransfer
 
 SEGMENT = 128  # frames that the style classifier sees at once
 MAX_SEGMENTS = 600  # for each style, to train the classifier on
@@ -33,7 +34,7 @@ Row = dict[str, Any]
 
 def score_styles(
     *,
-    task: StyleTransfer,
+    task: HasAffineBaseline,
     datamodule: Any,
     folder: Path,
     split: str = "test",
@@ -69,7 +70,7 @@ def score_styles(
         f"right in {100 * classifier.held_out_accuracy:.1f} % of segments. It does not measure music: noise can fool it."
     )
     rows: list[Row] = []
-    for source, target in ((task.styles[s], task.styles[t]) for s, t in task.pairs):
+    for source, target in itertools.permutations(task.styles, 2):
         print(f"scoring {source} to {target}", file=sys.stderr)
         found, picture = _direction(task, datamodule, classifier, source, target, split, num_songs)
         rows += found
@@ -129,7 +130,13 @@ def train_classifier(datamodule: Any, *, styles: Sequence[str], steps: int = 300
 
 
 def _direction(
-    task: StyleTransfer, datamodule: Any, classifier: StyleClassifier, source: str, target: str, split: str, num_songs: int | None
+    task: HasAffineBaseline,
+    datamodule: Any,
+    classifier: StyleClassifier,
+    source: str,
+    target: str,
+    split: str,
+    num_songs: int | None,
 ) -> tuple[list[Row], bytes]:
     def mels(style: str) -> list[Tensor]:
         found = log_mels(datamodule, split, style, max_pieces=num_songs)
@@ -179,7 +186,7 @@ def _as_sets(fakes: list[Tensor], truths: list[Tensor]) -> Mapping[str, float]:
     }
 
 
-def real_time_factor(task: StyleTransfer, datamodule: Any, split: str, *, seconds: float = 60.0) -> float:
+def real_time_factor(task: Translates, datamodule: Any, split: str, *, seconds: float = 60.0) -> float:
     """Returns the seconds of audio that are restyled in one second, from samples to samples, on this machine."""
     contract, (source, target) = task.contract, task.styles[:2]
     pieces = [datamodule.samples(split, source, i) for i in range(datamodule.num_pieces(split, source))]

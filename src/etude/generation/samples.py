@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from symusic import Score
 
+from etude.core.protocols import Composes
 from etude.data.scores.reading import read_prompt
 from etude.generation.requests import asked_and_got, bars_begun
 from etude.music.score import num_notes
@@ -19,7 +20,6 @@ from etude.render.scores import piano_roll, render, write_audio
 from etude.render.synthesizers import Synthesizer, check_synthesizer
 from etude.report.reports import Report
 from etude.report.run_page import begin_report, end_report
-from etude.tasks.language_model import LanguageModel
 
 Writer = TypeVar("Writer", bound=Callable[..., Any])
 ASKED = ("genre", "key", "tempo_bpm", "metre", "programs")
@@ -27,7 +27,7 @@ BATCH = 16  # samples drawn at once; what is drawn is written before the next ba
 
 
 def checked_ahead(
-    check: Callable[[Mapping[str, Any]], None], check_requests: Callable[[Mapping[str, Any], LanguageModel], object]
+    check: Callable[[Mapping[str, Any]], None], check_requests: Callable[[Mapping[str, Any], Composes], object]
 ) -> Callable[[Writer], Writer]:
     """Marks a function that writes samples as one whose options can be tested before training.
 
@@ -49,7 +49,7 @@ def check_rendering(options: Mapping[str, Any]) -> None:
         check_synthesizer(options.get("synthesizer", "tinysoundfont"), Path(soundfont) if soundfont else None)
 
 
-def check_requests(options: Mapping[str, Any], task: LanguageModel) -> list[str]:
+def check_requests(options: Mapping[str, Any], task: Composes) -> list[str]:
     """What the model can't be asked exactly, one line each; options are those of `write_samples`.
 
     Raises ValueError for what can't be asked at all, a prompt that can't be read, or a number out of its range.
@@ -57,7 +57,7 @@ def check_requests(options: Mapping[str, Any], task: LanguageModel) -> list[str]
     return _request(options, task)[2]
 
 
-def _request(options: Mapping[str, Any], task: LanguageModel) -> tuple[dict[str, Any], Score | None, list[str]]:
+def _request(options: Mapping[str, Any], task: Composes) -> tuple[dict[str, Any], Score | None, list[str]]:
     """The labels asked for, the prompt, and what of them can't be asked exactly."""
     for name in ("num_samples", "num_bars"):
         if options.get(name) is not None and options[name] < 1:
@@ -71,7 +71,7 @@ def _request(options: Mapping[str, Any], task: LanguageModel) -> tuple[dict[str,
 @checked_ahead(check_rendering, check_requests)
 def write_samples(
     *,
-    task: LanguageModel,
+    task: Composes,
     folder: Path,
     datamodule: object = None,
     num_samples: int = 4,
@@ -152,7 +152,7 @@ def write_samples(
     return files
 
 
-def _draw(task: LanguageModel, size: int, **options: Any) -> list[Score]:
+def _draw(task: Composes, size: int, **options: Any) -> Sequence[Score]:
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 

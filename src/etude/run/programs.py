@@ -91,11 +91,15 @@ def _hand_over(node: DictConfig, **parts: Any) -> Any:
 
 
 def build_technique(node: DictConfig, outputs: str = "outputs") -> Any:
-    """Builds a technique; one that wants another run's model gets `find`, from (checkpoint, folder or `last`; the key that names
-    it) to a path, and `load`."""
+    """Builds a technique; one that wants another run's model gets `find`, see `_finder`, and `load`."""
+    return _hand_over(node, find=_finder(outputs), load=load_task)
+
+
+def _finder(outputs: str) -> Callable[..., Path]:
+    """From (checkpoint, folder or `last`; the key that names it; for `last`, a protocol that the run's task meets) to a path."""
     from etude.core.checkpoint_files import find_checkpoint
 
-    return _hand_over(node, find=lambda ckpt, option: find_checkpoint(ckpt, outputs, option=option), load=load_task)
+    return lambda ckpt, option, offers=None: find_checkpoint(ckpt, outputs, option=option, offers=offers)
 
 
 def prepare_data(node: DictConfig, tokenizer: Callable[..., Any] | None, folder: Path) -> Any:
@@ -309,11 +313,11 @@ def _keep_options(cfg: DictConfig, folder: Path, program: str, *, ckpt: Path) ->
 def generate(cfg: DictConfig) -> None:
     """Samples from a checkpoint into MIDI, audio, piano rolls and a report."""
     from etude.core.checkpoint_files import find_checkpoint
-    from etude.core.protocols import Samples
+    from etude.core.protocols import Composes
 
-    path = find_checkpoint(cfg.ckpt or "last", cfg.outputs, kind="language_model", best=True)
+    path = find_checkpoint(cfg.ckpt or "last", cfg.outputs, offers=Composes, best=True)
     task, _ = load_task(path)
-    if not isinstance(task, Samples):
+    if not isinstance(task, Composes):
         raise ValueError(
             f"{path} holds a {type(task).__name__}, which generates no scores; restyle audio with `{program('transfer')}`"
         )
@@ -327,19 +331,13 @@ def generate(cfg: DictConfig) -> None:
 def transfer(cfg: DictConfig) -> None:
     """Restyles audio files with a checkpoint."""
     from etude.core.checkpoint_files import find_checkpoint
-    from etude.core.protocols import Translates
+    from etude.core.protocols import Restyles, Translates
 
     quiet_lightning()
-    task, _ = load_task(find_checkpoint(cfg.ckpt or "last", cfg.outputs, kind="style_transfer", best=True))
+    task, _ = load_task(find_checkpoint(cfg.ckpt or "last", cfg.outputs, offers=Restyles, best=True))
     if not isinstance(task, Translates):
         raise ValueError(f"ckpt holds a {type(task).__name__}, which changes no styles; give one of task=style_transfer")
-    if OmegaConf.is_missing(cfg.vocoder, "ckpt"):
-        raise ValueError(
-            f"vocoder.ckpt is missing: give a checkpoint or run of `{program('train')} task=vocoder`, or vocoder.ckpt=last"
-        )
-    if cfg.vocoder.get("ckpt") is not None:
-        cfg.vocoder.ckpt = str(find_checkpoint(cfg.vocoder.ckpt, cfg.outputs, kind="vocoder", option="vocoder.ckpt"))
-    vocoder = _hand_over(cfg.vocoder, contract=task.contract, load=load_task)
+    vocoder = _hand_over(cfg.vocoder, contract=task.contract, find=_finder(cfg.outputs), load=load_task)
     instantiate(cfg.transfer)(task=task, vocoder=vocoder, folder=run_folder())
 
 

@@ -16,6 +16,7 @@ from etude.audio.mel import MelContract
 from etude.core.batch import Batch
 from etude.core.called import program
 from etude.core.measuring import Measure, Measured
+from etude.core.protocols import Synthesises
 from etude.core.task import OptimizerFactory, SchedulerFactory, Task, frozen
 from etude.losses.adversarial import discriminator_loss, generator_loss
 from etude.losses.feature_matching import feature_matching
@@ -264,23 +265,29 @@ class NeuralVocoder:
         return self.task.synthesise(log_mel_cmf, source)
 
 
-def open_vocoder(*, contract: MelContract, ckpt: str, load: Callable[[Path], tuple[Any, Any]]) -> NeuralVocoder:
+def open_vocoder(
+    *,
+    contract: MelContract,
+    find: Callable[[str, str, type], Path],
+    load: Callable[[Path], tuple[Any, Any]],
+    ckpt: str | None = None,
+) -> NeuralVocoder:
     """Loads a vocoder from a checkpoint.
 
     Args:
         contract: settings of the mels that it will be given.
-        ckpt: path of a checkpoint of `task=vocoder`.
+        find: returns the path for (ckpt, the key that holds it, the protocol that the newest run's task must meet).
         load: returns (task, configuration) for a path.
+        ckpt: a checkpoint or run of `task=vocoder`, or `last`.
 
     Raises:
-        ValueError: the file does not exist, or the checkpoint is of another task or mel contract.
+        ValueError: no `ckpt`, the file does not exist, or the checkpoint is of another task or mel contract.
     """
-    path = Path(ckpt).expanduser()
-    if not path.is_file():
+    if ckpt is None:
         raise ValueError(
-            f"vocoder.ckpt={ckpt}: there is no such file; give a checkpoint that `{program('train')} task=vocoder` wrote"
+            f"vocoder.ckpt is missing: give a checkpoint or run of `{program('train')} task=vocoder`, or vocoder.ckpt=last"
         )
-    task, _ = load(path)
+    task, _ = load(find(ckpt, "vocoder.ckpt", Synthesises))
     if not isinstance(task, Vocoder):
         raise ValueError(
             f"vocoder.ckpt={ckpt} holds a {type(task).__name__}; give a checkpoint that `{program('train')} task=vocoder` wrote"

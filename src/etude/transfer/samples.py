@@ -8,15 +8,15 @@ import numpy as np
 from torch import Tensor
 
 from etude.audio.griffin_lim import GriffinLim
+from etude.core.protocols import Translates
 from etude.render.scores import PEAK, write_audio
 from etude.report.reports import Report
 from etude.report.run_page import add_configuration, begin_report
 from etude.report.style_plots import mel_panels, training_curves
-from etude.tasks.style_transfer import StyleTransfer
 
 
 def write_transfers(
-    *, task: StyleTransfer, datamodule: Any, folder: Path, num_songs: int = 2, seconds: float = 10.0, num_iters: int = 8
+    *, task: Translates, datamodule: Any, folder: Path, num_songs: int = 2, seconds: float = 10.0, num_iters: int = 8
 ) -> list[Path]:
     """Writes samples/real_<style>_<i>.wav, fake_<to>_from_<from>_<i>.wav and .png for every direction, and report.html.
 
@@ -64,7 +64,7 @@ def _split(datamodule: Any, style: str) -> str:
 
 
 def _song(
-    task: StyleTransfer, datamodule: Any, vocoder: GriffinLim, source: str, split: str, song: int, seconds: float,
+    task: Translates, datamodule: Any, vocoder: GriffinLim, source: str, split: str, song: int, seconds: float,
     out: Path, report: Report,
 ) -> list[Path]:  # fmt: skip
     contract = task.contract
