@@ -19,6 +19,7 @@ NOT_SET = {  # arguments with a default that stand in no file: why. One without 
     "datamodule": "the data of a run that trained, by programs.train; generate.py has none",
     "scheduler": "a group of its own",
     "genres": "the data's",
+    "trained_labels": "the data's, by programs.train",
     "feature_sizes": "the tokenizer's",
     "n_mels": "the data's mel contract's",
     "style_dim": "the task's",
