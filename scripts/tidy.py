@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-NOTHING_YET = ("config.yaml", "generate.yaml", "evaluate.yaml", "environment.txt", "changes.tsv")
+NOTHING_YET = ("config.yaml", "generate.yaml", "evaluate.yaml", "environment.txt", "changes.tsv", "wandb_id.txt")
 
 
 def size(path: Path) -> int:
@@ -30,14 +30,28 @@ def stale(outputs: Path, *, checkpoints: bool = False) -> Iterator[tuple[Path, s
 
 
 def _old_caches(cache: Path) -> Iterator[tuple[Path, str]]:
+    """Parts of a cache that no run of this version reads."""
     if not cache.is_dir():
         return
-    from etude.data.scores.build import scores_folder
+    from etude.data.audio import build as audio
+    from etude.data.cache import version
+    from etude.data.scores.build import complexity_folder, scores_folder
 
-    current = scores_folder(cache).name
-    for path in cache.glob("scores-*"):
-        if path.name != current:
-            yield path, "a cache of another version"
+    scores, features = scores_folder(cache), complexity_folder(cache)
+    tokens = {f"{one}-{version.FORMAT}" for one in (*version.TOKENS.values(), "1")}
+    audio_complexity = f"-complexity-{version.AUDIO_COMPLEXITY}-{version.FORMAT}.npz"
+    kept = (
+        ("scores-*", lambda path: path == scores),
+        (f"{scores.name}/complexity-*", lambda path: path == features),
+        ("tokens-*", lambda path: path.name.split("-", 2)[-1] in tokens),
+        ("audio-*", lambda path: path.name.endswith(f"-{version.MELS}-{audio.FORMAT}")),
+        ("datasets-*", lambda path: path.name == f"datasets-{version.FORMAT}"),
+        ("statistics/*-complexity-*.npz", lambda path: path.name.endswith(audio_complexity)),
+    )
+    for pattern, is_current in kept:
+        for path in cache.glob(pattern):
+            if not is_current(path):
+                yield path, "a cache of another version"
 
 
 def main() -> None:

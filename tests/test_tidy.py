@@ -29,3 +29,27 @@ def test_what_is_stale_is_shown_and_removed(tmp_path: Path) -> None:
     shown = tidy(tmp_path, "--yes", "--checkpoints")
     assert "last.ckpt: its run has best.ckpt" in shown
     assert len(list(tmp_path.rglob("last.ckpt"))) == 1 and len(list(tmp_path.rglob("best.ckpt"))) == 2
+
+
+def test_caches_of_other_versions_are_stale(tmp_path: Path) -> None:
+    """Of each kind of cache the present one stays, and the others go."""
+    from etude.audio.mel import MelContract
+    from etude.data.audio.build import clips_folder
+    from etude.data.cache import version
+    from etude.data.scores.build import complexity_folder, scores_folder
+    from etude.data.scores.tokens import tokens_folder
+    from etude.tokens.satb import SatbGrid
+
+    cache = tmp_path / "cache"
+    now = [scores_folder(cache), complexity_folder(cache), tokens_folder(SatbGrid(genres=["a"]), cache),
+           clips_folder(cache, MelContract()), cache / f"datasets-{version.FORMAT}"]  # fmt: skip
+    old = [cache / "scores-0.1-1", scores_folder(cache) / "complexity-0", cache / "tokens-5d864f3b584d8487-0-2",
+           cache / "tokens-5d864f3b584d8487-d85669b17e09", cache / "audio-1-0-1", cache / "datasets-0"]  # fmt: skip
+    for folder in (*now, *old):
+        folder.mkdir(parents=True, exist_ok=True)
+    (cache / "statistics").mkdir()
+    features = cache / "statistics" / "x-complexity-0-1.npz"
+    features.write_bytes(b"x")
+    listed = tidy(tmp_path, "--yes").splitlines()[:-1]
+    assert {line.split("MB  ")[1] for line in listed} == {f"{path}: a cache of another version" for path in (*old, features)}
+    assert all(path.is_dir() for path in now) and not any(path.exists() for path in (*old, features))

@@ -92,3 +92,11 @@ def test_a_run_of_several_phases_is_of_the_one_in_which_it_stands(tmp_path: Path
     assert find_stage_checkpoint(["progression"], str(tmp_path), wanted="x").parents[1].name == "b"
     with pytest.raises(ValueError, match="holds none"):
         find_stage_checkpoint(["pretrain"], str(tmp_path), wanted="finetune")
+
+
+def test_a_stage_goes_on_from_a_run_that_holds_only_its_best_checkpoint(tmp_path: Path) -> None:
+    last = run(tmp_path / "a", "language_model", age=1)
+    written(last, "pretrain")
+    best = last.rename(last.with_name("best.ckpt"))
+    written(run(tmp_path / "b", "language_model", age=2), "pretrain")  # an earlier run
+    assert find_stage_checkpoint(["pretrain"], str(tmp_path), wanted="finetune") == best

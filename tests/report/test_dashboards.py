@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pytorch_lightning.loggers import CSVLogger
 
-from etude.report.dashboards import continue_curves, wandb_offline, why_unreachable
+from etude.report.dashboards import continue_curves, one_run, wandb_offline, why_unreachable
 
 
 class Refusing(http.server.BaseHTTPRequestHandler):
@@ -65,3 +65,38 @@ def test_a_curve_goes_on_behind_the_checkpoint(tmp_path: Path) -> None:
     logger.save()
     assert path.read_text().split() == ["loss,step,val", "3,0,", "2,1,", ",1,9", "5.0,2,"]
     assert sorted(file.name for file in tmp_path.iterdir() if file.is_file()) == ["metrics.csv"]
+
+
+@pytest.mark.filterwarnings("ignore")  # W&B's own
+def test_a_run_that_goes_on_keeps_its_id_at_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pytorch_lightning.loggers import WandbLogger
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for part in range(2):
+        known = one_run("pytorch_lightning.loggers.WandbLogger", tmp_path / "run", step=4 * part or None)
+        logger = WandbLogger(project="p", save_dir=tmp_path / "run", offline=True, **known)
+        logger.log_metrics({"loss": 1.0}, step=4 * part)
+        assert logger.experiment.id == known["id"] == (tmp_path / "run" / "wandb_id.txt").read_text().strip()
+        logger.experiment.finish()
+        time.sleep(1.1)  # W&B names its folders by the second
+    files = list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(files) == 2 and {file.stem for file in files} == {f"run-{known['id']}"}
+    assert one_run("pytorch_lightning.loggers.WandbLogger", tmp_path / "another", step=4)["id"] != known["id"]
+
+
+def test_tensorboard_shows_a_run_that_goes_on_as_one_curve(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from pytorch_lightning.loggers import TensorBoardLogger
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for step, values in ((None, {0: 1.0, 1: 2.0, 2: 3.0, 3: 4.0}), (2, {2: 30.0, 3: 40.0})):
+        options = one_run("pytorch_lightning.loggers.TensorBoardLogger", tmp_path, step=step)
+        logger = TensorBoardLogger(str(tmp_path), name="tensorboard", version="", **options)
+        for place, value in values.items():
+            logger.log_metrics({"loss": value}, step=place)
+        logger.finalize("success")
+        time.sleep(1.1)  # TensorBoard reads files in the order of their seconds
+    found = EventAccumulator(str(tmp_path / "tensorboard"))
+    found.Reload()
+    assert [(event.step, event.value) for event in found.Scalars("loss")] == [(0, 1.0), (1, 2.0), (2, 30.0), (3, 40.0)]

@@ -1,9 +1,10 @@
-"""Additions to Lightning's loggers: continuing metrics.csv after a resume, and using W&B without a network."""
+"""Additions to Lightning's loggers: continuing metrics.csv, W&B runs and TensorBoard curves after a resume, and W&B without a network."""
 
 import csv
 import functools
 import io
 import os
+import secrets
 import sys
 import threading
 import urllib.error
@@ -17,7 +18,25 @@ from pytorch_lightning.loggers import CSVLogger
 
 from etude.report.files import write_atomically
 
+WANDB_ID = "wandb_id.txt"  # in a run's folder
 TIMEOUT_SECONDS = 5.0  # to wait for W&B's server
+
+
+def one_run(target: str, folder: Path, *, step: int | None) -> dict[str, Any]:
+    """What the logger `target` is built with so that a run that goes on in its `folder` stays one run on the dashboard.
+
+    W&B: the id that the run has kept in its folder. TensorBoard: what was logged after the checkpoint is left out.
+
+    step: steps that the run has behind it; None for a new run.
+    """
+    if target.endswith(".WandbLogger"):
+        kept = folder / WANDB_ID
+        if not kept.is_file():
+            write_atomically(kept, f"{secrets.token_hex(4)}\n")
+        return {"id": kept.read_text().strip(), "resume": "allow"}
+    if target.endswith(".TensorBoardLogger") and step is not None:
+        return {"purge_step": step}
+    return {}
 
 
 @rank_zero_only

@@ -15,7 +15,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
 # what a run writes before there is anything to keep
-NOTHING_YET = ("config.yaml", "generate.yaml", "evaluate.yaml", "environment.txt", "changes.tsv")
+NOTHING_YET = ("config.yaml", "generate.yaml", "evaluate.yaml", "environment.txt", "changes.tsv", "wandb_id.txt")
 _made: set[Path] = set()  # folders that this process made
 
 

@@ -212,9 +212,10 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | Non
     seed_everything(cfg.seed, verbose=False)
     torch.set_float32_matmul_precision("high")
 
-    trainer = build_trainer(cfg, folder, techniques)
-    if resume is not None:
-        continue_curves(trainer.loggers, step=saved_step(resume))
+    done = None if resume is None else saved_step(resume)
+    trainer = build_trainer(cfg, folder, techniques, step=done)
+    if done is not None:
+        continue_curves(trainer.loggers, step=done)
     tokenizer = instantiate(cfg.tokenizer) if cfg.get("tokenizer") is not None else None
     datamodule = prepare_data(cfg.data, tokenizer, folder)
     _tell_changes(datamodule, folder)
@@ -272,13 +273,17 @@ def _telling(resume: Path | None, trainer: Any) -> Iterator[None]:
         raise not_continued(resume, error) from error
 
 
-def build_trainer(cfg: DictConfig, folder: Path, techniques: list[Any]) -> Any:
-    """Builds Lightning's trainer with the run's loggers, techniques, checkpoints, progress bar and Ctrl-C guard."""
+def build_trainer(cfg: DictConfig, folder: Path, techniques: list[Any], *, step: int | None = None) -> Any:
+    """Builds Lightning's trainer with the run's loggers, techniques, checkpoints, progress bar and Ctrl-C guard.
+
+    step: steps that the run has behind it; None for a new run.
+    """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
     from pytorch_lightning.callbacks import LearningRateMonitor
 
     from etude.core.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
+    from etude.report.dashboards import one_run
     from etude.report.progress import RunProgress
 
     if HydraConfig.get().mode == RunMode.MULTIRUN and cfg.trainer.devices not in (1, "1", "auto"):
@@ -288,7 +293,8 @@ def build_trainer(cfg: DictConfig, folder: Path, techniques: list[Any]) -> Any:
         )
     if "tensorboard" in (cfg.get("logger") or {}) and importlib.util.find_spec("tensorboard") is None:
         raise ValueError("logger=tensorboard needs a package that is not installed; pip install 'etude[tensorboard]'")
-    loggers = [instantiate(node) for node in (cfg.get("logger") or {}).values()]
+    nodes = (cfg.get("logger") or {}).values()
+    loggers = [instantiate(node, **one_run(node._target_, folder, step=step)) for node in nodes]
     checkpoints = folder / "checkpoints"
     callbacks = [
         *techniques,
