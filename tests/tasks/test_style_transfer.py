@@ -4,15 +4,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from pytorch_lightning import LightningDataModule, Trainer
 from torch import Tensor, nn
 
 from etude.audio.mel import MelContract
+from etude.core.phases import Phase
 from etude.losses.cycle import cycle_loss, identity_loss
 from etude.losses.style_terms import WEIGHTS
 from etude.models.mel.discriminators import FrameDiscriminator, PatchDiscriminator
@@ -316,3 +319,39 @@ def test_a_batch_of_some_styles_trains_the_ways_between_these() -> None:
         assert made.trace["target"].tolist() == style.flip(0).flatten().tolist()
         moved = {pair for pair, net in zip(made.pairs, made.generators, strict=True) if net.outlet.weight.grad is not None}
         assert moved == {(left[0], left[1]), (left[1], left[0])}
+
+
+class Pieces(LightningDataModule):
+    """A table of pieces of three styles, from which phases choose."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.styles, self.lookahead, self.epoch_batches = list(STYLES), 0, 10
+        self.rules: list[str] = []
+
+    def pieces(self) -> dict[str, np.ndarray]:
+        return {"genre": np.array(STYLES)}
+
+    def admit(self, name: str, rule: object) -> None:
+        self.rules.append(name)
+
+    def may_leave_styles_out(self, name: str) -> None:
+        self.rules.append(name)
+
+
+@pytest.mark.parametrize(("shared", "devices"), [(False, 2), (True, 2), (False, 1)])
+def test_a_phase_that_leaves_networks_untrained_is_refused_on_several_devices(tmp_path: Path, shared: bool, devices: int) -> None:
+    made, run = task(shared=shared), Trainer(
+        accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", logger=False, default_root_dir=tmp_path,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    made.trainer, run.datamodule = run, Pieces()  # type: ignore[attr-defined]
+    phases = [Phase(name="two", data={"genre": ["folk", "rock"]}, max_steps=2), Phase(name="all")]
+    if devices == 2 and not shared:
+        with pytest.raises(
+            ValueError, match=r"data of two leaves pieces of folk, rock only; on several devices .*task\.shared=true"
+        ):
+            made.phases.give(made, phases)
+    else:
+        made.phases.give(made, phases)
+        assert run.datamodule.rules == ["phases", "phases"]  # type: ignore[attr-defined]

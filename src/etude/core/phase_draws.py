@@ -165,8 +165,13 @@ def _mask(phase: PhaseLike, columns: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _check_styles(phase: PhaseLike, genres: np.ndarray, styles: Sequence[str], task: AnyTask) -> None:
-    """Raises: ValueError if the task can't train on so few styles."""
+    """Raises: ValueError if the task can't train on so few styles, or not on several devices."""
     left = [style for style in styles if style in genres]
+    if len(left) < len(styles) and task.networks_per_style and task.trainer.world_size > 1:
+        raise ValueError(
+            f"data of {phase.name} leaves pieces of {', '.join(left)} only; on several devices every batch must train all networks "
+            f"of {type(task).__name__}, and those of other styles would get no gradient; set task.shared=true or trainer.devices=1"
+        )
     least = task.min_styles or len(styles)
     if len(left) < min(least, len(styles)):
         raise ValueError(
