@@ -1,4 +1,4 @@
-"""Additions to Lightning's loggers: continuing metrics.csv, W&B runs and TensorBoard curves after a resume, and W&B without a network."""
+"""Additions to Lightning's loggers: continuing metrics.csv, W&B runs and TensorBoard curves after a resume; W&B offline."""
 
 import csv
 import functools
