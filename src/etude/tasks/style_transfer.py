@@ -118,7 +118,7 @@ class StyleTransfer(StyleTask):
         self.pairs = [(s, t) for s in range(count) for t in range(count) if s != t]
         build = partial(model, n_mels=contract.n_mels, style_dim=2 * style_dim if shared else 0)
         self.generators = nn.ModuleList(build() for _ in range(1 if shared else len(self.pairs)))
-        self.networks_per_style = not shared  # as the generators of its ways do
+        self.networks_per_style = not shared
         self.sources = nn.Embedding(count, style_dim) if shared else None
         self.targets = nn.Embedding(count, style_dim) if shared else None
         self.encoder = StyleEncoder(contract.n_mels, style_dim) if shared and reference_share else None
