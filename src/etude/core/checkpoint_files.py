@@ -79,8 +79,8 @@ def _last_or_best(folder: Path) -> Path | None:
 def find_stage_checkpoint(names: list[str], outputs: str, *, wanted: str, kind: str | None = None) -> Path:
     """Returns the best checkpoint of the newest run of a stage.
 
-    A run belongs to a stage if its recipe has it as `stage=`, or if its last checkpoint is in a phase of that name. A run that was
-    stopped before it wrote last.ckpt counts with its best.ckpt. A checkpoint that can't be read is skipped with a warning.
+    A run belongs to a stage if its recipe has it as `stage=`, or if its last checkpoint is in a phase of that name. A run that
+    was stopped before it wrote last.ckpt counts with its best.ckpt. A checkpoint that can't be read is skipped with a warning.
 
     Args:
         names: the stages to look for; a run of the first name is preferred to one of the second.

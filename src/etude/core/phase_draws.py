@@ -38,6 +38,13 @@ class MayDropStyles(Protocol):
     def may_leave_styles_out(self, name: str) -> None: ...
 
 
+@runtime_checkable
+class NetworksPerStyle(Protocol):
+    """A task that says whether some of its networks get no gradient from a batch that lacks a style."""
+
+    networks_per_style: bool
+
+
 class PhaseLike(Protocol):
     """The attributes of `etude.core.phases.Phase` that are used here."""
 
@@ -164,13 +171,19 @@ def _mask(phase: PhaseLike, columns: Mapping[str, np.ndarray]) -> np.ndarray:
     return mask
 
 
+def _has_idle_networks(task: AnyTask) -> bool:
+    """Whether a batch that lacks a style leaves some of the task's networks without a gradient."""
+    return isinstance(task, NetworksPerStyle) and task.networks_per_style
+
+
 def _check_styles(phase: PhaseLike, genres: np.ndarray, styles: Sequence[str], task: AnyTask) -> None:
     """Raises: ValueError if the task can't train on so few styles, or not on several devices."""
     left = [style for style in styles if style in genres]
-    if len(left) < len(styles) and task.networks_per_style and task.trainer.world_size > 1:
+    if len(left) < len(styles) and _has_idle_networks(task) and task.trainer.world_size > 1:
         raise ValueError(
-            f"data of {phase.name} leaves pieces of {', '.join(left)} only; on several devices every batch must train all networks "
-            f"of {type(task).__name__}, and those of other styles would get no gradient; set task.shared=true or trainer.devices=1"
+            f"data of {phase.name} leaves pieces of {', '.join(left)} only; on several devices every batch must train all "
+            f"networks of {type(task).__name__}, and those of other styles would get no gradient; "
+            "set task.shared=true or trainer.devices=1"
         )
     least = task.min_styles or len(styles)
     if len(left) < min(least, len(styles)):

@@ -60,7 +60,6 @@ class Task(Measurable):
     - `optional_terms`: names of terms that are missing on some batches. A weight for one of them is never an error.
     - `example_axis`: the axis along which every tensor of a batch holds the examples; see `etude.core.batch`.
     - `min_styles`: how many of its data's styles a batch must hold at least; None if it needs all of them.
-    - `networks_per_style`: True if some networks get no gradient from a batch that lacks a style.
     - `step_trace_names`: entries of `trace` that are kept, detached, until `after_step`. `step_trace` then holds, for each name,
       one tensor for each batch of the step. The keys of a momentum-contrast queue are passed on this way.
 
@@ -84,7 +83,6 @@ class Task(Measurable):
     optional_terms: ClassVar[frozenset[str]] = frozenset()
     example_axis: ClassVar[int | None] = None
     min_styles: ClassVar[int | None] = None
-    networks_per_style = False
     step_trace_names: ClassVar[tuple[str, ...]] = ()
 
     def __init__(

@@ -112,13 +112,12 @@ class StyleTransfer(StyleTask):
         )
         self.contract, self.styles, self.shared = contract, tuple(styles), shared
         self.adversarial, self.input_noise, self.reference_share = adversarial, input_noise, reference_share
-        self.cycle_gradient, self.huber = cycle_gradient, huber
+        self.cycle_gradient, self.huber, self.networks_per_style = cycle_gradient, huber, not shared
         self.r1_every, self.identity_every, self.identity_until = r1_every, identity_every, identity_until
         count = len(self.styles)
         self.pairs = [(s, t) for s in range(count) for t in range(count) if s != t]
         build = partial(model, n_mels=contract.n_mels, style_dim=2 * style_dim if shared else 0)
         self.generators = nn.ModuleList(build() for _ in range(1 if shared else len(self.pairs)))
-        self.networks_per_style = not shared
         self.sources = nn.Embedding(count, style_dim) if shared else None
         self.targets = nn.Embedding(count, style_dim) if shared else None
         self.encoder = StyleEncoder(contract.n_mels, style_dim) if shared and reference_share else None
