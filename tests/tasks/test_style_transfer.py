@@ -351,7 +351,7 @@ def test_a_phase_that_leaves_networks_untrained_is_refused_on_several_devices(tm
         with pytest.raises(
             ValueError, match=r"data of two leaves pieces of folk, rock only; on several devices .*task\.shared=true"
         ):
-            made.phases.give(made, phases)
+            made.phases.set_sequence(made, phases)
     else:
-        made.phases.give(made, phases)
+        made.phases.set_sequence(made, phases)
         assert run.datamodule.rules == ["phases", "phases"]  # type: ignore[attr-defined]
