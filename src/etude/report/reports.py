@@ -3,7 +3,7 @@
 import base64
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -101,13 +101,14 @@ class Report:
         for number, row in enumerate(rows):
             if len(row) != len(columns):
                 raise ValueError(f"row {number} has {len(row)} cells for {len(columns)} columns; give one per column")
-        cell = [format_share if column.split(" ")[-1] in SHARES else format_cell for column in columns]
+        plain: Callable[[object], str] = str
+        formats = [format_share if column.split(" ")[-1] in SHARES else format_cell for column in columns]
         numeric = [bool(rows) and all(_is_number(row[i]) for row in rows) for i in range(len(columns))]
 
         def cells(tag: str, values: Sequence[object]) -> str:
             return "".join(
                 f"<{tag}{' class=number' if right else ''}>{_escape(show(value))}</{tag}>"
-                for value, right, show in zip(values, numeric, [str] * len(columns) if tag == "th" else cell, strict=True)
+                for value, right, show in zip(values, numeric, [plain] * len(columns) if tag == "th" else formats, strict=True)
             )
 
         head, body = cells("th", columns), "".join(f"<tr>{cells('td', row)}</tr>\n" for row in rows)
