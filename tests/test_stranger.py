@@ -14,6 +14,7 @@ from etude import moved
 from etude.core import recipe_check
 from etude.core.checkpoint_files import load_checkpoint
 from etude.core.recipe_check import checked_recipe, may_use_option
+from etude.data.scores import corpora
 from etude.run.programs import load_task
 from tests.songs import write_songs
 from tests.test_levels import composed
@@ -183,6 +184,27 @@ def test_no_folder_is_made_where_a_checkpoint_says(home: Path, tmp_path: Path, c
     assert not evil.exists()
     said = capsys.readouterr().err
     assert "not taken over from" in said and f"logger.csv.save_dir={evil}" in said
+
+
+def test_a_checkpoint_downloads_nothing(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A download would write to the path that the recipe names as the benchmark's."""
+    asked: list[Path] = []
+    monkeypatch.setattr(corpora, "download_jsb", asked.append)
+    target = tmp_path / "evil" / "x.json"
+
+    def change(saved: dict[str, Any]) -> None:
+        recipe = recipe_of(saved)
+        recipe["data"] |= {"root": str(target), "corpus": {"_target_": "etude.data.scores.corpora.Jsb", "download": True}}
+        kept = [option for option in recipe["overrides"] if not option.startswith(("data", "model"))]
+        recipe["overrides"] = [*kept, "data=jsb", f"data.root={target}", "data.corpus.download=true"]
+
+    path = altered(home, tmp_path / "x.ckpt", change)
+    for program, options in (("evaluate", ["num_samples=0", "splits=[val]"]), ("train", ["~sampling"])):
+        line = fails(capsys, program, tmp_path / program, f"ckpt={path}", *options)
+        assert "the JSB benchmark is not at" in line, line
+    assert not asked and not target.parent.exists()
 
 
 def test_the_cache_of_ones_own_run_is_used_again(home: Path, tmp_path: Path) -> None:
@@ -409,7 +431,14 @@ def test_options_that_any_run_may_have_are_taken_over() -> None:
         ("logger.wandb.project", "mine"), ("trainer.max_steps", 3), ("technique.distillation.teacher", "/home/me/x.ckpt"),
     ):  # fmt: skip
         assert may_use_option(key, value), key
-    for key, value in (("logger.wandb.log_model", True), ("logger.csv.name", "../x"), ("trainer.profiler", "simple")):
+    jsb = {"_target_": "etude.data.scores.corpora.Jsb", "root": "x.json"}
+    deepspeed = {"_target_": "pytorch_lightning.strategies.DeepSpeedStrategy", "config": "/x"}
+    assert may_use_option("data.corpus", jsb) and may_use_option("trainer.strategy", "ddp")
+    for key, value in (
+        ("logger.wandb.log_model", True), ("logger.csv.name", "../x"), ("trainer.profiler", "simple"),
+        ("data.corpus.download", True), ("data.corpus", jsb | {"download": True}),
+        ("trainer.strategy", deepspeed), ("trainer.strategy.config", "/x"),
+    ):  # fmt: skip
         assert not may_use_option(key, value), key
     with pytest.raises(ValueError, match="no constructor is allowed there"):
         may_use_option("data.root", sgd)

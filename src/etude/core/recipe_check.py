@@ -182,7 +182,8 @@ def checked_recipe(recipe: object) -> dict[str, Any]:
     """Returns a copy of a checkpoint's recipe that is safe to build from, with the present names of its constructors.
 
     Trainer, loggers and sampling are removed, since they are never built from a checkpoint. A `cache_dir` is removed unless it
-    is a cache of Etude on this machine already, so that a checkpoint can't choose where files are written.
+    is a cache of Etude on this machine already, so that a checkpoint can't choose where files are written. For the same reason
+    no corpus downloads anything: only the command line may ask for it.
 
     Raises: ValueError that says what is wrong with the recipe.
     """
@@ -202,6 +203,9 @@ def checked_recipe(recipe: object) -> dict[str, Any]:
     for part in (known, known.get("data") or {}):
         if "cache_dir" in part and not is_cache(part["cache_dir"]):
             del part["cache_dir"]
+    corpus = (known.get("data") or {}).get("corpus")
+    if type(corpus) is dict:
+        corpus.pop("download", None)
     return {**known, "overrides": list(options)}
 
 
@@ -218,8 +222,8 @@ def is_cache(folder: object) -> bool:
 def may_use_option(key: str, value: Any) -> bool:
     """Returns whether a run that continues a checkpoint may use the option `key=value` of the checkpoint's run.
 
-    False for options that say where to write or where to send data: only the command line may set these. A `cache_dir` may be
-    used if it is an existing cache of Etude, such as that of one's own earlier run.
+    False for options that say where to write, where to send data or what to download: only the command line may set these. A
+    `cache_dir` may be used if it is an existing cache of Etude, such as that of one's own earlier run.
 
     Raises: ValueError for an option that no run of Etude can have: it names a constructor that is not allowed there, contains
         an interpolation, or reads configuration from outside conf/.
@@ -244,8 +248,12 @@ def _is_choice(name: object) -> bool:
 
 
 def _writes(place: tuple[str, ...], value: Any) -> bool:
-    """Returns whether an option says where to write, where to send data, or what else to run."""
+    """Returns whether an option says where to write, where to send data, what to download, or what else to run."""
     first, rest = place[0], place[1:]
+    if place[:2] == ("data", "corpus"):  # a download is written to data.root
+        return rest[1:] == ("download",) or (type(value) is dict and "download" in value)
+    if place[:2] == ("trainer", "strategy"):  # its own settings may name files
+        return len(rest) > 1 or type(value) not in (str, type(None))
     if place in (("outputs",), ("ckpt",)):
         return True
     if first == "stage" and rest:

@@ -109,7 +109,8 @@ def taken_over(earlier: list[str], path: Path) -> list[str]:
         told = " ".join(str(error).split())[:300]
         raise ValueError(f"{path}: its run {told}; don't continue checkpoints of someone you don't trust") from error
     if left:
-        print(f"not taken over from {path}, since it says where to write or send: {' '.join(left)}", file=sys.stderr)
+        told = f"not taken over from {path}, since it says where to write or send, or to download: {' '.join(left)}"
+        print(told, file=sys.stderr)
     return kept
 
 
