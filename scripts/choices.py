@@ -43,7 +43,7 @@ def notes(name: str) -> str:
     owned = sorted({power.lower().replace("_", " ") for power in re.findall(r"\bPower\.([A-Z_]+)", text)})
     verb = "may own" if "self.claims" in text else "owns"
     said = [f"{verb} {' and '.join(owned)}"] if owned else []
-    for word, meaning in (("observes", "only looks"), ("guards", "acts on faults alone")):
+    for word, meaning in (("only_observes", "only looks"), ("is_guard", "acts on faults alone")):
         if re.search(rf"^    {word}: ClassVar\[bool\] = True", text, re.MULTILINE):
             said.append(meaning)
     return f" ({'; '.join(said)})" if said else ""
