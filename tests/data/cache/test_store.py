@@ -46,6 +46,15 @@ def test_rows_finds_keys_and_says_which_are_absent(tmp_path: Path) -> None:
     assert Store(tmp_path / "s").rows(np.empty((0, 2))).tolist() == []
 
 
+def test_the_row_of_an_absent_key_is_no_record(tmp_path: Path) -> None:
+    fill(tmp_path / "s", 3)
+    store = Store(tmp_path / "s")
+    with pytest.raises(IndexError, match="no record -1"):
+        store[-1]
+    with pytest.raises(IndexError, match="no record -1"):
+        store.check(np.array([0, -1]))
+
+
 def test_appending_keeps_open_readers_right(tmp_path: Path) -> None:
     fill(tmp_path / "s", 10)
     before = Store(tmp_path / "s")

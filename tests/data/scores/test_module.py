@@ -334,7 +334,7 @@ def test_a_full_disk_while_parsing_leaves_scores_and_facts_in_step(tmp_path: Pat
     def fail_at_fourth(self: Writer) -> None:
         calls.append(self.path.name)
         if len(calls) == 4:
-            self._retreat(OSError(errno.ENOSPC, "No space left on device"))
+            self._discard(OSError(errno.ENOSPC, "No space left on device"))
         commit(self)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -57,6 +57,9 @@ def fill(
                     commit()
                     last = time.monotonic()
         commit()
+    except ChildProcessError:  # an OSError, too: of `pool.check_final`, which promises that finished work is saved
+        commit()
+        raise
     except OSError:
         raise  # a full disk: everything that is not committed is discarded
     except KeyboardInterrupt:
@@ -85,7 +88,7 @@ def _results(
         try:
             result = work(items[index])
         except Exception as error:
-            result = pool.Failure(pool.one_line(error))
+            result = pool.failure_of(error)
         yield index, result
         index += 1
     for later, result in pool.run(work, items[index:], num_workers=num_workers, log=log, limits=limits):

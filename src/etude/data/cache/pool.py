@@ -64,6 +64,11 @@ def check_final(failure: Failure, doing: str) -> None:
         )
 
 
+def failure_of(error: Exception) -> Failure:
+    """Returns the failure of an item whose work raised `error`; a lack of memory is not final, since it is the process's."""
+    return Failure(one_line(error), final=not isinstance(error, MemoryError))
+
+
 def one_line(error: BaseException) -> str:
     """Returns an exception as one line of text for a quarantine list."""
     if isinstance(error, MemoryError):
@@ -203,7 +208,7 @@ def serve(handle: int) -> None:
             try:
                 result = function(item)
             except Exception as error:
-                result = Failure(one_line(error), final=not isinstance(error, MemoryError))
+                result = failure_of(error)
             _limit_memory(None)  # so that there is memory to send the result
             pipe.send((index, result))
 

@@ -102,7 +102,12 @@ class Store:
         return len(self.index)
 
     def __getitem__(self, row: int) -> np.ndarray:
-        """Returns record number `row` as a view [length]."""
+        """Returns record number `row` as a view [length].
+
+        Raises: IndexError for a number that no record has, such as the -1 of `rows`.
+        """
+        if row < 0:
+            raise IndexError(f"{self.path} has no record {row}; -1 is the row of a key that it lacks")
         entry = self.index[row]
         start = int(entry["start"])
         return self.items[start : start + int(entry["length"])]
@@ -110,8 +115,10 @@ class Store:
     def check(self, rows: np.ndarray | None = None) -> None:
         """Verifies the checksums of the records `rows`, int64 [n], or of all.
 
-        Raises: Damaged, which names the store's folder as what to remove.
+        Raises: Damaged, which names the store's folder as what to remove; IndexError for a number that no record has.
         """
+        if rows is not None and (rows < 0).any():
+            raise IndexError(f"{self.path} has no record {rows.min()}; -1 is the row of a key that it lacks")
         bounds: Any = self.index.view(np.uint8).reshape(-1, ROW.itemsize)
         data: Any = self.items.view(np.uint8)
         width = self.dtype.itemsize

@@ -4,13 +4,14 @@ The cache is keyed by the content of the file (SHA-256) and the version of the r
 another corpus or run has read, is not read again.
 """
 
+import contextlib
 import errno
 import functools
 import hashlib
 import importlib.metadata
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,12 +156,21 @@ def file_key(identity: str) -> np.ndarray:
 def check_scores(folder: Path, rows: np.ndarray | None = None) -> None:
     """Verifies the checksums of the scores in `rows`, or of all scores and their facts.
 
-    Raises: Damaged, which names the whole folder as what to remove, since facts without scores are useless.
+    Raises: Damaged, which names the whole folder as what to remove, also if a row is -1: the score is missing.
     """
-    try:
+    if rows is not None and (rows < 0).any():
+        raise Damaged(folder / "scores", remove=folder, why=f"{(rows < 0).sum()} scores are missing")
+    with _removing(folder):
         for name in ("scores", "facts") if rows is None else ("scores",):
             if (folder / name / "head.json").exists():
                 Store(folder / name).check(rows)
+
+
+@contextlib.contextmanager
+def _removing(folder: Path) -> Iterator[None]:
+    """Makes damage of a store in `folder` name the whole folder as what to remove, since facts without scores are useless."""
+    try:
+        yield
     except Damaged as error:
         raise Damaged(error.file, remove=folder, why=error.why) from error
 
@@ -185,6 +195,8 @@ def read_file(corpus: Corpus, path: Path) -> tuple[list[tuple[bytes, dict[str, A
             fact = {"name": name, "split": split, **facts.describe(score), "content": dedup.content_hash(score)}
             fact["sketch"] = dedup.sketch(score).tobytes().hex()
             blob = score_to_bytes(score)
+        except MemoryError:
+            raise
         except Exception as error:
             failures.append([name, pool.one_line(error)])
         else:
@@ -196,30 +208,44 @@ def open_scores(folder: Path) -> Store:
 
     Raises: Damaged, which names the whole folder as what to remove; FileNotFoundError.
     """
-    try:
+    with _removing(folder):
         return Store(folder / "scores")
-    except Damaged as error:
-        raise Damaged(error.file, remove=folder, why=error.why) from error
+
+
+def rows_of_scores(folder: Path, keys: np.ndarray) -> np.ndarray:
+    """Returns the rows of `keys` (uint64 [n, 2]) in the score store in `folder`, int64 [n]; -1 for scores that are missing."""
+    try:
+        return open_scores(folder).rows(keys)
+    except FileNotFoundError:
+        return np.full(len(keys), -1, np.int64)
+
+
+def state_of_scores(folder: Path) -> tuple[int, int] | None:
+    """Returns a value that changes whenever the score store in `folder` grows or is rebuilt; None if there is no store.
+
+    Row numbers are valid as long as it stays the same.
+    """
+    try:
+        status = (folder / "scores" / "head.json").stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 @functools.lru_cache(maxsize=4)
-def _opened(folder: Path) -> Store:
+def _opened(folder: Path, _: tuple[int, int] | None) -> Store:
     return open_scores(folder)
 
 
 def load_score(folder: Path, row: int) -> Score:
     """Loads the score in `row` of the score store in `folder`.
 
-    Raises: Damaged if its checksum differs.
+    Raises: Damaged if its checksum differs; IndexError for a row that the store does not have.
     """
-    if not 0 <= row < len(_opened(folder)):  # the score was added after the store was opened
-        _opened.cache_clear()
-    try:
-        _opened(folder).check(np.array([row]))
-    except Damaged as error:
-        _opened.cache_clear()
-        raise Damaged(error.file, remove=folder, why=error.why) from error
-    return score_from_bytes(_opened(folder)[row].tobytes())
+    store = _opened(folder, state_of_scores(folder))
+    with _removing(folder):
+        store.check(np.array([row]))
+    return score_from_bytes(store[row].tobytes())
 
 
 def describe_complexity(folder: Path, row: int) -> dict[str, float]:
@@ -250,7 +276,7 @@ def complexity_folder(cache_dir: Path) -> Path:
 
 def _measure_absent(keys: np.ndarray, target: Path, *, cache_dir: Path, num_workers: int) -> None:
     folder = scores_folder(cache_dir)
-    rows = open_scores(folder).rows(keys)
+    rows = rows_of_scores(folder, keys)
     with Writer(target, dtype=np.uint8) as writer:
         todo = absent(target, keys)
         check_scores(folder, rows[todo])

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from etude.data.cache import pool
 from etude.data.cache.intact import write_sums
 from etude.data.cache.store import Store, named, sync_folder, write_aside
 from etude.data.cache.version import FORMAT, MANIFEST, SCORE_COMPLEXITY
@@ -81,6 +82,22 @@ class ManifestPlan:
         Returns: position -> reason for the files whose reader crashed.
         """
         return build.parse(self.corpus, self.sources, self.hashes, cache_dir=self.cache_dir, num_workers=num_workers)
+
+    def read_again(self, *, num_workers: int) -> None:
+        """Reads the files of the finished folder whose scores are no longer cached; the caller must hold the lock of the cache.
+
+        Raises: ChildProcessError, which names the file, if a reader crashes: its pieces would be missing; Damaged if scores are
+            missing for another reason.
+        """
+        unread = {self.sources[row].name: reason for row, reason in self.read(num_workers=num_workers).items()}
+        table = pq.read_table(self.folder / "manifest.parquet", columns=["id", "file"])
+        scores = build.scores_folder(self.cache_dir)
+        rows = build.rows_of_scores(scores, piece_keys(table))
+        files = sorted({table["file"][row].as_py() for row in np.flatnonzero(rows < 0).tolist()} & unread.keys())
+        if files:
+            more = f" (and {len(files) - 1} more)" if len(files) > 1 else ""
+            pool.check_final(pool.Failure(unread[files[0]], final=False), f"reading {files[0]}{more} again")
+        build.check_scores(scores, rows)
 
     def build(self, *, num_workers: int) -> None:
         """Builds the folder, using cached results; the caller must hold the lock of the cache.

@@ -120,6 +120,7 @@ class MusicDataModule(CorpusDataModule, AboutTraining):
         self.folder: Path | None = None
         self._manifest: tuple[Path, pa.Table] | None = None
         self._score_rows: dict[str, np.ndarray] = {}
+        self._scores_state: tuple[int, int] | None = None  # of the store in which `_score_rows` are rows
         self._tokenizer: Tokenizer | None = None
 
     def _check(self) -> None:
@@ -160,7 +161,7 @@ class MusicDataModule(CorpusDataModule, AboutTraining):
         view = view_folder(plan.folder, tokenizer, controls=self.controls, cache_dir=self.cache_dir)
         if not view.exists():
             with held(self.cache_dir):
-                plan.read(num_workers=self.prepare_workers)
+                plan.read_again(num_workers=self.prepare_workers)
                 build_view(view, tokenizer, controls=self.controls, cache_dir=self.cache_dir, num_workers=self.prepare_workers)
         check_sums(view)
         self._view_folder = view
@@ -209,19 +210,20 @@ class MusicDataModule(CorpusDataModule, AboutTraining):
 
     def _score(self, split: str, index: int) -> Score:
         folder = build.scores_folder(self.cache_dir)
-        if split not in self._score_rows or not (folder / "scores" / "head.json").exists():
+        if self._scores_state != build.state_of_scores(folder):
+            self._score_rows.clear()  # the store was rebuilt, by this process or another, perhaps in another order
+        if split not in self._score_rows:
             self._score_rows[split] = self._rows_of_scores(folder, piece_keys(self.manifest(split)))
+            self._scores_state = build.state_of_scores(folder)
         return build.load_score(folder, int(self._score_rows[split][index]))
 
     def _rows_of_scores(self, folder: Path, keys: np.ndarray) -> np.ndarray:
-        try:
-            rows = build.open_scores(folder).rows(keys)
-        except FileNotFoundError:
-            rows = np.full(len(keys), -1)
+        rows = build.rows_of_scores(folder, keys)
         if (rows >= 0).all():
             return rows
         with held(self.cache_dir):  # the cached scores were removed, but not the files made from them
-            self._plan.read(num_workers=self.prepare_workers)
+            self._score_rows.clear()
+            self._plan.read_again(num_workers=self.prepare_workers)
         return build.open_scores(folder).rows(keys)
 
     def view(self, split: str) -> View:
@@ -248,7 +250,7 @@ class MusicDataModule(CorpusDataModule, AboutTraining):
         if not absent(build.complexity_folder(self.cache_dir), piece_keys(table)):  # a complete cache may be read-only
             return with_complexity(table, self.cache_dir, self.prepare_workers)
         with held(self.cache_dir):
-            self._plan.read(num_workers=self.prepare_workers)
+            self._plan.read_again(num_workers=self.prepare_workers)
             return with_complexity(table, self.cache_dir, self.prepare_workers)
 
     def vary(

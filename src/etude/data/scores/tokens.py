@@ -12,7 +12,7 @@ from etude.data.cache import pool
 from etude.data.cache.fill import absent, fill
 from etude.data.cache.store import Store, Writer
 from etude.data.cache.version import FORMAT, tokens_version
-from etude.data.scores.build import check_scores, load_score, open_scores, scores_folder
+from etude.data.scores.build import check_scores, load_score, rows_of_scores, scores_folder
 from etude.tokens.tokenizer import Tokenizer
 
 MAX_SHIFT = 24  # semitones; the largest transposition that is considered
@@ -54,7 +54,7 @@ def tokenise(tokenizer: Tokenizer, keys: np.ndarray, *, cache_dir: Path, num_wor
     """
     scores, target = scores_folder(cache_dir), tokens_folder(tokenizer, cache_dir)
     dtype = np.uint16 if tokenizer.base_size <= 2**16 else np.uint32
-    rows = open_scores(scores).rows(keys)
+    rows = rows_of_scores(scores, keys)
     with Writer(target / "refused", dtype=np.uint8) as refused, Writer(target / "tokens", dtype=dtype) as tokens:
         todo = absent(target / "tokens", keys)
         check_scores(scores, rows[todo])

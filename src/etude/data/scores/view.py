@@ -43,10 +43,12 @@ class View:
     def __len__(self) -> int:
         return len(self.table)
 
-    def check(self) -> None:
+    def check(self, folder: Path) -> None:
         """Verifies the checksums of the pieces' ids, at about 1 GB/s.
 
-        Raises: Damaged, which names the token store as what to remove.
+        folder: that of the view.
+        Raises: Damaged, which names what to remove: the token store, or `folder` if the store is whole and was only rebuilt in
+            another order, as another dataset that shares it may do.
         """
         index = self.store.index
         rows = (
@@ -55,7 +57,8 @@ class View:
         entries = index[rows]
         names = {"start": "start", "length": "length", "extra": "shift"}
         if not all(np.array_equal(entries[mine], self.table[name]) for mine, name in names.items()):
-            raise Damaged(self.store.path / "index", remove=self.store.path, why="its rows differ from those of the view")
+            self.store.check()
+            raise Damaged(folder / "view.json", remove=folder, why="its token store was rebuilt in another order")
         self.store.check(rows)
 
     def body(self, index: int) -> np.ndarray:
@@ -139,7 +142,7 @@ def open_view(view: Path, split: str, tokenizer: Tokenizer, cache_dir: Path) -> 
     except FileNotFoundError as error:
         raise Damaged(view / "view.json", remove=view, why="its tokens are missing") from error
     if len(table):
-        found.check()
+        found.check(view)
     return found
 
 
