@@ -99,7 +99,8 @@ def test_the_vocoder_keeps_its_steps() -> None:
 
 def test_fast_convergence_is_the_default_of_language_models() -> None:
     assert spelled_out(["fast_convergence=true", "seed=1"]) == ["convergence=fast", "seed=1"]
-    assert spelled_out(["fast_convergence=true,false"]) == ["convergence=fast,null"]
+    assert spelled_out(["fast_convergence=true,false"]) == ["convergence=fast,[]"]
+    assert trained_with(*spelled_out(["fast_convergence=false"])) == trained_with()
     assert trained_with("convergence=fast") == trained_with() and trained_with("data=folder", "convergence=fast") == trained_with(
         "data=folder"
     )

@@ -15,8 +15,13 @@ if TYPE_CHECKING:
     from etude.core.task import Task
     from etude.core.technique import Technique
 
-FAST = {"true": "fast", "false": "null"}  # fast_convergence= as a choice of convergence=
+FAST = {"true": "fast", "false": "[]"}  # fast_convergence= as a choice of convergence=; Hydra takes no null there
 PRETRAINING = "data=corpus"  # whose tokens and networks suit data=folder, too, on which stage=finetune then goes on
+FORMERLY_OPTIONAL = ("genre", "level", "experiment", "stage")  # groups in which an earlier version left out an unknown choice
+WITHOUT_SEED = (  # techniques that took a seed in an earlier version and draw nothing
+    "bandit", "curriculum", "early_stopping", "ema", "finite", "grow_layers", "loss_schedule", "schedule_free", "self_paced",
+    "stability", "stages", "swa", "switch_optimizer",
+)  # fmt: skip
 # what a stage takes over from the run it starts from
 KEPT = ("experiment", "task", "data", "model", "tokenizer", "discriminator", "styles")
 
@@ -43,21 +48,27 @@ def spelled_out(options: list[str], presets: list[str] | None = None) -> list[st
     found = []
     for option in options:
         name, _, value = option.partition("=")
-        if name == "fast_convergence":
-            if unknown := set(value.lower().split(",")) - FAST.keys():
-                raise ValueError(f"fast_convergence={min(unknown)}: must be true or false")
-            option = "convergence=" + ",".join(FAST[each] for each in value.lower().split(","))
-        elif name == "genre" and presets is not None and "(" not in value:
+        if name == "genre" and presets is not None and "(" not in value:
             for genre in value.split(","):
                 if genre not in (*presets, "null"):
                     raise ValueError(
                         f"genre={genre} has no preset; presets: {', '.join(presets)}. Music of any genre trains without one: "
                         f"leave genre= out; for that genre of your data alone, name its folder: data.root=my_songs/{genre}"
                     )
-        found.append(option)
+        found.append(_with_convergence(option))
     said = {key(option): option.partition("=")[2] for option in options}
     elsewhere = said.keys() & {"data", "experiment"} or said.get("task", "language_model") != "language_model"
     return found if said.get("stage") != "pretrain" or elsewhere else [*found, PRETRAINING]
+
+
+def _with_convergence(option: str) -> str:
+    """`fast_convergence=true` as `convergence=fast`; any other option as it is. Raises: ValueError for another value."""
+    name, _, value = option.partition("=")
+    if name != "fast_convergence":
+        return option
+    if unknown := set(value.lower().split(",")) - FAST.keys():
+        raise ValueError(f"fast_convergence={min(unknown)}: must be true or false")
+    return "convergence=" + ",".join(FAST[each] for each in value.lower().split(","))
 
 
 def compose(options: list[str], *, program: str = "train") -> DictConfig:
@@ -122,7 +133,7 @@ def continued(cfg: DictConfig, checkpoint: dict[str, Any], options: list[str], *
     mine = {key(option) for option in options}
     gone = tuple(f"{key(option)}." for option in options if option.startswith("~"))
     recipe = checkpoint["etude"]["recipe"]
-    earlier = spelled_out([*_former_defaults(recipe, options), *recipe.get("overrides", [])])
+    earlier = [*_former_defaults(recipe, options), *_in_use(recipe)]
     earlier = [o for o in earlier if key(o) not in mine and not key(o).startswith(gone or ("\0",))]
     kept = taken_over(earlier, path)
     here = [f"ckpt={json.dumps(cfg.ckpt)}"]
@@ -154,6 +165,23 @@ def _former_defaults(recipe: dict[str, Any], options: list[str]) -> list[str]:
     if not said.keys() & {"level", "convergence", "fast_convergence", "experiment"} and said.get("optimizer") != "schedule_free":
         former |= {"optimizer": "adamw", "scheduler": "cosine", "technique": "[ema]", "ema_decay": 0.999}
     return [f"{name}={value}" for name, value in former.items() if name not in said]
+
+
+def _in_use(recipe: dict[str, Any]) -> list[str]:
+    """The options of an earlier run as this version has them, without those that had no effect then.
+
+    What a stage implies today is not added: the run had what its options say.
+    """
+    from hydra.core.global_hydra import GlobalHydra
+
+    found = [_with_convergence(option) for option in recipe.get("overrides", [])]
+    unread = {f"technique.{name}.seed" for name in WITHOUT_SEED}
+    found = [option for option in found if key(option) not in unread]
+    if "fast_convergence" not in recipe:  # only the runs of an earlier version have this key
+        return found
+    loader = GlobalHydra.instance().config_loader()
+    choices = {group: loader.get_group_options(group) for group in FORMERLY_OPTIONAL}
+    return [o for o in found if (group := key(o)) not in choices or o.partition("=")[2] in choices[group]]
 
 
 def _outdated(option: str, options: list[str]) -> bool:
