@@ -21,6 +21,7 @@ from etude.data.scores.corpora import Folder
 from etude.data.scores.module import MusicDataModule
 from etude.models.symbolic.transformer import Transformer
 from etude.tasks.language_model import LanguageModel
+from etude.techniques.guards.early_stopping import EarlyStopping
 from etude.techniques.optim.stages import Stages
 from etude.techniques.weights.ema import Ema
 from etude.techniques.weights.swa import Swa
@@ -202,6 +203,8 @@ class Labelled(pl.LightningDataModule):
 class Classifier(Task):
     """A head for one class, to which phases add classes."""
 
+    logged_metrics = ("val/nll",)
+
     def __init__(self) -> None:
         super().__init__(optimizer=partial(torch.optim.Adam, lr=1e-2), seed=3)
         self.trunk, self.head = nn.Linear(4, 8), nn.Linear(8, 1)
@@ -217,9 +220,12 @@ class Classifier(Task):
         known = batch["y"].clamp(max=self.head.out_features - 1)
         return {"nll": functional.cross_entropy(self.head(self.trunk(batch["x"])), known)}
 
+    def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
+        self.log("val/nll", self.losses(batch)["nll"])
+
 
 def grown(
-    folder: Path, steps: int, resume: Path | None = None, *, more: list[Technique] | None = None
+    folder: Path, steps: int, resume: Path | None = None, *, more: list[Technique] | None = None, **options: Any
 ) -> tuple[Classifier, pl.Trainer, list[Any]]:
     torch.manual_seed(0)
     task, moments = Classifier(), []
@@ -233,7 +239,8 @@ def grown(
 
     stages = Stages(stages=[{"max_steps": 3}, {"modules": {"classes": 1}, "max_steps": 3}, {"modules": {"classes": 2}}])
     last = LastCheckpoint(path=folder / "last.ckpt", every_n_steps=100)
-    run = trainer(folder, max_steps=steps, callbacks=[stages, Moments(), *(more or []), last], limit_val_batches=0)
+    options = {"limit_val_batches": 0, **options}
+    run = trainer(folder, max_steps=steps, callbacks=[stages, Moments(), *(more or []), last], **options)
     run.fit(task, datamodule=Labelled(), ckpt_path=resume, weights_only=True)
     return task, run, moments
 
@@ -281,6 +288,48 @@ def test_modules_that_a_task_does_not_add_are_told(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             trainer(tmp_path, max_steps=2, callbacks=[Stages(stages=stages)]).fit(ToyGan(player_lr={}), PairsData())
+
+
+def test_early_stopping_forgets_weights_that_lack_what_a_phase_adds(tmp_path: Path) -> None:
+    def fit(name: str, steps: int, resume: Path | None = None) -> tuple[Classifier, dict[str, torch.Tensor], EarlyStopping]:
+        best = EarlyStopping(monitor="val/nll", patience=100, min_delta=1000.0)  # the first validation of a phase stays the best
+        task, _, _ = grown(tmp_path / name, steps, resume, more=[best], limit_val_batches=2, val_check_interval=2)
+        return task, torch.load(tmp_path / name / "last.ckpt", weights_only=True)["state_dict"], best
+
+    task, saved, best = fit("whole", 9)  # phases of 3 steps, validated at 2, 4, 6 and 8
+    assert saved["head.weight"].shape == (4, 8) and same(saved, weights(task)) and best.plateau.waited == 0
+    between, saved, best = fit("between", 7)  # the third phase has not been validated yet
+    assert best.state_dict()["weights"] == {} and same(saved, weights(between)) and between.head.weight.shape == (4, 8)
+    again = Classifier()
+    again.phases.restore_modules(again, torch.load(tmp_path / "between" / "last.ckpt", weights_only=True)["etude"])
+    again.load_state_dict(saved)
+    rest, _, _ = fit("rest", 9, tmp_path / "between" / "last.ckpt")
+    assert same(weights(task), weights(rest))
+
+
+def test_a_later_phase_may_freeze_what_an_earlier_one_adds(tmp_path: Path) -> None:
+    class Adapted(Classifier):
+        def add_modules(self, *, classes: int) -> None:
+            self.adapter = nn.Linear(classes, classes)
+
+    def fit(prefix: str, steps: int) -> Adapted:
+        stages = Stages(
+            stages=[{"max_steps": 1}, {"modules": {"classes": 1}, "max_steps": 1}, {"frozen": [prefix], "name": "end"}]
+        )
+        task = Adapted()
+        trainer(tmp_path, max_steps=steps, callbacks=[stages], limit_val_batches=0).fit(task, datamodule=Labelled())
+        return task
+
+    frozen = {name for name, parameter in fit("adapter.", 3).named_parameters() if not parameter.requires_grad}
+    assert frozen == {"adapter.weight", "adapter.bias"}
+    with pytest.raises(ValueError, match=r"frozen of end: 'adaptr\.' begins no parameter name of Adapted; .*adapter\.bias"):
+        fit("adaptr.", 3)
+
+
+def test_a_misspelt_prefix_in_a_phase_that_adds_modules_is_told_when_it_begins(tmp_path: Path) -> None:
+    stages = Stages(stages=[{"max_steps": 1}, {"modules": {"classes": 1}, "frozen": ["trnk"], "name": "more"}])
+    with pytest.raises(ValueError, match="frozen of more: 'trnk' begins no parameter name of Classifier"):
+        trainer(tmp_path, max_steps=3, callbacks=[stages], limit_val_batches=0).fit(Classifier(), datamodule=Labelled())
 
 
 def test_bad_phases_are_told() -> None:

@@ -188,3 +188,31 @@ def test_the_benchmark_is_encoded_whole(shared_data: Path) -> None:
     decoder = PLAIN.decoder(1)
     for token in [BOS, *ids.tolist(), EOS]:
         decoder.push([token])
+
+
+@pytest.mark.parametrize(
+    ("asked", "steps", "written"),
+    [
+        ("6/8", 12, (6, 8)),
+        ("3/4", 12, (3, 4)),
+        ("12/8", 24, (12, 8)),
+        ("2/2", 16, (2, 2)),
+        ("4/2", 32, (4, 2)),
+        ("6/8", 16, (4, 4)),
+    ],
+)
+def test_a_metre_that_was_asked_for_is_written_where_its_bars_are_as_long(
+    asked: str, steps: int, written: tuple[int, int]
+) -> None:
+    BARS.check_request({"metre": asked})
+    body = BARS.encode_frames(np.full((3 * steps, 4), 60), bar_starts=np.arange(3) * steps)
+    for tokenizer, ids in ((BARS, body), (SatbGrid(genres=["a"], bar_steps=steps), body[body != BARS.bar_id])):
+        marks = tokenizer.decode(np.concatenate([tokenizer.controls({"metre": asked}), ids])).time_signatures
+        assert [(mark.time, mark.numerator, mark.denominator) for mark in marks] == [(0, *written)]
+
+
+@pytest.mark.parametrize(("asked", "written"), [("8/8", "4/4"), ("6/16", "3/8"), ("12/16", "3/4")])
+def test_a_metre_without_a_token_that_is_written_as_another_is_refused(asked: str, written: str) -> None:
+    with pytest.raises(ValueError, match=f"metre={asked}: .* as {written}; ask for metre={written}.*tokenizer=remi"):
+        BARS.check_request({"metre": asked})
+    BARS.check_request({"metre": "7/8"})  # a rare one that the grid writes

@@ -23,7 +23,8 @@ class Phase:
     """One phase of a run.
 
     name: its name in messages and in other options.
-    frozen: prefixes of the names of parameters that are not trained; `embeddings` stands for all embedding tables.
+    frozen: prefixes of the names of parameters that are not trained; `embeddings` stands for all embedding tables. After a phase
+        with `modules` they are checked only when the phase begins.
     lr: factor of the learning rates, above 0. layer_decay: in (0, 1]; residual block l of L is trained with the learning rate
         lr * layer_decay^(L - l), and the embeddings like a block below the first.
     loss_weights: these replace the task's weights of the same names.
@@ -109,8 +110,12 @@ class Phases:
         """
         self._trainable = {name: p.requires_grad for name, p in task.named_parameters()}
         self._loss_weights = dict(task.loss_weights)
+        grows = False
         for phase in sequence:
             self._check(phase, task)
+            grows = grows or bool(phase.modules)
+            if not grows:  # later ones may freeze what a phase adds; their prefixes are checked when they begin
+                _check_frozen(phase, task)
         run = task.trainer
         if run.world_size > 1 and any(list(p.frozen) != list(sequence[0].frozen) or p.modules for p in sequence):
             raise ValueError(
@@ -125,12 +130,6 @@ class Phases:
 
     def _check(self, phase: Phase, task: AnyTask) -> None:
         who = type(task).__name__
-        for prefix in phase.frozen if not self.added_modules and not phase.modules else ():
-            if prefix != "embeddings" and not any(name.startswith(prefix) for name in self._trainable):
-                tops = sorted({".".join(name.split(".")[:2]) for name in self._trainable})
-                raise ValueError(
-                    f"frozen of {phase.name}: {prefix!r} begins no parameter name of {who}; names begin with {', '.join(tops)}"
-                )
         if phase.layer_decay < 1 and not task.residual_blocks:
             raise ValueError(f"layer_decay of {phase.name} needs residual blocks, but {who} has none; leave it out")
         if phase.warmup is not None and "warmup" not in task.schedule_arguments:
@@ -141,6 +140,7 @@ class Phases:
     def _apply(self, task: AnyTask) -> None:
         """Applies the options of the current phase to the task; the next `configure_optimizers` uses them."""
         phase = self.current
+        _check_frozen(phase, task)
         frozen = tuple(name for name in phase.frozen if name != "embeddings")
         if "embeddings" in phase.frozen:
             frozen += tuple(f"{name}." for name in _embeddings(task))
@@ -242,6 +242,17 @@ def _state_of_older_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, Any] 
     if old is None or "number" not in old:
         return None
     return {"names": [], "number": old["number"], "began": old["started"], "added": [], "draws": old["changes"]}
+
+
+def _check_frozen(phase: Phase, task: AnyTask) -> None:
+    """Raises: ValueError if a prefix in `frozen` begins no name of the task's present parameters."""
+    names = [name for name, _ in task.named_parameters()]
+    for prefix in phase.frozen:
+        if prefix != "embeddings" and not any(name.startswith(prefix) for name in names):
+            tops = ", ".join(sorted({".".join(name.split(".")[:2]) for name in names}))
+            raise ValueError(
+                f"frozen of {phase.name}: {prefix!r} begins no parameter name of {type(task).__name__}; names begin with {tops}"
+            )
 
 
 def _embeddings(task: AnyTask) -> list[str]:

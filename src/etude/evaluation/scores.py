@@ -76,11 +76,12 @@ def score_model(
         samples: list[Score] = []
         (folder / "samples").mkdir(exist_ok=True)
         while len(samples) < num_samples:
+            written = len(samples)  # not the number of files: the folder may hold those of an earlier evaluation
             samples += task.sample(
                 num_samples=min(16, num_samples - len(samples)), num_bars=num_bars, max_new_tokens=max_new_tokens,
                 temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed + len(samples),
             )  # fmt: skip
-            for number in range(len(list((folder / "samples").glob("*.mid"))), len(samples)):
+            for number in range(written, len(samples)):
                 samples[number].dump_midi(folder / "samples" / f"{number:03d}.mid")
             print(f"sampled {len(samples)}/{num_samples}", file=sys.stderr)
         groups = {"samples": samples, "real": real, "shuffled real": shuffled_control(real, seed=seed)}

@@ -8,7 +8,7 @@ from symusic import Note, Score, Tempo, TimeSignature, Track
 from etude.tokens.grammar import Grammar
 from etude.tokens.satb_grammar import SatbGrammar
 from etude.tokens.satb_voices import REST, metre, reduce_to_frames, runs, voices_to_frames
-from etude.tokens.tokenizer import Tokenizer, program_family
+from etude.tokens.tokenizer import METRES, Tokenizer, program_family
 
 TICKS_PER_QUARTER = 480
 VOICES = ("Soprano", "Alto", "Tenor", "Bass")
@@ -130,6 +130,12 @@ class SatbGrid(Tokenizer):
                 f"metre={metre_asked}: this SATB grid writes {longest}, {self.steps_per_beat} to a quarter note, and can't hold "
                 "it; leave metre out, or take a model with tokenizer=remi or tokenizer.bar_tokens=true"
             )
+        written = "{}/{}".format(*metre(steps, steps_per_beat=self.steps_per_beat))
+        if metre_asked not in METRES and metre_asked != written:
+            raise ValueError(
+                f"metre={metre_asked}: this SATB grid writes bars of that length as {written}; ask for metre={written} or one "
+                f"of {', '.join(METRES[:-1])}, or take a model with tokenizer=remi"
+            )
 
     def _score_bars(self, score: Score, num_frames: int) -> np.ndarray | None:
         if not self.bar_tokens:
@@ -158,8 +164,11 @@ class SatbGrid(Tokenizer):
             if len(track.notes):
                 score.tracks.append(track)
         score.tempos.append(Tempo(0, qpm=self._control_tempo(ids) or 120.0))
+        asked = self._control_metre(ids)
         for start, length in self._bars(ids, len(frames)):
             numerator, denominator = metre(length, steps_per_beat=self.steps_per_beat)
+            if asked is not None and asked[0] * denominator == numerator * asked[1]:
+                numerator, denominator = asked  # bars of 6/8 are as long as those of 3/4
             score.time_signatures.append(TimeSignature(start * step, numerator, denominator))
         return score
 

@@ -120,7 +120,8 @@ class Tokenizer(ABC):
     def decode(self, ids: Sequence[int] | np.ndarray) -> Score:
         """Decodes ids to a score of 480 ticks per quarter; an incomplete sequence is decoded as far as possible.
 
-        Special and control tokens are skipped, except that a tempo control sets the tempo if the body has none.
+        Special and control tokens are skipped, except that a tempo control sets the tempo if the body has none. On the chorale
+        grid a metre control names the bars of its length: 6/8, not 3/4.
         """
 
     # --- controls ---
@@ -180,6 +181,15 @@ class Tokenizer(ABC):
         for token in ids[ids < self.first_body].tolist():
             if self.vocab[token].startswith("tempo:"):
                 return float(self.vocab[token].removeprefix("tempo:"))
+        return None
+
+    def _control_metre(self, ids: np.ndarray) -> tuple[int, int] | None:
+        """Returns (numerator, denominator) of a metre control among the ids; None without one or for `metre:other`."""
+        for token in ids[ids < self.first_body].tolist():
+            prefix, _, value = self.vocab[token].partition(":")
+            if prefix == "metre" and value != "other":
+                numerator, denominator = value.split("/")
+                return int(numerator), int(denominator)
         return None
 
     # --- augmentation maps ---

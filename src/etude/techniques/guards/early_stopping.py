@@ -19,7 +19,8 @@ class EarlyStopping(Technique):
 
     The best weights are those that were validated, that is, the average if a technique such as `ema` validates with one. When
     training ends, early or not, they are copied into the model. `last.ckpt` then holds them for sampling, and also the training
-    weights, from which a longer run continues. A run that was stopped stops again when it is continued.
+    weights, from which a longer run continues. A run that was stopped stops again when it is continued. A phase that adds modules
+    starts the count and the search for the best weights anew.
 
     When to use: small data, on which the validation loss rises again. Suggested: a patience of 5 validations.
     Source: Prechelt 1998, criterion UP.
@@ -71,6 +72,12 @@ class EarlyStopping(Technique):
             self.monitor = pl_module.logged_metrics[0]
         pl_module.check_metric(self.monitor, "technique.early_stopping.monitor", self.mode)
         pl_module.final_weights = self._weights
+
+    def on_phase_start(self, task: Task) -> None:
+        """Forgets the best weights and their metric if the phase adds modules, which those weights lack."""
+        if task.phase.modules:
+            self.plateau = Plateau(mode=self.mode, min_delta=self.plateau.min_delta)
+            task.final_weights = self._weights = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         trainer.should_stop = trainer.should_stop or self.plateau.waited >= self.patience
