@@ -1,4 +1,7 @@
-"""Handlers of the signals that end a program cleanly: Ctrl-C, and the warnings that job managers send."""
+"""Handlers of the signals that end a program cleanly: Ctrl-C, and the warnings that job managers send.
+
+During training `LastCheckpoint` in `core/checkpoints.py` handles them.
+"""
 
 import contextlib
 import signal

@@ -1,7 +1,8 @@
 """Rules that balance the terms of a loss: each takes its state and the latest loss values, and returns factors.
 
 Shapes: m terms of one player, k state values of each term. A term that is missing on a batch has the value NaN. The state of
-a term does not change where its value is not finite.
+a term does not change where its value is not finite. Rules for the gradients of the terms, such as PCGrad, are in
+`techniques/loss/balance.py`.
 """
 
 import math
