@@ -13,7 +13,7 @@ from torch.nn import functional
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from etude.core.checkpoints import LastCheckpoint
-from etude.core.phase_draws import batches_of
+from etude.core.phase_draws import _mask, batches_of
 from etude.core.phases import Phase, position
 from etude.core.task import Task
 from etude.core.technique import Technique
@@ -330,6 +330,16 @@ def test_a_misspelt_prefix_in_a_phase_that_adds_modules_is_told_when_it_begins(t
     stages = Stages(stages=[{"max_steps": 1}, {"modules": {"classes": 1}, "frozen": ["trnk"], "name": "more"}])
     with pytest.raises(ValueError, match="frozen of more: 'trnk' begins no parameter name of Classifier"):
         trainer(tmp_path, max_steps=3, callbacks=[stages], limit_val_batches=0).fit(Classifier(), datamodule=Labelled())
+
+
+@pytest.mark.parametrize(
+    ("wanted", "tracks"),
+    [(2, {2}), ([2], {2}), ([1, 3], {1, 2, 3}), ([1, 2, 8], {1, 2, 8}), ([8, 1, 2, 5], {1, 2, 5, 8}), ([2, 2], {2})],
+)
+def test_two_numbers_are_a_range_and_other_lists_are_values(wanted: Any, tracks: set[int]) -> None:
+    column = np.array([1, 2, 3, 5, 8, 2])
+    mask = _mask(Phase(name="x", data={"tracks": wanted}), {"tracks": column})
+    assert set(column[mask].tolist()) == tracks
 
 
 def test_bad_phases_are_told() -> None:

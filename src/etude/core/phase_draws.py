@@ -157,13 +157,14 @@ def batches_of(steps: int, *, at: int, epoch: int, accumulate: int) -> int:
 
 
 def _mask(phase: PhaseLike, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Returns which pieces a phase trains on, bool [n]. Of numbers, a list of two is a range; other lists hold values."""
     mask = np.ones(len(next(iter(columns.values()))), bool)
     for name, wanted in phase.data.items():
         if name not in columns:
             raise ValueError(f"data of {phase.name} names {name!r}; the columns are {', '.join(sorted(columns))}")
         values = columns[name]
-        if isinstance(wanted, list | tuple) and np.issubdtype(values.dtype, np.number):
-            mask &= (values >= wanted[0]) & (values <= wanted[-1])
+        if isinstance(wanted, list | tuple) and len(wanted) == 2 and np.issubdtype(values.dtype, np.number):
+            mask &= (values >= wanted[0]) & (values <= wanted[1])
         else:
             mask &= np.isin(values, wanted if isinstance(wanted, list | tuple) else [wanted])
     if not mask.any():

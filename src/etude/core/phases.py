@@ -28,7 +28,8 @@ class Phase:
     lr: factor of the learning rates, above 0. layer_decay: in (0, 1]; residual block l of L is trained with the learning rate
         lr * layer_decay^(L - l), and the embeddings like a block below the first.
     loss_weights: these replace the task's weights of the same names.
-    data: {column: value, [values] or [lowest, highest]} of the data's table of pieces; only matching pieces are drawn.
+    data: {column: value, [values] or [lowest, highest]} of the data's table of pieces; only matching pieces are
+        drawn. Two numbers are a range; a list of more or fewer numbers holds the values themselves.
     modules: arguments for `Task.add_modules`, which is called when the phase begins; not allowed in the first phase.
     max_steps: its length in optimizer steps, which is also the length of the schedule, started afresh. None: until the run or
         `patience` ends it. warmup: share of the phase, in [0, 1); None keeps the schedule's own value.

@@ -94,7 +94,7 @@ class Labels:
         found: list[str | None] = []
         for row in self._rows[split]:
             value = self._extra[column][str(row[self._name])] if column in self._extra else row[column]
-            if isinstance(value, float | list):
+            if isinstance(value, int | float | list):
                 raise ValueError(f"the column {column!r} holds numbers such as {value}, not names; choose a column of names")
             found.append(None if value is None or value == "" else str(value))
         return found

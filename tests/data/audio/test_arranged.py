@@ -11,6 +11,7 @@ import torch
 from etude.audio.mel import MelContract
 from etude.data.audio.corpora import Arranged, Tunes
 from etude.data.audio.module import StyleDataModule
+from etude.data.scores import build
 from etude.data.scores import duplicates as dedup
 from etude.metrics.audio.mel_features import onset_agreement
 from etude.render.synthesizers import default_soundfont
@@ -92,6 +93,17 @@ def test_batches_of_the_held_out_are_paired(cache: Path) -> None:
         mel_mf = CONTRACT.normalise(data.log_mel("val", style, 0))
         for row, start in enumerate(starts):
             torch.testing.assert_close(mel_srmf[number, row], mel_mf[:, start : start + 32])
+
+
+def test_damaged_facts_of_a_tune_are_read_again(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inline(monkeypatch)
+    shutil.copytree(cache, tmp_path / "cache")
+    file = build.scores_folder(tmp_path / "cache") / "facts" / "data"
+    facts = file.read_bytes()
+    place = facts.index(b'"notes": ') + len(b'"notes": ')
+    file.write_bytes(facts[:place] + (b"9" if facts[place] != ord("9") else b"8") + facts[place + 1 :])  # it is still valid JSON
+    assert module(tmp_path / "cache").manifest().to_pylist() == module(cache).manifest().to_pylist()
+    assert file.read_bytes() == facts
 
 
 def test_everything_else_stays_when_styles_are_chosen_or_songs_added(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

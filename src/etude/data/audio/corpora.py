@@ -4,7 +4,6 @@ A corpus lists recordings without decoding them.
 """
 
 import hashlib
-import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,6 @@ from etude.audio.files import AUDIO_SUFFIXES
 from etude.data.audio.recordings import ArrangedRecording, FileRecording, Recording
 from etude.data.cache import pool
 from etude.data.cache.lock import held
-from etude.data.cache.store import Store
 from etude.data.scores import build
 from etude.data.scores import duplicates as dedup
 from etude.data.scores.corpora import Folk, Music21Corpus, Source
@@ -157,12 +155,15 @@ class Arranged(AudioCorpus):
             taken = min(len(sources), max(int(wanted * SPARE) + 2, int(taken * 1.5)))
             hashes = build.hash_files(sources[:taken], cache_dir)
             some = list(zip(sources[:taken], build.file_identities(corpus, sources[:taken], hashes), strict=True))
-            if not _parsed([identity for _, identity in some], cache_dir):
+            folder, identities = build.scores_folder(cache_dir), [identity for _, identity in some]
+            if (known := build.facts_of(folder, identities)) is None:
                 with held(cache_dir):
                     unread = build.parse(corpus, sources[:taken], hashes, cache_dir=cache_dir, num_workers=num_workers)
                 for row, reason in unread.items():  # all these files are valid, so the machine is at fault
                     pool.check_final(pool.Failure(reason, final=False), f"reading {sources[row].name}")
-            tunes = _distinct(some, cache_dir)
+                known = build.facts_of(folder, identities)
+                assert known is not None  # `parse` caches the facts of every file that is not unread
+            tunes = _distinct([(*file, facts["pieces"]) for file, facts in zip(some, known, strict=True)], folder)
             if len(tunes) >= wanted:
                 return tunes[:wanted]
             if taken == len(sources):
@@ -173,24 +174,16 @@ class Arranged(AudioCorpus):
                 )
 
 
-def _parsed(identities: Sequence[str], cache_dir: Path) -> bool:
-    facts = build.scores_folder(cache_dir) / "facts"
-    keys = np.array([build.file_key(identity) for identity in identities])
-    return (facts / "head.json").exists() and bool((Store(facts).rows(keys) >= 0).all())
+def _distinct(files: Sequence[tuple[Source, str, list[dict[str, Any]]]], folder: Path) -> list[tuple[Source, str, int]]:
+    """Returns (source, content hash, row in the score cache) of the first long enough tune of each group of near-duplicates.
 
-
-def _distinct(files: Sequence[tuple[Source, str]], cache_dir: Path) -> list[tuple[Source, str, int]]:
-    """Returns the first sufficiently long tune of each group of near-duplicates; files: (source, `build.file_identity`)."""
-    folder = build.scores_folder(cache_dir)
-    facts = Store(folder / "facts")
-    rows = facts.rows(np.array([build.file_key(identity) for _, identity in files]))
-    usable = []
-    for (source, identity), row in zip(files, rows.tolist(), strict=True):
-        for fact in json.loads(facts[row].tobytes())["pieces"]:
-            if fact["notes"] >= MIN_NOTES:
-                usable.append((source, identity, fact))
-    keys = np.array([build.piece_key(identity, 0) for _, identity, _ in usable])
-    places = Store(folder / "scores").rows(keys).tolist()
+    files: (source, its `build.file_identities`, facts of its pieces). folder: that of the cached scores.
+    Raises: Damaged if a score is missing or its checksum differs.
+    """
+    usable = [(source, identity, fact) for source, identity, facts in files for fact in facts if fact["notes"] >= MIN_NOTES]
+    rows = build.rows_of_scores(folder, np.array([build.piece_key(identity, 0) for _, identity, _ in usable]))
+    build.check_scores(folder, rows)
+    places = rows.tolist()
     long = [
         (source, fact, place)
         for (source, _, fact), place in zip(usable, places, strict=True)

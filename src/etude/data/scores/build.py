@@ -175,6 +175,24 @@ def _removing(folder: Path) -> Iterator[None]:
         raise Damaged(error.file, remove=folder, why=error.why) from error
 
 
+def facts_of(folder: Path, identities: Sequence[str]) -> list[dict[str, Any]] | None:
+    """Returns the pieces (with their facts) and failures of each file, by its `file_identities`; None unless all are cached.
+
+    Raises: Damaged, which names the whole folder as what to remove.
+    """
+    keys = np.array([file_key(identity) for identity in identities])
+    with _removing(folder):
+        try:
+            store = Store(folder / "facts")
+        except FileNotFoundError:
+            return None
+        rows = store.rows(keys)
+        if (rows < 0).any():
+            return None
+        store.check(rows)
+    return [json.loads(store[row].tobytes()) for row in rows.tolist()]
+
+
 def read_file(corpus: Corpus, path: Path) -> tuple[list[tuple[bytes, dict[str, Any]]], list[list[str]]]:
     """Reads a file: returns its pieces as (bytes of the score, facts), and (piece, reason) of failures. Runs in a worker."""
     pieces: list[tuple[bytes, dict[str, Any]]] = []

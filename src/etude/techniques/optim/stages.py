@@ -25,7 +25,8 @@ class Stages(Technique):
     - lr: factor of the learning rates. layer_decay: residual block l of L is trained with the learning rate
       lr * layer_decay^(L - l), and the embeddings like a block below the first (Howard and Ruder 2018; Clark et al. 2020).
     - loss_weights: these replace the task's weights of the same names.
-    - data: {column: value, [values] or [lowest, highest]} of the manifest's columns; only matching pieces are drawn.
+    - data: {column: value, [values] or [lowest, highest]} of the manifest's columns; only matching pieces are
+      drawn. Two numbers are a range; a list of more or fewer numbers holds the values themselves.
     - modules: arguments for the task's `add_modules`, which is called when the phase begins.
     - max_steps: length of the phase in optimizer steps, which is also the length of the schedule, started afresh; None for the
       rest of the run. warmup: share of the phase, in [0, 1); None keeps the schedule's own value.
