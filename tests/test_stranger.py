@@ -248,6 +248,15 @@ MALFORMED: dict[str, Callable[[dict[str, Any]], object]] = {
     "task of a number": lambda saved: recipe_of(saved)["task"].update(_target_=7),
     "task unknown": lambda saved: recipe_of(saved)["task"].update(_target_="etude.tasks.language_model.Nothing"),
     "task without module": lambda saved: recipe_of(saved)["task"].update(_target_="etude.nothing.Nothing"),
+    "no optimizer": lambda saved: recipe_of(saved).pop("optimizer"),
+    "optimizer null": lambda saved: recipe_of(saved).update(optimizer=None),
+    "optimizer of text": lambda saved: recipe_of(saved).update(optimizer="x"),
+    "no data": lambda saved: recipe_of(saved).pop("data"),
+    "no name": lambda saved: recipe_of(saved).pop("name"),
+    "name a number": lambda saved: recipe_of(saved).update(name=3),
+    "no max_steps": lambda saved: recipe_of(saved).pop("max_steps"),
+    "max_steps of text": lambda saved: recipe_of(saved).update(max_steps="many"),
+    "max_steps true": lambda saved: recipe_of(saved).update(max_steps=True),
     "no model": lambda saved: recipe_of(saved).pop("model"),
     "model null": lambda saved: recipe_of(saved).update(model=None),
     "model a list": lambda saved: recipe_of(saved).update(model=[1]),
@@ -288,6 +297,24 @@ def test_a_malformed_checkpoint_is_told_in_one_line(home: Path, tmp_path: Path, 
     with pytest.raises(ValueError) as told:
         load_task(path)
     assert str(told.value).startswith(f"{path}: ") and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("program", "options", "change"),
+    [
+        ("evaluate", ["num_samples=0", "splits=[val]"], lambda saved: recipe_of(saved)["data"].update(foo=1)),
+        ("train", ["~sampling"], lambda saved: recipe_of(saved)["overrides"].append("model.foo=1")),
+        ("train", ["~sampling"], lambda saved: recipe_of(saved)["overrides"].append("model=nothing")),
+        ("train", ["~sampling"], lambda saved: recipe_of(saved)["overrides"].append("fast_convergence=maybe")),
+        ("train", ["~sampling"], lambda saved: recipe_of(saved)["overrides"].append("level=null")),
+    ],
+)
+def test_what_data_and_options_come_to_is_told_in_one_line(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], program: str, options: list[str],
+    change: Callable[[dict[str, Any]], object],
+) -> None:  # fmt: skip
+    path = altered(home, tmp_path / "x.ckpt", change)
+    assert str(path) in fails(capsys, program, tmp_path / "run", f"ckpt={path}", *options)
 
 
 def without(key: str, *places: str | int) -> Callable[[Any], object]:
@@ -447,7 +474,8 @@ def test_options_that_any_run_may_have_are_taken_over() -> None:
 def test_every_constructor_of_the_configuration_is_known() -> None:
     for options in ([], ["task=style_transfer"], ["task=vocoder"], ["optimizer=muon"], ["data=folder", "tokenizer=tsd"]):
         cfg = composed(*options)
-        targets = checked_recipe(_without_interpolations(OmegaConf.to_container(cfg, resolve=False)))
+        plain = _without_interpolations(OmegaConf.to_container(cfg, resolve=False))
+        targets = checked_recipe({**plain, "name": "any", "max_steps": 3})
         assert targets["task"]["_target_"] == cfg.task._target_
 
 

@@ -255,9 +255,14 @@ def not_continued(path: Path, error: Exception) -> ValueError:
     return ValueError(f"{path}: training can't continue from it: {reason[:600]}{remedy}")
 
 
+def innermost(error: BaseException) -> BaseException:
+    """Returns the first of the errors that led to `error`."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def _innermost(error: Exception) -> str:
     """Returns the class and the message of the first of the errors that led to `error`, in one line."""
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
+    cause = innermost(error)
     return f"{type(cause).__name__}: {' '.join(str(cause).split())}"

@@ -200,6 +200,12 @@ def checked_recipe(recipe: object) -> dict[str, Any]:
         node = known.get(name)
         if node is not None and (type(node) is not dict or "_target_" not in node):
             raise ValueError(f"{name} names no constructor")
+    if lacking := [name for name in ("optimizer", "data") if known.get(name) is None]:
+        raise ValueError(f"{lacking[0]} names no constructor")
+    if type(known.get("name")) is not str:
+        raise ValueError(f"name is {str(known.get('name'))[:80]!r}, must be text")
+    if type(known.get("max_steps")) not in (int, float):
+        raise ValueError(f"max_steps is {str(known.get('max_steps'))[:80]!r}, must be a number")
     for part in (known, known.get("data") or {}):
         if "cache_dir" in part and not is_cache(part["cache_dir"]):
             del part["cache_dir"]

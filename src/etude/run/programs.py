@@ -160,7 +160,7 @@ def quiet_lightning() -> None:
 @one_line_errors
 def train(cfg: DictConfig) -> float | None:
     """Trains, keeps the best and the last checkpoint, samples and writes the report; returns the monitored value."""
-    from etude.core.checkpoint_files import find_checkpoint, load_checkpoint
+    from etude.core.checkpoint_files import find_checkpoint, load_checkpoint, not_continued
 
     folder, overrides = run_folder(), recipes.command_line()
     if (cfg.get("stage") or {}).get("phases"):
@@ -171,7 +171,10 @@ def train(cfg: DictConfig) -> float | None:
     resume = find_checkpoint(cfg.ckpt, cfg.outputs) if cfg.ckpt else None
     if resume is not None:
         checkpoint = load_checkpoint(resume)
-        cfg, overrides = recipes.continued(cfg, checkpoint, overrides, path=resume)
+        try:
+            cfg, overrides = recipes.continued(cfg, checkpoint, overrides, path=resume)
+        except Exception as error:  # its options may be malformed in any way
+            raise not_continued(resume, error) from error
         if not any(recipes.key(option) in ("name", "data") for option in recipes.command_line()):
             cfg.name = checkpoint["etude"]["recipe"]["name"]  # of its data, not of this command's default
         print(f"continuing {resume} with the options of its run: {' '.join(overrides) or 'the defaults'}", file=sys.stderr)
@@ -347,6 +350,19 @@ def transfer(cfg: DictConfig) -> None:
     instantiate(cfg.transfer)(task=task, vocoder=vocoder, folder=run_folder())
 
 
+@contextmanager
+def _told_of_data(path: Path) -> Iterator[None]:
+    """Tells in one line that names the checkpoint `path` where its recipe's data can't be made; what is told already stays."""
+    from etude.core.checkpoint_files import innermost, unusable_checkpoint
+
+    try:
+        yield
+    except Exception as error:  # a recipe may be malformed in any way
+        if isinstance(innermost(error), ValueError | OSError):  # such as a folder that is not there
+            raise
+        raise unusable_checkpoint(path, error) from error
+
+
 @one_line_errors
 def evaluate(cfg: DictConfig) -> None:
     """Measures a checkpoint against what was held out, or any folder of scores by itself."""
@@ -364,8 +380,9 @@ def evaluate(cfg: DictConfig) -> None:
         task, recipe = load_task(path)
         kind = type(task).__module__.rpartition(".")[2]
         score = recipes.scoring(cfg, kind, path, logs=task.logged_metrics)
-        data: Any = recipe.data if cfg.data is None else OmegaConf.merge(recipe.data, cfg.data)
-        datamodule = prepare_data(data, _the_one(task.tokenizer) if isinstance(task, Tokenized) else None, folder)
+        with _told_of_data(path):
+            data: Any = recipe.data if cfg.data is None else OmegaConf.merge(recipe.data, cfg.data)
+            datamodule = prepare_data(data, _the_one(task.tokenizer) if isinstance(task, Tokenized) else None, folder)
         _keep_options(cfg, folder, "evaluate", ckpt=path)
         instantiate(score)(task=task, datamodule=datamodule, folder=folder)
     print(f"results: {folder / 'report.html'}", file=sys.stderr)
