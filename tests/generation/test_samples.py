@@ -50,7 +50,7 @@ def test_a_value_that_no_training_piece_has_and_one_that_is_asked_roughly_are_to
     trained = {"metre": ["4/4", "6/8"], "tempo_bpm": ["95", "226"], "programs": ["strings"], "key": ["C major"]}
     assert request_notes(remi, {"metre": "4/4", "key": "C major", "tempo_bpm": 95, "programs": None}, trained) == []
     assert request_notes(remi, {"metre": "3/4"}, trained) == [
-        "metre=3/4: no training piece has 3/4, so the model has not learnt what it means; it has met 4/4, 6/8"
+        "metre=3/4: no training piece has 3/4, so the model has not learnt what it means; it knows 4/4, 6/8"
     ]
     assert request_notes(remi, {"tempo_bpm": 300}, trained) == [
         "tempo_bpm=300: the model is asked for the nearest tempo that has a token, 226"

@@ -159,7 +159,7 @@ def saved_step(path: Path) -> int:
 
 
 def saved_weights(path: Path) -> dict[str, "Tensor"]:
-    """The weights in a checkpoint of which `load_checkpoint` thinks well; they stay on the disk until they are read."""
+    """Returns the weights of a checkpoint that `load_checkpoint` has checked; they stay on the disk until they are read."""
     import torch
 
     weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]

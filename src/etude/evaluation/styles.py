@@ -196,4 +196,5 @@ def real_time_factor(task: Translates, datamodule: Any, split: str, *, seconds: 
     spectrum = contract.spectrum(samples)
     mel = contract.bands(spectrum.abs()).clamp(min=contract.floor).log()
     vocoder(task.translate(mel, source=source, target=target).cpu(), source=spectrum)
-    return samples.shape[-1] / contract.sample_rate / (time.perf_counter() - start)
+    duration: float = samples.shape[-1] / contract.sample_rate
+    return duration / (time.perf_counter() - start)

@@ -1,4 +1,4 @@
-"""What every report says of its run: name, command, learning curve and configuration."""
+"""The parts that all reports have: the run's name, command, learning curve and configuration."""
 
 import csv
 import shlex
@@ -9,24 +9,24 @@ from pathlib import Path
 from etude.report.plots import COLOURS, png
 from etude.report.reports import Report
 
-OPTIONS = ("config.yaml", "generate.yaml", "evaluate.yaml")  # what a command writes its configuration to
+OPTIONS = ("config.yaml", "generate.yaml", "evaluate.yaml")  # the files to which commands write their configuration
 Points = list[tuple[float, float]]
 
 
 def begin_report(title: str, folder: Path, *, facts: Sequence[tuple[str, object]] = ()) -> Report:
-    """A report whose first lines name the run, its command and what `facts` adds, (what, value) each."""
+    """Returns a report that begins with the run, its command and `facts`, pairs of (name, value); empty values are left out."""
     rows = [("run", folder.resolve().name), ("command", command_line(sys.argv)), *facts]
     return Report(title).facts([(name, value) for name, value in rows if value not in (None, "")])
 
 
 def end_report(report: Report, folder: Path) -> Path:
-    """Adds what the run's folder holds about its training and its configuration, and writes report.html there."""
+    """Adds the learning curve and the configuration, writes report.html to the run's folder and returns its path."""
     add_learning_curve(report, folder / "metrics.csv")
     return add_configuration(report, folder).write(folder / "report.html")
 
 
 def add_configuration(report: Report, folder: Path) -> Report:
-    """Adds the settings of the command that wrote the folder, folded away."""
+    """Adds the settings of the command that wrote the folder, as a section that can be opened; returns the report."""
     for name in OPTIONS:
         if (folder / name).is_file():
             report.heading("Configuration").details(f"all settings of this command ({name})", (folder / name).read_text())
@@ -34,13 +34,13 @@ def add_configuration(report: Report, folder: Path) -> Report:
 
 
 def command_line(arguments: Sequence[str]) -> str:
-    """The command that was typed, from the program's name on."""
+    """Returns the command that was typed, from the program's name on."""
     program = Path(arguments[0]).name
     return shlex.join((["python"] if program.endswith(".py") else []) + [program, *arguments[1:]])
 
 
 def add_learning_curve(report: Report, metrics: Path) -> None:
-    """Adds the losses of training and validation over the steps; nothing where a run has logged none."""
+    """Adds a plot of the losses of training and validation over the steps; adds nothing if none are logged."""
     curves = read_curves(metrics) if metrics.is_file() else {}
     if curves:
         last = {name: points[-1][1] for name, points in curves.items()}
@@ -52,7 +52,7 @@ def add_learning_curve(report: Report, metrics: Path) -> None:
 
 
 def read_curves(metrics: Path) -> dict[str, Points]:
-    """The losses in a run's metrics.csv: name -> (step, value) points; `loss` is left out where it is one of the others."""
+    """Returns the losses in a metrics.csv as name -> (step, value) points; `train/loss` is left out if it equals another one."""
     with metrics.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if (row.get("step") or "").strip()]
     names = sorted({key for row in rows for key in row if key and key.startswith(("train/", "val/"))})
@@ -65,7 +65,7 @@ def read_curves(metrics: Path) -> dict[str, Points]:
 
 
 def draw_curves(curves: dict[str, Points]) -> bytes:
-    """A PNG with one panel for each term: training thin with its points, validation thick."""
+    """Returns a PNG with one panel for each term: a thin line for training, a thick one for validation."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

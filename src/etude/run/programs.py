@@ -67,7 +67,8 @@ def build_task(cfg: DictConfig, **parts: Any) -> "Task":
     """Builds the task with its networks, optimizer and schedule; `parts` are what the data provides."""
     names = ("model", "discriminator", "optimizer", "scheduler")
     builders = {name: instantiate(cfg[name]) for name in names if cfg.get(name) is not None}
-    return _hand_over(cfg.task, **builders, **parts)
+    task: Task = _hand_over(cfg.task, **builders, **parts)
+    return task
 
 
 def _hand_over(node: DictConfig, **parts: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a command line comes to: options merged with an earlier run's, stages, and the scoring that suits a checkpoint."""
+"""Builds the configuration of a command: merges its options with those of an earlier run, runs stages, chooses the evaluation."""
 
 import json
 import shlex
@@ -27,7 +27,9 @@ KEPT = ("experiment", "task", "data", "model", "tokenizer", "discriminator", "st
 
 
 def pick(choice: str | None, *cases: str) -> str:
-    """For conf/: of "choice:value" or "choice+another:value", the value of the case that names `choice`; else the one without.
+    """Returns the value of the first case that names `choice`, or that has no name; the files of conf/ call it.
+
+    cases: "choice:value", "choice+another:value", or "value" for all other choices.
 
     Raises: ValueError where no case names it and all have names.
     """
@@ -39,7 +41,7 @@ def pick(choice: str | None, *cases: str) -> str:
 
 
 def spelled_out(options: list[str], presets: list[str] | None = None) -> list[str]:
-    """The options of train.py in Hydra's words: `fast_convergence=true` is `convergence=fast`, `stage=pretrain` has its data.
+    """Returns the options of train.py as Hydra knows them: `fast_convergence=true` becomes `convergence=fast`.
 
     presets: the files of conf/genre; None leaves genres unchecked.
 
@@ -62,7 +64,7 @@ def spelled_out(options: list[str], presets: list[str] | None = None) -> list[st
 
 
 def _with_convergence(option: str) -> str:
-    """`fast_convergence=true` as `convergence=fast`; any other option as it is. Raises: ValueError for another value."""
+    """Returns `convergence=fast` for `fast_convergence=true`, other options unchanged. Raises: ValueError for another value."""
     name, _, value = option.partition("=")
     if name != "fast_convergence":
         return option
@@ -72,7 +74,7 @@ def _with_convergence(option: str) -> str:
 
 
 def compose(options: list[str], *, program: str = "train") -> DictConfig:
-    """The configuration of this program with other options."""
+    """Returns the configuration of this program with other options."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
 
@@ -80,7 +82,7 @@ def compose(options: list[str], *, program: str = "train") -> DictConfig:
 
 
 def command_line() -> list[str]:
-    """The options that the user gave, but for `ckpt`."""
+    """Returns the options that the user gave, except `ckpt`."""
     from hydra.core.hydra_config import HydraConfig
 
     return [option for option in HydraConfig.get().overrides.task if key(option) != "ckpt"]
@@ -91,14 +93,16 @@ def key(option: str) -> str:
 
 
 def pinned(options: list[str], techniques: Iterable["Technique"]) -> list[str]:
-    """The options, with the files that techniques found for `last` or for a folder: a resumed run then has the same ones."""
+    """Returns the options with the paths that techniques found for `last` or a folder; a resumed run then uses the same files."""
     found = {f"technique.{technique.name}.{name}": path for technique in techniques for name, path in technique.paths().items()}
     kept = [option for option in options if key(option) not in found]
     return [*kept, *(f"{name}={json.dumps(str(path))}" for name, path in found.items())]
 
 
 def taken_over(earlier: list[str], path: Path) -> list[str]:
-    """Those options of the run that wrote the checkpoint `path` that another run may take over; the others are told.
+    """Returns the options of an earlier run that a new run may use; prints those that it may not use, such as output folders.
+
+    earlier: the options of the run that wrote the checkpoint `path`.
 
     Raises:
         ValueError: one of them is none that a run of Etude can have, or asks for something to be computed.
@@ -126,8 +130,9 @@ def taken_over(earlier: list[str], path: Path) -> list[str]:
 
 
 def continued(cfg: DictConfig, checkpoint: dict[str, Any], options: list[str], *, path: Path) -> tuple[DictConfig, list[str]]:
-    """The configuration of the run of the checkpoint in `path` with the options of this command over it, and the options that
-    give it."""
+    """Returns the configuration with which a run continues from the checkpoint in `path`, and its list of options.
+
+    These are the options of the earlier run; those of this command take precedence."""
     from hydra.errors import ConfigCompositionException
 
     mine = {key(option) for option in options}
@@ -157,7 +162,7 @@ def _check_optimizer(cfg: DictConfig, recipe: dict[str, Any], path: Path) -> Non
 
 
 def _former_defaults(recipe: dict[str, Any], options: list[str]) -> list[str]:
-    """What a language model's run had by default when AdamW was the default, and its options did not say."""
+    """Returns the defaults of a language model's run from the time when AdamW was the default, as options."""
     if "fast_convergence" not in recipe or not recipe["task"]["_target_"].endswith(".LanguageModel"):
         return []  # only the runs of then have this key
     said = {key(option): option.partition("=")[2] for option in [*recipe.get("overrides", []), *options]}
@@ -185,7 +190,7 @@ def _in_use(recipe: dict[str, Any]) -> list[str]:
 
 
 def _outdated(option: str, options: list[str]) -> bool:
-    """Whether an earlier option sets something of a group that is chosen anew, such as technique.ema.decay with technique=[]."""
+    """Returns whether an earlier option belongs to a choice that is replaced, such as technique.ema.decay with technique=[]."""
     group, _, rest = key(option).partition(".")
     now = next((o.partition("=")[2] for o in options if key(o) == group), None)
     if now is None or not rest:
@@ -194,8 +199,9 @@ def _outdated(option: str, options: list[str]) -> bool:
 
 
 def train_phases(cfg: DictConfig, folder: Path, overrides: list[str], run: Callable[..., float | None]) -> float | None:
-    """Trains phase after phase, each in a folder of its own and from the weights of the one before; what techniques carry over
-    from it they say in `carried_state`."""
+    """Trains one phase after another, each in its own folder and from the weights of the phase before; returns the last result.
+
+    Techniques keep between phases what their `carried_state` returns."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import open_dict, read_write
 
@@ -229,7 +235,7 @@ def train_phases(cfg: DictConfig, folder: Path, overrides: list[str], run: Calla
 
 
 def starting_point(cfg: DictConfig, options: list[str]) -> tuple[DictConfig, list[str]]:
-    """The configuration of a stage that starts from the newest run of the stages `stage.after`, and the options that give it.
+    """Returns the configuration of a stage that starts from the newest run of the stages `stage.after`, and its options.
 
     What the user does not say about data, networks and tokens is the earlier run's. `weights=` chooses another run.
 
@@ -255,8 +261,9 @@ def starting_point(cfg: DictConfig, options: list[str]) -> tuple[DictConfig, lis
 
 
 def start_from(task: "Task", path: Path, techniques: Iterable["Technique"] = ()) -> None:
-    """Gives a new task the weights of a checkpoint, with a fresh optimizer, and its techniques what they carry over from that
-    run's; the data may differ, as far as the task allows it.
+    """Loads the weights of a checkpoint into a new task, and into its techniques the state that they carry over.
+
+    The optimizer starts anew. The data may differ, as far as the task allows it.
 
     Raises: ValueError where the networks or what the task learns from differ.
     """
@@ -279,7 +286,9 @@ def start_from(task: "Task", path: Path, techniques: Iterable["Technique"] = ())
 
 
 def scoring(cfg: DictConfig, kind: str, path: Path, *, logs: Sequence[str]) -> DictConfig:
-    """The scoring that suits a checkpoint of `kind`, with the options of this command; logs: what its run measured.
+    """Returns the configuration of the evaluation for a task of `kind`, with the options of this command.
+
+    path: the checkpoint. logs: the metrics of its run, for messages.
 
     Raises: ValueError where another kind is asked for, or there is no table for this one.
     """
@@ -290,7 +299,9 @@ def scoring(cfg: DictConfig, kind: str, path: Path, *, logs: Sequence[str]) -> D
     if chosen not in (None, kind):
         raise ValueError(f"task={chosen}: {path} was trained for {kind}; leave task= out, or give another ckpt=")
     if chosen is not None:
-        return cfg.task
+        own: DictConfig = cfg.task
+        return own
     if kind not in GlobalHydra.instance().config_loader().get_group_options("task"):
         raise ValueError(f"{path} holds a {kind}, which has no table; its {' and '.join(logs)} stands in its run's metrics.csv")
-    return compose([*HydraConfig.get().overrides.task, f"task={kind}"], program="evaluate").task
+    suited: DictConfig = compose([*HydraConfig.get().overrides.task, f"task={kind}"], program="evaluate").task
+    return suited

@@ -1,4 +1,4 @@
-"""What of a request a model can be asked: labels that it was trained with, and how closely a token says what is meant."""
+"""Checks the labels that are asked of samples: whether the model was trained with them, and how exactly tokens express them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,7 +11,7 @@ Trained = Mapping[str, Sequence[str]]
 
 
 def control_values(tokenizer: Tokenizer, controls: Sequence[int] | None = None) -> dict[str, list[str]]:
-    """Each label with the values of its control tokens, in the order of the vocabulary.
+    """Returns each label with the values of its control tokens, in the order of the vocabulary.
 
     Args:
         controls: ids of control tokens, others are left out; None takes all that the tokenizer has.
@@ -25,7 +25,7 @@ def control_values(tokenizer: Tokenizer, controls: Sequence[int] | None = None) 
 
 
 def check_trained(labels: Mapping[str, object], trained: Trained | None) -> None:
-    """Refuses labels that stood in front of no training piece; a model takes no notice of them.
+    """Refuses labels that no training piece had: the model would ignore them.
 
     Args:
         labels: what is asked for. trained: the values of each label in training; None where they are not known.
@@ -43,7 +43,7 @@ def check_trained(labels: Mapping[str, object], trained: Trained | None) -> None
 
 
 def request_notes(tokenizer: Tokenizer, labels: Mapping[str, object], trained: Trained | None) -> list[str]:
-    """One line for each label that the model is asked only roughly, or whose value it never met in training.
+    """Returns one line for each label that tokens express only roughly, and for each value that no training piece has.
 
     Args: as in `check_trained`.
     """
@@ -56,18 +56,18 @@ def request_notes(tokenizer: Tokenizer, labels: Mapping[str, object], trained: T
         if rough:
             notes.append(rough)
         met = None if trained is None else trained.get(label, ())
-        if met is not None and (strange := [name for name in told if name not in met]):
+        if met is not None and (unknown := [name for name in told if name not in met]):
             shown = ", ".join(met[:8]) + (f" and {len(met) - 8} more" if len(met) > 8 else "")
             notes.append(
-                f"{label}={_shown(value)}: no training piece has {', '.join(strange)}, so the model has not learnt what it "
-                f"means; it has met {shown}"
+                f"{label}={_shown(value)}: no training piece has {', '.join(unknown)}, so the model has not learnt what it "
+                f"means; it knows {shown}"
             )
     return notes
 
 
 def _rough(label: str, value: object, told: Sequence[str]) -> str | None:
     if label == "metre" and value not in METRES:
-        return f"metre={value} has no token of its own: the model is asked for a rare metre, whichever that be"
+        return f"metre={value} has no token of its own: the model is asked for any metre that has none"
     if label == "tempo_bpm" and isinstance(value, int | float) and float(told[0]) != value:
         return f"tempo_bpm={value}: the model is asked for the nearest tempo that has a token, {told[0]}"
     if label == "programs" and isinstance(value, Sequence):

@@ -1,4 +1,4 @@
-"""What a datamodule of scores tells about its training pieces: their labels, and what the tokenizer changes in them."""
+"""Describes the training pieces of a datamodule of scores: their labels, and what the tokenizer changes in them."""
 
 from collections import Counter
 
@@ -14,15 +14,22 @@ from etude.tokens.satb import SatbGrid
 from etude.tokens.tokenizer import Tokenizer
 
 NOTES = ("lose drums", "have repeated notes joined or notes left out", "have notes moved in time or pitch")
-PIECES = 40  # that are looked at: all of a corpus would take minutes
+PIECES = 40  # number of pieces that are compared; all of a corpus would take minutes
 
 
 class AboutTraining:
-    """A part of a datamodule, which gives `view`, `score`, `manifest`, `tokenizer`, `controls` and `augmentation`."""
+    """Methods of a datamodule that describe its training pieces.
 
-    tokenizer: Tokenizer
+    The datamodule must define `tokenizer`, `view`, `score`, `manifest`, `controls` and `augmentation`.
+    """
+
     controls: tuple[str, ...]
     augmentation: Augmentation
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the pieces."""
+        raise NotImplementedError
 
     def view(self, split: str) -> View:
         """The tokenised pieces of one split."""
@@ -37,9 +44,11 @@ class AboutTraining:
         raise NotImplementedError
 
     def changed_pieces(self, most: int = PIECES) -> list[tuple[str, dict[str, int]]]:
-        """What the tokenizer changes in training pieces that it holds: (piece, what `tokens.changes.lost` finds) of each.
+        """Compares training pieces with what the tokenizer makes of them.
 
-        most: so many pieces are looked at, evenly from first to last.
+        most: the largest number of pieces that are compared, evenly spaced from the first to the last.
+
+        Returns: for each of them its name and what changes, as `tokens.changes.lost` describes it.
         """
         view, names = self.view("train"), self.manifest("train")["name"]
         chosen = np.unique(np.linspace(0, len(view) - 1, min(most, len(view))).round().astype(int))
@@ -50,7 +59,7 @@ class AboutTraining:
         return found
 
     def told_changes(self, found: list[tuple[str, dict[str, int]]]) -> str:
-        """What `changed_pieces` has found in one line; empty where the tokenizer keeps all."""
+        """Returns the result of `changed_pieces` as one line of text; empty if the tokenizer changes nothing."""
         pieces, notes = Counter[str](), Counter[str]()
         for _, changes in found:
             pieces.update(changes.keys())
@@ -64,15 +73,15 @@ class AboutTraining:
         return f"of {looked} training pieces, looked at as {type(self.tokenizer).__name__} holds them, {', '.join(parts)}{remedy}"
 
     def trained_labels(self) -> dict[str, list[str]]:
-        """Each label that stands in front of training pieces, with the values that occur, transposed and scaled ones too."""
-        tokenizer, wish = self.tokenizer, self.augmentation
+        """Returns the labels of the training pieces, each with its values, including those that augmentation makes."""
+        tokenizer, augmentation = self.tokenizer, self.augmentation
         ids = np.unique(self.view("train").table["controls"])
         ids = ids[ids >= 0]
-        if wish.transpose is not None:
-            low, high = wish.transpose
+        if augmentation.transpose is not None:
+            low, high = augmentation.transpose
             ids = np.unique([tokenizer.transposition(n)[ids] for n in range(low, high + 1)])
-        if wish.tempo_scale is not None:
-            slow, fast = wish.tempo_scale
+        if augmentation.tempo_scale is not None:
+            slow, fast = augmentation.tempo_scale
             factors = slow * (fast / slow) ** (np.arange(TEMPO_STEPS) / (TEMPO_STEPS - 1))
             ids = np.unique([tokenizer.tempo_scaling(factor)[ids] for factor in factors.tolist()])
         values = control_values(tokenizer, ids.tolist())

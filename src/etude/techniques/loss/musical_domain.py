@@ -189,7 +189,8 @@ class MusicalDomain(Technique):
             alike = (given - normaliser_n[:, None]).clamp(min=-30)  # ignores impossible tokens: e^-30 is practically 0
             weights = table[scale_m[mine_n] if len(table) > 1 else 0, self._row_v[targets_m[mine_n]]]
             total = total - nll_n.sum() - (weights * alike).sum()
-        return self.smoothing * total / (targets_m >= 0).sum().clamp(min=1)
+        difference: Tensor = self.smoothing * total / (targets_m >= 0).sum().clamp(min=1)
+        return difference
 
     def _voice_leading(self, task: Task, batch: Batch) -> dict[str, Tensor]:
         """Computes the terms over the voice tokens of the batch, four for each frame, without the first frame of a piece."""

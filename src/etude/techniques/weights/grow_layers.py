@@ -63,7 +63,7 @@ class GrowLayers(Technique):
             for block in blocks[max(1, int(self.start * len(blocks))) :]:
                 _make_identity(block)
             for number, block in enumerate(blocks):
-                block.forward = _skipped_until_active(block.forward, self, number)  # type: ignore[method-assign]
+                block.forward = _skipped_until_active(block.forward, self, number)
 
     def _active_blocks(self, task: Task) -> int:
         count = len(self._networks[0])
