@@ -12,7 +12,7 @@ its batches would be others. The texts of twelve digits are those of the first r
 # data/scores/jsb.py, data/scores/facts.py, data/scores/duplicates.py, music/theory.py.
 SCORES = "5d10e9bd9c19"
 
-# The rows of a manifest and how splits are drawn: data/scores/manifest.py, data/scores/duplicates.py.
+# The rows of a manifest and how splits are drawn: data/scores/manifest.py, data/scores/splits.py.
 MANIFEST = "610fa1b069a7"
 
 # Features of complexity: music/complexity.py for scores, audio/complexity.py for mels.

@@ -1,4 +1,4 @@
-"""Find near-duplicates of pieces in any key, tempo and instruments, and assign splits that keep them together.
+"""Find near-duplicates of pieces in any key, tempo and instruments; `splits.py` keeps them in the same split.
 
 The melody (highest sounding voice) is a sequence of steps, each an interval in semitones and a ratio of inter-onset
 intervals. The set of its n-grams is summarised by a MinHash sketch. Pieces with similar sketches form groups, transitively.
@@ -7,7 +7,6 @@ Source: A. Broder, "On the resemblance and containment of documents", 1997 (MinH
 Ullman, "Mining of Massive Datasets", ch. 3.
 """
 
-import collections
 import hashlib
 
 import numpy as np
@@ -121,27 +120,3 @@ def _equal_pairs(keys: np.ndarray, neighbours: int) -> np.ndarray:
             break
         pairs.append(np.stack([order[same], order[same + step]], axis=1))
     return np.concatenate(pairs) if pairs else np.empty((0, 2), np.int64)
-
-
-def assign_splits(group: np.ndarray, contents: list[str], ratios: dict[str, float]) -> list[str]:
-    """Assigns a split to each piece by a hash of its group, so that adding files does not move other groups.
-
-    group: int64 [n] from `groups`.
-    contents: content hashes; the smallest one of a group determines its split.
-    ratios: split -> share; shares add up to 1. An empty split with a share above 0 gets the group with the nearest hash, if
-        there are enough groups.
-    """
-    smallest: dict[int, str] = {}
-    for row, content in zip(group.tolist(), contents, strict=True):
-        smallest[row] = min(content, smallest.get(row, content))
-    place = {row: int(hashlib.sha256(c.encode()).hexdigest()[:13], 16) / 16**13 for row, c in smallest.items()}
-    names = [name for name, share in ratios.items() if share > 0]
-    ends = np.cumsum([ratios[name] for name in names])
-    chosen = {row: names[min(int(np.searchsorted(ends, at, side="right")), len(names) - 1)] for row, at in place.items()}
-    for number, name in enumerate(names):
-        count = collections.Counter(chosen.values())
-        if count[name] == 0 and max(count.values()) > 1:
-            middle = ends[number] - ratios[name] / 2
-            movable = (row for row in chosen if count[chosen[row]] > 1)
-            chosen[min(movable, key=lambda row: (abs(place[row] - middle), row))] = name
-    return [chosen[row] for row in group.tolist()]

@@ -26,6 +26,7 @@ from etude.data.cache.version import FORMAT, MANIFEST, SCORE_COMPLEXITY
 from etude.data.scores import build
 from etude.data.scores import duplicates as dedup
 from etude.data.scores.corpora import Corpus, Source
+from etude.data.scores.splits import assign_splits
 from etude.music.score import printable
 
 STARTED = time.time()
@@ -169,7 +170,7 @@ def _table(pieces: list[dict[str, Any]], ratios: dict[str, float]) -> pa.Table:
     contents = [piece["content"] for piece in pieces]
     sketches = np.stack([np.frombuffer(bytes.fromhex(piece["sketch"]), np.uint32) for piece in pieces])
     group = dedup.groups(np.array(contents), sketches)
-    hashed = dedup.assign_splits(group, contents, ratios)
+    hashed = assign_splits(group, contents, ratios)
     split = [piece["split"] or guess for piece, guess in zip(pieces, hashed, strict=True)]
     names = ("path", "file", "piece", "name", "sha256", "source", "licence", "genre", *FACTS)
     types = {"tempo_bpm": pa.float64(), "key": pa.string(), "programs": pa.list_(pa.int16())}
