@@ -167,16 +167,18 @@ def test_a_stage_keeps_what_it_is_not_told_otherwise(home: Path, capsys: pytest.
         find_stage_checkpoint(["pretrain"], str(home / "outputs"), wanted="finetune", kind="style_transfer")
 
 
-def test_a_teacher_stays_the_same_when_its_run_goes_on(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    last = home / "outputs" / "broad" / "checkpoints" / "last.ckpt"
+def test_a_teacher_has_its_best_weights_and_stays_the_same_when_its_run_goes_on(home: Path) -> None:
+    best = home / "outputs" / "broad" / "checkpoints" / "best.ckpt"
     teacher = "technique.distillation.teacher"
     node = OmegaConf.create({"_target_": "etude.techniques.loss.distillation.Distillation", "teacher": "last"})
     distillation = build_technique(node, str(home / "outputs" / "broad"))
     assert pinned(["seed=1"], []) == ["seed=1"]
-    assert pinned(["seed=1", f"{teacher}=last"], [distillation]) == ["seed=1", f'{teacher}="{last}"']
+    assert pinned(["seed=1", f"{teacher}=last"], [distillation]) == ["seed=1", f'{teacher}="{best}"']
+    last = best.with_name("last.ckpt")  # of a student that an earlier version trained
+    assert distillation._find(str(last), teacher) == last
     options = [*SHAPE, *REST, f"data.root={home / 'songs'}", f"cache_dir={home / 'cache'}", "~sampling"]
     call("train", home / "outputs" / "student", *options, "technique=[distillation]",
-         f"{teacher}={last.parents[1]}")  # fmt: skip
+         f"{teacher}={best.parents[1]}")  # fmt: skip
     call("train", home / "outputs" / "student_on", f"ckpt={home / 'outputs' / 'student'}", "trainer.max_steps=12")
     assert checkpoint(home / "outputs" / "student_on")["global_step"] == 12
 

@@ -210,3 +210,18 @@ def test_no_checkpoint_passes_through_the_temporary_folder(tmp_path: Path, monke
     options: dict[str, Any] = {"callbacks": [best, last], "val_check_interval": 4, "plugins": [AtomicCheckpointIO()]}
     trainer(tmp_path, max_steps=4, **options).fit(ToyGan(), PairsData())
     assert sorted(file.name for file in (tmp_path / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+def test_a_copied_run_keeps_its_own_best(tmp_path: Path) -> None:
+    """Its state names the file of the run that it was copied from, which may have gone on since."""
+    other, own = tmp_path / "a" / "best.ckpt", tmp_path / "b" / "best.ckpt"
+    for path, text in ((other, b"newer"), (own, b"own")):
+        path.parent.mkdir()
+        path.write_bytes(text)
+    state = {"best_model_path": str(other), "best_model_score": torch.tensor(1.0)}
+    best = BestCheckpoint(own.parent, "best", monitor="val/cycle")
+    best.load_state_dict(state)
+    assert own.read_bytes() == b"own" and best.best_model_path == str(own)
+    new = tmp_path / "c" / "best.ckpt"
+    BestCheckpoint(new.parent, "best", monitor="val/cycle").load_state_dict(state)
+    assert new.read_bytes() == b"newer"

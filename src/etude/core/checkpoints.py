@@ -104,7 +104,7 @@ class BestCheckpoint(ModelCheckpoint):
         if earlier.name != f"{self.filename}{self.FILE_EXTENSION}":  # another kind of file
             return
         copy = Path(self.dirpath) / earlier.name
-        earlier = earlier if earlier.is_file() else copy  # the run's folder may have been moved
+        earlier = copy if copy.is_file() else earlier  # a run's folder may have been moved, or copied and the other gone on
         if not earlier.is_file():
             return
         if copy.resolve() != earlier.resolve():
@@ -127,9 +127,10 @@ class LastCheckpoint(Checkpoint):
 
     The checkpoint is always written after an optimizer step and between two batches. A resumed run therefore equals an
     uninterrupted one bit for bit, on the same hardware and with the same number of threads (which changes the order of sums). If
-    a validation follows the step, it is completed first, since a resumed run would not repeat it. When the run has ended, the
-    file holds the task's `final_weights` for sampling, if a technique has set them, and also the training weights, from which a
-    longer run continues.
+    a validation follows the step, it is completed first, since a resumed run would not repeat it. When the run has ended at
+    `max_steps` or because a technique stopped it, the file holds the task's `final_weights` for sampling, if a technique has set
+    them, and also the training weights, from which a longer run continues. After the last of `max_epochs` it holds the training
+    weights alone; best.ckpt has the best ones.
 
     Args:
         path: the file.

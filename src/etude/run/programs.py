@@ -97,10 +97,13 @@ def build_technique(node: DictConfig, outputs: str = "outputs") -> Any:
 
 
 def _finder(outputs: str) -> Callable[..., Path]:
-    """From (checkpoint, folder or `last`; the key that names it; for `last`, a protocol that the run's task meets) to a path."""
+    """From (checkpoint, folder or `last`; the key that names it; for `last`, a protocol that the run's task meets) to a path.
+
+    Of a folder and of `last` it is the run's best checkpoint, since such a model is used and not trained further.
+    """
     from etude.core.checkpoint_files import find_checkpoint
 
-    return lambda ckpt, option, offers=None: find_checkpoint(ckpt, outputs, option=option, offers=offers)
+    return lambda ckpt, option, offers=None: find_checkpoint(ckpt, outputs, option=option, offers=offers, best=True)
 
 
 def prepare_data(node: DictConfig, tokenizer: Callable[..., Any] | None, folder: Path) -> Any:
