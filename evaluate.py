@@ -9,7 +9,7 @@ from etude.run.programs import evaluate
 
 @hydra.main(version_base="1.3", config_path="conf/evaluation", config_name="evaluate")
 def main(cfg: DictConfig) -> object:
-    """Hands Hydra's configuration over."""
+    """Runs the program with the configuration that Hydra has composed."""
     return evaluate(cfg)
 
 

@@ -9,7 +9,7 @@ from etude.run.programs import generate
 
 @hydra.main(version_base="1.3", config_path="conf/generation", config_name="generate")
 def main(cfg: DictConfig) -> object:
-    """Hands Hydra's configuration over."""
+    """Runs the program with the configuration that Hydra has composed."""
     return generate(cfg)
 
 

@@ -5,17 +5,17 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from etude.run.cli import understood
+from etude.run.cli import hydra_options
 from etude.run.command import start
 from etude.run.programs import train
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> object:
-    """Hands Hydra's configuration over."""
+    """Runs the program with the configuration that Hydra has composed."""
     return train(cfg)
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = understood(sys.argv[1:])
+    sys.argv[1:] = hydra_options(sys.argv[1:])
     start(main)

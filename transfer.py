@@ -9,7 +9,7 @@ from etude.run.programs import transfer
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="transfer")
 def main(cfg: DictConfig) -> object:
-    """Hands Hydra's configuration over."""
+    """Runs the program with the configuration that Hydra has composed."""
     return transfer(cfg)
 
 

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-NOTHING_YET = ("config.yaml", "generate.yaml", "evaluate.yaml", "environment.txt", "changes.tsv", "wandb_id.txt")
+NO_RESULTS = ("config.yaml", "generate.yaml", "evaluate.yaml", "environment.txt", "changes.tsv", "wandb_id.txt")
 
 
 def size(path: Path) -> int:
@@ -20,7 +20,7 @@ def stale(outputs: Path, *, checkpoints: bool = False) -> Iterator[tuple[Path, s
     for path in outputs.rglob("*.part"):
         yield path, "half written by a run that was killed"
     for config in outputs.rglob("config.yaml"):
-        if all(path.is_dir() or path.name in NOTHING_YET for path in config.parent.rglob("*")):
+        if all(path.is_dir() or path.name in NO_RESULTS for path in config.parent.rglob("*")):
             yield config.parent, "an empty run"
     yield from _old_caches(outputs / "cache")
     last = sorted(outputs.rglob("checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)

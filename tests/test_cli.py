@@ -39,7 +39,7 @@ def test_help_lists_every_verb_without_importing_what_is_slow() -> None:
     )
     shown = said("-c", code)
     assert shown.endswith("[]\n")
-    assert all(f"  {name}" in shown and verb.effect in shown for name, verb in cli.VERBS.items())
+    assert all(f"  {name}" in shown and verb.description in shown for name, verb in cli.VERBS.items())
 
 
 def test_help_of_a_verb_needs_no_torch() -> None:

@@ -9,13 +9,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from etude.core.checkpoint_files import find_checkpoint
-from etude.run.folder import RunFolder, alone_in, keep_earlier, make_folder
+from etude.run.folder import RunFolder, create_folder, locked_folder, write_config
 
 CONF = Path(__file__).parents[1] / "conf"
 
 
 def _make(path: Path, start: float) -> str:
-    return str(make_folder(path))
+    return str(create_folder(path))
 
 
 def test_runs_that_start_at_once_get_folders_of_their_own(tmp_path: Path) -> None:
@@ -108,18 +108,18 @@ def test_who_uses_a_model_gets_the_best_of_a_run(tmp_path: Path) -> None:
 def test_two_runs_are_not_at_one_folder(tmp_path: Path) -> None:
     left = tmp_path / ".metrics.csv.17.part"
     left.write_text("of a killed run")
-    with alone_in(tmp_path):
+    with locked_folder(tmp_path):
         assert not left.exists()
-        with pytest.raises(ValueError, match="still going"), alone_in(tmp_path):
+        with pytest.raises(ValueError, match="still running"), locked_folder(tmp_path):
             pass
-    with alone_in(tmp_path):
+    with locked_folder(tmp_path):
         pass
 
 
 def test_an_earlier_configuration_stays_beside(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     for text in ("ckpt: null\nlr: 1\n", "ckpt: last\nlr: 1\n", "ckpt: last\nlr: 2\n", "ckpt: last\nlr: 3\n"):
-        keep_earlier(path, text)
+        write_config(path, text)
     found = {file.name: file.read_text() for file in tmp_path.iterdir()}
     assert found == {
         "config.yaml": "ckpt: last\nlr: 3\n",

@@ -1,4 +1,4 @@
-"""The command `etude VERB ...`; one entry of VERBS is one verb. Imports nothing slow before it knows the verb."""
+"""The command `etude VERB ...`; each entry of VERBS is a verb. Slow imports come only after the verb is known."""
 
 import importlib
 import sys
@@ -9,10 +9,10 @@ from etude.core.called import program
 
 
 class Verb(NamedTuple):
-    """What a verb does, the function that does it, and the configuration that Hydra composes for it."""
+    """A verb of the command: its description, its function, and the configuration that Hydra composes for it."""
 
-    effect: str
-    function: str  # module:name; takes the composed configuration
+    description: str
+    function: str  # module:name, called with the composed configuration
     config: str  # a file below conf/, without its suffix
 
 
@@ -41,9 +41,9 @@ def main() -> None:
 
 
 def usage() -> str:
-    """Returns the verbs with their effects, for `etude --help`."""
+    """Returns the text of `etude --help`: the verbs with their descriptions."""
     width = max(map(len, VERBS))
-    verbs = [f"  {name:{width}}  {verb.effect}" for name, verb in VERBS.items()]
+    verbs = [f"  {name:{width}}  {verb.description}" for name, verb in VERBS.items()]
     return "\n".join(
         ["Usage: etude VERB [group=choice ...] [key=value ...]", "", *verbs, "", "etude VERB --help lists its options."]
     )
@@ -59,14 +59,14 @@ def unknown(name: str) -> str:
 
 
 def conf_folder() -> Path:
-    """Returns the folder of the configuration that belongs to this code: the clone's, or the one inside the installed wheel."""
+    """Returns the folder of the configuration files: in the clone, or inside the installed package."""
     package = Path(__file__).parents[1]
     inside = package / "conf"
     return inside if inside.is_dir() else package.parents[1] / "conf"
 
 
-def understood(options: list[str]) -> list[str]:
-    """Returns the options of training in Hydra's words; ends the program with one line where that can't be done."""
+def hydra_options(options: list[str]) -> list[str]:
+    """Returns the options of train.py as Hydra options; ends the program with an error of one line if that is not possible."""
     presets = sorted(path.stem for path in (conf_folder() / "genre").glob("*.yaml"))
     try:
         return list(importlib.import_module("etude.run.recipes").spelled_out(options, presets))
@@ -87,17 +87,17 @@ def run(name: str, options: list[str]) -> None:
     module, _, function = verb.function.partition(":")
     call = getattr(importlib.import_module(module), function)
     if name == "train":
-        options = understood(options)
+        options = hydra_options(options)
     if "--help" in options or "-h" in options:
         options = [f"hydra.help.app_name={program(name)}", *options]
     command = sys.argv
 
     def task(cfg: DictConfig) -> Any:
-        sys.argv = command  # Lightning starts further ranks with it
+        sys.argv = command  # Lightning starts other ranks with this command line
         return call(cfg)
 
-    task.__module__ = name  # Hydra names the job after it
-    sys.argv = [command[0], *options]  # Hydra reads its options from here
+    task.__module__ = name  # Hydra uses it as the name of the job
+    sys.argv = [command[0], *options]  # Hydra reads the options from here
     start(hydra.main(version_base="1.3", config_path=str(config.parent), config_name=config.name)(task))
 
 

@@ -1,4 +1,4 @@
-"""How the programs begin and end: errors and signals told in one line."""
+"""Starts the programs; reports errors and signals in one line."""
 
 import difflib
 import inspect
@@ -13,11 +13,11 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from etude.run.folder import no_empty_folder
+from etude.run.folder import remove_if_empty
 
 Result = TypeVar("Result")
 FULL_ERROR = "HYDRA_FULL_ERROR"
-_composing: set[str] = set()  # holds FULL_ERROR where `start` has set it for Hydra
+_composing: set[str] = set()  # contains FULL_ERROR while `start` has set that variable for Hydra
 
 
 def start(main: Callable[[], Any]) -> None:
@@ -28,33 +28,33 @@ def start(main: Callable[[], Any]) -> None:
     if os.environ.get(FULL_ERROR) == "1":
         main()
         return
-    os.environ[FULL_ERROR] = "1"  # so that Hydra hands its errors on; `one_line_errors` takes it back while the program runs
+    os.environ[FULL_ERROR] = "1"  # makes Hydra raise its errors; `one_line_errors` unsets it while the program runs
     _composing.add(FULL_ERROR)
     try:
         main()
     except InstantiationException:
         raise
     except (HydraException, OmegaConfBaseException) as error:
-        _tell(_hydra_error(error))
-    except OSError as error:  # the program's own are told by `one_line_errors`
-        _tell(f"the run's folder can't be made: {error}; choose another place with outputs= or hydra.run.dir=")
+        _exit_with(_hydra_error(error))
+    except OSError as error:  # errors of the program itself are reported by `one_line_errors`
+        _exit_with(f"the run's folder can't be made: {error}; choose another place with outputs= or hydra.run.dir=")
     finally:
         os.environ.pop(FULL_ERROR, None)
         _composing.clear()
 
 
-def _tell(message: str) -> None:
+def _exit_with(message: str) -> None:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 
 
 def _hydra_error(error: BaseException) -> str:
-    """One line for a command line that Hydra can't compose."""
+    """Returns a message of one line for a command line from which Hydra can't compose a configuration."""
     cause: Any = error.__cause__ if error.__cause__ is not None else error
     if isinstance(error, OverrideParseException):
         name, _, value = error.override.partition("=")
         return (
-            f"{error.override} can't be read; values with = , ( ) {{ }} [ ] : or quotes want quotes inside quotes: "
+            f"{error.override} can't be read; values with = , ( ) {{ }} [ ] : or quotes need quotes inside quotes: "
             f"\"{name}='{value}'\""
         )
     key = getattr(cause, "full_key", None)
@@ -71,7 +71,7 @@ def _hydra_error(error: BaseException) -> str:
 
 
 def _keys(node: Any, prefix: str = "") -> list[str]:
-    """All keys of a configuration with dots, but Hydra's own."""
+    """Returns all dotted keys of a configuration, without Hydra's own."""
     found = []
     for key in node if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing() else ():
         if prefix or key != "hydra":
@@ -80,10 +80,10 @@ def _keys(node: Any, prefix: str = "") -> list[str]:
 
 
 def one_line_errors(main: Callable[[DictConfig], Result]) -> Callable[[DictConfig], Result]:
-    """Ends the program with one line where the user's input is at fault; HYDRA_FULL_ERROR=1 shows the traceback.
+    """Decorates a program: errors in the user's input end it with a message of one line and exit code 2.
 
-    A signal such as SIGTERM ends it with exit code 128 + its number. Where the run failed before it had anything to keep, the
-    folder that was made for it is removed.
+    HYDRA_FULL_ERROR=1 shows the traceback instead. A signal such as SIGTERM ends the program with exit code 128 + its number. If
+    a run fails before it has written any result, its folder is removed.
     """
 
     @wraps(main)
@@ -92,34 +92,34 @@ def one_line_errors(main: Callable[[DictConfig], Result]) -> Callable[[DictConfi
 
         ours = bool(_composing)
         if ours:
-            os.environ.pop(FULL_ERROR, None)  # not for what the program starts
+            os.environ.pop(FULL_ERROR, None)  # other processes that the program starts must not inherit it
         full = os.environ.get(FULL_ERROR) == "1"
         try:
-            with stop_on_signals(), no_empty_folder():
+            with stop_on_signals(), remove_if_empty():
                 return main(cfg)
         except Stopped as stopped:
-            print(f"stopped by {stopped.name}; what was written stays", file=sys.stderr)
+            print(f"stopped by {stopped.name}; files that were written are kept", file=sys.stderr)
             sys.exit(stopped.exit_code)
         except Exception as error:
             cause: BaseException = error
             while type(cause).__name__ == "InstantiationException" and cause.__cause__ is not None:
                 cause = cause.__cause__
-            told = isinstance(cause, ValueError | OSError) or type(cause).__name__ == "MisconfigurationException"
-            if full or not told:
+            is_user_error = isinstance(cause, ValueError | OSError) or type(cause).__name__ == "MisconfigurationException"
+            if full or not is_user_error:
                 raise
             print(f"error: {cause}", file=sys.stderr)
             sys.exit(2)
         finally:
             if ours:
-                os.environ[FULL_ERROR] = "1"  # a sweep composes its next run
+                os.environ[FULL_ERROR] = "1"  # in a sweep Hydra composes the next run now
 
     return guarded
 
 
 def check_types(node: DictConfig, prefix: str = "") -> None:
-    """Refuses words where what a `_target_` names takes numbers or true and false.
+    """Checks that options for numbers and booleans are not text, by the type hints of each `_target_`.
 
-    Raises: ValueError with the key, the value and what it must be.
+    Raises: ValueError with the key, the value and the types allowed.
     """
     hints = _hints(str(node._target_)) if "_target_" in node else {}
     for key in node:
@@ -138,5 +138,5 @@ def _hints(target: str) -> dict[str, Any]:
     made: Any = get_object(target)
     try:
         return get_type_hints(inspect.unwrap(made.__init__) if inspect.isclass(made) else made)
-    except (NameError, TypeError, AttributeError):  # names that are known to type checkers alone
+    except (NameError, TypeError, AttributeError):  # type hints that are imported for type checkers only
         return {}

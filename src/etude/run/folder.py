@@ -1,4 +1,4 @@
-"""The folder that a run writes to: chosen so that no two runs share one, kept by the run alone, removed where it stays empty."""
+"""The folder of a run: chosen so that no two runs share one, locked during the run, and removed if nothing was written."""
 
 import contextlib
 import fcntl
@@ -14,37 +14,38 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
-# what a run writes before there is anything to keep
-NOTHING_YET = ("config.yaml", "generate.yaml", "evaluate.yaml", "environment.txt", "changes.tsv", "wandb_id.txt")
-_made: set[Path] = set()  # folders that this process made
+# files that a run writes before it has any result
+NO_RESULTS = ("config.yaml", "generate.yaml", "evaluate.yaml", "environment.txt", "changes.tsv", "wandb_id.txt")
+_created: set[Path] = set()  # folders that this process created
 
 
 def run_folder() -> Path:
-    """Returns the folder of this run, which Hydra has made."""
+    """Returns the folder of this run, which Hydra has created."""
     return Path(HydraConfig.get().runtime.output_dir)
 
 
 class RunFolder(Callback):
-    """Chooses the folder of a command before Hydra makes it; conf/ names it under hydra.callbacks.
+    """A Hydra callback that chooses the folder of a command before Hydra creates it; set in conf/ under hydra.callbacks.
 
-    A name that is taken gets a suffix, so that no two runs share a folder. A command that continues a run (`ckpt=` with its
-    folder, its checkpoints/last.ckpt, or `last`) goes on in that run's folder. `hydra.run.dir=` and `hydra.sweep.dir=` win.
+    If the name exists already it gets a suffix, so that no two runs share a folder. A command that continues a run (`ckpt=` with
+    its folder, its checkpoints/last.ckpt, or `last`) uses that run's folder. `hydra.run.dir=` and `hydra.sweep.dir=` have
+    precedence.
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.run.dir)
         if not _given(config, "hydra.run.dir") and _rank() == 0:
-            with contextlib.suppress(OSError):  # Hydra, which makes the folder next, gets the same error
-                _set(config, "run", _continued(config) or make_folder(folder))
+            with contextlib.suppress(OSError):  # Hydra creates the folder next and reports the same error
+                _set(config, "run", _continued(config) or create_folder(folder))
         elif not folder.exists():
-            _made.add(folder.absolute())
+            _created.add(folder.absolute())
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if not _given(config, "hydra.sweep.dir"):
             with contextlib.suppress(OSError), read_write(config), open_dict(config):
-                folder = make_folder(Path(config.hydra.sweep.dir))
+                folder = create_folder(Path(config.hydra.sweep.dir))
                 _set(config, "sweep", folder)
-                # each run of the sweep is composed anew from these
+                # each run of the sweep is composed from these options
                 config.hydra.overrides.hydra.append(f"hydra.sweep.dir={json.dumps(str(folder))}")
 
 
@@ -58,15 +59,15 @@ def _set(config: DictConfig, mode: str, folder: Path) -> None:
 
 
 def _rank() -> int:
-    """This process among those of one run: all but the first leave the choice to the first."""
+    """Returns the rank of this process within its run; only rank 0 chooses the folder."""
     names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
     return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdecimal()), 0)
 
 
-def make_folder(path: Path) -> Path:
-    """Makes the folder `path`, or where that name is taken path_2, path_3, ...; no two callers get the same one.
+def create_folder(path: Path) -> Path:
+    """Creates and returns the folder `path`, or path_2, path_3, ... if it exists; no two callers get the same one.
 
-    Raises: OSError where it can't be made.
+    Raises: OSError if it can't be created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(1):
@@ -75,20 +76,20 @@ def make_folder(path: Path) -> Path:
             folder.mkdir()
         except FileExistsError:
             continue
-        _made.add(folder.absolute())
+        _created.add(folder.absolute())
         return folder
     raise AssertionError
 
 
 def _continued(config: DictConfig) -> Path | None:
-    """The folder of the run that this command continues; None for a new run."""
+    """Returns the folder of the run that this command continues; None for a new run."""
     if config.hydra.job.config_name != "train" or not config.get("ckpt"):
         return None
     from etude.core.checkpoint_files import find_checkpoint
 
     try:
         path = find_checkpoint(config.ckpt, config.outputs, announce=False)
-    except ValueError:  # told once the program runs
+    except ValueError:  # reported when the program runs
         return None
     named = Path(config.ckpt).expanduser()
     whole = config.ckpt == "last" or named.is_dir() or named.name == "last.ckpt"
@@ -96,8 +97,8 @@ def _continued(config: DictConfig) -> Path | None:
     return folder if whole and folder is not None and (folder / "config.yaml").is_file() else None
 
 
-def keep_earlier(path: Path, text: str) -> None:
-    """Writes a run's configuration; one that says something else stays beside it as config_1.yaml, config_2.yaml, ..."""
+def write_config(path: Path, text: str) -> None:
+    """Writes a run's configuration; an earlier, different one is renamed to config_1.yaml, config_2.yaml, ..."""
 
     def settings(text: str) -> list[str]:
         return [line for line in text.splitlines() if not line.startswith("ckpt: ")]
@@ -109,10 +110,10 @@ def keep_earlier(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Keeps other runs out of a run's folder as long as this one goes on, and clears what a killed one left half written.
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Locks a run's folder for this run, and removes partly written files of a run that was killed.
 
-    Raises: ValueError where another run is at it.
+    Raises: ValueError if another run uses the folder.
     """
     if _rank() > 0:
         yield
@@ -123,7 +124,7 @@ def alone_in(folder: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
-                f"{folder}: the run of this folder is still going; stop it first, or give hydra.run.dir=NEW_FOLDER"
+                f"{folder}: the run of this folder is still running; stop it first, or give hydra.run.dir=NEW_FOLDER"
             ) from None
         except OSError:  # a file system without locks
             pass
@@ -135,15 +136,15 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def no_empty_folder() -> Iterator[None]:
-    """Removes this command's folder where it fails and leaves nothing but its configuration."""
+def remove_if_empty() -> Iterator[None]:
+    """Removes this command's folder if the command fails before it has written any result."""
     try:
         yield
     except BaseException:
         if HydraConfig.initialized():
             folder = run_folder().absolute()
-            made = [place for place in (folder, *folder.parents) if place in _made]
-            kept = [path for path in folder.rglob("*") if not path.is_dir() and path.name not in NOTHING_YET]
+            made = [place for place in (folder, *folder.parents) if place in _created]
+            kept = [path for path in folder.rglob("*") if not path.is_dir() and path.name not in NO_RESULTS]
             if made and not kept:
                 shutil.rmtree(folder)
                 for place in made:

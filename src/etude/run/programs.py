@@ -1,4 +1,4 @@
-"""From a composed configuration to trained, sampled and scored music; only this module and recipes.py know Hydra."""
+"""The programs train, generate, evaluate and transfer, and the functions that build their parts from a configuration."""
 
 import functools
 import importlib.util
@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from etude.core.called import program
 from etude.run import recipes
 from etude.run.command import check_types, one_line_errors
-from etude.run.folder import alone_in, keep_earlier, run_folder
+from etude.run.folder import locked_folder, run_folder, write_config
 
 if TYPE_CHECKING:
     from etude.core.task import Task
@@ -33,14 +33,14 @@ OmegaConf.register_new_resolver("pick", recipes.pick, replace=True)
 
 
 def instantiate(node: Any, **extra: Any) -> Any:
-    """Builds what a `_target_` names; plain containers go to the constructors."""
+    """Builds the object that `_target_` names; constructors get plain lists and dictionaries."""
     import hydra.utils
 
     return hydra.utils.instantiate(node, **extra, _convert_="all")
 
 
 def load_task(path: Path) -> tuple["Task", DictConfig]:
-    """Rebuilds a trained task and the configuration of its run from a checkpoint alone."""
+    """Returns the trained task of a checkpoint, and the configuration of its run. Raises: ValueError for an unusable file."""
     import torch
     from hydra.utils import get_class
 
@@ -55,7 +55,7 @@ def load_task(path: Path) -> tuple["Task", DictConfig]:
             task = build_task(recipe, **made.constructor_arguments_from(checkpoint["etude"]))
             task.phases.restore_modules(task, checkpoint["etude"])
         task.load_state_dict(checkpoint["state_dict"])
-    except Exception as error:  # a file may be malformed in any way; it was checked that building it runs no foreign code
+    except Exception as error:  # a file may be malformed in any way; `load_checkpoint` has checked that it runs no foreign code
         raise unusable_checkpoint(path, error) from error
     task.eval()
     task.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -64,17 +64,17 @@ def load_task(path: Path) -> tuple["Task", DictConfig]:
 
 
 def build_task(cfg: DictConfig, **parts: Any) -> "Task":
-    """Builds the task with its networks, optimizer and schedule; `parts` are what the data provides."""
+    """Builds the task with its networks, optimizer and schedule; `parts` are constructor arguments that come from the data."""
     names = ("model", "discriminator", "optimizer", "scheduler")
     builders = {name: instantiate(cfg[name]) for name in names if cfg.get(name) is not None}
-    task: Task = _hand_over(cfg.task, **builders, **parts)
+    task: Task = _build_with(cfg.task, **builders, **parts)
     return task
 
 
-def _hand_over(node: DictConfig, **parts: Any) -> Any:
-    """Builds what `node` names with those of `parts` that it asks for.
+def _build_with(node: DictConfig, **parts: Any) -> Any:
+    """Builds the object that `node` names; of `parts` it passes those that the constructor has as parameters.
 
-    Raises: ValueError where it asks for one that is not there, such as a task for other data's.
+    Raises: ValueError if a required argument is missing, for example since the data do not fit the task.
     """
     from hydra.utils import get_object
 
@@ -84,7 +84,7 @@ def _hand_over(node: DictConfig, **parts: Any) -> Any:
     missing = [n for n, p in named.items() if p.default is p.empty and n not in given and n not in node]
     if missing:
         raise ValueError(
-            f"{node._target_.rpartition('.')[2]} needs a {missing[0]}, which the chosen data or groups don't give; "
+            f"{node._target_.rpartition('.')[2]} needs a {missing[0]}, which the chosen data or groups don't provide; "
             f"`{program('train')} --help` shows which task= and data= go together"
         )
     # not through Hydra's keywords, which turn dataclasses into dictionaries
@@ -92,14 +92,15 @@ def _hand_over(node: DictConfig, **parts: Any) -> Any:
 
 
 def build_technique(node: DictConfig, outputs: str = "outputs") -> Any:
-    """Builds a technique; one that wants another run's model gets `find`, see `_finder`, and `load`."""
-    return _hand_over(node, find=_finder(outputs), load=load_task)
+    """Builds a technique; one that reads another run's model has the parameters `find` (see `_finder`) and `load`."""
+    return _build_with(node, find=_finder(outputs), load=load_task)
 
 
 def _finder(outputs: str) -> Callable[..., Path]:
-    """From (checkpoint, folder or `last`; the key that names it; for `last`, a protocol that the run's task meets) to a path.
+    """Returns a function from (a checkpoint, a folder or `last`; its option; for `last`, a protocol that the run's task
+    must meet) to a path.
 
-    Of a folder and of `last` it is the run's best checkpoint, since such a model is used and not trained further.
+    For a folder and for `last` it is the run's best checkpoint, since such a model is used and not trained further.
     """
     from etude.core.checkpoint_files import find_checkpoint
 
@@ -107,10 +108,10 @@ def _finder(outputs: str) -> Callable[..., Path]:
 
 
 def prepare_data(node: DictConfig, tokenizer: Callable[..., Any] | None, folder: Path) -> Any:
-    """Builds the datamodule, reads what is not cached yet, and lists in the run's folder what had to be left out."""
+    """Builds the data module, reads files that are not cached yet, and lists unreadable files in the run's folder."""
     from etude.report.files import write_atomically
 
-    datamodule = _hand_over(node, **({} if tokenizer is None else {"tokenizer": tokenizer}))
+    datamodule = _build_with(node, **({} if tokenizer is None else {"tokenizer": tokenizer}))
     datamodule.prepare_data()
     if rows := datamodule.quarantine:
         lines = ["\t".join(row) for row in [("file", "piece", "reason"), *rows]]
@@ -119,7 +120,7 @@ def prepare_data(node: DictConfig, tokenizer: Callable[..., Any] | None, folder:
 
 
 def _tell_changes(datamodule: Any, folder: Path) -> None:
-    """Tells in one line, and lists in the run's folder, what the tokenizer changes in training pieces."""
+    """Prints in one line, and lists in the run's folder, what the tokenizer changes in training pieces."""
     from etude.core.protocols import TellsChanges
     from etude.report.files import write_atomically
 
@@ -129,8 +130,8 @@ def _tell_changes(datamodule: Any, folder: Path) -> None:
         write_atomically(folder / "changes.tsv", "\n".join(["piece\twhat\tcount", *rows, ""]))
 
 
-def _the_one(tokenizer: Any) -> Callable[..., Any]:
-    """Hands a checkpoint's tokenizer to a datamodule that asks for one with its genres."""
+def _existing_tokenizer(tokenizer: Any) -> Callable[..., Any]:
+    """Returns a constructor for a data module that gives the checkpoint's tokenizer, after a check of the data's genres."""
 
     def checked(*, genres: list[str]) -> Any:
         if missing := sorted(set(genres) - set(tokenizer.genres)):
@@ -144,7 +145,7 @@ def _the_one(tokenizer: Any) -> Callable[..., Any]:
 
 
 def quiet_lightning() -> None:
-    """Leaves out Lightning's notes and the warnings that tell a user of Etude nothing."""
+    """Hides Lightning's messages and the warnings that do not concern users of Etude."""
     import logging
     import warnings
 
@@ -152,10 +153,10 @@ def quiet_lightning() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 on torch 2.11
-        r"Experiment logs directory .* exists and is not empty",  # the run's folder, where metrics.csv belongs
-        r".*does not have many workers which may be a bottleneck",  # the loader's share is measured: under 3 %
-        r"The number of training batches .* is smaller than the logging interval",  # small data: steps are what counts
-        r"Total length of .* across ranks is zero",  # BestCheckpoint says what that means
+        r"Experiment logs directory .* exists and is not empty",  # metrics.csv belongs in the run's folder
+        r".*does not have many workers which may be a bottleneck",  # the loader was measured: it takes less than 3 % of the time
+        r"The number of training batches .* is smaller than the logging interval",  # small data
+        r"Total length of .* across ranks is zero",  # BestCheckpoint has a better message
         r"Checkpoint directory .* exists and is not empty",  # LastCheckpoint shares it with ModelCheckpoint
     ):
         warnings.filterwarnings("ignore", message)
@@ -163,12 +164,12 @@ def quiet_lightning() -> None:
 
 @one_line_errors
 def train(cfg: DictConfig) -> float | None:
-    """Trains, keeps the best and the last checkpoint, samples and writes the report; returns the monitored value."""
+    """Trains a model, writes checkpoints, samples and the report; returns the final value of the monitored metric."""
     from etude.core.checkpoint_files import find_checkpoint, load_checkpoint, not_continued
 
     folder, overrides = run_folder(), recipes.command_line()
     if (cfg.get("stage") or {}).get("phases"):
-        with alone_in(folder):
+        with locked_folder(folder):
             return recipes.train_phases(cfg, folder, overrides, _run)
     if cfg.get("stage") and not cfg.ckpt:
         cfg, overrides = recipes.starting_point(cfg, overrides)
@@ -180,14 +181,17 @@ def train(cfg: DictConfig) -> float | None:
         except Exception as error:  # its options may be malformed in any way
             raise not_continued(resume, error) from error
         if not any(recipes.key(option) in ("name", "data") for option in recipes.command_line()):
-            cfg.name = checkpoint["etude"]["recipe"]["name"]  # of its data, not of this command's default
+            cfg.name = checkpoint["etude"]["recipe"]["name"]  # the default name is that of the data, here of the continued run
         print(f"continuing {resume} with the options of its run: {' '.join(overrides) or 'the defaults'}", file=sys.stderr)
-    with alone_in(folder):
+    with locked_folder(folder):
         return _run(cfg, folder, overrides, resume)
 
 
 def _run(cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | None) -> float | None:
-    """One training: `overrides` are the options that give `cfg`, `resume` the checkpoint that it continues."""
+    """Makes one training run; returns the final value of the monitored metric.
+
+    overrides: the options from which `cfg` was composed. resume: the checkpoint to continue, None for a new run.
+    """
     import torch
     from omegaconf import open_dict
     from pytorch_lightning import seed_everything
@@ -201,19 +205,19 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | Non
     from etude.report.dashboards import continue_curves
     from etude.report.environment import write_environment
 
-    sampling = instantiate(cfg.sampling) if cfg.get("sampling") else None  # `~sampling` on the command line leaves it out
+    sampling = instantiate(cfg.sampling) if cfg.get("sampling") else None  # `~sampling` on the command line removes it
     if sampling is not None and isinstance(sampling.func, ChecksOptions):
-        sampling.func.check(sampling.keywords)  # rather than after hours of training
+        sampling.func.check(sampling.keywords)  # now rather than after hours of training
     for name in [name for name, node in (cfg.get("technique") or {}).items() if "_target_" not in node]:
         if any(recipes.key(option).startswith(f"technique.{name}") for option in overrides):
             raise ValueError(f"technique.{name} is set, but the technique is not chosen; add it: technique=[{name},...]")
-        with open_dict(cfg):  # an experiment sets what another choice has left out
+        with open_dict(cfg):  # an experiment sets an option of a technique that another choice has removed
             del cfg.technique[name]
     check_types(cfg)
     techniques = Composition(build_technique(node, cfg.outputs) for node in (cfg.get("technique") or {}).values()).techniques
     overrides = recipes.pinned(overrides, techniques)
     recipe: Any = OmegaConf.to_container(cfg, resolve=True)
-    keep_earlier(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    write_config(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     write_environment(folder)
     quiet_lightning()
     seed_everything(cfg.seed, verbose=False)
@@ -237,24 +241,24 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | Non
         sampling.func.check_requests(sampling.keywords, task)
     last = folder / "checkpoints" / "last.ckpt"
     if resume is not None:
-        verify_archive(resume)  # again: Lightning reads it now, and preparing the data may have taken hours
+        verify_archive(resume)  # again, since Lightning reads the file now, and preparing the data may have taken hours
     try:
         with _telling(resume, trainer):
             trainer.fit(task, datamodule=datamodule, ckpt_path=resume, weights_only=True)
-    except SystemExit as end:  # Lightning's answer to Ctrl-C and other signals, after LastCheckpoint has written
+    except SystemExit as end:  # raised by Lightning for Ctrl-C and other signals, after LastCheckpoint has written
         signal = find_stopped(end)
         if trainer.is_global_zero:
             how = f"`{program('train')} ckpt={folder}` continues this run" if last.is_file() else "before the first checkpoint"
             by = "" if signal.name == "Ctrl-C" else f" by {signal.name} (exit code {signal.exit_code})"
             print(f"stopped at step {trainer.global_step}{by}; {how}", file=sys.stderr)
         sys.exit(signal.exit_code)
-    if resume is not None and not last.is_file() and trainer.is_global_zero:  # it was finished: there was no step to write after
+    if resume is not None and not last.is_file() and trainer.is_global_zero:  # no step followed
         copy_durably(resume, last)
     value = trainer.callback_metrics.get(cfg.monitor)
     if trainer.is_global_zero:
         best = Path(trainer.checkpoint_callback.best_model_path or last)
         if sampling is not None:
-            shutil.rmtree(folder / "samples", ignore_errors=True)  # where a run is continued
+            shutil.rmtree(folder / "samples", ignore_errors=True)  # from before the run was continued
             trained, _ = load_task(best)
             sampling(task=trained, folder=folder, datamodule=datamodule)
         print(f"checkpoint: {best}\nresults:    {folder}", file=sys.stderr)
@@ -281,9 +285,9 @@ def _telling(resume: Path | None, trainer: Any) -> Iterator[None]:
 
 
 def build_trainer(cfg: DictConfig, folder: Path, techniques: list[Any], *, step: int | None = None) -> Any:
-    """Builds Lightning's trainer with the run's loggers, techniques, checkpoints, progress bar and Ctrl-C guard.
+    """Builds Lightning's trainer with the run's loggers, techniques, checkpoint callbacks and progress bar.
 
-    step: steps that the run has behind it; None for a new run.
+    step: optimizer steps that a continued run has made; None for a new run.
     """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
@@ -324,7 +328,7 @@ def _keep_options(cfg: DictConfig, folder: Path, program: str, *, ckpt: Path) ->
 
 @one_line_errors
 def generate(cfg: DictConfig) -> None:
-    """Samples from a checkpoint into MIDI, audio, piano rolls and a report."""
+    """Samples from a checkpoint; writes MIDI, audio, piano rolls and a report."""
     from etude.core.checkpoint_files import find_checkpoint
     from etude.core.protocols import Composes
 
@@ -342,7 +346,7 @@ def generate(cfg: DictConfig) -> None:
 
 @one_line_errors
 def transfer(cfg: DictConfig) -> None:
-    """Restyles audio files with a checkpoint."""
+    """Translates audio files to another style with a checkpoint."""
     from etude.core.checkpoint_files import find_checkpoint
     from etude.core.protocols import Restyles, Translates
 
@@ -350,7 +354,7 @@ def transfer(cfg: DictConfig) -> None:
     task, _ = load_task(find_checkpoint(cfg.ckpt or "last", cfg.outputs, offers=Restyles, best=True))
     if not isinstance(task, Translates):
         raise ValueError(f"ckpt holds a {type(task).__name__}, which changes no styles; give one of task=style_transfer")
-    vocoder = _hand_over(cfg.vocoder, contract=task.contract, find=_finder(cfg.outputs), load=load_task)
+    vocoder = _build_with(cfg.vocoder, contract=task.contract, find=_finder(cfg.outputs), load=load_task)
     instantiate(cfg.transfer)(task=task, vocoder=vocoder, folder=run_folder())
 
 
@@ -369,7 +373,7 @@ def _told_of_data(path: Path) -> Iterator[None]:
 
 @one_line_errors
 def evaluate(cfg: DictConfig) -> None:
-    """Measures a checkpoint against what was held out, or any folder of scores by itself."""
+    """Evaluates a checkpoint on held-out data, or measures a folder of scores."""
     from hydra.core.hydra_config import HydraConfig
 
     from etude.core.checkpoint_files import find_checkpoint
@@ -386,7 +390,7 @@ def evaluate(cfg: DictConfig) -> None:
         score = recipes.scoring(cfg, kind, path, logs=task.logged_metrics)
         with _told_of_data(path):
             data: Any = recipe.data if cfg.data is None else OmegaConf.merge(recipe.data, cfg.data)
-            datamodule = prepare_data(data, _the_one(task.tokenizer) if isinstance(task, Tokenized) else None, folder)
+            datamodule = prepare_data(data, _existing_tokenizer(task.tokenizer) if isinstance(task, Tokenized) else None, folder)
         _keep_options(cfg, folder, "evaluate", ckpt=path)
         instantiate(score)(task=task, datamodule=datamodule, folder=folder)
     print(f"results: {folder / 'report.html'}", file=sys.stderr)
