@@ -18,7 +18,7 @@ from omegaconf import open_dict
 from symusic import Score
 
 from etude.run import programs as run
-from etude.run.recipes import to_hydra_options
+from etude.run.recipes import spelled_out
 from etude.tasks.language_model import LanguageModel
 from tests.songs import song, write_songs
 
@@ -34,7 +34,7 @@ TINY = [
 def call(program: str, folder: Path, *overrides: str) -> Any:
     """Runs `program` in this process, in a run folder of its own."""
     folder.mkdir(parents=True, exist_ok=True)
-    options = [f"outputs={folder.parent}", *to_hydra_options(list(overrides))]
+    options = [f"outputs={folder.parent}", *spelled_out(list(overrides))]
     conf = ROOT / "conf" / {"evaluate": "evaluation", "generate": "generation"}.get(program, "")
     with initialize_config_dir(str(conf), version_base="1.3"):
         cfg = compose(program, overrides=options, return_hydra_config=True)
