@@ -148,6 +148,8 @@ class Signal(pl.Callback):
     ],
 )
 def test_a_signal_leaves_a_checkpoint_that_goes_on_bit_for_bit(tmp_path: Path, number: int, place: str, at: int) -> None:
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # the tests run under nohup
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     whole, validations = fit(tmp_path / "whole", 100)
     last = LastCheckpoint(path=tmp_path / "last.ckpt", every_n_steps=100)
     torch.manual_seed(0)

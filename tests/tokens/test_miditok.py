@@ -147,7 +147,7 @@ def test_what_cannot_be_written_is_refused_with_the_remedy() -> None:
     cymbals = one_note()
     cymbals.tracks[0].is_drum, cymbals.tracks[0].notes[0].pitch = True, 100
     for tokenizer in TOKENIZERS.values():
-        with pytest.raises(ValueError, match="drums outside 27-88"):
+        with pytest.raises(ValueError, match="drum notes outside 27-88"):
             tokenizer.encode(cymbals)
 
 

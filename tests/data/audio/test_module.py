@@ -231,7 +231,7 @@ def test_ctrl_c_keeps_what_is_done_and_no_half_clips(
         patch.setattr(audio_build, "_mel_blocks", interrupted)
         with pytest.raises(KeyboardInterrupt):
             module(root, cache).prepare()
-    assert "3 of 10 recordings are done and kept" in capfd.readouterr().err
+    assert "3 of 10 recordings are done and saved" in capfd.readouterr().err
     files = [path for path in (cache).rglob("*") if path.suffix in (".pcm", ".mel", ".aside")]
     assert len(files) == 6
     names = encodings(monkeypatch)
