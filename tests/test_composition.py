@@ -7,7 +7,9 @@ nothing without a fault, so it is given one; one that observes must log somethin
 
 import importlib
 import math
+import os
 import random
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -129,21 +131,36 @@ class Killer(pl.Callback):
             raise KillError
 
 
+class Terminator(pl.Callback):
+    """Sends this process SIGTERM in the last batch of the validation after so many steps."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if trainer.global_step == self.step and batch_idx == sum(trainer.num_val_batches) - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 def is_finite(found: dict[str, torch.Tensor]) -> bool:
     return all(bool(torch.isfinite(value).all()) for value in found.values())
 
 
 def fit(
     folder: Path, make: Callable[[], tuple[Task, Any]], techniques: list[pl.Callback], *, steps: int = 8,
-    kill_at: int = 1000, resume: Path | None = None,
+    kill_at: int = 1000, terminate_at: int = 1000, resume: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     task, data = make()
     last = LastCheckpoint(path=folder / "last.ckpt", every_n_steps=kill_at)
-    run = trainer(folder, max_steps=steps, callbacks=[*techniques, Killer(kill_at), last], val_check_interval=4)
-    with suppress(KillError):
+    callbacks = [*techniques, Killer(kill_at), Terminator(terminate_at), last]
+    run = trainer(folder, max_steps=steps, callbacks=callbacks, val_check_interval=4)
+    with suppress(KillError, SystemExit):
         run.fit(task, data, ckpt_path=resume, weights_only=True)
     saved = torch.load(folder / "last.ckpt", weights_only=True)
-    return {"trained": weights(task), "saved": saved["state_dict"], "logged": set(run.callback_metrics)}
+    logged, callbacks = set(run.callback_metrics), saved.get("callbacks", {})
+    return {"trained": weights(task), "saved": saved["state_dict"], "logged": logged, "callbacks": callbacks}
 
 
 @pytest.mark.parametrize("kind", TASKS)
@@ -231,3 +248,25 @@ def test_killed_and_resumed_equals_uninterrupted(
     rest = run("rest", steps=13, resume=tmp_path / "half" / "last.ckpt")
     assert same(whole["trained"], rest["trained"]), f"stopped at {stop}"
     assert same(whole["saved"], rest["saved"])
+
+
+@pytest.mark.parametrize("kind", TASKS)
+@pytest.mark.parametrize("name", [None, *NAMES])
+def test_terminated_in_a_validation_and_resumed_equals_uninterrupted(
+    tmp_path: Path, matrix: Matrix, kind: str, name: str | None
+) -> None:
+    if name and (reason := matrix.refusal(name, kind)):
+        pytest.skip(reason)
+
+    def run(folder: str, **options: Any) -> dict[str, Any]:
+        techniques = [matrix.technique(name, kind)] if name else []
+        return fit(tmp_path / folder, lambda: build(kind, matrix.songs), techniques, **options)
+
+    whole, half = run("whole"), run("half", terminate_at=4)
+    assert "LastCheckpoint" in half["callbacks"]
+    rest = run("rest", resume=tmp_path / "half" / "last.ckpt")
+    assert same(whole["trained"], rest["trained"]) and same(whole["saved"], rest["saved"])
+    for one in (whole, rest):
+        for timed in ("budget", "costs"):  # seconds
+            one["callbacks"].get("LiveQuality", {}).pop(timed, None)
+    assert str(whole["callbacks"]) == str(rest["callbacks"])

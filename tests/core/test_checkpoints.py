@@ -90,19 +90,6 @@ def test_without_validation_it_is_written_all_the_same(tmp_path: Path) -> None:
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 4
 
 
-def test_a_stop_that_is_asked_for_during_validation_leaves_it_counted(tmp_path: Path) -> None:
-    class Ask(pl.Callback):
-        def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-            next(c for c in trainer.callbacks if isinstance(c, LastCheckpoint)).stop_requested = True  # type: ignore[attr-defined]
-
-    last = LastCheckpoint(path=tmp_path / "last.ckpt", every_n_steps=100)
-    run = trainer(tmp_path, max_steps=24, callbacks=[Count(), Ask(), last], val_check_interval=4)
-    with pytest.raises(SystemExit):
-        run.fit(ToyGan(), PairsData(), weights_only=True)
-    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    assert saved["global_step"] == 4 and saved["callbacks"]["Count"]["seen"] == [4]
-
-
 @pytest.mark.parametrize("empty", [True, False])
 @pytest.mark.filterwarnings("ignore:Total length of:UserWarning", "ignore:.*could not find the monitored key:UserWarning")
 def test_a_run_with_nothing_to_validate_on_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture, empty: bool) -> None:
@@ -117,7 +104,7 @@ def test_a_run_with_nothing_to_validate_on_says_so(tmp_path: Path, caplog: pytes
 
 
 class Signal(pl.Callback):
-    """Sends this process a signal at one batch of training or of a validation."""
+    """Sends this process a signal at one batch of training or of a validation, or at the end of one validation."""
 
     def __init__(self, number: int, *, place: str, at: int) -> None:
         self.number, self.place, self.left = number, place, at
@@ -133,6 +120,34 @@ class Signal(pl.Callback):
     def on_validation_batch_start(self, *arguments: Any, **options: Any) -> None:
         self._count("validation")
 
+    def on_validation_epoch_end(self, *arguments: Any, **options: Any) -> None:
+        self._count("validation's end")
+
+
+class Draws(ToyGan):
+    """Draws random numbers in each validation, and records what it drew and how many validations ended."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__()
+        self.drawn: list[float] = []
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+        self.drawn.append(float(torch.rand(())))
+
+
+def signalled(folder: Path, number: int, *, place: str, at: int, task: Any = None, data: Any = None, **options: Any) -> Any:
+    """A run that a signal ends; it saves on nothing else. Returns the task and the signal that ended it."""
+    torch.manual_seed(0)
+    task, last = task or ToyGan(), LastCheckpoint(path=folder / "last.ckpt", every_n_steps=100)
+    options = {"max_steps": 24, "val_check_interval": 4, "check_val_every_n_epoch": None, **options}
+    callbacks = [Count(), Signal(number, place=place, at=at), last]
+    run = trainer(folder, callbacks=callbacks, plugins=[AtomicCheckpointIO()], **options)
+    with stop_on_signals(), pytest.raises(SystemExit) as end:
+        run.fit(task, data or PairsData(), weights_only=True)
+    return task, find_stopped(end.value)
+
 
 @pytest.mark.parametrize(
     ("number", "place", "at"),
@@ -145,26 +160,55 @@ class Signal(pl.Callback):
         (signal.SIGHUP, "validation", 9),
         (signal.SIGUSR1, "training", 7),
         (signal.SIGXCPU, "validation", 2),
+        (signal.SIGTERM, "validation", 7),  # at the end of an epoch
+        (signal.SIGTERM, "validation", 11),  # after the last step
+        (signal.SIGTERM, "training", 24),
+        (signal.SIGTERM, "validation's end", 3),
     ],
 )
 def test_a_signal_leaves_a_checkpoint_that_goes_on_bit_for_bit(tmp_path: Path, number: int, place: str, at: int) -> None:
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # the tests run under nohup
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
     whole, validations = fit(tmp_path / "whole", 100)
-    last = LastCheckpoint(path=tmp_path / "last.ckpt", every_n_steps=100)
-    torch.manual_seed(0)
-    run = trainer(
-        tmp_path,
-        max_steps=24,
-        callbacks=[Count(), Signal(number, place=place, at=at), last],
-        val_check_interval=4,
-        check_val_every_n_epoch=None,
-        plugins=[AtomicCheckpointIO()],
-    )
-    with stop_on_signals(), pytest.raises(SystemExit) as end:
-        run.fit(ToyGan(), PairsData(), weights_only=True)
-    assert find_stopped(end.value).number == number and find_stopped(end.value).exit_code == 128 + number
+    _, stopped = signalled(tmp_path, number, place=place, at=at)
+    assert stopped.number == number and stopped.exit_code == 128 + number
     rest, again = fit(tmp_path / "rest", 100, resume=tmp_path / "last.ckpt")
+    assert again == validations and same(weights(whole), weights(rest))
+    ends = [torch.load(tmp_path / folder / "last.ckpt", weights_only=True) for folder in ("whole", "rest")]
+    assert ends[0]["loops"] == ends[1]["loops"] and "LastCheckpoint" not in ends[1]["callbacks"]
+
+
+@pytest.mark.parametrize("limit", [2, 1])
+def test_a_signal_in_a_validation_does_not_wait_for_its_end(tmp_path: Path, limit: int) -> None:
+    """The state after the last step is saved after the current batch; the resumed run repeats the validation, draws included."""
+    whole, rest = Draws(), Draws()
+    options: dict[str, Any] = {"max_steps": 12, "val_check_interval": 4, "limit_val_batches": limit}
+    trainer(tmp_path, **options).fit(whole, PairsData())
+    task, _ = signalled(tmp_path, signal.SIGTERM, place="validation", at=limit + 1, task=Draws(), **options)
+    assert task.drawn == whole.drawn[: limit + 1]
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 8 and saved["callbacks"]["Count"]["seen"] == [4]
+    last = LastCheckpoint(path=tmp_path / "rest.ckpt", every_n_steps=100)
+    run = trainer(tmp_path, callbacks=[Count(), last], **options)
+    run.fit(rest, PairsData(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert rest.drawn == whole.drawn[limit:] and same(weights(whole), weights(rest))
+
+
+def test_a_resumed_run_that_validates_no_more_still_trains_to_its_end(tmp_path: Path) -> None:
+    whole, _ = fit(tmp_path / "whole", 100)
+    signalled(tmp_path, signal.SIGTERM, place="validation", at=5)
+    rest, _ = fit(tmp_path / "rest", 100, resume=tmp_path / "last.ckpt", limit_val_batches=0)
+    assert same(weights(whole), weights(rest))
+
+
+@pytest.mark.parametrize(("place", "at"), [("training", 9), ("validation", 5)])
+def test_a_signal_while_gradients_are_accumulated_waits_for_the_step(tmp_path: Path, place: str, at: int) -> None:
+    """Their sum is not saved: a checkpoint of batch 9 would continue without it."""
+    options: dict[str, Any] = {"accumulate_grad_batches": 2, "val_check_interval": 3}
+    whole, validations = fit(tmp_path / "whole", 100, steps=8, **options)
+    task, _ = signalled(tmp_path, signal.SIGTERM, place=place, at=at, max_steps=8, **options)
+    assert task.batches_trained == 10
+    rest, again = fit(tmp_path / "rest", 100, steps=8, resume=tmp_path / "last.ckpt", **options)
     assert again == validations and same(weights(whole), weights(rest))
 
 

@@ -16,6 +16,7 @@ from etude.techniques.weights.ema import Ema
 from etude.techniques.weights.schedule_free import ScheduleFree
 from tests.techniques.test_ema import Recorder
 from tests.techniques.test_swa import Stop
+from tests.test_composition import Terminator
 from tests.toys import PairsData, ToyGan, same, trainer, weights
 
 
@@ -59,6 +60,15 @@ def test_resumes_bit_for_bit(tmp_path: Path, stop: int) -> None:
     fit(tmp_path / "half", Stop(stop))
     rest, _, _, again = fit(tmp_path / "rest", resume=tmp_path / "half" / "last.ckpt")
     assert same(weights(whole), weights(rest)) and same(saved["state_dict"], again["state_dict"])
+
+
+def test_a_validation_that_a_signal_ends_is_repeated(tmp_path: Path) -> None:
+    whole, recorder, _, saved = fit(tmp_path / "whole")
+    with pytest.raises(SystemExit):
+        fit(tmp_path / "half", Terminator(8))
+    rest, again, _, resaved = fit(tmp_path / "rest", resume=tmp_path / "half" / "last.ckpt")
+    assert len(again.validated) == 4 and same(again.validated[0], recorder.validated[2])  # two batches each
+    assert same(weights(whole), weights(rest)) and same(saved["state_dict"], resaved["state_dict"])
 
 
 def test_another_optimizer_is_refused(tmp_path: Path) -> None:

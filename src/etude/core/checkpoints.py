@@ -12,9 +12,12 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from torch import Tensor
 
 from etude.core import lightning
+from etude.core.random_state import random_state, set_random_state
 from etude.core.stopping import Stopped, install_handlers, restore_handlers
+from etude.core.technique import Technique
 
 log = logging.getLogger(__name__)
 
@@ -125,9 +128,12 @@ class LastCheckpoint(Checkpoint):
 
     A signal then ends the run with `Stopped`. A second Ctrl-C ends it at once. A signal to one rank stops all ranks.
 
-    The checkpoint is always written after an optimizer step and between two batches. A resumed run therefore equals an
+    The checkpoint always holds the state after an optimizer step, between two batches. A resumed run therefore equals an
     uninterrupted one bit for bit, on the same hardware and with the same number of threads (which changes the order of sums). If
-    a validation follows the step, it is completed first, since a resumed run would not repeat it. When the run has ended at
+    a validation follows the step, a write that is due waits for its end. A signal does not wait: the checkpoint is written after
+    the current batch of the validation, and the resumed run begins with that validation. There are two exceptions. While
+    gradients are accumulated the next optimizer step is awaited, since they are not saved. The last validation of a run that a
+    technique has stopped is completed, since nothing follows it. When the run has ended at
     `max_steps` or because a technique stopped it, the file holds the task's `final_weights` for sampling, if a technique has set
     them, and also the training weights, from which a longer run continues. After the last of `max_epochs` it holds the training
     weights alone; best.ckpt has the best ones.
@@ -147,6 +153,8 @@ class LastCheckpoint(Checkpoint):
         self._saved_step = -1
         self._validation_follows = False  # the current step is followed by a validation
         self._save_after_validation = False
+        self._random_state: dict[str, Tensor] = {}  # at the start of the current validation
+        self._interrupted = False  # the validation that follows the saved step is not part of the checkpoint
         self._stop_before_next_batch = False  # not at once: the loggers still have to write this batch
         self._saving = False
         self._fitting = False
@@ -168,11 +176,20 @@ class LastCheckpoint(Checkpoint):
         if trainer.is_global_zero and self.path.parent.is_dir():
             for left in self.path.parent.glob("*.part"):  # of a run that was killed while it wrote a file
                 left.unlink()
+        if self._interrupted:
+            lightning.repeat_validation(trainer)
+            self._validation_follows = self._save_after_validation = True
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Lightning has set its own handler of SIGTERM, which would end the next validation without a checkpoint
         install_handlers(self._request_stop)
         self._saved_step = trainer.global_step
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"random_state": self._random_state} if self._interrupted else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._interrupted, self._random_state = True, state_dict["random_state"]
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         final: Any = getattr(pl_module, "final_weights", None)
@@ -201,18 +218,48 @@ class LastCheckpoint(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.begun = True
-        step = trainer.global_step
-        if step == self._saved_step:  # in the middle of an accumulated step, which can't be resumed
+        if lightning.is_accumulating(trainer):
             return
+        step = trainer.global_step
         due = step % self.every_n_steps == 0 or step == trainer.max_steps or trainer.should_stop
-        stop = self._is_stop_requested(trainer)
         if lightning.validation_follows(trainer):
-            self._save_after_validation = due or stop
+            self._save_after_validation = due
             self._validation_follows = True
             return
+        stop = self._is_stop_requested(trainer)
         if due or stop:
             self._save(trainer)
         self._stop_before_next_batch = stop
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self._validation_follows:
+            return
+        if self._interrupted:
+            set_random_state(pl_module.device, self._random_state)
+            self._interrupted = False
+        else:
+            self._random_state = random_state(pl_module.device)
+        self._common_batches = lightning.fewest_validation_batches(trainer)
+        self._stop_in_validation(trainer, pl_module)
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        if self._validation_follows and batch_idx < self._common_batches:
+            self._stop_in_validation(trainer, pl_module)
+
+    def _stop_in_validation(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes the state of before the validation and ends the run, if that was requested."""
+        if trainer.should_stop or not self._is_stop_requested(trainer):
+            return
+        for callback in lightning.callbacks_of(trainer):
+            if isinstance(callback, Technique):
+                callback.on_validation_interrupted(pl_module)
+        lightning.interrupt_validation(trainer)
+        self._interrupted = True
+        self._save(trainer)
+        raise Stopped(self._signal)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking or not self._validation_follows:

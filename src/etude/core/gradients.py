@@ -12,6 +12,7 @@ from torch.func import functional_call
 from etude.core import lightning
 from etude.core.any_task import AnyTask
 from etude.core.batch import Batch
+from etude.core.random_state import random_state, set_random_state
 
 
 @runtime_checkable
@@ -104,18 +105,14 @@ def _restorables(task: AnyTask) -> list[Restorable]:
 @contextmanager
 def _state_restored(device: torch.device, objects: Iterable[Restorable]) -> Iterator[None]:
     """Restores the given objects and the random states of the CPU and of the task's device at the end of the context."""
-    on_device: Any = None if device.type == "cpu" else torch.get_device_module(device)
-    which = (device,) if device.type == "cuda" else ()
-    state, device_state = torch.get_rng_state(), on_device.get_rng_state(*which) if on_device else None
+    states = random_state(device)
     with ExitStack() as stack:
         for restorable in objects:
             stack.enter_context(restorable.unchanged())
         try:
             yield
         finally:
-            torch.set_rng_state(state)
-            if on_device:
-                on_device.set_rng_state(device_state, *which)
+            set_random_state(device, states)
 
 
 def _without_inference_tensors(batch: Batch) -> dict[str, Any]:

@@ -9,6 +9,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loops.fit_loop import _FitLoop
+from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
@@ -33,6 +36,64 @@ def validation_follows(trainer: pl.Trainer) -> bool:
     """Returns whether a validation follows the current batch; for `on_train_batch_end`."""
     epoch: Any = trainer.fit_loop.epoch_loop
     return bool(epoch._should_check_val_fx(trainer.fit_loop._data_fetcher) and not epoch.val_loop.skip)
+
+
+def fewest_validation_batches(trainer: pl.Trainer) -> float:
+    """Returns the number of batches of a validation on the rank that has the fewest."""
+    own = float(sum(trainer.num_val_batches))
+    if trainer.world_size == 1:
+        return own
+    found = trainer.strategy.reduce(torch.tensor(own, device=trainer.strategy.root_device), reduce_op="min")
+    return float(found)
+
+
+def interrupt_validation(trainer: pl.Trainer) -> None:
+    """Resets the progress of the current validation to its start; a checkpoint that is written now does not count it."""
+    progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+    for name in ("ready", "started", "processed", "completed"):
+        setattr(progress.total, name, getattr(progress.total, name) - getattr(progress.current, name))
+    progress.current.reset()
+
+
+def repeat_validation(trainer: pl.Trainer) -> None:
+    """Lets a run whose checkpoint was written in a validation begin with that validation; for `on_fit_start`.
+
+    Without this, Lightning would count the validation as completed, or end at once if the checkpoint is of the last step.
+    """
+    trainer.fit_loop.__class__ = _ResumedFitLoop
+    trainer.fit_loop.epoch_loop.__class__ = _ResumedEpochLoop
+
+
+class _ResumedEpochLoop(_TrainingEpochLoop):
+    """Begins with a validation instead of a batch."""
+
+    validation_due = True
+
+    @property
+    def done(self) -> bool:
+        return not self.validation_due and super().done
+
+    def advance(self, data_fetcher: Any) -> None:
+        if not self.validation_due:
+            super().advance(data_fetcher)
+
+    def _should_check_val_fx(self, data_fetcher: Any) -> bool:
+        return self.validation_due or super()._should_check_val_fx(data_fetcher)
+
+    def on_advance_end(self, data_fetcher: Any) -> None:
+        if self.validation_due:
+            self.val_loop.restarting = False  # all its batches
+        super().on_advance_end(data_fetcher)
+        self.validation_due = False
+
+
+class _ResumedFitLoop(_FitLoop):
+    """Runs a validation that is due even if the last step has been made."""
+
+    @property
+    def done(self) -> bool:
+        due = isinstance(self.epoch_loop, _ResumedEpochLoop) and self.epoch_loop.validation_due
+        return not due and super().done
 
 
 def is_logged(trainer: pl.Trainer) -> bool:

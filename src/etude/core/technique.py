@@ -177,6 +177,12 @@ class Technique(pl.Callback):
         The modules and the optimizer are already those of the phase that begins.
         """
 
+    def on_validation_interrupted(self, task: AnyTask) -> None:
+        """Undoes what this technique has changed since the validation began, such as a swap of the weights.
+
+        Called when a signal ends the run in a validation, before `last.ckpt` is written. A resumed run repeats the validation.
+        """
+
     def carried_state(self, state: Mapping[str, Any]) -> dict[str, Any] | None:
         """Returns the state with which this technique starts a new run that begins with the weights of another run's checkpoint.
 

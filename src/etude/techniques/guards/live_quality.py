@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 
 from etude.core.batch import Batch
 from etude.core.protocols import Samples, TokenViews, Translates
+from etude.core.task import Task
 from etude.core.technique import Technique
 from etude.evaluation.budget import TimeBudget
 from etude.evaluation.probes import MelProbe, MusicProbe, ProbeOptions
@@ -164,6 +165,9 @@ class LiveQuality(Technique):
             turn = turn and self.budget.fits(self._predicted_seconds(self._next_bars(trainer)))
         self._due = bool(trainer.strategy.broadcast(turn or not self.values))  # all ranks follow the first
         self.validations += 1
+
+    def on_validation_interrupted(self, task: Task) -> None:
+        self.validations -= 1
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int,

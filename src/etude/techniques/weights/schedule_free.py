@@ -60,6 +60,10 @@ class ScheduleFree(Technique):
         self._evaluation.swap_back(pl_module)
         self._evaluation.values = {}
 
+    def on_validation_interrupted(self, task: Task) -> None:
+        self._evaluation.swap_back(task)
+        self._evaluation.values = {}
+
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._evaluation.swap_back(pl_module)
 

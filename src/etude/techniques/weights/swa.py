@@ -79,6 +79,9 @@ class Swa(Technique):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._evaluation.swap_back(pl_module)
 
+    def on_validation_interrupted(self, task: Task) -> None:
+        self._evaluation.swap_back(task)
+
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._evaluation.swap_back(pl_module)
 
