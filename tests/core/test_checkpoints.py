@@ -76,6 +76,15 @@ def test_nor_at_the_end_of_a_run_that_is_made_longer(tmp_path: Path) -> None:
     assert again == validations and same(weights(whole), weights(rest))
 
 
+@pytest.mark.parametrize("options", [{}, {"val_check_interval": 3}, {"limit_val_batches": 0}, {"accumulate_grad_batches": 3}])
+def test_a_run_of_some_epochs_that_is_made_longer_goes_on_bit_for_bit(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Lightning restores no position in the data from a checkpoint that it writes after the last epoch."""
+    whole, validations = fit(tmp_path / "whole", 100, steps=-1, max_epochs=3, **options)
+    fit(tmp_path / "half", 100, steps=-1, max_epochs=2, **options)
+    rest, again = fit(tmp_path / "rest", 100, steps=-1, max_epochs=3, resume=tmp_path / "half" / "last.ckpt", **options)
+    assert again == validations and same(weights(whole), weights(rest))
+
+
 @pytest.mark.parametrize("kill", [7, 9, 13])
 def test_nor_while_gradients_are_accumulated(tmp_path: Path, kill: int) -> None:
     options: dict[str, Any] = {"accumulate_grad_batches": 2, "val_check_interval": 3, "steps": 8}

@@ -36,11 +36,11 @@ class Recorder(pl.Callback):
 
 
 def fit(
-    folder: Path, *callbacks: pl.Callback, task: ToyGan | None = None, resume: Path | None = None, steps: int = 24
+    folder: Path, *callbacks: pl.Callback, task: ToyGan | None = None, resume: Path | None = None, steps: int = 24, **options: Any
 ) -> tuple[ToyGan, pl.Trainer]:
     torch.manual_seed(0)
     task = task or Scripted()
-    run = trainer(folder, max_steps=steps, callbacks=list(callbacks), val_check_interval=3)
+    run = trainer(folder, **{"max_steps": steps, "val_check_interval": 3, **options}, callbacks=list(callbacks))
     run.fit(task, PairsData(), ckpt_path=resume, weights_only=True)
     return task, run
 
@@ -79,6 +79,14 @@ def test_the_last_checkpoint_has_the_best_weights_and_a_longer_run_goes_on_from_
     assert same(saved, recorder.seen[2]) and same(saved, weights(task))
     longer, rest = run("whole", 24), run("rest", 24, tmp_path / "half" / "last.ckpt")
     assert same(longer[1], rest[1]) and same(longer[2].seen[-1], rest[2].seen[-1])
+
+
+def test_after_the_last_epoch_too_the_last_checkpoint_has_the_best_weights(tmp_path: Path) -> None:
+    recorder, last = Recorder(), LastCheckpoint(path=tmp_path / "last.ckpt", every_n_steps=100)
+    task, _ = fit(tmp_path, EarlyStopping(patience=9), recorder, last, max_steps=-1, max_epochs=1)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert same(saved["state_dict"], recorder.seen[2]) and same(saved["state_dict"], weights(task))
+    assert not same(saved["trained_weights"], saved["state_dict"])
 
 
 def test_a_small_gain_is_none(tmp_path: Path) -> None:

@@ -133,10 +133,10 @@ class LastCheckpoint(Checkpoint):
     a validation follows the step, a write that is due waits for its end. A signal does not wait: the checkpoint is written after
     the current batch of the validation, and the resumed run begins with that validation. There are two exceptions. While
     gradients are accumulated the next optimizer step is awaited, since they are not saved. The last validation of a run that a
-    technique has stopped is completed, since nothing follows it. When the run has ended at
-    `max_steps` or because a technique stopped it, the file holds the task's `final_weights` for sampling, if a technique has set
-    them, and also the training weights, from which a longer run continues. After the last of `max_epochs` it holds the training
-    weights alone; best.ckpt has the best ones.
+    technique has stopped is completed, since nothing follows it.
+
+    When the run has ended at `max_steps`, at `max_epochs` or because a technique stopped it, the file holds the task's
+    `final_weights` for sampling, if a technique has set them, and also the training weights, from which a longer run continues.
 
     Args:
         path: the file.
@@ -193,7 +193,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         final: Any = getattr(pl_module, "final_weights", None)
-        if self._saving and final and (trainer.should_stop or trainer.global_step == trainer.max_steps):
+        if self._saving and final and lightning.is_last_step(trainer):
             checkpoint["trained_weights"] = pl_module.state_dict()
             checkpoint["state_dict"] = {**checkpoint["state_dict"], **final}
 
@@ -221,7 +221,8 @@ class LastCheckpoint(Checkpoint):
         if lightning.is_accumulating(trainer):
             return
         step = trainer.global_step
-        due = step % self.every_n_steps == 0 or step == trainer.max_steps or trainer.should_stop
+        # not only in `on_train_end`: Lightning restores no position in the data from a checkpoint after the last epoch's end
+        due = step % self.every_n_steps == 0 or lightning.is_last_step(trainer)
         if lightning.validation_follows(trainer):
             self._save_after_validation = due
             self._validation_follows = True

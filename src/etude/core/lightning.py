@@ -96,6 +96,13 @@ class _ResumedFitLoop(_FitLoop):
         return not due and super().done
 
 
+def is_last_step(trainer: pl.Trainer) -> bool:
+    """Returns whether the run ends with the step that was just made: at `max_steps`, at `max_epochs` or by `should_stop`."""
+    last_of_epoch = trainer.is_last_batch or trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+    last_of_epochs = last_of_epoch and trainer.current_epoch + 1 == trainer.max_epochs
+    return trainer.should_stop or trainer.global_step == trainer.max_steps or last_of_epochs
+
+
 def is_logged(trainer: pl.Trainer) -> bool:
     """Returns whether this step is written to the loggers or a validation may follow; for `on_train_batch_end`."""
     run: Any = trainer
