@@ -26,7 +26,8 @@ MAY_IMPORT = {  # besides its own folder
     "evaluation": TRAINED,
     "generation": TRAINED,
     "transfer": TRAINED,
-    "run": {"core", "report"},
+    "sweeps": {"core", "report"},
+    "run": {"core", "report", "sweeps"},
 }
 WITHOUT_LIGHTNING = {"music", "tokens", "audio", "render", "losses", "metrics", "models"}
 FILES = sorted(SOURCE.rglob("*.py"))

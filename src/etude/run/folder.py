@@ -14,6 +14,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
+from etude.core.ranks import rank
+
 # files that a run writes before it has any result
 NO_RESULTS = ("config.yaml", "generate.yaml", "evaluate.yaml", "environment.txt", "changes.tsv", "wandb_id.txt")
 _created: set[Path] = set()  # folders that this process created
@@ -34,13 +36,15 @@ class RunFolder(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.run.dir)
-        if not _given(config, "hydra.run.dir") and _rank() == 0:
+        if not _given(config, "hydra.run.dir") and rank() == 0:
             with contextlib.suppress(OSError):  # Hydra creates the folder next and reports the same error
                 _set(config, "run", _continued(config) or create_folder(folder))
         elif not folder.exists():
             _created.add(folder.absolute())
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if config.get("study"):  # sweep=: a study goes on in its folder
+            return
         if not _given(config, "hydra.sweep.dir"):
             with contextlib.suppress(OSError), read_write(config), open_dict(config):
                 folder = create_folder(Path(config.hydra.sweep.dir))
@@ -56,12 +60,6 @@ def _given(config: DictConfig, key: str) -> bool:
 def _set(config: DictConfig, mode: str, folder: Path) -> None:
     with read_write(config), open_dict(config):
         config.hydra[mode].dir = str(folder)
-
-
-def _rank() -> int:
-    """Returns the rank of this process within its run; only rank 0 chooses the folder."""
-    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
-    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdecimal()), 0)
 
 
 def create_folder(path: Path) -> Path:
@@ -115,7 +113,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
 
     Raises: ValueError if another run uses the folder.
     """
-    if _rank() > 0:
+    if rank() > 0:
         yield
         return
     handle = os.open(folder, os.O_RDONLY)

@@ -16,9 +16,12 @@ from etude.core.called import program
 from etude.run import recipes
 from etude.run.command import check_types, one_line_errors
 from etude.run.folder import locked_folder, run_folder, write_config
+from etude.run.quiet import quiet_lightning
+from etude.run.resuming import told_resuming
 
 if TYPE_CHECKING:
     from etude.core.task import Task
+    from etude.sweeps.trial import RunningTrial
 
 
 @functools.cache
@@ -144,33 +147,28 @@ def _existing_tokenizer(tokenizer: Any) -> Callable[..., Any]:
     return checked
 
 
-def quiet_lightning() -> None:
-    """Hides Lightning's messages and the warnings that do not concern users of Etude."""
-    import logging
-    import warnings
-
-    for name in ("pytorch_lightning", "lightning_fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 on torch 2.11
-        r"Experiment logs directory .* exists and is not empty",  # metrics.csv belongs in the run's folder
-        r".*does not have many workers which may be a bottleneck",  # the loader was measured: it takes less than 3 % of the time
-        r"The number of training batches .* is smaller than the logging interval",  # small data
-        r"Total length of .* across ranks is zero",  # BestCheckpoint has a better message
-        r"Checkpoint directory .* exists and is not empty",  # LastCheckpoint shares it with ModelCheckpoint
-    ):
-        warnings.filterwarnings("ignore", message)
-
-
 @one_line_errors
 def train(cfg: DictConfig) -> float | None:
-    """Trains a model, writes checkpoints, samples and the report; returns the final value of the monitored metric."""
+    """Trains a model, writes checkpoints, samples and the report; returns the best value of the monitored metric."""
+    if cfg.get("trial") is None:
+        return _train(cfg, None)
+    from etude.sweeps.processes import end_with_parent
+    from etude.sweeps.trial import running_trial
+
+    end_with_parent()
+    with running_trial(cfg.trial) as trial:
+        return _train(cfg, trial)
+    return None
+
+
+def _train(cfg: DictConfig, trial: "RunningTrial | None") -> float | None:
+    """Trains a model as a trial of a sweep, or alone if `trial` is None; see `train`."""
     from etude.core.checkpoint_files import find_checkpoint, load_checkpoint, not_continued
 
     folder, overrides = run_folder(), recipes.command_line()
     if (cfg.get("stage") or {}).get("phases"):
         with locked_folder(folder):
-            return recipes.train_phases(cfg, folder, overrides, _run)
+            return recipes.train_phases(cfg, folder, overrides, functools.partial(_run, trial=trial))
     if cfg.get("stage") and not cfg.ckpt:
         cfg, overrides = recipes.starting_point(cfg, overrides)
     resume = find_checkpoint(cfg.ckpt, cfg.outputs) if cfg.ckpt else None
@@ -184,13 +182,18 @@ def train(cfg: DictConfig) -> float | None:
             cfg.name = checkpoint["etude"]["recipe"]["name"]  # the default name is that of the data, here of the continued run
         print(f"continuing {resume} with the options of its run: {' '.join(overrides) or 'the defaults'}", file=sys.stderr)
     with locked_folder(folder):
-        return _run(cfg, folder, overrides, resume)
+        return _run(cfg, folder, overrides, resume, trial=trial)
 
 
-def _run(cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | None) -> float | None:
-    """Makes one training run; returns the final value of the monitored metric.
+def _run(
+    cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | None, *, trial: "RunningTrial | None" = None
+) -> float | None:
+    """Makes one training run; returns the best value of the monitored metric, or the last one if best.ckpt is not kept by it.
 
-    overrides: the options from which `cfg` was composed. resume: the checkpoint to continue, None for a new run.
+    overrides: the options from which `cfg` was composed. resume: the checkpoint to continue, None for a new run. trial: the trial
+    of a sweep that this run is a part of.
+
+    Raises: optuna.TrialPruned if the trial's pruner has ended the training.
     """
     import torch
     from omegaconf import open_dict
@@ -224,7 +227,7 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | Non
     torch.set_float32_matmul_precision("high")
 
     done = None if resume is None else saved_step(resume)
-    trainer = build_trainer(cfg, folder, techniques, step=done)
+    trainer = build_trainer(cfg, folder, techniques, step=done, trial=trial)
     if done is not None:
         continue_curves(trainer.loggers, step=done)
     tokenizer = instantiate(cfg.tokenizer) if cfg.get("tokenizer") is not None else None
@@ -243,7 +246,7 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | Non
     if resume is not None:
         verify_archive(resume)  # again, since Lightning reads the file now, and preparing the data may have taken hours
     try:
-        with _telling(resume, trainer):
+        with told_resuming(resume, trainer):
             trainer.fit(task, datamodule=datamodule, ckpt_path=resume, weights_only=True)
     except SystemExit as end:  # raised by Lightning for Ctrl-C and other signals, after LastCheckpoint has written
         signal = find_stopped(end)
@@ -254,7 +257,10 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | Non
         sys.exit(signal.exit_code)
     if resume is not None and not last.is_file() and trainer.is_global_zero:  # no step followed
         copy_durably(resume, last)
-    value = trainer.callback_metrics.get(cfg.monitor)
+    if trial is not None:
+        trial.raise_if_pruned()
+    value = trainer.checkpoint_callback.best_model_score
+    value = trainer.callback_metrics.get(cfg.monitor) if value is None else value
     if trainer.is_global_zero:
         best = Path(trainer.checkpoint_callback.best_model_path or last)
         if sampling is not None:
@@ -265,29 +271,12 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | Non
     return float(value) if value is not None else None
 
 
-@contextmanager
-def _telling(resume: Path | None, trainer: Any) -> Iterator[None]:
-    """Tells errors that come up before the first batch of a run that goes on from a checkpoint in one line that names its file.
-
-    What a checkpoint holds of optimizers, loops, loaders and techniques may be malformed in any way, and each takes it over at
-    a time of its own, the optimizer in its first step.
-    """
-    from etude.core.checkpoint_files import not_continued
-    from etude.core.checkpoints import LastCheckpoint
-
-    try:
-        yield
-    except Exception as error:
-        begun = any(isinstance(callback, LastCheckpoint) and callback.begun for callback in trainer.callbacks)
-        if resume is None or begun or type(error).__name__ == "MisconfigurationException":
-            raise
-        raise not_continued(resume, error) from error
-
-
-def build_trainer(cfg: DictConfig, folder: Path, techniques: list[Any], *, step: int | None = None) -> Any:
+def build_trainer(
+    cfg: DictConfig, folder: Path, techniques: list[Any], *, step: int | None = None, trial: "RunningTrial | None" = None
+) -> Any:
     """Builds Lightning's trainer with the run's loggers, techniques, checkpoint callbacks and progress bar.
 
-    step: optimizer steps that a continued run has made; None for a new run.
+    step: optimizer steps that a continued run has made; None for a new run. trial: of a sweep.
     """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
@@ -313,6 +302,10 @@ def build_trainer(cfg: DictConfig, folder: Path, techniques: list[Any], *, step:
         LastCheckpoint(path=checkpoints / "last.ckpt", every_n_steps=cfg.save_every),
         RunProgress(),
     ]
+    if trial is not None:
+        from etude.sweeps.callback import TrialCallback
+
+        callbacks.append(TrialCallback(trial))
     if loggers:
         callbacks.append(LearningRateMonitor("step"))
     return instantiate(

@@ -82,10 +82,10 @@ def compose(options: list[str], *, program: str = "train") -> DictConfig:
 
 
 def command_line() -> list[str]:
-    """Returns the options that the user gave, except `ckpt`."""
+    """Returns the options that the user gave, except `ckpt`; `trial`, which a sweep gives, belongs to one command only, too."""
     from hydra.core.hydra_config import HydraConfig
 
-    return [option for option in HydraConfig.get().overrides.task if key(option) != "ckpt"]
+    return [option for option in HydraConfig.get().overrides.task if key(option) not in ("ckpt", "trial")]
 
 
 def key(option: str) -> str:

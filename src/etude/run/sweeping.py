@@ -1,0 +1,253 @@
+"""Runs `sweep=`: composes a study's plan from the command, refuses what can't work, and runs the trials."""
+
+import json
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.types import HydraContext, RunMode, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+from optuna.trial import FrozenTrial
+
+from etude.core.called import program
+from etude.run.cli import conf_folder
+from etude.run.command import FULL_ERROR
+from etude.run.experiment_file import experiment_file
+from etude.run.search_space import space_files, space_of
+from etude.sweeps import processes, summary
+from etude.sweeps.driver import Driver
+from etude.sweeps.early_end import EarlyEnd
+from etude.sweeps.leases import Leases
+from etude.sweeps.plan import Plan
+from etude.sweeps.processes import Process, WarmProcess
+from etude.sweeps.space import Space, described, examples, grid, options_of
+from etude.sweeps.storage import one_line, open_storage, storage_url
+from etude.sweeps.study import open_study, told_values
+
+OWN = (  # the settings of conf/hydra/sweeper/study.yaml, which trials do not have
+    "sweep", "study", "storage", "n_trials", "n_jobs", "space", "objectives", "constraints", "objective_at", "pruner", "prune_by",
+    "pruner_options", "sampler_options", "patience", "stop_at", "hours", "lease_seconds", "trial",
+)  # fmt: skip
+WARM = "etude.run.warm"
+
+
+@dataclass
+class Request:
+    """A sweep as the command asks for it. fixed: the options that all trials share."""
+
+    config: DictConfig
+    context: HydraContext
+    space: Space
+    fixed: list[str]
+    plan: Plan
+    points: list[dict[str, Any]]
+    n_trials: int
+    warm: bool  # trials can be forked from a warm process
+    modules: list[str]  # that a trial imports
+    folder: Path
+    storage: str
+
+
+def read_request(config: DictConfig, context: HydraContext, arguments: Sequence[str]) -> Request:
+    """Returns what the command asks for. Raises: ValueError, or Hydra's errors, for what no trial could be."""
+    options = OverridesParser.create(config_loader=context.config_loader).parse_overrides(list(arguments))
+    for option in options:
+        if _is_own(option) and option.is_sweep_override():
+            raise ValueError(f"{option.input_line}: {option.key_or_group} is the sweep's own and can't be swept; give one value")
+    options = [option for option in options if not _is_own(option)]
+    space = space_of(options, space_files(_plain(config.space), conf_folder()))
+    if not space:
+        raise ValueError("sweep= has nothing to vary; give options several values, such as model.dim=64,128, or space=NAME")
+    fixed = [str(option.input_line) for option in options if not option.is_sweep_override()]
+    composed = [_compose(context, config, [*fixed, *example]) for example in examples(space)]
+    first = composed[0]
+    points = grid(space) if config.hydra.runtime.choices.sweep == "grid" else []
+    plan = Plan(
+        objectives=_plain(config.objectives) if config.objectives is not None else [f"{first.monitor}:{first.monitor_mode}"],
+        constraints=_plain(config.constraints),
+        objective_at=config.objective_at,
+        sampler=config.hydra.runtime.choices.sweep,
+        sampler_options=_plain(config.sampler_options),
+        pruner=_pruner(config),
+        pruner_options=_plain(config.pruner_options),
+        prune_by=config.prune_by,
+        space=described(space),
+        options=fixed,
+        seed=first.seed,
+        max_steps=first.max_steps,
+    )
+    folder = Path(config.hydra.sweep.dir).absolute()
+    return Request(
+        config, context, space, fixed, plan, points, n_trials=_number_of_trials(config.n_trials, points),
+        warm=all(_on_one_cpu(cfg.trainer) for cfg in composed), modules=sorted({m for cfg in composed for m in _modules(cfg)}),
+        folder=folder, storage=storage_url(config.storage or str(folder / "study.journal")),
+    )  # fmt: skip
+
+
+def _is_own(option: Override) -> bool:
+    return option.key_or_group.partition(".")[0] in OWN
+
+
+def _plain(node: Any) -> Any:
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def _pruner(config: DictConfig) -> str:
+    several = config.objectives is not None and len(config.objectives) > 1
+    return config.pruner if config.pruner is not None else "none" if several else "median"
+
+
+def _number_of_trials(asked: int | None, points: list[dict[str, Any]]) -> int:
+    if asked is None and not points:
+        raise ValueError("n_trials=null is for sweep=grid only, whose trials can be counted; give a number")
+    if asked is not None and asked < 1:
+        raise ValueError(f"n_trials={asked} must be at least 1")
+    if points and asked is not None and asked > len(points):
+        raise ValueError(f"n_trials={asked}, but the grid has {len(points)} points; leave n_trials out to run them all")
+    return len(points) if asked is None else asked
+
+
+def _compose(context: HydraContext, config: DictConfig, options: list[str]) -> DictConfig:
+    """Returns the configuration of a trial; an option that it does not have is refused by name."""
+    return context.config_loader.load_configuration(
+        config.hydra.job.config_name, overrides=options, run_mode=RunMode.RUN, from_shell=False
+    )
+
+
+def _on_one_cpu(trainer: DictConfig) -> bool:
+    return trainer.accelerator == "cpu" and trainer.devices in (1, "1") and trainer.num_nodes == 1
+
+
+def _modules(node: Any) -> set[str]:
+    """Returns the modules of all `_target_`s in a configuration."""
+    found = set()
+    if OmegaConf.is_dict(node):
+        for key in node:
+            if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key) or key == "hydra":
+                continue
+            value = node[key]
+            found |= {str(value).rpartition(".")[0]} if key == "_target_" else _modules(value)
+    return found
+
+
+def run_sweep(config: DictConfig, context: HydraContext, task_function: TaskFunction, arguments: Sequence[str]) -> None:
+    """Runs the sweep; ends the program with one line if it can't work, and with 128 + the signal's number on a signal."""
+    from etude.core.stopping import Stopped
+
+    full = os.environ.pop(FULL_ERROR, None)  # trials must not inherit what `start` has set for Hydra
+    try:
+        _run(read_request(config, context, arguments))
+    except Stopped as stopped:
+        line = shlex.join([*program("train").split(), *sys.argv[1:]])
+        print(f"stopped by {stopped.name}; trials under way were put back, and the same command goes on: {line}", file=sys.stderr)
+        sys.exit(stopped.exit_code)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    finally:
+        if full is not None:
+            os.environ[FULL_ERROR] = full
+
+
+def _run(request: Request) -> None:
+    config, plan = request.config, request.plan
+    early = EarlyEnd(plan, patience=config.patience, stop_at=config.stop_at, hours=config.hours)
+    if config.n_jobs < 1:
+        raise ValueError(f"n_jobs={config.n_jobs} must be at least 1")
+    warm = WarmProcess([WARM, *request.modules]) if request.warm else None
+    if warm is not None:
+        warm.warm_up()  # while the study is opened
+    with one_line(request.storage):
+        storage = open_storage(request.storage)
+        study = open_study(storage, config.study, plan, points=request.points)
+        (request.folder / "output").mkdir(parents=True, exist_ok=True)
+        done = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
+        print(f"study {config.study}: {done} of {request.n_trials} trials are finished; {request.folder}", file=sys.stderr)
+        if warm is not None:
+            processes.refuse_too_many(config.n_jobs, warm.memory())
+        starter = TrialStarter(request, warm)
+        driver = Driver(
+            study, plan, request.space, Leases(study, storage, seconds=config.lease_seconds), request.folder, request.n_trials,
+            config.n_jobs, starter, early, show,
+        )  # fmt: skip
+        try:
+            ended = driver.run()
+        finally:
+            summary.write(study, plan, request.space, request.folder, lambda trial: experiment(trial, request))
+        if ended is not None:
+            show(f"the sweep ended early: {ended}")
+        show(summary.told(study, plan, lambda trial: repeated(trial, request), request.folder))
+
+
+def repeated(trial: FrozenTrial, request: Request) -> str:
+    """Returns the command that repeats a trial alone."""
+    return shlex.join([*program("train").split(), *request.fixed, *options_of(request.space, trial.params)])
+
+
+def experiment(trial: FrozenTrial, request: Request) -> str:
+    """Returns a file for conf/experiment with the settings of a trial."""
+    options = [*request.fixed, *options_of(request.space, trial.params)]
+    study = request.config.study
+    return experiment_file(
+        options,
+        is_group=lambda key: bool(request.context.config_loader.get_group_options(key)),
+        comments=[f"Trial {trial.number} of the study {study}: {told_values(trial, request.plan)}.", repeated(trial, request)],
+    )
+
+
+def show(line: str) -> None:
+    """Prints a line of progress."""
+    print(line, file=sys.stderr, flush=True)
+
+
+class TrialStarter:
+    """Starts the process of a trial: forked from the warm process, or with a command line of its own.
+
+    A trial that was begun before goes on from its last checkpoint if it has one, and begins anew otherwise.
+    """
+
+    def __init__(self, request: Request, warm: WarmProcess | None) -> None:
+        self.request, self.warm = request, warm
+        self.threads = processes.threads_each(request.config.n_jobs)
+
+    def __call__(self, number: int, options: list[str], folder: Path) -> Process:
+        line = self.options(number, options, folder)
+        if folder.is_dir() and not any(option.startswith("ckpt=") for option in line):
+            shutil.rmtree(folder)
+        output = self.request.folder / "output" / f"{number}.txt"
+        if self.warm is not None:
+            return self.warm.start(run_trial, sys.argv[0], line, output=output, threads=self.threads)
+        return processes.start_command([*_command(), *line], output=output, threads=self.threads)
+
+    def options(self, number: int, options: list[str], folder: Path) -> list[str]:
+        """Returns the options of a trial's command line."""
+        config = self.request.config
+        trial = {"study": config.study, "storage": self.request.storage, "number": number}
+        found = [*self.request.fixed, *options]
+        if not any(option.partition("=")[0].lstrip("+~") == "sampling" for option in found):
+            found.append("~sampling")
+        found += [f"trial={{{','.join(f'{key}:{json.dumps(value)}' for key, value in trial.items())}}}"]
+        found += [f"hydra.run.dir={json.dumps(str(folder))}"]
+        if (folder / "checkpoints" / "last.ckpt").is_file() and not any(path.name[:1].isdigit() for path in folder.iterdir()):
+            found.append(f"ckpt={json.dumps(str(folder))}")
+        return found
+
+
+def _command() -> list[str]:
+    script = Path(sys.argv[0])
+    return [sys.executable, str(script)] if script.name == "train.py" else [sys.executable, "-m", "etude.run.cli", "train"]
+
+
+def run_trial(script: str, options: list[str]) -> None:
+    """Runs a trial in this process, as the command line with these options does."""
+    from etude.run.cli import run
+
+    sys.argv = [script, *options]
+    run("train", options)
