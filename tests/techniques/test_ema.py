@@ -53,6 +53,32 @@ def test_average_is_the_formula(tmp_path: Path) -> None:
         torch.testing.assert_close(value, average[name])
 
 
+def test_every_third_step_counts_with_the_decay_of_three(tmp_path: Path) -> None:
+    _, recorder, average = fit(tmp_path, 8, Ema(decay=0.5, every=3))
+    kept = 1.0
+    for n, step in enumerate(recorder.trained, start=1):
+        kept *= min(0.5, (1 + n) / (10 + n))
+        if n % 3 == 0:
+            average = {name: kept * average[name] + (1 - kept) * step[name] for name in average}
+            kept = 1.0
+    for name, value in recorder.validated[-1].items():
+        torch.testing.assert_close(value, average[name])
+
+
+def test_a_run_from_before_the_option_goes_on_averaging_every_step() -> None:
+    ema = Ema(decay=0.5, every=4)
+    ema.load_state_dict({"updates": 3})
+    assert ema.every == 1
+    ema = Ema(decay=0.5, every=4)
+    ema.load_state_dict({"updates": 3, "kept": 0.7})
+    assert ema.every == 4
+
+
+def test_every_below_one_is_told() -> None:
+    with pytest.raises(ValueError, match=r"ema\.every is 0, must be 1 or more steps"):
+        Ema(every=0)
+
+
 def test_training_weights_are_those_without_it(tmp_path: Path) -> None:
     bare, *_ = fit(tmp_path / "bare", 8)
     averaged, recorder, _ = fit(tmp_path / "ema", 8, Ema(decay=0.9))
@@ -60,12 +86,13 @@ def test_training_weights_are_those_without_it(tmp_path: Path) -> None:
     assert not same(recorder.validated[-1], recorder.trained[-1])
 
 
-def test_checkpoint_holds_the_average_and_resumes_the_training_weights(tmp_path: Path) -> None:
-    whole, recorder, _ = fit(tmp_path / "whole", 12, Ema(decay=0.9))
-    fit(tmp_path / "half", 7, Ema(decay=0.9))
+@pytest.mark.parametrize("every", [1, 4])
+def test_checkpoint_holds_the_average_and_resumes_the_training_weights(tmp_path: Path, every: int) -> None:
+    whole, recorder, _ = fit(tmp_path / "whole", 12, Ema(decay=0.9, every=every))
+    fit(tmp_path / "half", 7, Ema(decay=0.9, every=every))
     saved = torch.load(tmp_path / "half" / "last.ckpt", weights_only=True)
     assert not same(saved["state_dict"], recorder.trained[6])
-    resumed, after, _ = fit(tmp_path / "rest", 12, Ema(decay=0.9), resume=tmp_path / "half" / "last.ckpt")
+    resumed, after, _ = fit(tmp_path / "rest", 12, Ema(decay=0.9, every=every), resume=tmp_path / "half" / "last.ckpt")
     assert same(weights(whole), weights(resumed))
     assert same(recorder.validated[-1], after.validated[-1])
 
