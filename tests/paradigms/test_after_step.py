@@ -105,7 +105,7 @@ def test_weights_are_averaged_as_kept(tmp_path: Path, first: int) -> None:
         torch.manual_seed(0)
         return ToyGan(), PairsData()
 
-    kept, ema, after = Kept(), Ema(decay=0.5), Weights()
+    kept, ema, after = Kept(), Ema(decay=0.5, every=1), Weights()
     start = weights(make()[0])
     task = fit(tmp_path, make, [kept, ema] if first == 0 else [ema, kept], callbacks=[after])
     average = start

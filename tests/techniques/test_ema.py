@@ -45,7 +45,7 @@ def fit(folder: Path, steps: int, *techniques: Ema, resume: Path | None = None, 
 
 
 def test_average_is_the_formula(tmp_path: Path) -> None:
-    _, recorder, average = fit(tmp_path, 8, Ema(decay=0.5))
+    _, recorder, average = fit(tmp_path, 8, Ema(decay=0.5, every=1))
     for n, step in enumerate(recorder.trained, start=1):
         decay = min(0.5, (1 + n) / (10 + n))
         average = {name: decay * average[name] + (1 - decay) * step[name] for name in average}
@@ -103,7 +103,7 @@ def test_a_tied_weight_is_averaged_once(tmp_path: Path) -> None:
             super().__init__()
             self.ba[0].weight = self.ab[0].weight
 
-    gan, ema = Tied(), Ema(decay=0.9)
+    gan, ema = Tied(), Ema(decay=0.9, every=1)
     trainer(tmp_path, max_steps=3, callbacks=[ema]).fit(gan, PairsData())
     before, average = weights(gan), dict(ema._average)
     assert sum("0.weight" in name and name.startswith(("ab", "ba")) for name in average) == 1

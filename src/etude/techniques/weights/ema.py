@@ -34,7 +34,7 @@ class Ema(Technique):
     claims: ClassVar[frozenset[Power]] = frozenset({Power.EVALUATION_WEIGHTS})
     step_slot: ClassVar[StepSlot] = StepSlot.AVERAGE
 
-    def __init__(self, *, decay: float = 0.999, every: int = 1) -> None:
+    def __init__(self, *, decay: float = 0.999, every: int = 4) -> None:
         super().__init__()
         if not 0 < decay < 1:
             raise ValueError(f"ema.decay is {decay}, must be in (0, 1); 0.999 suits 1,000 to 10,000 steps")
