@@ -1,14 +1,17 @@
 """Finds, verifies and reads checkpoint files, without running code that a file might contain."""
 
+import functools
 import importlib
 import logging
 import re
 import sys
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from etude.core.called import program
+from etude.core.kept_checkpoints import checkpoints_of
 from etude.moved import current_name
 
 if TYPE_CHECKING:
@@ -32,16 +35,16 @@ def find_checkpoint(
 ) -> Path:
     """Returns the path of the checkpoint that `ckpt` names.
 
-    If a run has no last.ckpt, since it was stopped too early, its best.ckpt is taken.
+    Of a run the first good one of `checkpoints_of` is taken; a damaged one is skipped, which is told with the reason.
 
     Args:
-        ckpt: a file, a run's folder, or `last` for the last checkpoint of the newest run.
+        ckpt: a file, a run's folder, or `last` for the last good checkpoint of the newest run.
         outputs: the folder in which `last` looks for runs.
         kind: with `last`, only runs of this task count, such as style_transfer; None for any task.
         offers: with `last`, only runs of tasks whose class has the methods of this protocol count; None for any task. The
             protocol must have no other members.
         option: the option that holds `ckpt`, for messages.
-        announce: print to stderr if best.ckpt is taken because there is no last.ckpt.
+        announce: print to stderr what is skipped, and if best.ckpt is taken because there is no last.ckpt.
         best: take a run's best.ckpt, for programs that use a model and do not continue its training.
 
     Raises:
@@ -49,31 +52,59 @@ def find_checkpoint(
     """
     if ckpt == "last":
         folders = {path.parent for path in Path(outputs).rglob("checkpoints/*.ckpt")}
-        found = [path for folder in folders if (path := _last_or_best(folder)) is not None]
-        found.sort(key=lambda path: path.stat().st_mtime, reverse=True)  # newest first, so that few configurations are read
-        newest = next((path for path in found if _is_run_of(path.parents[1], kind=kind, offers=offers)), None)
-        if newest is None:
+        runs = sorted((found for folder in folders if (found := checkpoints_of(folder))), key=_age)  # newest first
+        wanted = (found for found in runs if _is_run_of(found[0].parents[1], kind=kind, offers=offers))
+        path = _first_good((one for found in wanted for one in checkpoints_of(found[0].parent, best=best)), announce=announce)
+        if path is None:
             of = f" of a {kind} run" if kind else f" of a task that offers {', '.join(_methods(offers))}()" if offers else ""
             raise ValueError(f"{option}=last: no checkpoints/last.ckpt{of} under {outputs}/; train first or give a path")
-        path = newest
     else:
-        path = Path(ckpt).expanduser()
-        if path.is_dir():
-            inside = _last_or_best(path / "checkpoints") or _last_or_best(path)
-            phases = [_last_or_best(folder) for folder in sorted(path.glob("*/checkpoints"))]  # of a run with stage=
-            path = inside or next((phase for phase in reversed(phases) if phase), path / "checkpoints" / "last.ckpt")
+        named = Path(ckpt).expanduser()
+        path = named
+        if named.is_dir():
+            phases = sorted(named.glob("*/checkpoints"), reverse=True)  # of a run with stage=
+            inside = [checkpoints_of(folder, best=best) for folder in (named / "checkpoints", named, *phases)]
+            found = next((each for each in inside if each), [])
+            path = _first_good(found, announce=announce) or named / "checkpoints" / "last.ckpt"
         if not path.is_file():
             raise ValueError(f"{option}={ckpt}: there is no such file; give a checkpoint, a run's folder, or {option}=last")
-    if best and path.name == "last.ckpt" and Path(ckpt).name != "last.ckpt" and path.with_name("best.ckpt").is_file():
-        return path.with_name("best.ckpt")
-    if announce and path.name == "best.ckpt" and Path(ckpt).name != "best.ckpt":
+    chosen = announce and not best and path.name == "best.ckpt" and Path(ckpt).name != "best.ckpt"
+    if chosen and not path.with_name("last.ckpt").is_file():
         print(f"{option}={ckpt}: there is no last.ckpt; taking {path}", file=sys.stderr)
     return path
 
 
-def _last_or_best(folder: Path) -> Path | None:
-    """Returns last.ckpt in a folder of checkpoints, or best.ckpt if there is no other; None if there is neither."""
-    return next((path for name in ("last.ckpt", "best.ckpt") if (path := folder / name).is_file()), None)
+def _age(checkpoints: list[Path]) -> float:
+    return -checkpoints[0].stat().st_mtime
+
+
+def _first_good(paths: Iterable[Path], *, announce: bool) -> Path | None:
+    """Returns the first checkpoint that can be read; if there is none, the first, whose fault is told when it is loaded."""
+    first: Path | None = None
+    skipped: list[str] = []
+    for path in paths:
+        first = first or path
+        if (fault := fault_of(path)) is None:
+            if announce and skipped:
+                print(f"skipped {'; skipped '.join(skipped)}; taking {path}", file=sys.stderr)
+            return path
+        skipped.append(fault)
+    return first
+
+
+def fault_of(path: Path) -> str | None:
+    """Returns what is wrong with a checkpoint, in one line that names the file; None if it can be loaded."""
+    status = path.stat()
+    return _fault_of(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _fault_of(path: Path, size: int, modified: int) -> str | None:
+    try:
+        _read(path, mmap=True)
+    except ValueError as error:
+        return str(error).partition("; give ")[0].partition("; copy ")[0]
+    return None
 
 
 def find_stage_checkpoint(names: list[str], outputs: str, *, wanted: str, kind: str | None = None) -> Path:
@@ -92,9 +123,8 @@ def find_stage_checkpoint(names: list[str], outputs: str, *, wanted: str, kind: 
         ValueError: there is no such run.
     """
     folders = {path.parent for path in Path(outputs).rglob("checkpoints/*.ckpt")}
-    found = [path for folder in folders if (path := _last_or_best(folder)) is not None]
-    found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    found = [path for path in found if _is_run_of(path.parents[1], kind=kind)]
+    runs = sorted((each for folder in folders if (each := checkpoints_of(folder))), key=_age)
+    found = [each[0] for each in runs if _is_run_of(each[0].parents[1], kind=kind)]
     stages: dict[Path, set[str]] = {}
     for name in names:
         for path in found:
@@ -151,11 +181,27 @@ def _methods(protocol: type) -> list[str]:
     return sorted(name for base in protocol.__mro__ for name in vars(base) if not name.startswith("_"))
 
 
+def resumable(path: Path) -> Path:
+    """Returns `path`. Raises: ValueError for a file of weights, from which training can't continue."""
+    if path.suffix == ".safetensors":
+        raise ValueError(f"ckpt={path} holds weights only; start a new run from them with weights={path}, or continue its run")
+    return path
+
+
 def saved_step(path: Path) -> int:
     """Returns the number of optimizer steps at which a checkpoint was written; `load_checkpoint` must have checked it before."""
     import torch
 
     return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+
+
+def step_if_whole(path: Path) -> int | None:
+    """Returns the number of optimizer steps of a checkpoint; None if there is no such file, or it is damaged."""
+    try:
+        verify_archive(path)
+        return saved_step(path)
+    except Exception:  # a file may be damaged in any way
+        return None
 
 
 def saved_weights(path: Path) -> dict[str, "Tensor"]:
@@ -172,16 +218,33 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Returns: its contents; the recipe is a checked copy (see `recipe_check`).
 
     Raises:
-        ValueError: the file is damaged, not a checkpoint of Etude, or not safe; one line that names the file.
+        ValueError: the file is damaged, not a checkpoint of Etude, or not safe; one line that names the file, and a good
+            checkpoint of the same run, if there is one.
     """
+    path = Path(path)
+    try:
+        return _read(path)
+    except ValueError as error:
+        others = (other for other in checkpoints_of(path.parent) if other != path) if path.is_file() else ()
+        if offer := next((other for other in others if fault_of(other) is None), None):
+            raise ValueError(f"{error}; a good one of this run is {offer}") from error
+        raise
+
+
+def _read(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+    """Reads and checks a checkpoint; with `mmap` its tensors stay on the disk. Raises: ValueError."""
     import torch
 
-    path = Path(path)
-    verify_archive(path)
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{path}: not a readable checkpoint ({type(error).__name__}); give one that Etude wrote") from error
+    from etude.core.weights_file import SUFFIX, read_weights
+
+    if path.suffix == SUFFIX and path.is_file():
+        checkpoint = read_weights(path)
+    else:
+        verify_archive(path)
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        except Exception as error:
+            raise ValueError(f"{path}: not a readable checkpoint ({type(error).__name__}); give one that Etude wrote") from error
     try:
         return _checked(checkpoint)
     except ValueError as error:

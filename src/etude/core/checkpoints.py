@@ -2,8 +2,8 @@
 
 import logging
 import os
-import shutil
 import signal
+import sys
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,6 +15,10 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from etude.core import lightning
+from etude.core.checkpoint_files import step_if_whole
+from etude.core.durable_files import check_space, copy_durably, no_space, size_of, sync_folder
+from etude.core.emergency import WholeStep
+from etude.core.kept_checkpoints import EXCEPTION, at_step, earlier, keep_copy, remove_others, step_of
 from etude.core.random_state import random_state, set_random_state
 from etude.core.stopping import Stopped, install_handlers, restore_handlers
 from etude.core.technique import Technique
@@ -32,6 +36,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Writes the checkpoint. Raises: OSError with the path and the size needed; the earlier file is then unchanged."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        check_space(path, size_of(checkpoint))
         temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             with temporary.open("wb", buffering=0) as file:
@@ -42,11 +47,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.fsync(file.fileno())
             temporary.replace(path)
         except OSError as error:
-            free = shutil.disk_usage(path.parent).free / 1e6
-            raise OSError(
-                f"{path} can't be written: {error.strerror}; it needs {counting.size / 1e6:.1f} MB, {free:.1f} MB are free; "
-                "an earlier file of this name is unchanged"
-            ) from error
+            raise no_space(path, error, counting.size) from error
         finally:
             temporary.unlink(missing_ok=True)
         sync_folder(path.parent)
@@ -72,29 +73,6 @@ class _CountingFile:
 
     def flush(self) -> None:
         """Does nothing: the file has no buffer."""
-
-
-def copy_durably(source: Path, target: Path) -> None:
-    """Copies a checkpoint atomically and syncs it to the disk. Raises: OSError if there is not enough space."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        shutil.copyfile(source, temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(target.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Syncs a folder to the disk, so that renames in it survive a power failure."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -141,24 +119,29 @@ class LastCheckpoint(Checkpoint):
     Args:
         path: the file.
         every_n_steps: optimizer steps between two writes, at least 1.
+        keep: last.ckpt and so many less one of those before it, as last_step_N.ckpt; at least 1.
     """
 
-    def __init__(self, *, path: Path, every_n_steps: int) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"save_every is {every_n_steps}, must be at least 1 step")
-        self.path, self.every_n_steps = Path(path), every_n_steps
+    def __init__(self, *, path: Path, every_n_steps: int, keep: int = 1) -> None:
+        for name, value, unit in (("save_every", every_n_steps, "step"), ("keep_last", keep, "checkpoint")):
+            if value < 1:
+                raise ValueError(f"{name} is {value}, must be at least 1 {unit}")
+        self.path, self.every_n_steps, self.keep = Path(path), every_n_steps, keep
         self.stop_requested = False
         self.begun = False  # whether a batch has been trained since the run began or was resumed
         self._signal: int = signal.SIGINT
         self._saved_step = -1
+        self._step_of_file: int | None = None  # of the file at `path`; None if there is none, or a damaged one
         self._validation_follows = False  # the current step is followed by a validation
         self._save_after_validation = False
+        self._validating = False  # that validation has begun
         self._random_state: dict[str, Tensor] = {}  # at the start of the current validation
         self._interrupted = False  # the validation that follows the saved step is not part of the checkpoint
         self._stop_before_next_batch = False  # not at once: the loggers still have to write this batch
         self._saving = False
         self._fitting = False
         self._handlers: dict[int, Any] = {}
+        self._whole = WholeStep()
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
         if not self._fitting:  # after the run Lightning sets this handler again
@@ -184,6 +167,7 @@ class LastCheckpoint(Checkpoint):
         # Lightning has set its own handler of SIGTERM, which would end the next validation without a checkpoint
         install_handlers(self._request_stop)
         self._saved_step = trainer.global_step
+        self._step_of_file = step_if_whole(self.path)
 
     def state_dict(self) -> dict[str, Any]:
         return {"random_state": self._random_state} if self._interrupted else {}
@@ -200,10 +184,18 @@ class LastCheckpoint(Checkpoint):
     def _save(self, trainer: pl.Trainer) -> None:
         for logger in trainer.loggers:  # the curve of a resumed run then has no gap
             logger.save()
+        before = self._step_of_file
+        if trainer.is_global_zero and self.keep > 1 and before is not None and before < trainer.global_step:
+            keep_copy(self.path, at_step(self.path, before))
         self._saving = True
         trainer.save_checkpoint(self.path)
         self._saving = False
-        self._saved_step = trainer.global_step
+        self._saved_step = self._step_of_file = trainer.global_step
+        if trainer.is_global_zero:
+            # a run that goes on from an earlier checkpoint makes those of later steps anew
+            before_this = [path for path in earlier(self.path) if step_of(path) < trainer.global_step]
+            remove_others(self.path, before_this[: self.keep - 1])
+            self.path.with_name(EXCEPTION).unlink(missing_ok=True)
 
     def _is_stop_requested(self, trainer: pl.Trainer) -> bool:
         if trainer.world_size == 1:
@@ -221,6 +213,7 @@ class LastCheckpoint(Checkpoint):
         if lightning.is_accumulating(trainer):
             return
         step = trainer.global_step
+        self._whole.remember(trainer, pl_module)
         # not only in `on_train_end`: Lightning restores no position in the data from a checkpoint after the last epoch's end
         due = step % self.every_n_steps == 0 or lightning.is_last_step(trainer)
         if lightning.validation_follows(trainer):
@@ -240,6 +233,7 @@ class LastCheckpoint(Checkpoint):
             self._interrupted = False
         else:
             self._random_state = random_state(pl_module.device)
+        self._validating = True
         self._common_batches = lightning.fewest_validation_batches(trainer)
         self._stop_in_validation(trainer, pl_module)
 
@@ -266,9 +260,10 @@ class LastCheckpoint(Checkpoint):
         if trainer.sanity_checking or not self._validation_follows:
             return
         stop = self._is_stop_requested(trainer)
+        self._whole.remember(trainer, pl_module)
         if self._save_after_validation or stop:
             self._save(trainer)
-        self._save_after_validation = self._validation_follows = False
+        self._save_after_validation = self._validation_follows = self._validating = False
         if stop:
             raise Stopped(self._signal)
 
@@ -285,6 +280,26 @@ class LastCheckpoint(Checkpoint):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._release()
+        if not isinstance(exception, Exception) or not self.begun or not trainer.is_global_zero:
+            return
+        path, at = self.path.with_name(EXCEPTION), f"training failed at step {trainer.global_step}"
+        if self._whole.step == self._step_of_file and self.path.is_file():
+            print(f"{at}; {self.path} holds the last whole step", file=sys.stderr)
+        elif (fault := self._write_last_step(trainer, pl_module, path)) is None:
+            print(f"{at}; {path} holds the last whole step, from which ckpt={self.path.parents[1]} goes on", file=sys.stderr)
+        else:
+            earlier = f"{self.path} of step {self._step_of_file} is unchanged" if self._step_of_file else "there is none"
+            print(f"{at}; no checkpoint of this step, since {fault}; {earlier}", file=sys.stderr)
+
+    def _write_last_step(self, trainer: pl.Trainer, task: pl.LightningModule, path: Path) -> str | None:
+        """Writes the state after the last whole step, before a validation that has not ended; returns why it could not."""
+        if not self._validation_follows:
+            return self._whole.write(trainer, task, path)
+        if not self._validating:
+            return "the error came just before a validation"
+        lightning.interrupt_validation(trainer)
+        self._interrupted = True
+        return self._whole.write(trainer, task, path, in_validation={self.state_key: self.state_dict()})
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._release()

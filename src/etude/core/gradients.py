@@ -41,7 +41,7 @@ def losses_at(
     task.in_losses_at = before or keep_state
     try:
         with (
-            _state_restored(task.device, _restorables(task)) if keep_state else nullcontext(),
+            _state_restored(task.device, restorables(task)) if keep_state else nullcontext(),
             lightning.forward_context(lightning.trainer_of(task)),
         ):
             found = _losses_with(task, _without_inference_tensors(batch), parameters or {}, copy_buffers=keep_state)
@@ -98,7 +98,8 @@ def _losses_with(task: nn.Module, batch: Batch, parameters: Mapping[str, Tensor]
     return found
 
 
-def _restorables(task: AnyTask) -> list[Restorable]:
+def restorables(task: AnyTask) -> list[Restorable]:
+    """Returns the attributes of the task that `losses` changes and that are not buffers."""
     return [value for value in vars(task).values() if isinstance(value, Restorable)]
 
 

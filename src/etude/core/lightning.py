@@ -135,3 +135,15 @@ def mean_over_ranks(trainer: pl.Trainer, value: Tensor) -> Tensor:
     found = trainer.strategy.reduce(value.detach().clone(), reduce_op="mean")
     assert isinstance(found, Tensor)
     return found
+
+
+def loops_state(trainer: pl.Trainer) -> dict[str, Any]:
+    """Returns what a checkpoint holds of the loops and the loaders: how far the run has come."""
+    found: dict[str, Any] = trainer._checkpoint_connector._get_loops_state_dict()
+    return found
+
+
+def dump_checkpoint(trainer: pl.Trainer) -> dict[str, Any]:
+    """Returns what `trainer.save_checkpoint` would write."""
+    found: dict[str, Any] = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+    return found

@@ -212,6 +212,7 @@ class Composition:
         self._weighing_owner = self._owner(Power.WEIGHING, "weigh")
         self.backward_owner = self._owner(Power.BACKWARD, "backward")
         self.terms: dict[str, Tensor] = {}  # of the last batch, detached, for messages
+        self.stepping = False  # the optimizer may have begun its step, which is not yet remembered as a whole one
 
     def _owner(self, power: Power, hook: str) -> Technique | None:
         owners = [t for t in self.techniques if power in t.claims and _overrides(t, hook)]
@@ -317,6 +318,7 @@ class Composition:
         clip()
         for technique in self._after_clip:
             technique.transform_gradients(task)
+        self.stepping = True
 
     def after_step(self, task: AnyTask) -> None:
         """Calls `after_step` of all techniques in the order of their slots, and that of the task after the slot WEIGHTS."""

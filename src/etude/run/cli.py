@@ -21,6 +21,7 @@ VERBS = {
     "generate": Verb("samples music from a checkpoint", "etude.run.programs:generate", "generation/generate"),
     "evaluate": Verb("measures a checkpoint, or a folder of scores", "etude.run.programs:evaluate", "evaluation/evaluate"),
     "transfer": Verb("restyles audio files", "etude.run.programs:transfer", "transfer"),
+    "export": Verb("writes a checkpoint's weights to a safetensors file", "etude.run.export:export", "export/export"),
 }
 
 

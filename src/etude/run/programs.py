@@ -163,7 +163,7 @@ def train(cfg: DictConfig) -> float | None:
 
 def _train(cfg: DictConfig, trial: "RunningTrial | None") -> float | None:
     """Trains a model as a trial of a sweep, or alone if `trial` is None; see `train`."""
-    from etude.core.checkpoint_files import find_checkpoint, load_checkpoint, not_continued
+    from etude.core.checkpoint_files import find_checkpoint, load_checkpoint, not_continued, resumable
 
     folder, overrides = run_folder(), recipes.command_line()
     if (cfg.get("stage") or {}).get("phases"):
@@ -171,7 +171,7 @@ def _train(cfg: DictConfig, trial: "RunningTrial | None") -> float | None:
             return recipes.train_phases(cfg, folder, overrides, functools.partial(_run, trial=trial))
     if cfg.get("stage") and not cfg.ckpt:
         cfg, overrides = recipes.starting_point(cfg, overrides)
-    resume = find_checkpoint(cfg.ckpt, cfg.outputs) if cfg.ckpt else None
+    resume = resumable(find_checkpoint(cfg.ckpt, cfg.outputs)) if cfg.ckpt else None
     if resume is not None:
         checkpoint = load_checkpoint(resume)
         try:
@@ -201,7 +201,7 @@ def _run(
 
     from etude.core.building import no_larger_than
     from etude.core.checkpoint_files import find_checkpoint, saved_step, saved_weights, verify_archive
-    from etude.core.checkpoints import copy_durably
+    from etude.core.durable_files import copy_durably
     from etude.core.protocols import ChecksOptions, ChecksRequests, TellsLabels
     from etude.core.stopping import find_stopped
     from etude.core.technique import Composition
@@ -282,6 +282,7 @@ def build_trainer(
     from hydra.types import RunMode
     from pytorch_lightning.callbacks import LearningRateMonitor
 
+    from etude.core.best_checkpoints import kept_best
     from etude.core.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
     from etude.report.dashboards import one_run
     from etude.report.progress import RunProgress
@@ -299,7 +300,8 @@ def build_trainer(
     callbacks = [
         *techniques,
         BestCheckpoint(checkpoints, "best", monitor=cfg.monitor, mode=cfg.monitor_mode, enable_version_counter=False),
-        LastCheckpoint(path=checkpoints / "last.ckpt", every_n_steps=cfg.save_every),
+        *kept_best(checkpoints / "best.ckpt", monitor=cfg.monitor, mode=cfg.monitor_mode, keep=cfg.keep_best),
+        LastCheckpoint(path=checkpoints / "last.ckpt", every_n_steps=cfg.save_every, keep=cfg.keep_last),
         RunProgress(),
     ]
     if trial is not None:

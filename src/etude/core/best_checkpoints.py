@@ -1,0 +1,63 @@
+"""The callback that keeps the best k checkpoints of a run."""
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Checkpoint
+
+from etude.core.kept_checkpoints import at_step, keep_copy, remove_others
+
+
+class KeptBest(Checkpoint):
+    """Keeps the `keep` best checkpoints by `monitor`, as `best_step_N.ckpt` beside `best.ckpt`.
+
+    Its place is between `BestCheckpoint`, whose file it shares for the best one, and `LastCheckpoint`, which saves its state. A
+    run that continues in another folder begins to collect anew, since the files stay with the earlier run.
+
+    Args:
+        path: best.ckpt. monitor, mode: as for `BestCheckpoint`. keep: how many, at least 2.
+    """
+
+    def __init__(self, *, path: Path, monitor: str, mode: str, keep: int) -> None:
+        self.path, self.monitor, self.mode, self.keep = Path(path), monitor, mode, keep
+        self.values: dict[str, float] = {}  # file name -> value
+
+    def _is_worse(self, name: str) -> tuple[float, str]:
+        value = self.values[name]
+        return (value if self.mode == "min" else -value), name
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        current = trainer.callback_metrics.get(self.monitor)
+        if trainer.sanity_checking or trainer.state.fn != "fit" or current is None or bool(torch.isnan(current)):
+            return
+        file = at_step(self.path, trainer.global_step)
+        self.values[file.name] = float(current)
+        ranked = sorted(self.values, key=self._is_worse)
+        self.values = {name: self.values[name] for name in ranked[: self.keep]}
+        if file.name in self.values:
+            if ranked[0] == file.name and self.path.is_file():  # BestCheckpoint has just written it
+                if trainer.is_global_zero:
+                    keep_copy(self.path, file)
+            else:
+                trainer.save_checkpoint(file)
+        if trainer.is_global_zero:
+            remove_others(self.path, [self.path.with_name(name) for name in self.values])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"values": dict(self.values)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        values = state_dict["values"]
+        self.values = {name: float(value) for name, value in values.items() if self.path.with_name(name).is_file()}
+
+
+def kept_best(path: Path, *, monitor: str, mode: str, keep: int) -> list[KeptBest]:
+    """Returns the callbacks that keep the `keep` best checkpoints: none for 1, since best.ckpt is that one.
+
+    Raises: ValueError for a number below 1.
+    """
+    if keep < 1:
+        raise ValueError(f"keep_best is {keep}, must be at least 1 checkpoint")
+    return [KeptBest(path=path, monitor=monitor, mode=mode, keep=keep)] if keep > 1 else []
