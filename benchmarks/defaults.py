@@ -97,8 +97,8 @@ def in_scale(scores: Sequence[Score]) -> float:
 
 
 def in_key(task: Any, key: str) -> int:
-    """How many of 12 samples that are asked for `key` have it, by estimate."""
-    samples = task.sample(num_samples=12, labels={"key": key}, num_bars=8, max_new_tokens=1024, seed=1)
+    """How many of 12 samples that are asked for `key` have it, by estimate, before any is transposed."""
+    samples = task.sample(num_samples=12, labels={"key": key}, num_bars=8, max_new_tokens=1024, seed=1, transpose_to_key=False)
     return sum(estimate_key(score) == Key.parse(key) for score in samples if num_notes(score))
 
 

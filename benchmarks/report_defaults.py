@@ -50,7 +50,7 @@ def defaults() -> str:
         "steps), on the same data, in one run of the benchmark, validated every 100 steps. What is drawn and tested is the best "
         "checkpoint. Notes in scale: the share that lies in the scale of a piece's estimated key, over 24 samples of 8 bars with "
         "nothing asked. Asked key: how many of 12 samples each that were asked for G major and for D minor are in that key, by "
-        "estimate. CPU-minutes are of training alone.",
+        "estimate, before generate.py transposes them. CPU-minutes are of training alone.",
     ]
     short = []
     for data, title in DATA.items():

@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from symusic import KeySignature, Note, Score, Tempo, Track
 
-from etude.music.augmentation import scale_tempo, scale_velocity, transpose, transposition_range
+from etude.music.augmentation import scale_tempo, scale_velocity, transpose, transposed_to, transposition_range
 from etude.music.instruments import DRUM_NAMES, INSTRUMENT_NAMES, INSTRUMENT_RANGES
 from etude.music.score import duration_seconds
 from etude.music.theory import Key, estimate_key, key_correlations, pitch_class_durations
@@ -41,6 +41,28 @@ def test_transpositions_add_up(notes: list[int], first: int, second: int) -> Non
     likely = key_correlations(pitch_class_durations(score)).round(9)
     if (likely == likely.max()).sum() == 1:  # of equally likely keys the lowest tonic wins, which is another one elsewhere
         assert estimate_key(once) == estimate_key(score).transposed(first + second)
+
+
+MAJOR, MINOR = [60, 62, 64, 65, 67, 64, 60, 55, 60], [60, 62, 63, 65, 67, 63, 60, 55, 60]
+
+
+@given(st.integers(-12, 12), st.sampled_from([MAJOR, MINOR]), st.integers(0, 11), st.sampled_from(["major", "minor"]))
+def test_a_score_is_transposed_to_a_key_of_its_mode_by_at_most_half_an_octave(
+    shift: int, scale: list[int], tonic: int, mode: str
+) -> None:
+    score = make([pitch + shift for pitch in scale])
+    moved = transposed_to(score, Key(tonic, mode))
+    if (mode == "major") != (scale is MAJOR):
+        assert moved is None
+        return
+    assert moved is not None and estimate_key(moved) == Key(tonic, mode)
+    (interval,) = {after - before for after, before in zip(pitches(moved)[0], pitches(score)[0], strict=True)}
+    assert -5 <= interval <= 6 and pitches(moved)[1] == [36]
+
+
+def test_what_has_no_notes_or_no_room_is_not_transposed_to_a_key() -> None:
+    assert transposed_to(Score(480), Key(0, "major")) is None
+    assert transposed_to(make([*MAJOR, 127, 0], drums=False), Key(6, "major")) is None
 
 
 def test_transposing_out_of_midi_is_refused_with_the_range() -> None:

@@ -3,13 +3,15 @@
 Every function returns a new score and does not change its argument.
 """
 
+from __future__ import annotations
+
 import numpy as np
 from symusic import Score, Tempo
 from symusic.core import NoteTickList
 
 from etude.music.instruments import INSTRUMENT_RANGES
-from etude.music.score import DEFAULT_TEMPO_BPM
-from etude.music.theory import Key
+from etude.music.score import DEFAULT_TEMPO_BPM, num_notes
+from etude.music.theory import Key, estimate_key
 
 MIDI_MAX = 127
 
@@ -34,6 +36,22 @@ def transpose(score: Score, semitones: int) -> Score:
             track.shift_pitch(semitones, inplace=True)
     moved.key_signatures = [Key.from_signature(mark).transposed(semitones).signature(mark.time) for mark in score.key_signatures]
     return moved
+
+
+def transposed_to(score: Score, key: Key) -> Score | None:
+    """Returns the score transposed the shorter way, so that `key` is its estimated key.
+
+    None if its estimated mode is the other one, if a pitch would leave 0..127, if it has no notes or no unique key.
+    """
+    found = estimate_key(score)
+    if found.mode != key.mode or num_notes(score) == 0:
+        return None
+    semitones = (key.tonic - found.tonic + 5) % 12 - 5  # -5 .. 6
+    try:
+        moved = transpose(score, semitones)
+    except ValueError:
+        return None
+    return moved if estimate_key(moved) == key else None
 
 
 def transposition_range(score: Score) -> tuple[int, int]:

@@ -23,6 +23,8 @@ from etude.models.symbolic.grid_transformer import GridTransformer
 from etude.models.symbolic.sampling import generate
 from etude.models.symbolic.transformer import Transformer
 from etude.music.score import bar_ticks
+from etude.music.theory import Key
+from etude.tasks.keyed_samples import samples_in_key
 from etude.tokens.changes import bar_lengths, changes, first_metre
 from etude.tokens.grammar import BOS
 from etude.tokens.requests import check_trained, control_values, request_notes
@@ -168,9 +170,12 @@ class LanguageModel(Task):
         top_p: float = 1.0,
         min_p: float = 0.0,
         seed: int = 0,
+        transpose_to_key: bool = True,
         on_step: Callable[[int], None] | None = None,
     ) -> list[Score]:
         """Samples pieces from the model. The grammar of the tokenizer ensures that every sample can be decoded.
+
+        A key that is asked for without a prompt is enforced, see `samples_in_key`.
 
         Args:
             labels: requested properties: genre, key ("G major"), tempo_bpm, metre ("4/4"), programs.
@@ -178,6 +183,7 @@ class LanguageModel(Task):
             num_bars: length of a sample, the prompt included; None lets the model decide.
             temperature, top_k, top_p, min_p: see `etude.models.symbolic.sampling.generate`.
             seed: the same seed gives the same samples.
+            transpose_to_key: whether to enforce a key; False leaves it to the model.
             on_step: called with the number of tokens drawn so far.
 
         Raises:
@@ -192,14 +198,12 @@ class LanguageModel(Task):
         opening = [BOS, *ids]
         if prompt is not None:
             opening += self.tokenizer.encode_prompt(prompt).tolist()
-        prompt_bt = torch.tensor([opening] * num_samples, device=self.device)
-        was_training = self.training
-        self.eval()
-        try:
+
+        def draw(count: int, seed: int) -> list[Score]:
             sequences = generate(
                 self.model,
-                prompt_bt,
-                decoder=self.tokenizer.decoder(num_samples, num_bars=num_bars),
+                torch.tensor([opening] * count, device=self.device),
+                decoder=self.tokenizer.decoder(count, num_bars=num_bars),
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
                 top_k=top_k,
@@ -208,9 +212,16 @@ class LanguageModel(Task):
                 generator=torch.Generator().manual_seed(seed),
                 on_step=on_step,
             )
+            return [self.tokenizer.decode(sequence) for sequence in sequences]
+
+        was_training = self.training
+        self.eval()
+        try:
+            if transpose_to_key and asked.get("key") is not None and prompt is None:
+                return samples_in_key(draw, num_samples=num_samples, key=Key.parse(str(asked["key"])), seed=seed)
+            return draw(num_samples, seed)
         finally:
             self.train(was_training)
-        return [self.tokenizer.decode(sequence) for sequence in sequences]
 
     def weights_from(self, saved: Mapping[str, Any], path: Path) -> Mapping[str, Tensor]:
         weights, mine = super().weights_from(saved, path), self.tokenizer
