@@ -19,6 +19,7 @@ from etude.core.checkpoint_files import step_if_whole
 from etude.core.durable_files import check_space, copy_durably, no_space, size_of, sync_folder
 from etude.core.emergency import WholeStep
 from etude.core.kept_checkpoints import EXCEPTION, at_step, earlier, keep_copy, remove_others, step_of
+from etude.core.optimizer_state import check_state
 from etude.core.random_state import random_state, set_random_state
 from etude.core.stopping import Stopped, install_handlers, restore_handlers
 from etude.core.technique import Technique
@@ -168,6 +169,7 @@ class LastCheckpoint(Checkpoint):
         install_handlers(self._request_stop)
         self._saved_step = trainer.global_step
         self._step_of_file = step_if_whole(self.path)
+        check_state(trainer.optimizers, pl_module.named_parameters())
 
     def state_dict(self) -> dict[str, Any]:
         return {"random_state": self._random_state} if self._interrupted else {}

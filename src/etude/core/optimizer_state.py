@@ -1,6 +1,6 @@
-"""Handles optimizer state: carries it over to a new optimizer, and restores it after a skipped step."""
+"""Handles optimizer state: carries it over to a new optimizer, checks it, and restores it after a skipped step."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,6 +10,10 @@ from etude.core.any_task import AnyTask
 from etude.core.protocols import WrapsOptimizer
 
 COUNTERS = ("step", "counter", "k", "weight_sum", "lr_max")  # state that optimizers keep for a group, not for a parameter
+MOMENTS = (  # state of the shape of its parameter
+    "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum", "momentum_buffer", "hessian_moment", "variance", "z", "slow_params",
+)  # fmt: skip
+PRECONDITIONERS = ("GG", "Q")  # SOAP's: for each dimension a square matrix, or nothing
 
 
 def carry_state(old: Optimizer, new: Optimizer, *, grown: Mapping[nn.Parameter, nn.Parameter] | None = None) -> None:
@@ -63,3 +67,52 @@ def skip_next_step(task: AnyTask) -> Callable[[], None]:
                 del group[name]
 
     return restore_counters
+
+
+def check_state(optimizers: Iterable[Optimizer], parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
+    """Checks that the moments of each parameter have its shape; otherwise the first step would fail, or be wrong.
+
+    Factors of moments (Adafactor) and preconditioners (SOAP) are checked, too; state of unknown names is not.
+
+    Args:
+        parameters: the task's parameters with their names, for the message.
+
+    Raises:
+        ValueError: names the parameter, what is wrong and the right shape.
+    """
+    names = {p: name for name, p in parameters}
+    found = [*optimizers]
+    found += [optimizer.optimizer for optimizer in found if isinstance(optimizer, WrapsOptimizer)]
+    for optimizer in found:
+        for p, state in optimizer.state.items():
+            for name, value in state.items():
+                shapes = _shapes(name, p.shape)
+                values = value if name in PRECONDITIONERS and isinstance(value, list) else [value]
+                if shapes is not None and not _fit(values, shapes):
+                    right = ", ".join(str(list(shape)) for shape in shapes)
+                    told = ", ".join(str(list(v.shape)) if isinstance(v, Tensor) else type(v).__name__ for v in values)
+                    raise ValueError(
+                        f"the optimizer's {name} of {names.get(p, 'a parameter')} has the shape {told}, must have {right}; "
+                        "resume with the networks and the optimizer of the run that wrote it"
+                    )
+
+
+def _shapes(name: str, shape: Sequence[int]) -> list[tuple[int, ...]] | None:
+    """Returns the shapes of the tensors of the state `name` for a parameter of this shape; None for an unknown name."""
+    if name in MOMENTS:
+        return [tuple(shape)]
+    if name == "row_var":
+        return [(*shape[:-1], 1)]
+    if name == "col_var":
+        return [(*shape[:-2], 1, *shape[-1:])]
+    return [(size, size) for size in shape] if name in PRECONDITIONERS else None
+
+
+def _fit(values: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Returns whether the tensors have these shapes; an empty list stands for a dimension without a preconditioner."""
+    if len(values) != len(shapes):
+        return False
+    return all(
+        (isinstance(value, list) and not value) or (isinstance(value, Tensor) and tuple(value.shape) == shape)
+        for value, shape in zip(values, shapes, strict=True)
+    )
