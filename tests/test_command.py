@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from etude.run.command import check_types
+from etude.run.recipes import OPTIONAL, REQUIRED, spelled_out
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,6 +35,15 @@ def told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], pr
         ("evaluate", "num_sample=3", "did you mean num_samples?"),
         ("transfer", "stlye=jazz", "did you mean style?"),
         ("train", "model.dimm=3", "did you mean model.dim?"),
+        (
+            "train",
+            "promt=x",
+            "there is no setting promt; did you mean sampling.prompt, or prompt, an option of `python generate.py`?",
+        ),
+        ("train", "intensty=1", "did you mean intensity, an option of `python transfer.py`?"),
+        ("evaluate", "max_step=3", "did you mean max_steps, an option of `python train.py`?"),
+        ("train", "qqqqq=1", "there is no setting qqqqq; --help lists the settings"),
+        ("train", "model=null", "model=null: a run needs a model; leave model= out for the default"),
         ("train", "model=tinny", "Available options in 'model': base grid"),
         ("train", "data.root=/my songs/a=b", "\"data.root='/my songs/a=b'\""),
         ("train", "outputs=/dev/null/x", "the run's folder can't be made"),
@@ -65,3 +76,19 @@ def test_words_are_refused_where_numbers_are_due() -> None:
         check_types(node)
     node.a.every_n_steps = 3
     check_types(node)
+
+
+def test_null_chooses_nothing_from_a_group() -> None:
+    conf = OmegaConf.load(ROOT / "conf" / "train.yaml")
+    groups = {key for entry in conf.defaults if OmegaConf.is_dict(entry) for key in entry if not key.startswith("override ")}
+    assert groups == {*REQUIRED, *OPTIONAL}
+    assert spelled_out(["technique=[ema],null", "seed=null", "-m"]) == ["technique=[ema],[]", "seed=null", "-m"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        for group in OPTIONAL:
+            found = compose("train", overrides=spelled_out([f"{group}=null"]))
+            assert not found.get(group), group
+            if group in ("genre", "level", "experiment", "stage", "convergence"):
+                assert found == compose("train")
+        for group in REQUIRED:
+            with pytest.raises(ValueError, match=f"{group}=null: a run needs a {group}"):
+                spelled_out([f"{group}=null"])

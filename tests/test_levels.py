@@ -225,7 +225,7 @@ def test_a_genre_without_a_preset_says_so() -> None:
         spelled_out(["data=folder", "genre=rock"], GENRES)
     with pytest.raises(ValueError, match="genre=rock has no preset"):
         spelled_out(["-m", "genre=pop,rock"], GENRES)
-    assert spelled_out(["-m", "genre=pop,null", "--cfg", "job"], GENRES) == ["-m", "genre=pop,null", "--cfg", "job"]
+    assert spelled_out(["-m", "genre=pop,null", "--cfg", "job"], GENRES) == ["-m", "genre=pop,[]", "--cfg", "job"]
 
 
 # --- runs ---

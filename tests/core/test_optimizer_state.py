@@ -77,5 +77,6 @@ def test_it_is_told_before_the_first_batch(tmp_path: Path) -> None:
     torch.save(saved, tmp_path / "wrong.ckpt")
     task = ToyGan()
     with pytest.raises(ValueError, match=r"the optimizer's exp_avg_sq of ab.0.weight has the shape \[1\], must have \[16, 8\]"):
-        trainer(tmp_path, max_steps=4, callbacks=[last]).fit(task, PairsData(), ckpt_path=tmp_path / "wrong.ckpt", weights_only=True)
+        run = trainer(tmp_path, max_steps=4, callbacks=[last])
+        run.fit(task, PairsData(), ckpt_path=tmp_path / "wrong.ckpt", weights_only=True)
     assert task.batches_trained == 2

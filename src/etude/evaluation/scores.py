@@ -24,6 +24,7 @@ from etude.report.files import write_atomically
 from etude.report.plots import histogram_panels, metric_bars
 from etude.report.reports import Report
 from etude.report.run_page import begin_report, end_report
+from etude.wording import counted
 
 Row = Mapping[str, object]
 
@@ -159,11 +160,12 @@ def score_files(*, files: str, folder: Path, seed: int = 0) -> dict[str, Any]:
     if quarantine:
         write_atomically(folder / "quarantine.tsv", "\n".join(["file\treason", *quarantine, ""]))
         print(
-            f"{len(quarantine)} files can't be read completely; the reasons are in {folder / 'quarantine.tsv'}", file=sys.stderr
+            f"{counted(len(quarantine), 'file')} can't be read completely; the reasons are in {folder / 'quarantine.tsv'}",
+            file=sys.stderr,
         )
     if not scores:
-        raise ValueError(f"files={files}: none of its {len(paths)} score files could be read; see quarantine.tsv")
-    report = begin_report(f"Musical metrics of {len(scores)} pieces of {printable(root)}", folder)
+        raise ValueError(f"files={files}: none of its {counted(len(paths), 'score file')} could be read; see quarantine.tsv")
+    report = begin_report(f"Musical metrics of {counted(len(scores), 'piece')} of {printable(root)}", folder)
     groups = {"pieces": scores, "shuffled": shuffled_control(scores, seed=seed)}
     results = {"metrics": _compare(report, groups, folder, reference="pieces")}
     end_report(report, folder)

@@ -20,6 +20,7 @@ from etude.render.scores import piano_roll, render, write_audio
 from etude.render.synthesizers import Synthesizer, check_synthesizer
 from etude.report.reports import Report
 from etude.report.run_page import begin_report, end_report
+from etude.wording import counted
 
 Writer = TypeVar("Writer", bound=Callable[..., Any])
 ASKED = ("genre", "key", "tempo_bpm", "metre", "programs")
@@ -169,7 +170,7 @@ def _write(score: Score, path: Path, report: Report, play: Callable[[Score], np.
         report.text("The model wrote rests and ends only; train it longer, or raise the temperature.")
         print(f"{path}: no notes", file=sys.stderr)
         return path
-    title = f"{path.stem}: {bars_begun(score)} bars, {num_notes(score)} notes, {estimate_key(score)}"
+    title = f"{path.stem}: {counted(bars_begun(score), 'bar')}, {counted(num_notes(score), 'note')}, {estimate_key(score)}"
     piano_roll(score, path.with_suffix(".png"), title=title)
     report.heading(title)
     if play is not None:

@@ -16,6 +16,7 @@ from symusic.core import NoteTickList
 
 from etude.music import notation
 from etude.music.notation import TICKS_PER_QUARTER
+from etude.wording import counted
 
 MIDI_SUFFIXES = frozenset({".mid", ".midi"})
 MUSICXML_SUFFIXES = frozenset({".xml", ".musicxml", ".mxl"})
@@ -152,7 +153,7 @@ def _read_tunes(path: Path, data: bytes) -> Iterator[tuple[str, Score]]:
             yield name, score
     if bad:
         raise ScoreError(
-            path, f"{len(bad)} of {len(tunes)} tunes can't be read ({', '.join(bad)})", "correct or remove these tunes"
+            path, f"{len(bad)} of {counted(len(tunes), 'tune')} can't be read ({', '.join(bad)})", "correct or remove these tunes"
         )
 
 

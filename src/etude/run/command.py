@@ -13,6 +13,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from etude.core.called import program
 from etude.run.folder import remove_if_empty
 
 Result = TypeVar("Result")
@@ -62,12 +63,37 @@ def _hydra_error(error: BaseException) -> str:
         root = cause.parent_node
         while root is not None and root._get_parent() is not None:
             root = root._get_parent()
-        near = difflib.get_close_matches(key, _keys(root), n=1)
-        hint = f"did you mean {near[0]}?" if near else "--help lists the settings"
-        return f"there is no setting {key}; {hint}"
+        return f"there is no setting {key}; {_suggestion(key, _keys(root)) or '--help lists the settings'}"
     text = "\n".join(str(e) for e in (error, error.__cause__) if e is not None).partition("\nConfig search path")[0]
     lines = dict.fromkeys(" ".join(line.split()) for line in text.splitlines())
     return " ".join(line for line in lines if line and not line.startswith(("full_key", "object_type")))
+
+
+def _suggestion(key: str, own: list[str]) -> str:
+    """Returns a question that names the settings nearest to `key`: of this program, or else of another one; "" if none is near.
+
+    own: the dotted keys of this program. A key may lack the groups before its name, such as prompt for sampling.prompt.
+    """
+    if near := difflib.get_close_matches(key, own, n=1):
+        return f"did you mean {near[0]}?"
+    names: dict[str, list[str]] = {}
+    for known in own:
+        names.setdefault(known.rpartition(".")[2], []).append(known)
+    here = difflib.get_close_matches(key, names, n=1)
+    told = names[here[0]][:2] if here else []
+    for verb, keys in _settings_of_programs().items():
+        if (found := difflib.get_close_matches(key, keys, n=1)) and found[0] not in own:
+            told.append(f"{found[0]}, an option of `{program(verb)}`")
+            break
+    return f"did you mean {', or '.join(told)}?" if told else ""
+
+
+def _settings_of_programs() -> dict[str, list[str]]:
+    """Returns for each program the keys at the top of its configuration file."""
+    from etude.run.cli import VERBS, conf_folder
+
+    loaded = {name: OmegaConf.load(conf_folder() / f"{verb.config}.yaml") for name, verb in VERBS.items()}
+    return {name: [str(key) for key in node if key not in ("defaults", "hydra")] for name, node in loaded.items()}
 
 
 def _keys(node: Any, prefix: str = "") -> list[str]:

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 FAST = {"true": "fast", "false": "[]"}  # fast_convergence= as a choice of convergence=; Hydra takes no null there
 PRETRAINING = "data=corpus"  # whose tokens and networks suit data=folder, too, on which stage=finetune then goes on
+REQUIRED = ("task", "data", "model", "optimizer", "trainer")  # groups of train.py of which a run needs a choice
+OPTIONAL = (  # groups of train.py in which null chooses nothing
+    "experiment", "genre", "level", "convergence", "stage", "technique", "scheduler", "tokenizer", "discriminator", "sampling",
+    "logger",
+)  # fmt: skip
 FORMERLY_OPTIONAL = ("genre", "level", "experiment", "stage")  # groups in which an earlier version left out an unknown choice
 WITHOUT_SEED = (  # techniques that took a seed in an earlier version and draw nothing
     "bandit", "curriculum", "early_stopping", "ema", "finite", "grow_layers", "loss_schedule", "schedule_free", "self_paced",
@@ -41,11 +46,13 @@ def pick(choice: str | None, *cases: str) -> str:
 
 
 def spelled_out(options: list[str], presets: list[str] | None = None) -> list[str]:
-    """Returns the options of train.py as Hydra knows them: `fast_convergence=true` becomes `convergence=fast`.
+    """Returns the options of train.py as Hydra knows them: `fast_convergence=true` becomes `convergence=fast`, and `level=null`,
+    which chooses nothing from a group, becomes `level=[]`.
 
     presets: the files of conf/genre; None leaves genres unchecked.
 
-    Raises: ValueError for a genre without a preset, which Hydra would only call a file that is missing.
+    Raises: ValueError for a genre without a preset, which Hydra would only call a file that is missing, and for null as the
+        choice of a group of which a run needs one.
     """
     found = []
     for option in options:
@@ -57,10 +64,32 @@ def spelled_out(options: list[str], presets: list[str] | None = None) -> list[st
                         f"genre={genre} has no preset; presets: {', '.join(presets)}. Music of any genre trains without one: "
                         f"leave genre= out; for that genre of your data alone, name its folder: data.root=my_songs/{genre}"
                     )
-        found.append(_with_convergence(option))
+        found.append(_without_null(_with_convergence(option)))
     said = {key(option): option.partition("=")[2] for option in options}
     elsewhere = said.keys() & {"data", "experiment"} or said.get("task", "language_model") != "language_model"
     return found if said.get("stage") != "pretrain" or elsewhere else [*found, PRETRAINING]
+
+
+def _without_null(option: str) -> str:
+    """Returns the option with `[]` for null if it names a group. Raises: ValueError if a run needs a choice of that group."""
+    name, _, value = option.partition("=")
+    if name not in (*REQUIRED, *OPTIONAL) or "null" not in (choices := _separated(value)):
+        return option
+    if name in REQUIRED:
+        raise ValueError(f"{option}: a run needs a {name}; leave {name}= out for the default; --help lists the choices")
+    return f"{name}=" + ",".join("[]" if choice == "null" else choice for choice in choices)
+
+
+def _separated(value: str) -> list[str]:
+    """Returns the parts of a sweep's value: those that commas outside brackets separate."""
+    parts, depth = [""], 0
+    for sign in value:
+        depth += (sign in "[({") - (sign in "])}")
+        if sign == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += sign
+    return parts
 
 
 def _with_convergence(option: str) -> str:

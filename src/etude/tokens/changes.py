@@ -6,6 +6,7 @@ import numpy as np
 from symusic import Score
 
 from etude.music.score import bar_ticks, num_notes, seconds_at
+from etude.wording import counted
 
 Mark = tuple[int, int]
 
@@ -80,7 +81,7 @@ def changes(before: Score, after: Score) -> list[str]:
         found.append(f"{pitched[0]} pitched notes become {pitched[1]} (repeated ones are joined, others left out)")
     moved = (_onsets(before) - _onsets(after)).total()
     if moved and pitched[0] == pitched[1]:
-        found.append(f"{moved} notes are moved in time or pitch")
+        found.append(f"{counted(moved, 'note is', 'notes are')} moved in time or pitch")
     return found
 
 

@@ -30,6 +30,7 @@ from etude.audio.resampling import Resampler
 from etude.core.protocols import UsesReferenceClips
 from etude.report.files import write_atomically
 from etude.transfer.stream import MelVocoder, StreamRestyler, StyleModel, StyleRequest, device_of, restyle_stream
+from etude.wording import counted
 
 BLOCK_SAMPLES = 65_536  # samples that are read at once
 OPENING_SECONDS = 30  # from the beginning of a file, to guess its style
@@ -121,9 +122,9 @@ def restyle(
             write_atomically(quarantine, "".join("\t".join(row) + "\n" for row in rows))
     if quarantine is not None:
         left_out = f", {len(faults)} left out, see {quarantine}" if faults else ""
-        print(f"restyled {len(done)} of {len(jobs)} files{left_out}", file=sys.stderr)
+        print(f"restyled {len(done)} of {counted(len(jobs), 'file')}{left_out}", file=sys.stderr)
         if not done:
-            raise ValueError(f"in={path}: none of its {len(jobs)} files could be restyled; {quarantine} says why")
+            raise ValueError(f"in={path}: none of its {counted(len(jobs), 'file')} could be restyled; {quarantine} says why")
     return done
 
 

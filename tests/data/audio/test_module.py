@@ -136,7 +136,7 @@ def test_bad_files_are_quarantined_with_reasons_and_the_good_go_on(
     assert reasons["short.wav"] == "shorter than a segment (0.13 s)"
     assert len(data.manifest()) == 13
     err = capfd.readouterr().err
-    assert "1 files clip, such as folk/clips.wav" in err
+    assert "1 file clips, such as folk/clips.wav" in err
     assert "8 files are left out" in err
     names = encodings(monkeypatch)
     module(root, tmp_path / "cache").prepare()

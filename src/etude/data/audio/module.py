@@ -22,6 +22,7 @@ from etude.data.audio.statistics import band_statistics, complexities
 from etude.data.base import CorpusDataModule, at_root, checked_range
 from etude.data.cache.intact import rebuilding_damage
 from etude.data.scores.manifest import SPLITS
+from etude.wording import counted
 
 LOUDEST_CHANGE_DB = 40
 
@@ -121,9 +122,10 @@ class StyleDataModule(CorpusDataModule):
         )
         self._styles, self._pieces, self._paired = styles, pieces, is_paired(pieces, styles)
         if clipping:
-            lines.append(f"{len(clipping)} files clip, such as {clipping[0]}; they are kept")
+            lines.append(f"{counted(len(clipping), 'file clips', 'files clip')}, such as {clipping[0]}; kept nevertheless")
         if self._quarantine:
-            lines.append(f"{len(self._quarantine)} files are left out, such as {': '.join(filter(None, self._quarantine[0]))}")
+            left = counted(len(self._quarantine), "file is", "files are")
+            lines.append(f"{left} left out, such as {': '.join(filter(None, self._quarantine[0]))}")
         print("".join(f"{line}\n" for line in lines), end="", file=sys.stderr)
 
     def _choose(self, available: list[str]) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ from etude.data.scores import duplicates as dedup
 from etude.data.scores.corpora import Corpus, Source
 from etude.data.scores.splits import assign_splits
 from etude.music.score import printable
+from etude.wording import counted
 
 STARTED = time.time()
 SPLITS = ("train", "val", "test")
@@ -111,7 +112,7 @@ class ManifestPlan:
         pieces, quarantine = _collect(self.corpus, self.sources, self.hashes, self.cache_dir, unread)
         if not pieces:
             reasons = f"{printable(self.sources[0].path)}: {quarantine[0][2]}" if quarantine else "they have no pieces"
-            raise ValueError(f"none of {len(self.sources)} files could be read; give readable scores ({reasons})")
+            raise ValueError(f"none of {counted(len(self.sources), 'file')} could be read; give readable scores ({reasons})")
         table = _table(pieces, self.ratios)
         if self.complexity:
             table = with_complexity(table, self.cache_dir, num_workers)
@@ -130,7 +131,8 @@ class ManifestPlan:
         write_aside(self._complete.with_name(f"{self._complete.name}.partial"), self.folder.name.encode())
         row = min(unread)
         why = f"{self.sources[row].name}: {unread[row]}"
-        print(f"{len(unread)} files are left out in this run; the next run tries them again: {why}", file=sys.stderr)
+        left = counted(len(unread), "file is", "files are")
+        print(f"{left} left out in this run; the next run tries again: {why}", file=sys.stderr)
 
 
 def _collect(

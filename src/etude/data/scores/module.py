@@ -35,6 +35,7 @@ from etude.data.scores.packing import Packer
 from etude.data.scores.tokens import MAX_SHIFT
 from etude.data.scores.view import View, build_view, open_view, view_folder, with_byte_pairs
 from etude.tokens.tokenizer import LABELS, Tokenizer
+from etude.wording import counted
 
 IDENTITY = frozenset({"path", "file", "sha256", "id", "split"})
 
@@ -146,7 +147,7 @@ class MusicDataModule(CorpusDataModule, AboutTraining):
             print(line, file=sys.stderr)
         if bad := len(self.quarantine):
             path = self._view_folder / "quarantine.tsv"
-            print(f"{bad} pieces or files are left out; {path} says why", file=sys.stderr)
+            print(f"{counted(bad, 'piece or file is', 'pieces or files are')} left out; {path} says why", file=sys.stderr)
 
     def _open(self) -> None:
         sources = self.corpus.files()

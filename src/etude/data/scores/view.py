@@ -21,6 +21,7 @@ from etude.data.randomness import permute
 from etude.data.scores.manifest import SPLITS, piece_keys, read_quarantine, write_quarantine
 from etude.data.scores.tokens import tokenise, tokens_folder
 from etude.tokens.tokenizer import Tokenizer
+from etude.wording import counted
 
 COLUMNS = {"num_bars": "bars"}  # label of `Tokenizer.controls` -> column of the manifest, where the names differ
 BPE_PIECES = 2000  # pieces from which byte pairs are learnt, at most
@@ -85,7 +86,7 @@ def build_view(view: Path, tokenizer: Tokenizer, *, controls: Sequence[str], cac
     manifest = pq.read_table(folder / "manifest.parquet")
     store, refused = tokenise(tokenizer, piece_keys(manifest), cache_dir=cache_dir, num_workers=num_workers)
     if len(refused) == len(manifest):
-        raise ValueError(f"the tokenizer can hold none of the {len(manifest)} pieces; the first: {refused[0]}")
+        raise ValueError(f"the tokenizer can hold none of {counted(len(manifest), 'piece')}; the first: {refused[0]}")
     rows = store.rows(piece_keys(manifest))
     ids = [tokenizer.controls(labels) for labels in labels_of(manifest, controls)]
     splits = np.array(manifest["split"].to_pylist())

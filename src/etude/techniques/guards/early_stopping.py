@@ -10,6 +10,7 @@ from torch import Tensor
 from etude.core.task import Task
 from etude.core.technique import Technique
 from etude.optim.plateau import Plateau, check_mode
+from etude.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ class EarlyStopping(Technique):
         best, waited = self.plateau.best, self.plateau.waited
         if waited >= self.patience:
             log.warning(
-                f"early_stopping: {self.monitor} has not improved on {best:.4f} for {waited} validations; "
+                f"early_stopping: {self.monitor} has not improved on {best:.4f} for {counted(waited, 'validation')}; "
                 f"stopping at step {trainer.global_step}"
             )
             trainer.should_stop = True

@@ -16,6 +16,7 @@ from etude.core.optimizer_state import skip_next_step
 from etude.core.task import Task
 from etude.core.technique import GradientSlot, StepSlot, Technique
 from etude.optim.faults import nonfinite_module, nonfinite_terms
+from etude.wording import counted
 
 log = logging.getLogger(__name__)
 MIN_DEVIATION = 0.01  # as a share of the median: a smaller deviation is replaced by this
@@ -159,7 +160,7 @@ class Stability(Technique):
         if finite:
             what = f"{step}: the loss of {loss:.4g} is a spike (the recent median is {np.median(self.losses):.4g})"
             if self.in_a_row > self.patience:
-                log.warning(f"{what}, but it has lasted for {self.patience} steps: accepted from now on")
+                log.warning(f"{what}, but it has lasted for {counted(self.patience, 'step')}: accepted from now on")
                 self.losses, self.norms = [], {}
                 return False
         else:

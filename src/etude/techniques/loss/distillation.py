@@ -19,6 +19,7 @@ from etude.losses.distillation import adaptive_temperature, attention_loss, proj
 from etude.losses.feature_matching import feature_matching
 from etude.tokens.classes import CLASSES, token_classes
 from etude.tokens.rows import packed_rows
+from etude.wording import counted
 
 TEACHER = "technique.distillation.teacher"
 SCHEDULES = ("constant", "annealed", "adaptive")
@@ -214,7 +215,7 @@ class Distillation(Technique):
         assert isinstance(pl_module, Task)
         self.teacher.to(pl_module.device)
         if self.sequence_share and not self.sequences:
-            print(f"distillation: drawing {self.num_sequences} pieces from the teacher")
+            print(f"distillation: drawing {counted(self.num_sequences, 'piece')} from the teacher")
             tokens, tokenizer = self.sequence_tokens, cast(Any, pl_module.tokenizer)
             scores = self.teacher.sample(num_samples=self.num_sequences, max_new_tokens=tokens, seed=self.seed)
             self.sequences = [torch.tensor(tokenizer.compress(tokenizer.encode(score)), dtype=torch.int64) for score in scores]

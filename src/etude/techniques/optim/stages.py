@@ -11,6 +11,7 @@ from etude.core.phases import Phase
 from etude.core.task import Task
 from etude.core.technique import StepSlot, Technique
 from etude.optim.plateau import Plateau, check_mode
+from etude.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ class Stages(Technique):
     def after_step(self, task: Task) -> None:
         length = task.phase.max_steps
         if length is not None and task.steps_trained - task.phases.start_step >= length:
-            self.reason = self.reason or f"its {length} steps are over"
+            self.reason = self.reason or f"its {counted(length, 'step is', 'steps are')} over"
         self._finish(task.trainer, task)
 
     def on_train_batch_end(
@@ -137,7 +138,7 @@ class Stages(Technique):
         self.plateau.improves(float(value))
         best, waited = self.plateau.best, self.plateau.waited
         if waited >= phase.patience and pl_module.steps_trained - pl_module.phases.start_step >= phase.min_steps:
-            self.reason = self.reason or f"{monitor} has not improved on {best:.4f} for {waited} validations"
+            self.reason = self.reason or f"{monitor} has not improved on {best:.4f} for {counted(waited, 'validation')}"
         self._finish(trainer, pl_module)
 
     def _finish(self, trainer: pl.Trainer, task: Task) -> None:
