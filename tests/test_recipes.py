@@ -49,6 +49,7 @@ def test_each_stage_starts_from_the_newest_run_of_the_one_before(home: Path, cap
     recipe = own["etude"]["recipe"]
     assert recipe["model"]["dim"] == 32 and recipe["data"]["max_len"] == 256 and "model.dim=32" in recipe["overrides"]
     assert list(recipe["technique"]) == ["stages"] and recipe["technique"]["stages"]["stages"][0]["name"] == "finetune"
+    assert recipe["name"] == "folder"  # the data's, not the default's
 
     broad = torch.load(best, weights_only=True)["state_dict"]
     moved = {name: float((own["state_dict"][name] - broad[name]).abs().max()) for name in broad}
@@ -160,6 +161,7 @@ def test_a_stage_keeps_what_it_is_not_told_otherwise(home: Path, capsys: pytest.
     options = [o for o in REST if not o.startswith("data.")]
     call("train", home / "outputs" / "small", *options, f"cache_dir={home / 'cache'}", "~sampling", "stage=finetune",
          f"weights={home / 'outputs' / 'broad'}", "data.batch_size=1")  # fmt: skip
+    assert f"starting from the weights of {home / 'outputs' / 'broad' / 'checkpoints' / 'best.ckpt'}" in capsys.readouterr().err
     recipe = checkpoint(home / "outputs" / "small")["etude"]["recipe"]
     assert recipe["data"]["batch_size"] == 1 and recipe["data"]["root"] == str(home / "songs")
     assert find_stage_checkpoint(["pretrain"], str(home / "outputs"), wanted="finetune", kind="language_model").is_file()

@@ -52,6 +52,14 @@ def test_every_program_makes_its_own(tmp_path: Path, program: str, conf: str) ->
     assert folders == [str(tmp_path / "now"), str(tmp_path / "now_2")]
 
 
+def test_a_stage_on_an_earlier_runs_data_is_named_by_itself(tmp_path: Path) -> None:
+    here = f"outputs={tmp_path}"
+    assert chosen(here, "stage=polish").name.endswith("_polish")
+    assert chosen(here, "stage=finetune", "data=folder", "data.root=x").name.endswith("_folder")
+    assert chosen(here, "stage=pretrain", "data=corpus").name.endswith("_corpus")
+    assert chosen(here, "stage=polish", "hydra.run.dir=${outputs}/a_chorales").name == "a_chorales"
+
+
 def test_a_sweep_does_too_and_its_runs_know(tmp_path: Path) -> None:
     (tmp_path / "now").mkdir()
     with initialize_config_dir(str(CONF), version_base="1.3"):

@@ -76,7 +76,7 @@ class CorpusDataModule(pl.LightningDataModule):
 
     def prepare(self) -> None:
         """Makes the data ready; safe to repeat, and to call in several processes at once."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define prepare()")
 
     def prepare_data(self) -> None:
         """Prepares what is missing in the cache; Lightning calls it on one rank of each machine."""
@@ -89,13 +89,13 @@ class CorpusDataModule(pl.LightningDataModule):
     @property
     def quarantine(self) -> list[tuple[str, str, str]]:
         """(file, piece, reason) of all files and pieces that are not used."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define quarantine")
 
     # --- labels ---
 
     def _rows(self, split: str) -> list[dict[str, Any]]:
         """Returns the columns of each piece of a split, in the order of the data."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define _rows(split)")
 
     def labels(self, split: str, column: str) -> list[str | None]:
         """Returns the value of a column of the manifest or `labels_file` for each piece of a split, in the order of `pieces()`.
@@ -161,7 +161,7 @@ class CorpusDataModule(pl.LightningDataModule):
         return self._evaluation("test")
 
     def _evaluation(self, split: str) -> StatefulDataLoader:
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define _evaluation(split)")
 
     def _loader(self, rows: Dataset[Any], batches: Any) -> StatefulDataLoader:
         return StatefulDataLoader(rows, batch_sampler=batches, num_workers=self.num_workers, collate_fn=_as_it_is)
@@ -170,7 +170,7 @@ class CorpusDataModule(pl.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Identifies the data in a checkpoint, to detect changes; the loaders have their own state."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define state_dict()")
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Checks that a run resumes on the data of the checkpoint, since otherwise its batches would differ.

@@ -35,7 +35,7 @@ class RunFolder(Callback):
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        folder = Path(config.hydra.run.dir)
+        folder = _named_by_stage(config, Path(config.hydra.run.dir))
         if not _given(config, "hydra.run.dir") and rank() == 0:
             with contextlib.suppress(OSError):  # Hydra creates the folder next and reports the same error
                 _set(config, "run", _continued(config) or create_folder(folder))
@@ -47,10 +47,20 @@ class RunFolder(Callback):
             return
         if not _given(config, "hydra.sweep.dir"):
             with contextlib.suppress(OSError), read_write(config), open_dict(config):
-                folder = create_folder(Path(config.hydra.sweep.dir))
+                folder = create_folder(_named_by_stage(config, Path(config.hydra.sweep.dir)))
                 _set(config, "sweep", folder)
                 # each run of the sweep is composed from these options
                 config.hydra.overrides.hydra.append(f"hydra.sweep.dir={json.dumps(str(folder))}")
+
+
+def _named_by_stage(config: DictConfig, folder: Path) -> Path:
+    """Returns `folder` with the name of the stage in place of the data's, if the data are those of an earlier run."""
+    stage, data = config.get("stage"), config.hydra.runtime.choices.get("data")
+    mine = {option.partition("=")[0] for option in config.hydra.overrides.task}
+    if not stage or not stage.get("after") or config.ckpt or "data" in mine or _given(config, "hydra.run.dir"):
+        return folder
+    head, found, tail = folder.name.rpartition(f"_{data}")
+    return folder.with_name(f"{head}_{stage.name}{tail}") if found else folder
 
 
 def _given(config: DictConfig, key: str) -> bool:

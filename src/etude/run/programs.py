@@ -238,7 +238,7 @@ def _run(
         task = build_task(cfg, **datamodule.parts, **labels)
     task.check_metric(cfg.monitor, "monitor", cfg.monitor_mode, techniques)
     if cfg.weights is not None:
-        recipes.start_from(task, find_checkpoint(cfg.weights, cfg.outputs, option="weights"), techniques)
+        recipes.start_from(task, find_checkpoint(cfg.weights, cfg.outputs, option="weights", best=True), techniques)
     task.recipe = {**recipe, "overrides": overrides}
     if sampling is not None and isinstance(sampling.func, ChecksRequests):
         sampling.func.check_requests(sampling.keywords, task)

@@ -277,16 +277,20 @@ def starting_point(cfg: DictConfig, options: list[str]) -> tuple[DictConfig, lis
     if not after:
         return cfg, options
     if cfg.weights is not None:
-        path = find_checkpoint(cfg.weights, cfg.outputs, option="weights")
+        path = find_checkpoint(cfg.weights, cfg.outputs, option="weights", best=True)
     else:
         kind = next((option.partition("=")[2] for option in options if key(option) == "task"), None)
         path = find_stage_checkpoint(after, cfg.outputs, wanted=cfg.stage.name, kind=kind)
     mine = {key(option) for option in options}  # data=... takes the place of all that was said about data, data.root=... does not
-    earlier = load_checkpoint(path)["etude"]["recipe"].get("overrides", [])
+    recipe = load_checkpoint(path)["etude"]["recipe"]
+    earlier = recipe.get("overrides", [])
     kept = taken_over([o for o in earlier if (group := key(o).partition(".")[0]) in KEPT and not mine & {group, key(o)}], path)
     merged = [*kept, *(o for o in options if key(o) != "weights")]
     print(f"stage={cfg.stage.name} starts from {path}{', ' + ' '.join(kept) if kept else ''}", file=sys.stderr)
-    return compose([*merged, f"weights={json.dumps(str(path))}"]), merged
+    found = compose([*merged, f"weights={json.dumps(str(path))}"])
+    if not mine & {"name", "data"}:
+        found.name = recipe["name"]  # the default name is that of this command's default data
+    return found, merged
 
 
 def start_from(task: "Task", path: Path, techniques: Iterable["Technique"] = ()) -> None:

@@ -29,19 +29,19 @@ class AboutTraining:
     @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the pieces."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define tokenizer")
 
     def view(self, split: str) -> View:
         """The tokenised pieces of one split."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define view(split)")
 
     def score(self, split: str, index: int) -> Score:
         """The score of row `index` of the split's manifest."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define score(split, index)")
 
     def manifest(self, split: str | None = None) -> pa.Table:
         """The manifest of one split."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define manifest(split)")
 
     def changed_pieces(self, most: int = PIECES) -> list[tuple[str, dict[str, int]]]:
         """Compares training pieces with what the tokenizer makes of them.
