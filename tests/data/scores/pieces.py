@@ -6,12 +6,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from symusic import Note, Score, Tempo, TimeSignature, Track
 
 from etude.data.cache.store import Store, Writer, key_of
 from etude.data.scores.corpora import Folder
+from etude.data.scores.module import MusicDataModule
 from etude.data.scores.view import View
 from etude.tokens.satb import SatbGrid
 
@@ -93,3 +95,12 @@ class Troubled(Folder):
         if "slow" in path.name:
             time.sleep(0.5)
         yield from super().read(path)
+
+
+SMALL: dict[str, Any] = {"max_len": 400, "batch_size": 2, "batches_per_epoch": 6, "prepare_workers": 1, "seed": 5}
+
+
+def module(root: Path, cache: Path, **changes: Any) -> MusicDataModule:
+    """A data module of the scores in `root`."""
+    options = {"corpus": Folder(root=str(root)), "tokenizer": SatbGrid, "cache_dir": str(cache), "transpose": [-3, 3]}
+    return MusicDataModule(**{**options, **SMALL, **changes})
