@@ -19,8 +19,8 @@ FAST = {"true": "fast", "false": "[]"}  # fast_convergence= as a choice of conve
 PRETRAINING = "data=corpus"  # whose tokens and networks suit data=folder, too, on which stage=finetune then goes on
 REQUIRED = ("task", "data", "model", "optimizer", "trainer")  # groups of train.py of which a run needs a choice
 OPTIONAL = (  # groups of train.py in which null chooses nothing
-    "experiment", "genre", "level", "convergence", "stage", "technique", "scheduler", "tokenizer", "discriminator", "sampling",
-    "logger",
+    "experiment", "genre", "level", "convergence", "stage", "sweep", "technique", "scheduler", "tokenizer", "discriminator",
+    "sampling", "logger",
 )  # fmt: skip
 FORMERLY_OPTIONAL = ("genre", "level", "experiment", "stage")  # groups in which an earlier version left out an unknown choice
 WITHOUT_SEED = (  # techniques that took a seed in an earlier version and draw nothing
