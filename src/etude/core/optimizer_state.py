@@ -80,7 +80,7 @@ def check_state(optimizers: Iterable[Optimizer], parameters: Iterable[tuple[str,
     Raises:
         ValueError: names the parameter, what is wrong and the right shape.
     """
-    names = {p: name for name, p in parameters}
+    names: dict[Tensor, str] = {p: name for name, p in parameters}
     found = [*optimizers]
     found += [optimizer.optimizer for optimizer in found if isinstance(optimizer, WrapsOptimizer)]
     for optimizer in found:
