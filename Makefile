@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.installed
 .DEFAULT_GOAL := help
-.PHONY: help setup train techniques test test-all check lint docs lock report bench styles effects tidy clean
+.PHONY: help setup train techniques test test-all check lint docs lock report bench styles effects dashboard tidy clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -68,6 +68,9 @@ lock:  ## pin pyproject.toml again into requirements.lock
 	   echo "# pyaudio is left out, because it does not build without PortAudio and rendering does not need it."; \
 	   $(BIN)/uv pip compile --quiet --no-annotate --no-header --all-extras --python-version 3.11 pyproject.toml | grep -v '^pyaudio'; \
 	 } > requirements.lock.new && mv requirements.lock.new requirements.lock
+
+dashboard: setup  ## open a sweep's trials in the browser: make dashboard [STORAGE=outputs/sweeps/STUDY/study.journal]; without, the newest
+	@$(BIN)/python scripts/dashboard.py $(STORAGE)
 
 tidy: setup  ## show what runs left behind; make tidy ARGS=--yes removes it, --checkpoints lists earlier runs' last.ckpt, too
 	@$(BIN)/python scripts/tidy.py $(ARGS)

@@ -32,7 +32,7 @@ def metric_bars(rows: Sequence[Mapping[str, object]], *, groups: Sequence[str], 
         raise ValueError("rows has no metric with a finite mean; evaluate at least one piece with notes")
     num_columns = min(4, len(rows))
     margin = 0.25 + 0.065 * max(len(group) for group in groups)
-    figure, axes = _panels(
+    figure, axes = panels(
         len(rows),
         num_columns,
         width=2.35,
@@ -75,7 +75,7 @@ def histogram_panels(
         labels: histogram -> name of each bin.
         title: title above all panels.
     """
-    figure, axes = _panels(
+    figure, axes = panels(
         len(histograms), min(2, len(histograms)), width=5.2, height=1.8, title=title, left=0.65, between=(0.7, 0.7), bottom=0.75
     )
     for axis, (name, groups) in zip(axes, histograms.items(), strict=True):
@@ -102,7 +102,7 @@ def png(figure: "Figure") -> bytes:
     return buffer.getvalue()
 
 
-def _panels(
+def panels(
     count: int,
     num_columns: int,
     *,

@@ -27,6 +27,7 @@ from etude.sweeps.early_end import EarlyEnd
 from etude.sweeps.leases import Leases
 from etude.sweeps.plan import Plan
 from etude.sweeps.processes import Process, WarmProcess
+from etude.sweeps.report import write_report
 from etude.sweeps.space import Space, described, examples, grid, options_of
 from etude.sweeps.storage import one_line, open_storage, storage_url
 from etude.sweeps.study import open_study, told_values
@@ -181,9 +182,19 @@ def _run(request: Request) -> None:
             ended = driver.run()
         finally:
             summary.write(study, plan, request.space, request.folder, lambda trial: experiment(trial, request))
+            page = write_report(
+                study, plan, request.space, request.folder, lambda trial: repeated(trial, request), dashboard(request.storage)
+            )
         if ended is not None:
             show(f"the sweep ended early: {ended}")
         show(summary.told(study, plan, lambda trial: repeated(trial, request), request.folder))
+        if page is not None:
+            show(f"report:  {page}")
+
+
+def dashboard(storage: str) -> str:
+    """Returns the command that opens a storage in optuna-dashboard."""
+    return f"make dashboard STORAGE={shlex.quote(storage)}"
 
 
 def repeated(trial: FrozenTrial, request: Request) -> str:

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ def write(study: Study, plan: Plan, space: Space, folder: Path, experiment: Call
     experiment: returns the text of that file.
     """
     trials = study.get_trials(deepcopy=False)
-    rows = [_row(trial, plan, space) for trial in trials]
+    rows = rows_of(trials, plan, space)
     text = io.StringIO()
     if rows:
         writer = csv.DictWriter(text, rows[0].keys())
@@ -33,6 +33,11 @@ def write(study: Study, plan: Plan, space: Space, folder: Path, experiment: Call
     for trial in best:
         name = "best" if len(best) == 1 else f"front_{trial.number}"
         write_atomically(folder / f"{name}.yaml", experiment(trial))
+
+
+def rows_of(trials: Iterable[FrozenTrial], plan: Plan, space: Space) -> list[dict[str, str]]:
+    """Returns a row of text for each trial: state, objectives and constraints, parameters, steps, seconds, reason."""
+    return [_row(trial, plan, space) for trial in trials]
 
 
 def _row(trial: FrozenTrial, plan: Plan, space: Space) -> dict[str, str]:
