@@ -10,7 +10,9 @@ def newest(outputs: Path) -> Path:
     """Returns the storage of the sweep that wrote last. Raises: ValueError if there is none."""
     found = sorted(outputs.glob("sweeps/*/study.journal"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise ValueError(f"{outputs / 'sweeps'} has no sweep; start one (python train.py sweep=tpe ...) or give STORAGE=its storage")
+        raise ValueError(
+            f"{outputs / 'sweeps'} has no sweep; start one (python train.py sweep=tpe ...) or give STORAGE=its storage"
+        )
     return found[-1]
 
 
