@@ -7,6 +7,7 @@ one that was killed goes on where it was.
 """
 
 import argparse
+import math
 import os
 import sys
 import time
@@ -37,8 +38,11 @@ def objective(options: dict[str, str]) -> float:
     return (float(options["x"]) - 1) ** 2 + (int(options["n"]) - 4) ** 2 / 10 + abs(width - 1)
 
 
-def run(study: str, storage: str, number: int, options: list[str], folder: str, seconds: float) -> None:
-    """The process of a trial: takes `seconds`, and goes on with the steps that an earlier process of it has made."""
+def run(study: str, storage: str, number: int, options: list[str], folder: str, seconds: float, busy: bool) -> None:
+    """The process of a trial: takes `seconds`, and goes on with the steps that an earlier process of it has made.
+
+    busy: compute so long instead of waiting.
+    """
     from etude.core.stopping import stop_on_signals
     from etude.sweeps.trial import running_trial
 
@@ -51,7 +55,7 @@ def run(study: str, storage: str, number: int, options: list[str], folder: str, 
         count = home / "steps.txt"
         begun = count.read_text().count(".") if count.is_file() else 0
         for step in range(begun, STEPS):
-            time.sleep(seconds / STEPS)
+            pause(seconds / STEPS, busy)
             if values["n"] == "9" and step == 3:
                 raise ValueError("n=9 always fails")
             if trial.plan.pruner != "none" and trial.reports(objective(values) + STEPS - step, step):
@@ -61,6 +65,16 @@ def run(study: str, storage: str, number: int, options: list[str], folder: str, 
                 file.write(".")
         trial.take({"loss": objective(values)})
         _note(home.parent, f"end {told}")
+
+
+def pause(seconds: float, busy: bool) -> None:
+    """Waits, or computes for so long by the process's own clock."""
+    if not busy:
+        time.sleep(seconds)
+        return
+    until = time.process_time() + seconds
+    while time.process_time() < until:
+        math.fsum(range(1000))
 
 
 def _note(folder: Path, line: str) -> None:
@@ -83,6 +97,7 @@ def main() -> None:
     parser.add_argument("--sampler", default="tpe")
     parser.add_argument("--pruner", default="none")
     parser.add_argument("--lease-seconds", type=float, default=60)
+    parser.add_argument("--busy", action="store_true", help="compute instead of waiting")
     given = parser.parse_args()
     plan = Plan(["loss:min"], sampler=given.sampler, pruner=given.pruner, space=described(SPACE), max_steps=STEPS)
     url = storage_url(given.storage or str(given.folder / "study.journal"))
@@ -94,7 +109,7 @@ def main() -> None:
 
     def start(number: int, options: list[str], folder: Path) -> Forked:
         output = given.folder / "output" / f"{number}.txt"
-        args = ("toy", url, number, options, str(folder), given.seconds)
+        args = ("toy", url, number, options, str(folder), given.seconds, given.busy)
         return warm.start(run, *args, output=output, threads=threads_each(given.n_jobs))
 
     warm.memory()

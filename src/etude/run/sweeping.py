@@ -75,9 +75,9 @@ def read_request(config: DictConfig, context: HydraContext, arguments: Sequence[
         constraints=_plain(config.constraints),
         objective_at=config.objective_at,
         sampler=config.hydra.runtime.choices.sweep,
-        sampler_options=_plain(config.sampler_options),
+        sampler_options=_plain(config.sampler_options) or {},
         pruner=_pruner(config),
-        pruner_options=_plain(config.pruner_options),
+        pruner_options=_plain(config.pruner_options) or {},
         prune_by=config.prune_by,
         space=described(space),
         options=fixed,
@@ -172,6 +172,7 @@ def _run(request: Request) -> None:
         done = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
         print(f"study {config.study}: {done} of {request.n_trials} trials are finished; {request.folder}", file=sys.stderr)
         if warm is not None:
+            show("importing what the trials need")
             processes.refuse_too_many(config.n_jobs, warm.memory())
         starter = TrialStarter(request, warm)
         driver = Driver(

@@ -165,8 +165,9 @@ class Driver:
 
     def _reason(self, number: int, code: int) -> str:
         """Returns why a process ended that has told nothing: the signal that killed it, or its last line."""
-        if code < 0 or code > 128:
-            name = signal.Signals(-code if code < 0 else code - 128).name
+        number_of_signal = -code if code < 0 else code - 128
+        if number_of_signal in set(signal.Signals):
+            name = signal.Signals(number_of_signal).name
             return f"killed by {name}" + ("; the system does that when memory runs out" if name == "SIGKILL" else "")
         output = self.folder / "output" / f"{number}.txt"
         lines = output.read_text(errors="replace").split("\n") if output.is_file() else []

@@ -86,23 +86,30 @@ class WarmProcess:
     def __init__(self, modules: Sequence[str]) -> None:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(list(modules))
-        self._ready: Connection | None = None
+        self._warming: threading.Thread | None = None
+        self._memory: int | None = None
 
     def warm_up(self) -> None:
         """Starts the warm process without waiting for it."""
-        self._ready, theirs = self._context.Pipe(duplex=False)
-        self._context.Process(target=_tell_memory, args=(theirs,), daemon=True).start()
+        self._warming = threading.Thread(target=self._probe, name="warm up", daemon=True)
+        self._warming.start()
+
+    def _probe(self) -> None:
+        mine, theirs = self._context.Pipe(duplex=False)
+        self._context.Process(target=_tell_memory, args=(theirs,), daemon=True).start()  # returns once the process is warm
         theirs.close()
+        self._memory = int(mine.recv())
+        mine.close()
 
     def memory(self) -> int:
         """Waits until the process is warm; returns its resident memory in bytes: about what a trial needs, at least."""
-        if self._ready is None:
+        if self._warming is None:
             self.warm_up()
-        assert self._ready is not None
-        try:
-            return int(self._ready.recv())
-        except EOFError:
-            raise RuntimeError("the warm process has ended; HYDRA_FULL_ERROR=1 shows why") from None
+        assert self._warming is not None
+        self._warming.join()
+        if self._memory is None:
+            raise ValueError("the process that trials are forked from has ended while it imported; see the lines above")
+        return self._memory
 
     def start(self, function: Callable[..., None], *args: Any, output: Path, threads: int | None) -> Forked:
         """Forks a process that calls the function; what it prints goes into the file `output`."""
