@@ -12,6 +12,7 @@ from etude.music.theory import Key, estimate_key
 from etude.tokens.changes import first_metre, first_tempo
 from etude.tokens.tokenizer import program_family
 
+COMPUTED = ("key", "metre", "tempo_bpm", "num_bars", "programs")  # labels that can be computed from a score
 TEMPO_OCTAVES = 1 / 8  # half the distance between two tempo labels
 
 
@@ -24,9 +25,9 @@ def asked_and_got(asked: Mapping[str, Any], scores: Sequence[Score]) -> list[tup
     rows = []
     sounding = [score for score in scores if num_notes(score)]
     for label, value in asked.items():
-        if label not in ("key", "metre", "tempo_bpm", "num_bars", "programs") or not sounding:
+        if label not in COMPUTED or not sounding:
             continue
-        got = [_value(label, score) for score in sounding]
+        got = [property_of(label, score) for score in sounding]
         share = float(np.mean([_fits(label, value, found) for found in got]))
         often = Counter(map(str, got)).most_common(1)[0][0]
         rows.append((label, str(value), often, f"{share:.0%} of {len(sounding)}"))
@@ -39,7 +40,8 @@ def bars_begun(score: Score) -> int:
     return int(np.searchsorted(bar_ticks(score), max(onsets, default=0), side="right"))
 
 
-def _value(label: str, score: Score) -> Any:
+def property_of(label: str, score: Score) -> Any:
+    """Returns what a score has of a label that can be computed: key, metre, tempo_bpm, num_bars or programs."""
     if label == "key":
         return str(estimate_key(score))
     if label == "metre":

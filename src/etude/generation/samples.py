@@ -13,11 +13,13 @@ from symusic import Score
 
 from etude.core.protocols import Composes
 from etude.data.scores.reading import read_prompt
-from etude.generation.requests import asked_and_got, bars_begun
+from etude.generation.requests import COMPUTED, asked_and_got, bars_begun, property_of
+from etude.metrics.scores.tables import piece_metrics
 from etude.music.score import num_notes
 from etude.music.theory import estimate_key
 from etude.render.scores import piano_roll, render, write_audio
 from etude.render.synthesizers import Synthesizer, check_synthesizer
+from etude.report.media import Sample, write_table
 from etude.report.reports import Report
 from etude.report.run_page import begin_report, end_report
 from etude.wording import counted
@@ -93,7 +95,7 @@ def write_samples(
     soundfont: str | None = None,
     synthesizer: Synthesizer = "tinysoundfont",
 ) -> list[Path]:
-    """Draws pieces and writes `samples/NNN.mid`, `.wav` and `.png` for each, and `report.html` over all.
+    """Draws pieces and writes `samples/NNN.mid`, `.wav` and `.png` for each, `samples/samples.csv` and `report.html`.
 
     Args:
         task: a trained model.
@@ -145,10 +147,12 @@ def write_samples(
                 drawn.append(score)
                 files.append(_write(score, out / f"{len(files):03d}.mid", pieces, play if audio else None))
     finally:  # Ctrl-C keeps what is done
-        if rows := asked_and_got({**asked, "num_bars": num_bars} if num_bars else asked, drawn):
+        wanted = {**asked, "num_bars": num_bars} if num_bars else asked
+        write_table(out, [_described(score, path, wanted) for score, path in zip(drawn, files, strict=False)])
+        if rows := asked_and_got(wanted, drawn):
             report.heading("Asked and got").table(("label", "asked", "got most often", "samples that have it"), rows)
-            for label, wanted, often, share in rows:
-                print(f"asked {label} {wanted}: {share} have it, most often {often}", file=sys.stderr)
+            for label, value, often, share in rows:
+                print(f"asked {label} {value}: {share} have it, most often {often}", file=sys.stderr)
         end_report(report.extend(pieces), folder)
     return files
 
@@ -185,3 +189,20 @@ def _write(score: Score, path: Path, report: Report, play: Callable[[Score], np.
     report.links([(f"samples/{file.name}", file.name) for file in files])
     print(path, file=sys.stderr)
     return path
+
+
+def _described(score: Score, path: Path, asked: Mapping[str, Any]) -> Sample:
+    """Returns the row of a sample in the table: its files, what was asked and came out, and its metrics."""
+    files = {
+        kind: file if (file := path.with_suffix(suffix)).is_file() else None
+        for kind, suffix in (("picture", ".png"), ("sound", ".wav"), ("score", ".mid"))
+    }
+    values: dict[str, object] = {"notes": num_notes(score)}
+    for label in (*asked, *(label for label in ("num_bars", "key", "tempo_bpm") if label not in asked)):
+        if label in asked:
+            values[f"asked {label}"] = str(asked[label])
+        if label in COMPUTED and num_notes(score):
+            values[f"got {label}"] = property_of(label, score)
+    metrics = piece_metrics(score) if num_notes(score) else {}
+    values |= {name: round(value, 4) for name, value in metrics.items() if value == value}  # NaN: not defined for this piece
+    return Sample(path.stem, **files, values=values)

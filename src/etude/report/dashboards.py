@@ -29,12 +29,12 @@ def one_run(target: str, folder: Path, *, step: int | None) -> dict[str, Any]:
 
     step: steps that the run has behind it; None for a new run.
     """
-    if target.endswith(".WandbLogger"):
+    if target.endswith((".WandbLogger", ".WandbRun")):
         kept = folder / WANDB_ID
         if not kept.is_file():
             write_atomically(kept, f"{secrets.token_hex(4)}\n")
         return {"id": kept.read_text().strip(), "resume": "allow"}
-    if target.endswith(".TensorBoardLogger") and step is not None:
+    if target.endswith((".TensorBoardLogger", ".TensorBoardRun")) and step is not None:
         return {"purge_step": step}
     return {}
 
@@ -109,3 +109,10 @@ def _try(url: str, seconds: float, found: list[str | None]) -> None:
         found.append(str(error))
     else:
         found.append(None)
+
+
+def finish(*, failed: bool) -> None:
+    """Ends the W&B run of this process, if there is one, and writes its files to the end."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.finish(exit_code=int(failed))

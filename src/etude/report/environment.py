@@ -41,14 +41,30 @@ def write_environment(folder: Path) -> Path:
     return write_atomically(Path(folder) / "environment.txt", environment())
 
 
-def _commit(folder: Path) -> str:
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20, check=True
-        ).stdout.strip()
+def read_environment(folder: Path) -> dict[str, str]:
+    """Returns the lines "key: value" of environment.txt in a run's folder, such as its commit; without the packages."""
+    path = Path(folder) / "environment.txt"
+    text = path.read_text(errors="replace") if path.is_file() else ""
+    pairs = (line.partition(": ") for line in text.partition("\npackages:")[0].splitlines())
+    return {key: value for key, separator, value in pairs if separator}
 
+
+def checkout() -> Path | None:
+    """Returns the top folder of the git checkout that this code runs from; None if it was installed otherwise."""
     try:
-        commit, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+        return Path(_git(Path(__file__).parent, "rev-parse", "--show-toplevel"))
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+
+
+def _commit(folder: Path) -> str:
+    try:
+        commit, changed = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
         return "unknown (not a git checkout, or no git)"
     return f"{commit}{' with uncommitted changes' if changed else ''}"

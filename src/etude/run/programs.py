@@ -1,7 +1,5 @@
 """The programs train, generate, evaluate and transfer, and the functions that build their parts from a configuration."""
 
-import functools
-import importlib.util
 import inspect
 import shutil
 import sys
@@ -18,20 +16,13 @@ from etude.run.command import check_types, one_line_errors
 from etude.run.folder import locked_folder, run_folder, write_config
 from etude.run.quiet import quiet_lightning
 from etude.run.resuming import told_resuming
+from etude.run.tracking import build_loggers, ends_dashboards, logging_callbacks
 
 if TYPE_CHECKING:
     from etude.core.task import Task
     from etude.sweeps.trial import RunningTrial
 
 
-@functools.cache
-def _wandb_offline() -> bool:
-    from etude.report.dashboards import wandb_offline
-
-    return wandb_offline()
-
-
-OmegaConf.register_new_resolver("wandb_offline", _wandb_offline, replace=True)
 OmegaConf.register_new_resolver("pick", recipes.pick, replace=True)
 
 
@@ -185,6 +176,7 @@ def _train(cfg: DictConfig, trial: "RunningTrial | None") -> float | None:
         return _run(cfg, folder, overrides, resume, trial=trial)
 
 
+@ends_dashboards
 def _run(
     cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | None, *, trial: "RunningTrial | None" = None
 ) -> float | None:
@@ -207,6 +199,7 @@ def _run(
     from etude.core.technique import Composition
     from etude.report.dashboards import continue_curves
     from etude.report.environment import write_environment
+    from etude.report.tracking import show_end
 
     sampling = instantiate(cfg.sampling) if cfg.get("sampling") else None  # `~sampling` on the command line removes it
     if sampling is not None and isinstance(sampling.func, ChecksOptions):
@@ -254,6 +247,7 @@ def _run(
             how = f"`{program('train')} ckpt={folder}` continues this run" if last.is_file() else "before the first checkpoint"
             by = "" if signal.name == "Ctrl-C" else f" by {signal.name} (exit code {signal.exit_code})"
             print(f"stopped at step {trainer.global_step}{by}; {how}", file=sys.stderr)
+            show_end(trainer, folder, monitor=cfg.monitor)
         sys.exit(signal.exit_code)
     if resume is not None and not last.is_file() and trainer.is_global_zero:  # no step followed
         copy_durably(resume, last)
@@ -267,6 +261,7 @@ def _run(
             shutil.rmtree(folder / "samples", ignore_errors=True)  # from before the run was continued
             trained, _ = load_task(best)
             sampling(task=trained, folder=folder, datamodule=datamodule)
+        show_end(trainer, folder, monitor=cfg.monitor)
         print(f"checkpoint: {best}\nresults:    {folder}", file=sys.stderr)
     return float(value) if value is not None else None
 
@@ -280,11 +275,9 @@ def build_trainer(
     """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
-    from pytorch_lightning.callbacks import LearningRateMonitor
 
     from etude.core.best_checkpoints import kept_best
     from etude.core.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
-    from etude.report.dashboards import one_run
     from etude.report.progress import RunProgress
 
     if HydraConfig.get().mode == RunMode.MULTIRUN and cfg.trainer.devices not in (1, "1", "auto"):
@@ -292,10 +285,7 @@ def build_trainer(
             "a multirun with several devices would start the whole sweep on every rank; "
             f"start one `{program('train')}` for each run"
         )
-    if "tensorboard" in (cfg.get("logger") or {}) and importlib.util.find_spec("tensorboard") is None:
-        raise ValueError("logger=tensorboard needs a package that is not installed; pip install 'etude[tensorboard]'")
-    nodes = (cfg.get("logger") or {}).values()
-    loggers = [instantiate(node, **one_run(node._target_, folder, step=step)) for node in nodes]
+    loggers = build_loggers(cfg, folder, step=step)
     checkpoints = folder / "checkpoints"
     callbacks = [
         *techniques,
@@ -309,7 +299,7 @@ def build_trainer(
 
         callbacks.append(TrialCallback(trial))
     if loggers:
-        callbacks.append(LearningRateMonitor("step"))
+        callbacks += logging_callbacks(cfg, folder)
     return instantiate(
         cfg.trainer, logger=loggers or False, callbacks=callbacks, plugins=[AtomicCheckpointIO()], default_root_dir=str(folder)
     )

@@ -9,7 +9,10 @@ from torch import Tensor
 
 from etude.audio.griffin_lim import GriffinLim
 from etude.core.protocols import Translates
+from etude.metrics.audio.mel_distances import log_mel_l1
+from etude.metrics.audio.mel_features import chroma_correlation
 from etude.render.scores import PEAK, write_audio
+from etude.report.media import Sample, write_table
 from etude.report.reports import Report
 from etude.report.run_page import add_configuration, begin_report
 from etude.report.style_plots import mel_panels, training_curves
@@ -18,7 +21,9 @@ from etude.report.style_plots import mel_panels, training_curves
 def write_transfers(
     *, task: Translates, datamodule: Any, folder: Path, num_songs: int = 2, seconds: float = 10.0, num_iters: int = 8
 ) -> list[Path]:
-    """Writes samples/real_<style>_<i>.wav, fake_<to>_from_<from>_<i>.wav and .png for every direction, and report.html.
+    """Writes samples/real_<style>_<i>.wav, fake_<to>_from_<from>_<i>.wav and .png for every direction.
+
+    samples/samples.csv lists them with measurements, report.html shows them.
 
     Args:
         task: a trained model.
@@ -37,7 +42,7 @@ def write_transfers(
     out.mkdir(parents=True, exist_ok=True)
     vocoder = GriffinLim(contract, num_iters=num_iters)
     report = begin_report(f"Style transfer between {', '.join(task.styles)}", folder)
-    files: list[Path] = []
+    samples: list[Sample] = []
     try:
         metrics = folder / "metrics.csv"
         curves = training_curves(metrics) if metrics.is_file() else None
@@ -52,10 +57,11 @@ def write_transfers(
             split = _split(datamodule, source)
             for song in range(min(num_songs, datamodule.num_pieces(split, source))):
                 report.heading(f"{source} {song}: {datamodule.piece(split, source, song).song}")
-                files += _song(task, datamodule, vocoder, source, split, song, seconds, out, report)
+                samples += _song(task, datamodule, vocoder, source, split, song, seconds, out, report)
     finally:  # also after Ctrl-C
+        write_table(out, samples)
         add_configuration(report, folder).write(folder / "report.html")
-    return files
+    return [sample.sound for sample in samples if sample.sound is not None]
 
 
 def _split(datamodule: Any, style: str) -> str:
@@ -66,25 +72,30 @@ def _split(datamodule: Any, style: str) -> str:
 def _song(
     task: Translates, datamodule: Any, vocoder: GriffinLim, source: str, split: str, song: int, seconds: float,
     out: Path, report: Report,
-) -> list[Path]:  # fmt: skip
+) -> list[Sample]:  # fmt: skip
     contract = task.contract
     frames = round(seconds * contract.sample_rate / contract.hop_length)
     samples = datamodule.samples(split, source, song)[: frames * contract.hop_length]
     spectrum, mel = contract.spectrum(samples[None]), contract.log_mel(samples[None])
-    files = [_written(samples[None], out / f"real_{source}_{song}.wav", contract.sample_rate, report)]
+    real = _written(samples[None], out / f"real_{source}_{song}.wav", contract.sample_rate, report)
+    made = [Sample(real.stem, sound=real, values={"from": source, "song": song})]
     for target in task.styles:
         if target == source:
             continue
         fake = task.translate(mel, source=source, target=target).cpu()
         path = out / f"fake_{target}_from_{source}_{song}.wav"
-        files.append(_written(vocoder(fake, source=spectrum), path, contract.sample_rate, report))
+        _written(vocoder(fake, source=spectrum), path, contract.sample_rate, report)
         panels = {f"{source}, the source": mel[0], f"{target}, generated": fake[0]}
+        values: dict[str, object] = {"from": source, "to": target, "song": song}
+        values["chroma correlation with the source"] = round(chroma_correlation(mel[0], fake[0], contract=contract), 4)
         if datamodule.paired and split != "train":
-            panels[f"{target}, true"] = datamodule.log_mel(split, target, song)[:, : mel.shape[-1]]
+            true = panels[f"{target}, true"] = datamodule.log_mel(split, target, song)[:, : mel.shape[-1]]
+            values["L1 to the true one, nats"] = round(log_mel_l1(fake[0], true), 4)
         picture = mel_panels(panels, frame_seconds=contract.hop_length / contract.sample_rate)
         path.with_suffix(".png").write_bytes(picture)
         report.image(picture, caption=path.stem, alt=f"Mels of {source} {song}: {', '.join(panels)}")
-    return files
+        made.append(Sample(path.stem, path.with_suffix(".png"), path, values=values))
+    return made
 
 
 def _written(samples_cn: Tensor, path: Path, sample_rate: int, report: Report) -> Path:
