@@ -99,7 +99,7 @@ def test_a_run_leaves_what_the_readme_says(home: Path) -> None:
     fakes = {f"fake_{t}_from_{s}_0" for s in GENRES for t in GENRES if s != t}
     reals = {f"real_{s}_0" for s in GENRES}
     found = {path.name for path in (folder / "samples").iterdir()}
-    assert found == {f"{name}.wav" for name in reals | fakes} | {f"{name}.png" for name in fakes}
+    assert found == {f"{name}.wav" for name in reals | fakes} | {f"{name}.png" for name in fakes} | {"samples.csv"}
     for name in reals | fakes:
         samples, rate = soundfile.read(folder / "samples" / f"{name}.wav")
         assert rate == 16_000 and len(samples) == 62 * 256  # the whole frames of a second

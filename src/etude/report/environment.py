@@ -6,8 +6,6 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-import torch
-
 from etude.report.files import write_atomically
 
 
@@ -20,6 +18,8 @@ def environment(*, source: Path | None = None) -> str:
     Returns:
         Lines "key: value", then a line "name==version" for each installed package, sorted.
     """
+    import torch
+
     lines = {
         "commit": _commit(source or Path(__file__).parent),
         "python": f"{platform.python_implementation()} {platform.python_version()}",

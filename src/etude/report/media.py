@@ -5,12 +5,14 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import pytorch_lightning as pl
-from pytorch_lightning.utilities import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only
 
 from etude.report.files import write_atomically
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
 
 TABLE = "samples.csv"
 FILES = ("picture", "sound", "score")  # columns that name files beside the table
@@ -114,7 +116,7 @@ def show_samples(loggers: Iterable[Any], name: str, samples: Sequence[Sample], *
             logger.show_table(f"{name}/table", samples, step=step)
 
 
-def log_pictures(trainer: pl.Trainer, name: str, files: Iterable[Path]) -> None:
+def log_pictures(trainer: "pl.Trainer", name: str, files: Iterable[Path]) -> None:
     """Sends PNG files to every logger that is a dashboard, under `name` and the files' stems."""
     for file in files:
         for logger in trainer.loggers:
@@ -122,7 +124,7 @@ def log_pictures(trainer: pl.Trainer, name: str, files: Iterable[Path]) -> None:
                 logger.show_picture(f"{name}/{file.stem}", file, step=trainer.global_step)
 
 
-def log_sounds(trainer: pl.Trainer, name: str, files: Iterable[Path]) -> None:
+def log_sounds(trainer: "pl.Trainer", name: str, files: Iterable[Path]) -> None:
     """Sends WAV files to every logger that is a dashboard, under `name` and the files' stems."""
     for file in files:
         for logger in trainer.loggers:

@@ -68,24 +68,24 @@ class Report:
         """Starts a section (level 2) or a subsection (level 3)."""
         if level not in (2, 3):
             raise ValueError(f"level={level} is not a heading of a report; give 2 (section) or 3 (subsection)")
-        return self._add(f"<h{level}>{_escape(text)}</h{level}>")
+        return self._add(f"<h{level}>{escape(text)}</h{level}>")
 
     def text(self, text: str) -> "Report":
         """Adds a paragraph; line breaks are kept."""
-        return self._add(f"<p>{_escape(text)}</p>")
+        return self._add(f"<p>{escape(text)}</p>")
 
     def code(self, text: str) -> "Report":
         """Adds preformatted text, such as a command or a configuration."""
-        return self._add(f"<pre>{_escape(text)}</pre>")
+        return self._add(f"<pre>{escape(text)}</pre>")
 
     def facts(self, pairs: Sequence[tuple[str, object]]) -> "Report":
         """Add a list of (what, value) pairs, such as the run's name and its command."""
-        rows = "".join(f"<dt>{_escape(name)}</dt><dd>{_escape(format_cell(value))}</dd>" for name, value in pairs)
+        rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(format_cell(value))}</dd>" for name, value in pairs)
         return self._add(f"<dl>{rows}</dl>")
 
     def details(self, summary: str, text: str) -> "Report":
         """Add preformatted text that is folded away until the reader opens it."""
-        return self._add(f"<details><summary>{_escape(summary)}</summary><pre>{_escape(text)}</pre></details>")
+        return self._add(f"<details><summary>{escape(summary)}</summary><pre>{escape(text)}</pre></details>")
 
     def extend(self, other: "Report") -> "Report":
         """Add all parts of another report; its title is left out."""
@@ -107,33 +107,33 @@ class Report:
 
         def cells(tag: str, values: Sequence[object]) -> str:
             return "".join(
-                f"<{tag}{' class=number' if right else ''}>{_escape(show(value))}</{tag}>"
+                f"<{tag}{' class=number' if right else ''}>{escape(show(value))}</{tag}>"
                 for value, right, show in zip(values, numeric, [plain] * len(columns) if tag == "th" else formats, strict=True)
             )
 
         head, body = cells("th", columns), "".join(f"<tr>{cells('td', row)}</tr>\n" for row in rows)
-        title = f"<caption>{_escape(caption)}</caption>" if caption else ""
+        title = f"<caption>{escape(caption)}</caption>" if caption else ""
         content = f"{title}<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>"
         return self._add(f"<div class=scroll><table>{content}</table></div>")
 
     def links(self, targets: Sequence[tuple[str, str]]) -> "Report":
         """Adds a line of links to files; each target is (path relative to the report, text)."""
-        found = " · ".join(f'<a href="{_escape(quote(target))}">{_escape(text)}</a>' for target, text in targets)
+        found = " · ".join(f'<a href="{escape(quote(target))}">{escape(text)}</a>' for target, text in targets)
         return self._add(f"<p>{found}</p>")
 
     def image(self, source: Path | bytes, *, caption: str = "", alt: str = "") -> "Report":
         """Adds a PNG picture, given as a path or as bytes; `alt` describes it (default: the caption)."""
-        data = _data_uri(source, allowed=IMAGE_SUFFIXES)
-        return self._figure(f'<img src="{data}" alt="{_escape(alt or caption)}">', caption)
+        data = data_uri(source, allowed=IMAGE_SUFFIXES)
+        return self._figure(f'<img src="{data}" alt="{escape(alt or caption)}">', caption)
 
     def audio(self, source: Path | bytes, *, caption: str = "") -> "Report":
         """Adds a player for a WAV, MP3 or FLAC file, given as a path or as bytes."""
-        data = _data_uri(source, allowed=AUDIO_SUFFIXES)
+        data = data_uri(source, allowed=AUDIO_SUFFIXES)
         return self._figure(f'<audio controls preload="metadata" src="{data}"></audio>', caption)
 
     def html(self) -> str:
         """Returns the whole document."""
-        title = _escape(self.title)
+        title = escape(self.title)
         body = "\n".join(self._parts)
         return (
             f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -148,7 +148,7 @@ class Report:
         return write_atomically(Path(path), self.html())
 
     def _figure(self, content: str, caption: str) -> "Report":
-        below = f"<figcaption>{_escape(caption)}</figcaption>" if caption else ""
+        below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
         return self._add(f"<figure>{content}{below}</figure>")
 
     def _add(self, part: str) -> "Report":
@@ -186,12 +186,18 @@ def _is_number(value: object) -> bool:
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
-def _escape(text: str) -> str:
+def escape(text: object) -> str:
+    """Returns text for HTML, in attributes, too; characters that can't be shown become a replacement character."""
     readable = str(text).encode("utf-8", "backslashreplace").decode("utf-8")
     return html.escape("".join(c if c.isprintable() or c in "\n\t" else "�" for c in readable), quote=True)
 
 
-def _data_uri(source: Path | bytes, *, allowed: tuple[str, ...]) -> str:
+def data_uri(source: Path | bytes, *, allowed: tuple[str, ...]) -> str:
+    """Returns a file as a data URI, for src="..." in a page without other files.
+
+    Raises:
+        ValueError: it is not of a kind in `allowed`, suffixes such as ".png".
+    """
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     suffix = _suffix_of(data)
     if suffix not in allowed:

@@ -9,6 +9,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from etude.report.media import Sample
+from etude.report.options import flatten
 from etude.report.reports import format_cell
 
 
@@ -61,11 +62,3 @@ class TensorBoardRun(TensorBoardLogger):
         for name, value in result.items():
             self.experiment.add_scalar(name, value, step)
         self.experiment.flush()
-
-
-def flatten(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns nested options under dotted keys; lists stay values."""
-    found: dict[str, Any] = {}
-    for key, value in options.items():
-        found |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
-    return found

@@ -22,6 +22,7 @@ VERBS = {
     "evaluate": Verb("measures a checkpoint, or a folder of scores", "etude.run.programs:evaluate", "evaluation/evaluate"),
     "transfer": Verb("restyles audio files", "etude.run.programs:transfer", "transfer"),
     "export": Verb("writes a checkpoint's weights to a safetensors file", "etude.run.export:export", "export/export"),
+    "compare": Verb("puts runs side by side", "etude.run.comparing:compare", "compare"),
 }
 
 
