@@ -162,6 +162,13 @@ class ChecksRequests(Protocol):
         ...
 
 
+@runtime_checkable
+class FewSamples(Protocol):
+    """What writes samples at the end of a run, and says how many are enough while the model trains."""
+
+    few: Mapping[str, Any]  # option -> its largest value then
+
+
 # --- data ---
 
 

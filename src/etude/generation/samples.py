@@ -30,16 +30,19 @@ BATCH = 16  # samples drawn at once; what is drawn is written before the next ba
 
 
 def checked_ahead(
-    check: Callable[[Mapping[str, Any]], None], check_requests: Callable[[Mapping[str, Any], Composes], object]
+    check: Callable[[Mapping[str, Any]], None],
+    check_requests: Callable[[Mapping[str, Any], Composes], object],
+    few: Mapping[str, Any],
 ) -> Callable[[Writer], Writer]:
     """Marks a function that writes samples as one whose options can be tested before training.
 
     check: whether they can be met on this machine; see `ChecksOptions`.
     check_requests: whether a model can be asked for them; see `ChecksRequests`.
+    few: how much is enough while a model trains; see `FewSamples`.
     """
 
     def mark(function: Writer) -> Writer:
-        function.__dict__.update(check=check, check_requests=check_requests)
+        function.__dict__.update(check=check, check_requests=check_requests, few=few)
         return function
 
     return mark
@@ -71,7 +74,7 @@ def _request(options: Mapping[str, Any], task: Composes) -> tuple[dict[str, Any]
     return labels, opening, task.check_request(labels, prompt=opening, num_bars=options.get("num_bars"))
 
 
-@checked_ahead(check_rendering, check_requests)
+@checked_ahead(check_rendering, check_requests, few={"num_samples": 2, "max_new_tokens": 512})
 def write_samples(
     *,
     task: Composes,

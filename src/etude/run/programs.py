@@ -16,7 +16,7 @@ from etude.run.command import check_types, one_line_errors
 from etude.run.folder import locked_folder, run_folder, write_config
 from etude.run.quiet import quiet_lightning
 from etude.run.resuming import told_resuming
-from etude.run.tracking import build_loggers, ends_dashboards, logging_callbacks
+from etude.run.tracking import build_loggers, ends_dashboards, showing_callbacks
 
 if TYPE_CHECKING:
     from etude.core.task import Task
@@ -293,13 +293,12 @@ def build_trainer(
         *kept_best(checkpoints / "best.ckpt", monitor=cfg.monitor, mode=cfg.monitor_mode, keep=cfg.keep_best),
         LastCheckpoint(path=checkpoints / "last.ckpt", every_n_steps=cfg.save_every, keep=cfg.keep_last),
         RunProgress(),
+        *showing_callbacks(cfg, folder, loggers),
     ]
     if trial is not None:
         from etude.sweeps.callback import TrialCallback
 
         callbacks.append(TrialCallback(trial))
-    if loggers:
-        callbacks += logging_callbacks(cfg, folder)
     return instantiate(
         cfg.trainer, logger=loggers or False, callbacks=callbacks, plugins=[AtomicCheckpointIO()], default_root_dir=str(folder)
     )

@@ -62,13 +62,22 @@ def _series(cfg: DictConfig, node: DictConfig) -> dict[str, Any]:
     return {}
 
 
-def logging_callbacks(cfg: DictConfig, folder: Path) -> list[Any]:
-    """Builds the callbacks of a run that has loggers."""
+def showing_callbacks(cfg: DictConfig, folder: Path, loggers: list[Any]) -> list[Any]:
+    """Builds the callbacks that tell the loggers of a run more than curves, and the one that samples while it trains.
+
+    Raises: ValueError if samples are asked for while it trains and the task has none.
+    """
     from pytorch_lightning.callbacks import LearningRateMonitor
 
     from etude.report.tracking import ShowsOptions
+    from etude.run.during import SamplesDuring
 
-    return [LearningRateMonitor("step"), ShowsOptions(folder, monitor=cfg.monitor)]
+    found: list[Any] = [LearningRateMonitor("step"), ShowsOptions(folder, monitor=cfg.monitor)] if loggers else []
+    if cfg.get("sample_every") is not None:
+        if not cfg.get("sampling"):
+            raise ValueError(f"sample_every={cfg.sample_every} needs sampling=, which this task or command has not; leave it out")
+        found.append(SamplesDuring(every=cfg.sample_every, sampling=instantiate(cfg.sampling, _convert_="all"), folder=folder))
+    return found
 
 
 def ends_dashboards(run: Callable[P, Result]) -> Callable[P, Result]:

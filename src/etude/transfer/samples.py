@@ -1,8 +1,9 @@
 """Writes samples of a style-transfer model on held-out audio: WAV files, pictures of mels, training curves, a report."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -17,7 +18,20 @@ from etude.report.reports import Report
 from etude.report.run_page import add_configuration, begin_report
 from etude.report.style_plots import mel_panels, training_curves
 
+Writer = TypeVar("Writer", bound=Callable[..., Any])
 
+
+def few(**options: Any) -> Callable[[Writer], Writer]:
+    """Marks a function that writes samples: `options` are enough while a model trains; see `FewSamples`."""
+
+    def mark(function: Writer) -> Writer:
+        function.__dict__.update(few=options)
+        return function
+
+    return mark
+
+
+@few(num_songs=1, seconds=5.0)
 def write_transfers(
     *, task: Translates, datamodule: Any, folder: Path, num_songs: int = 2, seconds: float = 10.0, num_iters: int = 8
 ) -> list[Path]:
