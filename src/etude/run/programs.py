@@ -1,5 +1,6 @@
 """The programs train, generate, evaluate and transfer, and the functions that build their parts from a configuration."""
 
+import functools
 import inspect
 import shutil
 import sys

@@ -87,12 +87,13 @@ def ends_dashboards(run: Callable[P, Result]) -> Callable[P, Result]:
     def ending(*args: P.args, **kwargs: P.kwargs) -> Result:
         from etude.report.dashboards import finish
 
-        done = False
+        failed = False
         try:
-            result = run(*args, **kwargs)
-            done = True
-            return result
+            return run(*args, **kwargs)
+        except BaseException as error:
+            failed = type(error).__name__ != "TrialPruned"  # of Optuna, which is imported in sweeps only
+            raise
         finally:
-            finish(failed=not done)
+            finish(failed=failed)
 
     return ending
