@@ -11,21 +11,24 @@ from typing import Any
 import pytest
 import soundfile
 import wandb
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from matplotlib.image import imread
 from omegaconf import OmegaConf
 
 from etude.report.media import read_table
 from etude.report.wandb_run import WandbRun
+from etude.run.tracking import build_loggers
 from tests.report.records import media, offline_records
 from tests.songs import write_songs
-from tests.test_run import TINY, call, fails
+from tests.test_run import ROOT, TINY, call, fails
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # W&B's own
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run with all loggers, trial 7 of a study."""
+    """The folder of a run with all loggers."""
     home = tmp_path_factory.mktemp("tracked")
     write_songs(home / "songs")
     with pytest.MonkeyPatch.context() as patch:
@@ -34,7 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.delenv("WANDB_API_KEY", raising=False)
         call(
             "train", home / "outputs" / "one", *TINY, f"data.root={home / 'songs'}", f"cache_dir={home / 'cache'}",
-            "logger=[csv,wandb,tensorboard]", "++trial={study:rates,number:7}", "logger.wandb.checkpoints=[best,last]",
+            "logger=[csv,wandb,tensorboard]", "logger.wandb.group=rates", "logger.wandb.checkpoints=[best,last]",
             "sampling.audio=true", "sampling.num_samples=2", "sampling.key=G major",
         )  # fmt: skip
     assert wandb.run is None
@@ -72,7 +75,7 @@ def test_wandb_files_hold_curves_options_pictures_sounds_and_the_table(run: Path
     assert options["model"] == recipe["model"] and "logger=[csv,wandb,tensorboard]" in options["overrides"]
     assert options["environment"]["python"].startswith("CPython")
     started = found["run"][0]
-    assert (started["run_group"], started["display_name"], started["tags"]) == ("rates", "7", ["sweep", "rates"])
+    assert (started["run_group"], started["display_name"]) == ("rates", "folder")
     (picture,) = (item for item in history if item.get("samples/000._type") == "images/separated")
     assert imread(media(run, picture["samples/000.filenames"][0])).ndim == 3
     (sound,) = (item["samples/000 sound.audio"][0] for item in history if "samples/000 sound.audio" in item)
@@ -122,6 +125,30 @@ def test_tensorboard_files_hold_curves_options_pictures_sounds_and_the_table(run
         board.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     ).session_start_info
     assert session.hparams["model.dim"].number_value == 32 and session.hparams["name"].string_value == "folder"
+
+
+@pytest.mark.parametrize(
+    ("options", "mode", "expected"),
+    [
+        ([], "RUN", (None, "chorales", [])),
+        (["trial={study:rates,number:7,storage:x}"], "RUN", ("rates", "7", ["sweep", "rates"])),
+        (["trial={study:rates,number:7,storage:x}", "logger.wandb.group=mine"], "RUN", ("mine", "chorales", [])),
+        (["logger.wandb.tags=[a]"], "MULTIRUN", ("noon_sweep", "chorales 3", ["a", "sweep"])),
+    ],
+)
+def test_runs_of_a_sweep_are_a_group_at_wandb(options: list[str], mode: str, expected: tuple[Any, ...], tmp_path: Path) -> None:
+    settings = [
+        f"hydra.mode={mode}",
+        "hydra.sweep.dir=outputs/noon_sweep",
+        "hydra.job.num=3",
+        f"hydra.runtime.output_dir={tmp_path}",
+    ]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("train", overrides=["logger=wandb", *options, *settings], return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        (logger,) = build_loggers(cfg, tmp_path, step=None)
+    asked = logger._wandb_init  # W&B's run itself is not started
+    assert (asked["group"], asked["name"], asked["tags"]) == expected
 
 
 def test_a_missing_package_is_named_with_its_extra(
