@@ -161,6 +161,15 @@ def test_the_page_needs_nothing_else_and_shows_every_part(tmp_path: Path) -> Non
     assert "<td><code>model.dim</code></td>" in page and "<code>monitor</code>" not in page
 
 
+def test_a_curve_under_two_names_is_drawn_once(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, dim=dim) for name, dim in (("a", 1), ("b", 2))]
+    for run in runs:
+        (run / "metrics.csv").write_text("step,train/loss,train/nll,val/nll\n1,3.0,3.0,\n2,2.0,2.0,\n3,,,2.5\n")
+    assert {"train/loss", "train/nll", "val/nll"} == set(read(*runs)[0].curves)
+    page = write_page(tmp_path / "compare.html", read(*runs), num_samples=0, seconds=1).read_text()
+    assert page.count("<polyline") == 4
+
+
 def test_only_the_beginning_of_a_sound_is_kept(tmp_path: Path) -> None:
     sound = tmp_path / "a.wav"
     soundfile.write(sound, np.zeros((22_050 * 4, 2), np.float32), 22_050)

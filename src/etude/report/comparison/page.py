@@ -139,7 +139,8 @@ def _overview(page: ComparisonPage, folder: Path) -> None:
         rows.append(
             [page.chip(place), label, escape(run.task), steps, link, f'<span class="note">{escape("; ".join(run.notes))}</span>']
         )
-    page.heading("Runs").rows_of_runs(["", "run", "task", "steps", "", "notes"], rows, numeric={3})
+    page.heading("Runs")
+    page.rows_of_runs(["", "run", "task", "steps", "", "notes"], rows, numeric={3})
 
 
 def _metrics(page: ComparisonPage) -> None:
@@ -190,6 +191,11 @@ def _curves(page: ComparisonPage) -> None:
     names = dict.fromkeys(name for run in page.runs for name in run.curves)
     order = [*metric_names(page.runs), *(name for name in names if name.startswith("train/") and name != "train/loss")]
     order += [name for name in names if name not in order]
+    drawn: list[list[Any]] = []
+    for name in list(order):  # train/loss is train/nll where there is one term
+        if (found := [run.curves.get(name) for run in page.runs]) in drawn:
+            order.remove(name)
+        drawn.append(found)
     counts = {name: sum(name in run.curves for run in page.runs) for name in order}
     shown = [name for name in order if name.startswith((*MEASURED, "train/"))]
     groups = {
@@ -202,7 +208,8 @@ def _curves(page: ComparisonPage) -> None:
         if not members:
             continue
         if title == "Curves":
-            page.heading(title).add(f'<div class="charts">{charts}</div>')
+            page.heading(title)
+            page.add(f'<div class="charts">{charts}</div>')
         else:
             page.folded(f"{title} ({len(members)})", f'<div class="charts">{charts}</div>')
 
@@ -223,7 +230,8 @@ def _samples(page: ComparisonPage, *, num_samples: int, seconds: float) -> None:
         cards = [
             _card(page, place, samples[name], page.runs[place], seconds) for place, samples in enumerate(named) if name in samples
         ]
-        page.heading(name, level=3).add(f'<div class="samples">{"".join(cards)}</div>')
+        page.heading(name, level=3)
+        page.add(f'<div class="samples">{"".join(cards)}</div>')
 
 
 def _card(page: ComparisonPage, place: int, sample: Sample, run: Run, seconds: float) -> str:

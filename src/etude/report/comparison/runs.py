@@ -195,7 +195,9 @@ def _packages(path: Path) -> dict[str, str]:
 def _untabled(folder: Path) -> list[Sample]:
     """Returns the samples of a run that wrote no table, one for each stem."""
     stems = sorted({path.stem for path in folder.glob("*") if path.suffix in SUFFIXES.values()}) if folder.is_dir() else []
-    return [
-        Sample(stem, **{kind: file if (file := folder / f"{stem}{SUFFIXES[kind]}").is_file() else None for kind in FILES})
-        for stem in stems
-    ]
+    samples = []
+    for stem in stems:
+        files = {kind: folder / f"{stem}{suffix}" for kind, suffix in SUFFIXES.items()}
+        picture, sound, score = (files[kind] if files[kind].is_file() else None for kind in FILES)
+        samples.append(Sample(stem, picture, sound, score))
+    return samples
