@@ -6,7 +6,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-NO_RESULTS = ("config.yaml", "generate.yaml", "evaluate.yaml", "environment.txt", "changes.tsv", "wandb_id.txt")
+NO_RESULTS = (
+    "config.yaml", "generate.yaml", "evaluate.yaml", "environment.txt", "changes.tsv", "wandb_id.txt", "code.patch", "data.tsv",
+)  # fmt: skip
 
 
 def size(path: Path) -> int:

@@ -121,13 +121,16 @@ class LastCheckpoint(Checkpoint):
         path: the file.
         every_n_steps: optimizer steps between two writes, at least 1.
         keep: last.ckpt and so many less one of those before it, as last_step_N.ckpt; at least 1.
+        stop_at: the optimizer step after which the run stops as on a signal; None for its end.
     """
 
-    def __init__(self, *, path: Path, every_n_steps: int, keep: int = 1) -> None:
+    def __init__(self, *, path: Path, every_n_steps: int, keep: int = 1, stop_at: int | None = None) -> None:
+        if stop_at is not None and stop_at < 1:
+            raise ValueError(f"stop_at is {stop_at}, must be at least step 1, or null")
         for name, value, unit in (("save_every", every_n_steps, "step"), ("keep_last", keep, "checkpoint")):
             if value < 1:
                 raise ValueError(f"{name} is {value}, must be at least 1 {unit}")
-        self.path, self.every_n_steps, self.keep = Path(path), every_n_steps, keep
+        self.path, self.every_n_steps, self.keep, self.stop_at = Path(path), every_n_steps, keep, stop_at
         self.stop_requested = False
         self.begun = False  # whether a batch has been trained since the run began or was resumed
         self._signal: int = signal.SIGINT
@@ -204,6 +207,11 @@ class LastCheckpoint(Checkpoint):
             return self.stop_requested
         return trainer.strategy.reduce_boolean_decision(self.stop_requested, all=False)
 
+    def _is_stop_due(self, trainer: pl.Trainer) -> bool:
+        """Returns whether the run stops after this step, and after the validation that follows it."""
+        planned = trainer.global_step == self.stop_at and not lightning.is_last_step(trainer)
+        return self._is_stop_requested(trainer) or planned
+
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         if self._stop_before_next_batch:
             raise Stopped(self._signal)
@@ -222,7 +230,7 @@ class LastCheckpoint(Checkpoint):
             self._save_after_validation = due
             self._validation_follows = True
             return
-        stop = self._is_stop_requested(trainer)
+        stop = self._is_stop_due(trainer)
         if due or stop:
             self._save(trainer)
         self._stop_before_next_batch = stop
@@ -261,7 +269,7 @@ class LastCheckpoint(Checkpoint):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking or not self._validation_follows:
             return
-        stop = self._is_stop_requested(trainer)
+        stop = self._is_stop_due(trainer)
         self._whole.remember(trainer, pl_module)
         if self._save_after_validation or stop:
             self._save(trainer)

@@ -16,6 +16,18 @@ from etude.core.batch import Batch
 Rule = Callable[[np.ndarray, int], np.ndarray]
 
 
+# --- data ---
+
+
+@runtime_checkable
+class HasContents(Protocol):
+    """A data module that can say what it has read, so that two runs can be compared."""
+
+    def contents(self) -> list[tuple[str, str, str]]:
+        """Returns (split, file, SHA-256) for each file that is used, then ("all", what was made of them, SHA-256 of that)."""
+        ...
+
+
 # --- tasks ---
 
 

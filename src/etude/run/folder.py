@@ -17,7 +17,9 @@ from omegaconf import DictConfig, open_dict, read_write
 from etude.core.ranks import rank
 
 # files that a run writes before it has any result
-NO_RESULTS = ("config.yaml", "generate.yaml", "evaluate.yaml", "environment.txt", "changes.tsv", "wandb_id.txt")
+NO_RESULTS = (
+    "config.yaml", "generate.yaml", "evaluate.yaml", "environment.txt", "changes.tsv", "wandb_id.txt", "code.patch", "data.tsv",
+)  # fmt: skip
 _created: set[Path] = set()  # folders that this process created
 
 
@@ -38,7 +40,7 @@ class RunFolder(Callback):
         folder = _named_by_stage(config, Path(config.hydra.run.dir))
         if not _given(config, "hydra.run.dir") and rank() == 0:
             with contextlib.suppress(OSError):  # Hydra creates the folder next and reports the same error
-                _set(config, "run", _continued(config) or create_folder(folder))
+                _set(config, "run", _continued(config) or _found_again(config) or create_folder(folder))
         elif not folder.exists():
             _created.add(folder.absolute())
 
@@ -47,7 +49,8 @@ class RunFolder(Callback):
             return
         if not _given(config, "hydra.sweep.dir"):
             with contextlib.suppress(OSError), read_write(config), open_dict(config):
-                folder = create_folder(_named_by_stage(config, Path(config.hydra.sweep.dir)))
+                again = _found_again(config, sweep=True)
+                folder = again or create_folder(_named_by_stage(config, Path(config.hydra.sweep.dir)))
                 _set(config, "sweep", folder)
                 # each run of the sweep is composed from these options
                 config.hydra.overrides.hydra.append(f"hydra.sweep.dir={json.dumps(str(folder))}")
@@ -89,6 +92,22 @@ def create_folder(path: Path) -> Path:
     raise AssertionError
 
 
+def _found_again(config: DictConfig, *, sweep: bool = False) -> Path | None:
+    """Returns the folder of `autoresume=true`, which the same command finds again; None for other commands.
+
+    Raises: OSError if it can't be created.
+    """
+    if config.hydra.job.config_name != "train" or not config.get("autoresume"):
+        return None
+    from etude.run.again import stable_folder
+
+    folder = stable_folder(config, sweep=sweep)
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        _created.add(folder.absolute())
+    return folder
+
+
 def _continued(config: DictConfig) -> Path | None:
     """Returns the folder of the run that this command continues; None for a new run."""
     if config.hydra.job.config_name != "train" or not config.get("ckpt"):
@@ -109,7 +128,7 @@ def write_config(path: Path, text: str) -> None:
     """Writes a run's configuration; an earlier, different one is renamed to config_1.yaml, config_2.yaml, ..."""
 
     def settings(text: str) -> list[str]:
-        return [line for line in text.splitlines() if not line.startswith("ckpt: ")]
+        return [line for line in text.splitlines() if not line.startswith(("ckpt: ", "stop_at: ", "autoresume: "))]
 
     if path.is_file() and settings(path.read_text()) != settings(text):
         names = (path.with_name(f"{path.stem}_{number}{path.suffix}") for number in itertools.count(1))

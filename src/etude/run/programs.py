@@ -4,19 +4,19 @@ import functools
 import inspect
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from etude.core.called import program
-from etude.run import recipes
+from etude.run import again, recipes
 from etude.run.command import check_types, one_line_errors
 from etude.run.folder import locked_folder, run_folder, write_config
 from etude.run.quiet import quiet_lightning
-from etude.run.resuming import told_resuming
+from etude.run.resuming import told_of_data, told_resuming
 from etude.run.tracking import build_loggers, ends_dashboards, showing_callbacks
 
 if TYPE_CHECKING:
@@ -158,6 +158,10 @@ def _train(cfg: DictConfig, trial: "RunningTrial | None") -> float | None:
     from etude.core.checkpoint_files import find_checkpoint, load_checkpoint, not_continued, resumable
 
     folder, overrides = run_folder(), recipes.command_line()
+    if cfg.autoresume and trial is None:
+        if (end := again.finished(folder)) is not None:
+            return end.value
+        cfg = again.continued(cfg, folder)
     if (cfg.get("stage") or {}).get("phases"):
         with locked_folder(folder):
             return recipes.train_phases(cfg, folder, overrides, functools.partial(_run, trial=trial))
@@ -199,8 +203,9 @@ def _run(
     from etude.core.stopping import find_stopped
     from etude.core.technique import Composition
     from etude.report.dashboards import continue_curves
-    from etude.report.environment import write_environment
     from etude.report.tracking import show_end
+    from etude.run import repro
+    from etude.run.inputs import write_inputs
 
     sampling = instantiate(cfg.sampling) if cfg.get("sampling") else None  # `~sampling` on the command line removes it
     if sampling is not None and isinstance(sampling.func, ChecksOptions):
@@ -211,11 +216,12 @@ def _run(
         with open_dict(cfg):  # an experiment sets an option of a technique that another choice has removed
             del cfg.technique[name]
     check_types(cfg)
+    overrides = repro.prepare(cfg, overrides)
     techniques = Composition(build_technique(node, cfg.outputs) for node in (cfg.get("technique") or {}).values()).techniques
     overrides = recipes.pinned(overrides, techniques)
     recipe: Any = OmegaConf.to_container(cfg, resolve=True)
     write_config(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-    write_environment(folder)
+    again.begin(folder)
     quiet_lightning()
     seed_everything(cfg.seed, verbose=False)
     torch.set_float32_matmul_precision("high")
@@ -227,12 +233,15 @@ def _run(
     tokenizer = instantiate(cfg.tokenizer) if cfg.get("tokenizer") is not None else None
     datamodule = prepare_data(cfg.data, tokenizer, folder)
     _tell_changes(datamodule, folder)
+    given = cfg.weights is not None
+    start = find_checkpoint(cfg.weights, cfg.outputs, option="weights", best=True) if given else None
+    write_inputs(folder, datamodule, techniques, start)
     labels = {"trained_labels": datamodule.trained_labels()} if isinstance(datamodule, TellsLabels) else {}
     with no_larger_than(saved_weights(resume), path=resume) if resume is not None else nullcontext():
         task = build_task(cfg, **datamodule.parts, **labels)
     task.check_metric(cfg.monitor, "monitor", cfg.monitor_mode, techniques)
-    if cfg.weights is not None:
-        recipes.start_from(task, find_checkpoint(cfg.weights, cfg.outputs, option="weights", best=True), techniques)
+    if start is not None:
+        recipes.start_from(task, start, techniques)
     task.recipe = {**recipe, "overrides": overrides}
     if sampling is not None and isinstance(sampling.func, ChecksRequests):
         sampling.func.check_requests(sampling.keywords, task)
@@ -249,6 +258,8 @@ def _run(
             by = "" if signal.name == "Ctrl-C" else f" by {signal.name} (exit code {signal.exit_code})"
             print(f"stopped at step {trainer.global_step}{by}; {how}", file=sys.stderr)
             show_end(trainer, folder, monitor=cfg.monitor)
+            if cfg.autoresume:
+                again.requeue(signal.number)
         sys.exit(signal.exit_code)
     if resume is not None and not last.is_file() and trainer.is_global_zero:  # no step followed
         copy_durably(resume, last)
@@ -264,6 +275,7 @@ def _run(
             sampling(task=trained, folder=folder, datamodule=datamodule)
         show_end(trainer, folder, monitor=cfg.monitor)
         print(f"checkpoint: {best}\nresults:    {folder}", file=sys.stderr)
+        again.mark_finished(folder, step=trainer.global_step, value=value)
     return float(value) if value is not None else None
 
 
@@ -279,6 +291,7 @@ def build_trainer(
 
     from etude.core.best_checkpoints import kept_best
     from etude.core.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
+    from etude.core.hash_log import hash_log
     from etude.report.progress import RunProgress
 
     if HydraConfig.get().mode == RunMode.MULTIRUN and cfg.trainer.devices not in (1, "1", "auto"):
@@ -290,9 +303,10 @@ def build_trainer(
     checkpoints = folder / "checkpoints"
     callbacks = [
         *techniques,
+        *hash_log(folder / "hashes.tsv", cfg.hash_every),
         BestCheckpoint(checkpoints, "best", monitor=cfg.monitor, mode=cfg.monitor_mode, enable_version_counter=False),
         *kept_best(checkpoints / "best.ckpt", monitor=cfg.monitor, mode=cfg.monitor_mode, keep=cfg.keep_best),
-        LastCheckpoint(path=checkpoints / "last.ckpt", every_n_steps=cfg.save_every, keep=cfg.keep_last),
+        LastCheckpoint(path=checkpoints / "last.ckpt", every_n_steps=cfg.save_every, keep=cfg.keep_last, stop_at=cfg.stop_at),
         RunProgress(),
         *showing_callbacks(cfg, folder, loggers),
     ]
@@ -343,19 +357,6 @@ def transfer(cfg: DictConfig) -> None:
     instantiate(cfg.transfer)(task=task, vocoder=vocoder, folder=run_folder())
 
 
-@contextmanager
-def _told_of_data(path: Path) -> Iterator[None]:
-    """Tells in one line that names the checkpoint `path` where its recipe's data can't be made; what is told already stays."""
-    from etude.core.checkpoint_files import innermost, unusable_checkpoint
-
-    try:
-        yield
-    except Exception as error:  # a recipe may be malformed in any way
-        if isinstance(innermost(error), ValueError | OSError):  # such as a folder that is not there
-            raise
-        raise unusable_checkpoint(path, error) from error
-
-
 @one_line_errors
 def evaluate(cfg: DictConfig) -> None:
     """Evaluates a checkpoint on held-out data, or measures a folder of scores."""
@@ -373,7 +374,7 @@ def evaluate(cfg: DictConfig) -> None:
         task, recipe = load_task(path)
         kind = type(task).__module__.rpartition(".")[2]
         score = recipes.scoring(cfg, kind, path, logs=task.logged_metrics)
-        with _told_of_data(path):
+        with told_of_data(path):
             data: Any = recipe.data if cfg.data is None else OmegaConf.merge(recipe.data, cfg.data)
             datamodule = prepare_data(data, _existing_tokenizer(task.tokenizer) if isinstance(task, Tokenized) else None, folder)
         _keep_options(cfg, folder, "evaluate", ckpt=path)

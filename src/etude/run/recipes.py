@@ -210,7 +210,7 @@ def _in_use(recipe: dict[str, Any]) -> list[str]:
 
     found = [_with_convergence(option) for option in recipe.get("overrides", [])]
     unread = {f"technique.{name}.seed" for name in WITHOUT_SEED}
-    found = [option for option in found if key(option) not in unread]
+    found = [option for option in found if key(option) not in unread and key(option) != "stop_at"]  # that step is reached
     if "fast_convergence" not in recipe:  # only the runs of an earlier version have this key
         return found
     loader = GlobalHydra.instance().config_loader()
@@ -234,6 +234,9 @@ def train_phases(cfg: DictConfig, folder: Path, overrides: list[str], run: Calla
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import open_dict, read_write
 
+    from etude.core.checkpoint_files import find_checkpoint
+    from etude.run import again
+
     if cfg.ckpt:
         raise ValueError("ckpt= continues one run; leave stage= out, or start a phase from weights with weights=")
     shared = [option for option in overrides if key(option).partition(".")[0] != "stage"]
@@ -247,10 +250,14 @@ def train_phases(cfg: DictConfig, folder: Path, overrides: list[str], run: Calla
         with read_write(settings), open_dict(settings):
             settings.runtime.output_dir = str(part)  # where this phase's loggers write
         start = [] if weights is None else [f"weights={json.dumps(str(weights))}"]
+        if cfg.autoresume and (end := again.finished(part)) is not None:
+            value, weights = end.value, _result(part)
+            continue
+        resume = find_checkpoint(str(part), cfg.outputs) if cfg.autoresume and again.has_begun(part) else None
         print(f"phase {number} of {len(cfg.stage.phases)}, {phase.name}: {' '.join(phase.options)}", file=sys.stderr)
         composed = compose([*options, *start])
         try:
-            value = run(composed, part, options, None)
+            value = run(composed, part, options, resume)
         except SystemExit:
             before = part
             for place, later in enumerate(cfg.stage.phases[number:], start=number + 1):
@@ -258,9 +265,14 @@ def train_phases(cfg: DictConfig, folder: Path, overrides: list[str], run: Calla
                 print(f"then: {program('train')} {line} hydra.run.dir={folder / f'{place}_{later.name}'}", file=sys.stderr)
                 before = folder / f"{place}_{later.name}"
             raise
-        best = part / "checkpoints" / "best.ckpt"
-        weights = best if best.is_file() else best.with_name("last.ckpt")
+        weights = _result(part)
     return value
+
+
+def _result(folder: Path) -> Path:
+    """Returns the checkpoint with which the phase after that in `folder` starts."""
+    best = folder / "checkpoints" / "best.ckpt"
+    return best if best.is_file() else best.with_name("last.ckpt")
 
 
 def starting_point(cfg: DictConfig, options: list[str]) -> tuple[DictConfig, list[str]]:

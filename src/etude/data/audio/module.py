@@ -306,6 +306,12 @@ class StyleDataModule(CorpusDataModule):
         text = json.dumps([identity, self.segment_frames, styles or self._styles, self.contract.fingerprint])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    def contents(self) -> list[tuple[str, str, str]]:
+        """Returns (split, file, key of its samples) for each piece, and ("all", "pieces", hash of segments and mel settings)."""
+        own = [self._of(split, style).pieces for split in SPLITS for style in self.styles]
+        rows = sorted({(p.split, f"{p.style}/{p.name}", p.key) for pieces in own for p in pieces})
+        return [*rows, ("all", "pieces", self._digest())]
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs to notice that the data changed; the loaders keep their own state."""
         return {"styles": list(self.styles), "contract": self.contract.fingerprint, "dataset": self._digest()}

@@ -1,6 +1,7 @@
 """The data module of scores: packed and augmented batches of tokens, which resume exactly."""
 
 import dataclasses
+import hashlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -309,6 +310,18 @@ class MusicDataModule(CorpusDataModule, AboutTraining):
         )
 
     # --- state ---
+
+    def contents(self) -> list[tuple[str, str, str]]:
+        """Returns (split, file, SHA-256) for each file that is used, and ("all", "tokens", SHA-256 of the tokens)."""
+        self.prepare()
+        table = self.manifest().select(["split", "file", "sha256"])
+        rows = sorted(set(zip(*(table[name].to_pylist() for name in table.column_names), strict=True)))
+        digest = hashlib.sha256()
+        for split in SPLITS:
+            view = self._views[split]
+            for piece in range(len(view)):
+                digest.update(np.ascontiguousarray(view.body(piece)).data)
+        return [*((str(split), str(file), str(sha)) for split, file, sha in rows), ("all", "tokens", digest.hexdigest())]
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs to notice that the data changed; the loaders keep their own state."""
