@@ -93,8 +93,7 @@ def read_environment(folder: Path) -> dict[str, str]:
     """Returns the lines "key: value" of environment.txt in a run's folder, such as its commit; without the packages."""
     path = Path(folder) / "environment.txt"
     text = path.read_text(errors="replace") if path.is_file() else ""
-    pairs = (line.partition(": ") for line in text.partition("
-packages:")[0].splitlines())
+    pairs = (line.partition(": ") for line in text.partition("\npackages:")[0].splitlines())
     return {key: value for key, separator, value in pairs if separator}
 
 
