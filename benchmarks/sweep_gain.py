@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/sweep_gain.py --seeds 0 1 2
 
-For each seed, random search makes `--trials` trials of a small chorale model, none of them pruned. TPE with the median pruner then
-searches the same space, for the same seed of training, until a trial is as good as the best of random search. Counted are the
-optimizer steps of all trials, those that were pruned included. Each sweep is the command that a user would type.
+For each seed, random search makes `--trials` trials of a small chorale model, none of them pruned. TPE with the median pruner
+then searches the same space, for the same seed of training, until a trial is as good as the best of random search. Counted are
+the optimizer steps of all trials, those that were pruned included. Each sweep is the command that a user would type.
 """
 
 import argparse
