@@ -53,7 +53,7 @@ def compared(seed: int, trials: int, folder: Path) -> dict[str, Any]:
     shared = [f"seed={seed}"]
     random = sweep("random", [*shared, "sweep=random", "pruner=none", f"n_trials={trials}"], folder)
     best = random.best_trial
-    options = [*shared, "sweep=tpe", "pruner=median", f"n_trials={2 * trials}", f"stop_at={best.value!r}"]
+    options = [*shared, "sweep=tpe", "pruner=median", f"n_trials={2 * trials}", f"target={best.value!r}"]
     tpe = sweep("tpe", options, folder)
     until = [steps_of(trial) for trial in tpe.trials if trial.state.is_finished()]
     found = tpe.best_value

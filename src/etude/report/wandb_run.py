@@ -16,7 +16,7 @@ from etude.report.environment import checkout, read_environment
 from etude.report.media import Sample
 
 STAGING = "WANDB_DATA_DIR"  # the variable that names the folder of artefacts before their upload
-STATE = ("config.yaml", "environment.txt", "*.diff")  # files of a run's folder that say how to repeat it
+STATE = ("config.yaml", "environment.txt", "code.patch")  # files of a run's folder that say how to repeat it
 
 
 class WandbRun(WandbLogger):

@@ -34,7 +34,7 @@ from etude.sweeps.study import open_study, told_values
 
 OWN = (  # the settings of conf/hydra/sweeper/study.yaml, which trials do not have
     "sweep", "study", "storage", "n_trials", "n_jobs", "space", "objectives", "constraints", "objective_at", "pruner", "prune_by",
-    "pruner_options", "sampler_options", "patience", "stop_at", "hours", "lease_seconds", "trial",
+    "pruner_options", "sampler_options", "patience", "target", "hours", "lease_seconds", "trial",
 )  # fmt: skip
 WARM = "etude.run.warm"
 
@@ -159,7 +159,7 @@ def run_sweep(config: DictConfig, context: HydraContext, task_function: TaskFunc
 
 def _run(request: Request) -> None:
     config, plan = request.config, request.plan
-    early = EarlyEnd(plan, patience=config.patience, stop_at=config.stop_at, hours=config.hours)
+    early = EarlyEnd(plan, patience=config.patience, target=config.target, hours=config.hours)
     if config.n_jobs < 1:
         raise ValueError(f"n_jobs={config.n_jobs} must be at least 1")
     warm = WarmProcess([WARM, *request.modules]) if request.warm else None

@@ -16,7 +16,7 @@ SAME_FAILURES = 5  # the sweep ends if its first trials all fail for one reason
 class EarlyEnd:
     """Says when a sweep should start no further trial.
 
-    plan: see `Plan`. patience: finished trials in a row that improve nothing. stop_at: a value of the first objective that is
+    plan: see `Plan`. patience: finished trials in a row that improve nothing. target: a value of the first objective that is
     good enough. hours: of this command. None: no such limit. clock: in seconds.
 
     Raises: ValueError for a number out of its range.
@@ -24,7 +24,7 @@ class EarlyEnd:
 
     plan: Plan
     patience: int | None = None
-    stop_at: float | None = None
+    target: float | None = None
     hours: float | None = None
     clock: Callable[[], float] = time.monotonic
     began: float = field(init=False)
@@ -46,11 +46,11 @@ class EarlyEnd:
         )
         goal = self.plan.goals[0]
         good = [t for t in done if t.state == TrialState.COMPLETE and feasible(t)]
-        if self.stop_at is not None:
-            stop_at = self.stop_at
-            reached = [t for t in good if not goal.better(stop_at, t.values[0])]
+        if self.target is not None:
+            target = self.target
+            reached = [t for t in good if not goal.better(target, t.values[0])]
             if reached:
-                return f"trial {reached[0].number} has reached stop_at={stop_at:g}"
+                return f"trial {reached[0].number} has reached target={target:g}"
         if self.patience is not None and good and self._waited(done) >= self.patience:
             return f"the last patience={self.patience} trials have improved nothing"
         return None
