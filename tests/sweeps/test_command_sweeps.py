@@ -115,3 +115,19 @@ def test_an_objective_that_nothing_logs_ends_the_sweep(home: Path) -> None:
     assert process.returncode == 2, told
     assert "error: objectives is 'live/quality', which nothing logs; there are " in told
     assert [row["state"] for row in rows(home / "outputs" / "sweeps" / "unlogged")] == ["fail"]
+
+
+def test_a_launcher_runs_the_trials_and_ctrl_c_puts_them_back(home: Path) -> None:
+    pytest.importorskip("submitit", reason="needs etude[slurm]")
+    options = ("sweep=grid", "hydra/launcher=submitit_local", "study=launched", "seed=0,1", "lease_seconds=4", "max_steps=3000")
+    folder = home / "outputs" / "sweeps" / "launched"
+    process = start(home, *options, "save_every=20", "n_jobs=2")
+    for _ in range(2400):
+        if all((folder / str(number) / "checkpoints" / "last.ckpt").is_file() for number in range(2)):
+            break
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    told = process.communicate(timeout=300)[0]
+    assert process.returncode == 130 and "trials under way were put back" in told, told
+    assert [row["state"] for row in rows(folder)] == ["waiting", "waiting"]

@@ -20,6 +20,7 @@ from etude.core.called import program
 from etude.run.cli import conf_folder
 from etude.run.command import FULL_ERROR
 from etude.run.experiment_file import experiment_file
+from etude.run.launched import LaunchedTrial, launcher_of
 from etude.run.search_space import space_files, space_of
 from etude.sweeps import processes, summary
 from etude.sweeps.driver import Driver
@@ -54,9 +55,10 @@ class Request:
     modules: list[str]  # that a trial imports
     folder: Path
     storage: str
+    launcher: Any  # that runs the trials; None: they are processes of this machine
 
 
-def read_request(config: DictConfig, context: HydraContext, arguments: Sequence[str]) -> Request:
+def read_request(config: DictConfig, context: HydraContext, task_function: TaskFunction, arguments: Sequence[str]) -> Request:
     """Returns what the command asks for. Raises: ValueError, or Hydra's errors, for what no trial could be."""
     options = OverridesParser.create(config_loader=context.config_loader).parse_overrides(list(arguments))
     for option in options:
@@ -85,11 +87,21 @@ def read_request(config: DictConfig, context: HydraContext, arguments: Sequence[
         max_steps=first.max_steps,
     )
     folder = Path(config.hydra.sweep.dir).absolute()
+    launcher = launcher_of(config, context, task_function)
     return Request(
-        config, context, space, fixed, plan, points, n_trials=_number_of_trials(config.n_trials, points),
-        warm=all(_on_one_cpu(cfg.trainer) for cfg in composed), modules=sorted({m for cfg in composed for m in _modules(cfg)}),
-        folder=folder, storage=storage_url(config.storage or str(folder / "study.journal")),
-    )  # fmt: skip
+        config=config,
+        context=context,
+        space=space,
+        fixed=fixed,
+        plan=plan,
+        points=points,
+        n_trials=_number_of_trials(config.n_trials, points),
+        warm=launcher is None and all(_on_one_cpu(cfg.trainer) for cfg in composed),
+        modules=sorted({module for cfg in composed for module in _modules(cfg)}),
+        folder=folder,
+        storage=storage_url(config.storage or str(folder / "study.journal")),
+        launcher=launcher,
+    )
 
 
 def _is_own(option: Override) -> bool:
@@ -144,7 +156,7 @@ def run_sweep(config: DictConfig, context: HydraContext, task_function: TaskFunc
 
     full = os.environ.pop(FULL_ERROR, None)  # trials must not inherit what `start` has set for Hydra
     try:
-        _run(read_request(config, context, arguments))
+        _run(read_request(config, context, task_function, arguments))
     except Stopped as stopped:
         line = shlex.join([*program("train").split(), *sys.argv[1:]])
         print(f"stopped by {stopped.name}; trials under way were put back, and the same command goes on: {line}", file=sys.stderr)
@@ -174,9 +186,10 @@ def _run(request: Request) -> None:
         if warm is not None:
             show("importing what the trials need")
             processes.refuse_too_many(config.n_jobs, warm.memory())
-        starter = TrialStarter(request, warm)
+        leases = Leases(study, storage, seconds=config.lease_seconds)
+        starter = TrialStarter(request, warm, leases)
         driver = Driver(
-            study, plan, request.space, Leases(study, storage, seconds=config.lease_seconds), request.folder, request.n_trials,
+            study, plan, request.space, leases, request.folder, request.n_trials,
             config.n_jobs, starter, early, show,
         )  # fmt: skip
         try:
@@ -225,14 +238,17 @@ class TrialStarter:
     A trial that was begun before goes on from its last checkpoint if it has one, and begins anew otherwise.
     """
 
-    def __init__(self, request: Request, warm: WarmProcess | None) -> None:
-        self.request, self.warm = request, warm
+    def __init__(self, request: Request, warm: WarmProcess | None, leases: Leases) -> None:
+        self.request, self.warm, self.leases = request, warm, leases
         self.threads = processes.threads_each(request.config.n_jobs)
 
     def __call__(self, number: int, options: list[str], folder: Path) -> Process:
         line = self.options(number, options, folder)
         if folder.is_dir() and not any(option.startswith("ckpt=") for option in line):
             shutil.rmtree(folder)
+        launcher = self.request.launcher
+        if launcher is not None:
+            return LaunchedTrial(lambda: launcher.launch([line], initial_job_idx=number), lambda: self.leases.ask_to_end(number))
         output = self.request.folder / "output" / f"{number}.txt"
         if self.warm is not None:
             return self.warm.start(run_trial, sys.argv[0], line, output=output, threads=self.threads)
@@ -245,8 +261,12 @@ class TrialStarter:
         found = [*self.request.fixed, *options]
         if not any(option.partition("=")[0].lstrip("+~") == "sampling" for option in found):
             found.append("~sampling")
+        if self.request.launcher is not None:
+            trial |= {"token": self.leases.token(number), "lease_seconds": config.lease_seconds}
+            found += [f"hydra.sweep.dir={json.dumps(str(folder.parent))}", f"hydra.sweep.subdir={number}"]
+        else:
+            found += [f"hydra.run.dir={json.dumps(str(folder))}"]
         found += [f"trial={{{','.join(f'{key}:{json.dumps(value)}' for key, value in trial.items())}}}"]
-        found += [f"hydra.run.dir={json.dumps(str(folder))}"]
         if (folder / "checkpoints" / "last.ckpt").is_file() and not any(path.name[:1].isdigit() for path in folder.iterdir()):
             found.append(f"ckpt={json.dumps(str(folder))}")
         return found

@@ -130,7 +130,8 @@ class Driver:
             trial.set_user_attr("folder", str(folder))
             process = self.start(trial.number, options, folder)
             self._slots[trial.number] = process
-            self.leases.started(trial.number, process.pid)
+            if process.pid is not None:
+                self.leases.started(trial.number, process.pid)
 
     def _folder(self, trial: Trial) -> Path:
         """Returns the trial's folder: the one where it was begun if this host sees that."""

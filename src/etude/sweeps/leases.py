@@ -23,6 +23,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 LEASE = "lease"
+END = "asked_to_end"  # a trial's attribute, read by the trial where it holds its own lease
 
 
 def this_host() -> str:
@@ -155,6 +156,21 @@ class Leases:
         trial_id, lease = self._held[number]
         self._write(number, trial_id, replace(lease, worker=Owner.of(pid)))
 
+    def token(self, number: int) -> str:
+        """Returns what tells this lease from any other."""
+        return self._held[number][1].token
+
+    def adopt(self, trial: optuna.Trial, token: str) -> None:
+        """Takes over the lease of a trial that another machine started here. Raises: ValueError if it is another's by now."""
+        lease = Lease.read(trial.user_attrs.get(LEASE))
+        if lease.token != token:
+            raise ValueError(f"trial {trial.number} has been taken over by another host meanwhile")
+        self._write(trial.number, trial._trial_id, replace(lease, owner=self.owner, beat=lease.beat + 1))
+
+    def ask_to_end(self, number: int) -> None:
+        """Asks a trial that holds its own lease to end."""
+        self.storage.set_trial_user_attr(self._held[number][0], END, True)
+
     def release(self, number: int) -> None:
         """Ends the lease of a trial that is finished."""
         with self._lock:
@@ -165,6 +181,7 @@ class Leases:
         with self._lock:
             trial_id, _ = self._held.pop(number)
         self.storage.set_trial_user_attr(trial_id, LEASE, Lease.new(None).saved())
+        self.storage.set_trial_user_attr(trial_id, END, False)
         self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
     def recover(self, trials: Iterable[FrozenTrial]) -> list[int]:
@@ -200,20 +217,28 @@ class Leases:
                 trial = self.storage.get_trial(trial_id)
                 if trial.state.is_finished():
                     continue
-                if Lease.read(trial.user_attrs.get(LEASE)).token != lease.token:
+                current = Lease.read(trial.user_attrs.get(LEASE))
+                if current.token != lease.token or trial.state == TrialState.WAITING:
                     self.lost.add(number)
+                    continue
+                if current.owner != self.owner:  # the trial runs elsewhere and holds its own lease
                     continue
                 self._set(number, trial_id, replace(lease, beat=lease.beat + 1))
 
+    def must_end(self, number: int) -> bool:
+        """Returns whether a trial that holds its own lease was asked to end, or has lost it."""
+        return number in self.lost or bool(self.storage.get_trial(self._held[number][0]).user_attrs.get(END))
+
     @contextlib.contextmanager
-    def beating(self) -> Iterator[None]:
-        """Within this context a thread keeps the beats going."""
+    def beating(self, *, then: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Within this context a thread keeps the beats going, and calls `then` after each."""
         end = threading.Event()
 
         def run() -> None:
             while not end.wait(self.seconds / 4):
                 with contextlib.suppress(Exception):  # such as a storage that is locked for a moment; the next beat counts
                     self.beat()
+                    then()
 
         thread = threading.Thread(target=run, name="leases", daemon=True)
         thread.start()

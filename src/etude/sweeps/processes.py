@@ -17,10 +17,16 @@ import psutil
 
 
 class Process(Protocol):
-    """The process of one trial. sentinel: becomes readable when it has ended, for `multiprocessing.connection.wait`."""
+    """The process of one trial.
 
-    pid: int
-    sentinel: int | None
+    pid: its id; None if it runs elsewhere. sentinel: becomes readable when it has ended, for `multiprocessing.connection.wait`.
+    """
+
+    @property
+    def pid(self) -> int | None: ...
+
+    @property
+    def sentinel(self) -> int | None: ...
 
     def exit_code(self) -> int | None:
         """Returns how it ended, minus the signal's number if one killed it; None while it runs."""

@@ -2,6 +2,8 @@
 
 import contextlib
 import math
+import os
+import signal
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,6 +11,7 @@ import optuna
 from optuna.trial import Trial, TrialState
 
 from etude.core.ranks import rank
+from etude.sweeps.leases import Leases
 from etude.sweeps.plan import MEASURED, Plan
 from etude.sweeps.storage import one_line, open_storage
 from etude.sweeps.study import MISSING, REASON, VALUES, load_trial, number
@@ -94,7 +97,8 @@ class RunningTrial:
 def running_trial(node: Mapping[str, Any]) -> Iterator[RunningTrial]:
     """Within this context the trial that `node` names runs; at its end the study is told COMPLETE, PRUNED or FAIL with a reason.
 
-    A signal tells nothing: the trial is still to be done, and the sweep puts it back. node: study, storage, number.
+    A signal tells nothing: the trial is still to be done, and the sweep puts it back. node: study, storage, number; where a
+    launcher has started the trial, also the token of its lease, which the trial then holds itself.
 
     Raises: what ended the trial, except for pruning; ValueError if there is no such trial.
     """
@@ -105,7 +109,8 @@ def running_trial(node: Mapping[str, Any]) -> Iterator[RunningTrial]:
         raise ValueError(f"trial={node['number']} of study {node['study']} is {state.name.lower()}; only a sweep starts trials")
     running = RunningTrial(trial, plan)
     try:
-        yield running
+        with _own_lease(trial, node):
+            yield running
         if rank() == 0:
             running.finish()
     except optuna.TrialPruned as pruned:
@@ -119,6 +124,23 @@ def running_trial(node: Mapping[str, Any]) -> Iterator[RunningTrial]:
             trial.set_user_attr(REASON, reason(error))
             trial.study.tell(trial, state=TrialState.FAIL)
         raise
+
+
+@contextlib.contextmanager
+def _own_lease(trial: Trial, node: Mapping[str, Any]) -> Iterator[None]:
+    """Within this context the trial holds its own lease, if a launcher has started it; the sweep can ask it to end."""
+    if node.get("token") is None or rank() != 0:
+        yield
+        return
+    leases = Leases(trial.study, trial.storage, seconds=node["lease_seconds"])
+    leases.adopt(trial, node["token"])
+
+    def look() -> None:
+        if leases.must_end(trial.number):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with leases.beating(then=look):
+        yield
 
 
 def reason(error: BaseException) -> str:
