@@ -24,6 +24,8 @@ class TrialCallback(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._began = time.monotonic()
+        if self.running.first_step and trainer.global_step == 0:  # a later phase, whose data may be others: its values count
+            self.running.values = {}
         self.running.parameters = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
 
     def on_train_batch_end(

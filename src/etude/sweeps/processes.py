@@ -162,7 +162,8 @@ def _end_after(wait: Callable[[], None]) -> None:
 
 
 def _tell_memory(connection: Connection) -> None:
-    connection.send(psutil.Process(os.getppid()).memory_info().rss)
+    with contextlib.suppress(BrokenPipeError):  # the sweep may be gone by the time everything is imported
+        connection.send(psutil.Process(os.getppid()).memory_info().rss)
 
 
 def _run(function: Callable[..., None], args: Sequence[Any], output: Path, threads: int | None) -> None:
