@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from peer import context
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -51,6 +53,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=30)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rows", type=Path, default=None, help="JSON lines to append to")
     given = parser.parse_args()
     draw = random.Random(given.seed)
     with tempfile.TemporaryDirectory() as place:
@@ -80,7 +83,11 @@ def main() -> None:
             "twice": len(twice), "same": sum(a == b for a, b in zip(mine, theirs, strict=False)), "best": best[0],
             "best_uninterrupted": best[1],
         }  # fmt: skip
+        row |= {"jobs": given.jobs, "seed": given.seed, **context()}
         print(json.dumps(row))
+        if given.rows is not None:
+            with given.rows.open("a") as file:
+                file.write(json.dumps(row) + "\n")
         if row["finished"] != given.trials or twice or (given.jobs == 1 and mine != theirs):
             sys.exit("the killed sweep is another one")
 

@@ -12,8 +12,9 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+from peer import context
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,9 +41,8 @@ def main() -> None:
     busy = ("--n-trials", "20", "--seconds", "1", "--busy", "--sampler", "random")
     one, two = seconds(*busy), seconds(*busy, "--n-jobs", "2")
     row = {
-        "date": time.strftime("%Y-%m-%d"), "trials": given.trials, "sampler": given.sampler, "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 2), "seconds_per_trial": round(trivial / given.trials, 4), "one_slot": one,
-        "two_slots": two, "speedup": round(one / two, 3),
+        "trials": given.trials, "sampler": given.sampler, "seconds_per_trial": round(trivial / given.trials, 4),
+        "one_slot": one, "two_slots": two, "speedup": round(one / two, 3), **context(),
     }  # fmt: skip
     print(json.dumps(row))
     if given.rows is not None:
