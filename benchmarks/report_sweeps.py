@@ -49,8 +49,9 @@ def sweeps() -> str:
         row = speed[-1]
         parts += [
             "## What a sweep costs",
-            f"{row['trials']} trials that take no time cost {1000 * row['seconds_per_trial']:.0f} ms each. Twenty trials of "
-            f"one second took {row['one_slot']:.1f} s in one slot and {row['two_slots']:.1f} s in two: {row['speedup']:.2f} times as fast.",
+            f"{row['trials']} trials that take no time cost {1000 * row['seconds_per_trial']:.0f} ms each. Twenty trials of one "
+            f"second took {row['one_slot']:.1f} s in one slot and {row['two_slots']:.1f} s in two: {row['speedup']:.2f} times as "
+            "fast.",
             where([row]),
         ]
         short.append([f"{row['trials']} trivial trials, each", f"{1000 * row['seconds_per_trial']:.0f} ms"])
