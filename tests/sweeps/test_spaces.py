@@ -40,6 +40,14 @@ def test_a_space_fits_its_settings(name: str) -> None:
                 programs.build_technique(technique)
 
 
+def test_shape_and_regularisation_go_together() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+        space = space_of(parser.parse_overrides(["data=folk"]), space_files(["architecture", "regularisation"], CONF))
+        for example in examples(space):
+            compose("train", overrides=["data=folk", *example])
+
+
 def test_a_choice_of_the_command_line_keeps_its_own_options() -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
