@@ -90,7 +90,7 @@ class Ema(Technique):
         self._evaluation.swap_back(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"updates": self.updates, "kept": self._kept}
+        return {"updates": self.updates, "kept": self._kept, "every": self.every}
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         self._evaluation.save(pl_module, checkpoint, self.state_key)
@@ -98,5 +98,6 @@ class Ema(Technique):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.updates = state_dict["updates"]
         self._kept = state_dict.get("kept", 1.0)
-        self.every = self.every if "kept" in state_dict else 1
+        if state_dict.get("every", 1) == 1:  # also of a run from before this option: it goes on as it began
+            self.every = 1
         self._evaluation.load(state_dict)
