@@ -102,6 +102,15 @@ def test_a_run_that_holds_only_its_best_checkpoint_is_found(tmp_path: Path, caps
         find_checkpoint(str(tmp_path / "three"), str(tmp_path))
 
 
+def test_last_is_no_trial_of_a_sweep(tmp_path: Path) -> None:
+    one, trial = (run_of(tmp_path / name, "last.ckpt") for name in ("one", "sweeps/study/7"))
+    os.utime(trial / "checkpoints" / "last.ckpt", (2e9, 2e9))  # the newest
+    (trial / "config.yaml").write_text("trial:\n  study: s\n  number: 7\n")
+    (one / "config.yaml").write_text("trial: null\n")
+    assert find_checkpoint("last", str(tmp_path)) == one / "checkpoints" / "last.ckpt"
+    assert find_checkpoint(str(trial), str(tmp_path)) == trial / "checkpoints" / "last.ckpt"
+
+
 def test_who_uses_a_model_gets_the_best_of_a_run(tmp_path: Path) -> None:
     one, outputs = run_of(tmp_path / "one", "last.ckpt", "best.ckpt"), str(tmp_path)
     best, last = (one / "checkpoints" / name for name in ("best.ckpt", "last.ckpt"))

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 
 TASK = re.compile(r"^task:\n(?:  .*\n)*?  _target_: ([\w.]+)$", re.MULTILINE)
+TRIAL = re.compile(r"^trial: *\n +\S", re.MULTILINE)  # in a configuration: a trial of a sweep
 
 
 def find_checkpoint(
@@ -38,7 +39,7 @@ def find_checkpoint(
     Of a run the first good one of `checkpoints_of` is taken; a damaged one is skipped, which is told with the reason.
 
     Args:
-        ckpt: a file, a run's folder, or `last` for the last good checkpoint of the newest run.
+        ckpt: a file, a run's folder, or `last` for the last good checkpoint of the newest run; trials of a sweep are left out.
         outputs: the folder in which `last` looks for runs.
         kind: with `last`, only runs of this task count, such as style_transfer; None for any task.
         offers: with `last`, only runs of tasks whose class has the methods of this protocol count; None for any task. The
@@ -53,7 +54,7 @@ def find_checkpoint(
     if ckpt == "last":
         folders = {path.parent for path in Path(outputs).rglob("checkpoints/*.ckpt")}
         runs = sorted((found for folder in folders if (found := checkpoints_of(folder))), key=_age)  # newest first
-        wanted = (found for found in runs if _is_run_of(found[0].parents[1], kind=kind, offers=offers))
+        wanted = (found for found in runs if _is_run_of(found[0].parents[1], kind=kind, offers=offers, trials=False))
         path = _first_good((one for found in wanted for one in checkpoints_of(found[0].parent, best=best)), announce=announce)
         if path is None:
             of = f" of a {kind} run" if kind else f" of a task that offers {', '.join(_methods(offers))}()" if offers else ""
@@ -154,12 +155,18 @@ def _stage_names(path: Path) -> set[str]:
         return set()
 
 
-def _is_run_of(folder: Path, *, kind: str | None = None, offers: type | None = None) -> bool:
-    """Returns whether the configuration in a run's folder is for such a task; no checkpoint is read."""
+def _is_run_of(folder: Path, *, kind: str | None = None, offers: type | None = None, trials: bool = True) -> bool:
+    """Returns whether the configuration in a run's folder is for such a task; no checkpoint is read.
+
+    trials: whether a trial of a sweep counts, which was one try of many.
+    """
+    config = folder / "config.yaml"
+    text = config.read_text(errors="replace") if config.is_file() else ""
+    if not trials and TRIAL.search(text):
+        return False
     if kind is None and offers is None:
         return True
-    config = folder / "config.yaml"
-    found = TASK.search(config.read_text(errors="replace")) if config.is_file() else None
+    found = TASK.search(text)
     if found is None:
         return False
     name = current_name(found[1])
