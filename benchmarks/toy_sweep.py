@@ -7,10 +7,12 @@ one that was killed goes on where it was.
 """
 
 import argparse
+import contextlib
 import math
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from etude.core.stopping import Stopped
@@ -49,7 +51,7 @@ def run(study: str, storage: str, number: int, options: list[str], folder: str, 
     home = Path(folder)
     home.mkdir(parents=True, exist_ok=True)
     told = f"{number} {os.getpid()} {' '.join(options)}"
-    with stop_on_signals(), running_trial({"study": study, "storage": storage, "number": number}) as trial:
+    with _exit_codes(), stop_on_signals(), running_trial({"study": study, "storage": storage, "number": number}) as trial:
         _note(home.parent, f"begin {told}")
         values = dict(option.split("=") for option in options)
         count = home / "steps.txt"
@@ -65,6 +67,15 @@ def run(study: str, storage: str, number: int, options: list[str], folder: str, 
                 file.write(".")
         trial.take({"loss": objective(values)})
         _note(home.parent, f"end {told}")
+
+
+@contextlib.contextmanager
+def _exit_codes() -> Iterator[None]:
+    """Within this context a signal ends the process with 128 + its number, as it ends the programs."""
+    try:
+        yield
+    except Stopped as stopped:
+        sys.exit(stopped.exit_code)
 
 
 def pause(seconds: float, busy: bool) -> None:

@@ -19,9 +19,9 @@ from etude.sweeps.storage import open_storage, storage_url
 ROOT = Path(__file__).parents[2]
 
 
-def start(folder: Path, *options: str) -> "subprocess.Popen[str]":
+def start(folder: Path, *options: str, **variables: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "benchmarks.toy_sweep", str(folder), *options]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", **variables}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=environment)
 
 
@@ -157,3 +157,17 @@ def test_pruned_trials_say_so(tmp_path: Path) -> None:
     assert pruned and all(t.user_attrs["reason"].startswith("pruned by median") for t in pruned)
     best = min(t.value for t in trials if t.state == TrialState.COMPLETE and t.value is not None)
     assert all(min(t.intermediate_values.values()) > best for t in pruned)
+
+
+def test_each_task_of_a_job_runs_trials_that_are_trainings_of_their_own(tmp_path: Path) -> None:
+    """As with `srun -N4`: a trial that took itself for one rank of several would tell nothing."""
+    done(start(tmp_path, "--n-trials", "3", SLURM_PROCID="2", SLURM_NTASKS="4", RANK="2"))
+    assert {t.state for t in study(tmp_path).trials if t.params["n"] != 9} == {TrialState.COMPLETE}
+
+
+def test_a_trial_that_was_asked_to_end_from_outside_goes_on(tmp_path: Path) -> None:
+    process = start(tmp_path, "--n-trials", "1", "--seconds", "3")
+    until(lambda: lines(tmp_path, "begin").total() == 1, process)
+    os.kill(int((tmp_path / "runs.txt").read_text().split()[2]), signal.SIGTERM)
+    assert "trial 0 is put back: ended by SIGTERM" in done(process)
+    assert study(tmp_path).trials[0].state.is_finished() and lines(tmp_path, "begin")[0] == 2

@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
+from etude.core.busy import Busy
 from etude.core.ranks import rank
 
 # files that a run writes before it has any result
@@ -140,7 +141,7 @@ def write_config(path: Path, text: str) -> None:
 def locked_folder(folder: Path) -> Iterator[None]:
     """Locks a run's folder for this run, and removes partly written files of a run that was killed.
 
-    Raises: ValueError if another run uses the folder.
+    Raises: Busy if another run uses the folder.
     """
     if rank() > 0:
         yield
@@ -150,7 +151,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(
+            raise Busy(
                 f"{folder}: the run of this folder is still running; stop it first, or give hydra.run.dir=NEW_FOLDER"
             ) from None
         except OSError:  # a file system without locks

@@ -56,6 +56,7 @@ class TrialCallback(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._count_seconds()
+        self._began = None
         self.running.take({name: float(value) for name, value in trainer.callback_metrics.items()})
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -67,6 +68,8 @@ class TrialCallback(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         running = self.running
+        if self._began is not None:  # a trial may be stopped long after its last validation
+            self._count_seconds()
         return {"seconds": running.seconds, "values": dict(running.values), "seen": sorted(running.seen)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
@@ -12,15 +13,17 @@ from types import FrameType
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from etude.core.stopping import Stopped, install_handlers, restore_handlers
+from etude.core.stopping import SIGNALS, Stopped, install_handlers, restore_handlers
 from etude.sweeps import study as studies
 from etude.sweeps.early_end import EarlyEnd, hopeless
-from etude.sweeps.leases import Leases
+from etude.sweeps.leases import AGAIN, Leases
 from etude.sweeps.plan import Plan
 from etude.sweeps.processes import Process
 from etude.sweeps.space import Space, options_of, suggest
 
 POLL = 0.2  # seconds between two looks at processes without a sentinel, and at other hosts' trials
+PAUSE = 5.0  # seconds until a trial whose folder is still in use starts again
+TRIES = 12  # how often one trial is put back while the sweep lives, so that none goes on forever
 
 Start = Callable[[int, list[str], Path], Process]
 
@@ -50,7 +53,10 @@ class Driver:
     early: EarlyEnd
     show: Callable[[str], None]
     _slots: dict[int, Process] = field(default_factory=dict)
+    _later: dict[int, float] = field(default_factory=dict)  # trials to be put back, and when
+    _tries: Counter[int] = field(default_factory=Counter)  # how often each was
     _stopped: Stopped | None = None
+    _at_once: bool = False  # after a second Ctrl-C
     _ended: str | None = None  # why no further trial is started
     _hopeless: str | None = None  # why the sweep can come to nothing
     _told: set[int] = field(default_factory=set)
@@ -86,8 +92,8 @@ class Driver:
                 self._fill()
             if self._stopped is not None:  # a trial may have started at the moment of the signal
                 for process in self._slots.values():
-                    process.terminate()
-            if not self._slots and (self._stopped is not None or self._is_over()):
+                    process.kill() if self._at_once else process.terminate()
+            if not self._slots and not self._later and (self._stopped is not None or self._is_over()):
                 return
             self._sleep()
 
@@ -143,9 +149,10 @@ class Driver:
     def _reap(self) -> None:
         """Takes leave of processes that have ended."""
         for number in [number for number, process in self._slots.items() if process.exit_code() is not None]:
-            code = self._slots.pop(number).exit_code()
-            assert code is not None
-            self._settle(number, code)
+            self._settle(number, self._slots.pop(number))
+        for number in [n for n, when in self._later.items() if self._stopped is not None or time.monotonic() >= when]:
+            del self._later[number]
+            self.leases.put_back(number) if self.leases.holds(number) else self.leases.release(number)
         for number in self.leases.lost & self._slots.keys():
             self._slots.pop(number).kill()
             self.leases.lost.discard(number)
@@ -153,23 +160,32 @@ class Driver:
             self.show(f"trial {number} was taken over by another host, since this one was held up")
         self._tell_new()
 
-    def _settle(self, number: int, code: int) -> None:
+    def _settle(self, number: int, process: Process) -> None:
         """Gives a state to a trial whose process has ended; most have told the study themselves."""
         trial = self._trials()[number]
-        if trial.state == TrialState.RUNNING and self._stopped is not None:
-            self.leases.put_back(number)
-            return
-        if trial.state == TrialState.RUNNING:
-            self.leases.storage.set_trial_user_attr(trial._trial_id, studies.REASON, self._reason(number, code))
+        if trial.state == TrialState.RUNNING and self.leases.holds(number):
+            if self._stopped is not None:
+                self.leases.put_back(number)
+                return
+            by, told = _signal(process.exit_code()), trial.user_attrs.get(AGAIN)
+            if (told or by in SIGNALS) and self._tries[number] < TRIES:
+                self._tries[number] += 1
+                told = told or f"ended by {signal.Signals(by).name}"
+                self.show(f"trial {number} is put back: {told}")
+                self._later[number] = time.monotonic() + PAUSE
+                return
+            self.leases.storage.set_trial_user_attr(trial._trial_id, studies.REASON, told or self._reason(number, process))
             self.study.tell(number, state=TrialState.FAIL)
         self.leases.release(number)
 
-    def _reason(self, number: int, code: int) -> str:
-        """Returns why a process ended that has told nothing: the signal that killed it, or its last line."""
-        number_of_signal = -code if code < 0 else code - 128
+    def _reason(self, number: int, process: Process) -> str:
+        """Returns why a process ended that has told nothing: by its signal, its launcher, or its last line."""
+        number_of_signal = _signal(process.exit_code())
         if number_of_signal in set(signal.Signals):
             name = signal.Signals(number_of_signal).name
             return f"killed by {name}" + ("; the system does that when memory runs out" if name == "SIGKILL" else "")
+        if process.told:
+            return process.told
         output = self.folder / "output" / f"{number}.txt"
         lines = output.read_text(errors="replace").split("\n") if output.is_file() else []
         last = next((line for line in reversed(lines) if line.strip()), "it ended without a result")
@@ -205,13 +221,20 @@ class Driver:
         """Within this context a signal asks the trials to end after their step; a second Ctrl-C ends them at once."""
 
         def handle(code: int, frame: FrameType | None) -> None:
-            again = self._stopped is not None and code == signal.SIGINT
+            self._at_once = self._at_once or (self._stopped is not None and code == signal.SIGINT)
             self._stopped = self._stopped or Stopped(code)
             for process in list(self._slots.values()):
-                process.kill() if again else process.terminate()
+                if process.pid is not None:  # others are asked by way of the storage, whose lock the main thread may hold now
+                    process.kill() if self._at_once else process.terminate()
 
         handlers = install_handlers(handle)
         try:
             yield
         finally:
             restore_handlers(handlers)
+
+
+def _signal(code: int | None) -> int:
+    """Returns the number of the signal that ended a process with this exit code; 0 or less if none did."""
+    code = code or 0
+    return -code if code < 0 else code - 128

@@ -24,6 +24,11 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 LEASE = "lease"
 END = "asked_to_end"  # a trial's attribute, read by the trial where it holds its own lease
+AGAIN = "to_be_put_back"  # a trial's attribute, read by its sweep once the process has ended: why it is not finished
+
+
+class LeaseLost(ValueError):
+    """Raised if a trial has been taken over; what happens here says nothing about it."""
 
 
 def this_host() -> str:
@@ -161,20 +166,30 @@ class Leases:
         return self._held[number][1].token
 
     def adopt(self, trial: optuna.Trial, token: str) -> None:
-        """Takes over the lease of a trial that another machine started here. Raises: ValueError if it is another's by now."""
+        """Takes over the lease of a trial that another machine started here. Raises: LeaseLost if it is another's by now."""
         lease = Lease.read(trial.user_attrs.get(LEASE))
         if lease.token != token:
-            raise ValueError(f"trial {trial.number} has been taken over by another host meanwhile")
+            raise LeaseLost(f"trial {trial.number} has been taken over by another host meanwhile")
         self._write(trial.number, trial._trial_id, replace(lease, owner=self.owner, beat=lease.beat + 1))
 
     def ask_to_end(self, number: int) -> None:
-        """Asks a trial that holds its own lease to end."""
-        self.storage.set_trial_user_attr(self._held[number][0], END, True)
+        """Asks a trial that holds its own lease to end; does nothing if the trial is another host's by now."""
+        if self.holds(number):
+            self.storage.set_trial_user_attr(self._held[number][0], END, True)
+
+    def holds(self, number: int) -> bool:
+        """Returns whether the storage still has the lease that this process, or the trial itself, was given."""
+        if number not in self._held:
+            return False
+        trial_id, lease = self._held[number]
+        trial = self.storage.get_trial(trial_id)
+        return Lease.read(trial.user_attrs.get(LEASE)).token == lease.token and trial.state != TrialState.WAITING
 
     def release(self, number: int) -> None:
         """Ends the lease of a trial that is finished."""
         with self._lock:
             self._held.pop(number, None)
+            self.lost.discard(number)
 
     def put_back(self, number: int) -> None:
         """Puts back a trial that is not finished; the next that asks the study gets it, with its values."""
@@ -182,6 +197,7 @@ class Leases:
             trial_id, _ = self._held.pop(number)
         self.storage.set_trial_user_attr(trial_id, LEASE, Lease.new(None).saved())
         self.storage.set_trial_user_attr(trial_id, END, False)
+        self.storage.set_trial_user_attr(trial_id, AGAIN, "")
         self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
     def recover(self, trials: Iterable[FrozenTrial]) -> list[int]:

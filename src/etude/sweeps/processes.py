@@ -20,6 +20,7 @@ class Process(Protocol):
     """The process of one trial.
 
     pid: its id; None if it runs elsewhere. sentinel: becomes readable when it has ended, for `multiprocessing.connection.wait`.
+    told: once it has ended, why it failed, as far as it runs elsewhere.
     """
 
     @property
@@ -27,6 +28,9 @@ class Process(Protocol):
 
     @property
     def sentinel(self) -> int | None: ...
+
+    @property
+    def told(self) -> str: ...
 
     def exit_code(self) -> int | None:
         """Returns how it ended, minus the signal's number if one killed it; None while it runs."""
@@ -40,6 +44,8 @@ class Process(Protocol):
 
 class Forked:
     """A process forked from the warm one."""
+
+    told = ""
 
     def __init__(self, process: Any) -> None:
         self._process, self.pid = process, int(process.pid)
@@ -59,6 +65,8 @@ class Forked:
 
 class Started:
     """A process with a command line of its own."""
+
+    told = ""
 
     def __init__(self, process: "subprocess.Popen[bytes]") -> None:
         self._process, self.pid = process, process.pid
@@ -90,6 +98,7 @@ class WarmProcess:
     """
 
     def __init__(self, modules: Sequence[str]) -> None:
+        forget_rank()
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(list(modules))
         self._warming: threading.Thread | None = None
@@ -126,6 +135,7 @@ class WarmProcess:
 
 def start_command(command: Sequence[str], *, output: Path, threads: int | None) -> Started:
     """Starts a process with this command line; what it prints goes into the file `output`."""
+    forget_rank()
     environment: Mapping[str, str] = os.environ
     if threads is not None:
         environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
@@ -137,6 +147,20 @@ def start_command(command: Sequence[str], *, output: Path, threads: int | None) 
     return Started(process)
 
 
+def forget_rank() -> None:
+    """Removes from this process what makes it one of several of a job: each trial that it starts is a training of its own.
+
+    Such as `srun -N4 etude train sweep=...`, which starts four sweeps that share a study.
+    """
+    for name in list(os.environ):
+        if name in RANKS or name.startswith("TORCHELASTIC_"):
+            del os.environ[name]
+
+
+RANKS = (
+    "RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
+    "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE",
+)  # fmt: skip
 PARENT = "ETUDE_SWEEP_PROCESS"  # the process that has started this one as a trial
 
 

@@ -10,8 +10,10 @@ from typing import Any
 import optuna
 from optuna.trial import Trial, TrialState
 
+from etude.core.busy import Busy
 from etude.core.ranks import rank
-from etude.sweeps.leases import Leases
+from etude.core.stopping import SIGNALS, Stopped
+from etude.sweeps.leases import AGAIN, LeaseLost, Leases
 from etude.sweeps.plan import MEASURED, Plan
 from etude.sweeps.storage import one_line, open_storage
 from etude.sweeps.study import MISSING, REASON, VALUES, load_trial, number
@@ -97,10 +99,12 @@ class RunningTrial:
 def running_trial(node: Mapping[str, Any]) -> Iterator[RunningTrial]:
     """Within this context the trial that `node` names runs; at its end the study is told COMPLETE, PRUNED or FAIL with a reason.
 
-    A signal tells nothing: the trial is still to be done, and the sweep puts it back. node: study, storage, number; where a
-    launcher has started the trial, also the token of its lease, which the trial then holds itself.
+    A signal tells nothing, nor does a folder in use: the trial is still to be done, and the sweep puts it back.
 
-    Raises: what ended the trial, except for pruning; ValueError if there is no such trial.
+    node: study, storage, number; where a launcher has started the trial, also the token of its lease, which the trial then holds
+    itself.
+
+    Raises: what ended the trial, except for pruning; ValueError if there is no such trial; LeaseLost if it is another host's.
     """
     with one_line(node["storage"]):
         trial, plan = load_trial(open_storage(node["storage"]), node["study"], node["number"])
@@ -119,6 +123,11 @@ def running_trial(node: Mapping[str, Any]) -> Iterator[RunningTrial]:
             told = running.plan.pruning_metric
             trial.set_user_attr(REASON, f"{pruned}: {told} {number(running.values.get(told, math.nan))}")
             trial.study.tell(trial, state=TrialState.PRUNED)
+    except LeaseLost:  # nothing is told of a trial that runs elsewhere
+        raise
+    except Busy as busy:
+        trial.set_user_attr(AGAIN, reason(busy))
+        raise
     except Exception as error:
         if rank() == 0:
             trial.set_user_attr(REASON, reason(error))
@@ -139,8 +148,14 @@ def _own_lease(trial: Trial, node: Mapping[str, Any]) -> Iterator[None]:
         if leases.must_end(trial.number):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with leases.beating(then=look):
-        yield
+    try:
+        with leases.beating(then=look):
+            yield
+    except (Stopped, SystemExit) as end:  # a launcher may not tell how a job has ended
+        code = end.exit_code if isinstance(end, Stopped) else end.code
+        if isinstance(code, int) and code - 128 in SIGNALS and leases.holds(trial.number):
+            trial.set_user_attr(AGAIN, f"ended by {signal.Signals(code - 128).name}")
+        raise
 
 
 def reason(error: BaseException) -> str:
