@@ -258,7 +258,7 @@ def _run(
             by = "" if signal.name == "Ctrl-C" else f" by {signal.name} (exit code {signal.exit_code})"
             print(f"stopped at step {trainer.global_step}{by}; {how}", file=sys.stderr)
             show_end(trainer, folder, monitor=cfg.monitor)
-            if cfg.autoresume:
+            if cfg.autoresume and trial is None:  # a sweep starts its trials again itself
                 again.requeue(signal.number)
         sys.exit(signal.exit_code)
     if resume is not None and not last.is_file() and trainer.is_global_zero:  # no step followed
@@ -286,19 +286,13 @@ def build_trainer(
 
     step: optimizer steps that a continued run has made; None for a new run. trial: of a sweep.
     """
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
     from etude.core.best_checkpoints import kept_best
     from etude.core.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
     from etude.core.hash_log import hash_log
     from etude.report.progress import RunProgress
+    from etude.run.launched import refuse_several_devices
 
-    if HydraConfig.get().mode == RunMode.MULTIRUN and cfg.trainer.devices not in (1, "1", "auto"):
-        raise ValueError(
-            "a multirun with several devices would start the whole sweep on every rank; "
-            f"start one `{program('train')}` for each run"
-        )
+    refuse_several_devices(cfg.trainer.devices, trial=trial is not None)
     loggers = build_loggers(cfg, folder, step=step)
     checkpoints = folder / "checkpoints"
     callbacks = [

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.trial import FrozenTrial
 
 from etude.core.called import program
+from etude.run import again
 from etude.run.cli import conf_folder
 from etude.run.command import FULL_ERROR
 from etude.run.experiment_file import experiment_file
@@ -160,6 +161,8 @@ def run_sweep(config: DictConfig, context: HydraContext, task_function: TaskFunc
     except Stopped as stopped:
         line = shlex.join([*program("train").split(), *sys.argv[1:]])
         print(f"stopped by {stopped.name}; trials under way were put back, and the same command goes on: {line}", file=sys.stderr)
+        if config.get("autoresume"):
+            again.requeue(stopped.number)
         sys.exit(stopped.exit_code)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
