@@ -72,7 +72,8 @@ def conf_folder() -> Path:
 def hydra_options(options: list[str]) -> list[str]:
     """Returns the options of train.py as Hydra options; ends the program with an error of one line if that is not possible."""
     presets = sorted(path.stem for path in (conf_folder() / "genre").glob("*.yaml"))
-    if any(o.startswith("sweep=") for o in options) and not any(o.startswith("-") for o in options):
+    sweeps = [o for o in options if o.startswith("sweep=") and o not in ("sweep=null", "sweep=[]", "sweep=")]
+    if sweeps and not any(o.startswith("-") for o in options):
         options = ["--multirun", *options]
     try:
         return list(importlib.import_module("etude.run.recipes").spelled_out(options, presets))

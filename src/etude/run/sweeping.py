@@ -22,17 +22,18 @@ from etude.run.cli import conf_folder
 from etude.run.command import FULL_ERROR
 from etude.run.experiment_file import experiment_file
 from etude.run.launched import LaunchedTrial, launcher_of
+from etude.run.recipes import key
 from etude.run.search_space import space_files, space_of
 from etude.sweeps import processes, summary
 from etude.sweeps.driver import Driver
 from etude.sweeps.early_end import EarlyEnd
 from etude.sweeps.leases import Leases
-from etude.sweeps.plan import Plan
+from etude.sweeps.plan import WHERE, Plan, contents_of
 from etude.sweeps.processes import Process, WarmProcess
 from etude.sweeps.report import write_report
 from etude.sweeps.space import Space, described, examples, grid, options_of
 from etude.sweeps.storage import one_line, open_storage, storage_url
-from etude.sweeps.study import open_study, told_values
+from etude.sweeps.study import open_study, refuse_foreign, told_values
 
 OWN = (  # the settings of conf/hydra/sweeper/study.yaml, which trials do not have
     "sweep", "study", "storage", "n_trials", "n_jobs", "space", "objectives", "constraints", "objective_at", "pruner", "prune_by",
@@ -43,12 +44,13 @@ WARM = "etude.run.warm"
 
 @dataclass
 class Request:
-    """A sweep as the command asks for it. fixed: the options that all trials share."""
+    """What the command asks for. fixed: the options for all trials. shared: with those that only a sweep's trials get."""
 
     config: DictConfig
     context: HydraContext
     space: Space
     fixed: list[str]
+    shared: list[str]
     plan: Plan
     points: list[dict[str, Any]]
     n_trials: int
@@ -70,7 +72,9 @@ def read_request(config: DictConfig, context: HydraContext, task_function: TaskF
     if not space:
         raise ValueError("sweep= has nothing to vary; give options several values, such as model.dim=64,128, or space=NAME")
     fixed = [str(option.input_line) for option in options if not option.is_sweep_override()]
-    composed = [_compose(context, config, [*fixed, *example]) for example in examples(space)]
+    shown = examples(space)
+    shared = [*fixed, *_without_samples(_compose(context, config, [*fixed, *shown[0]]), options)]
+    composed = [_compose(context, config, [*shared, *example]) for example in shown]
     first = composed[0]
     points = grid(space) if config.hydra.runtime.choices.sweep == "grid" else []
     plan = Plan(
@@ -86,6 +90,8 @@ def read_request(config: DictConfig, context: HydraContext, task_function: TaskF
         options=fixed,
         seed=first.seed,
         max_steps=first.max_steps,
+        trainer={key: value for key, value in _plain(first.trainer).items() if key not in WHERE},
+        contents=contents_of(_plain(OmegaConf.select(first, "data.root"))),
     )
     folder = Path(config.hydra.sweep.dir).absolute()
     launcher = launcher_of(config, context, task_function)
@@ -94,6 +100,7 @@ def read_request(config: DictConfig, context: HydraContext, task_function: TaskF
         context=context,
         space=space,
         fixed=fixed,
+        shared=shared,
         plan=plan,
         points=points,
         n_trials=_number_of_trials(config.n_trials, points),
@@ -103,6 +110,12 @@ def read_request(config: DictConfig, context: HydraContext, task_function: TaskF
         storage=storage_url(config.storage or str(folder / "study.journal")),
         launcher=launcher,
     )
+
+
+def _without_samples(config: DictConfig, options: Sequence[Override]) -> list[str]:
+    """Returns the option that lets trials write no samples; none if the command or the configuration asks for samples."""
+    asked = any(option.key_or_group.partition(".")[0] == "sampling" for option in options)
+    return [] if asked or config.sample_every is not None or config.get("sampling") is None else ["~sampling"]
 
 
 def _is_own(option: Override) -> bool:
@@ -183,6 +196,7 @@ def _run(request: Request) -> None:
     with one_line(request.storage):
         storage = open_storage(request.storage)
         study = open_study(storage, config.study, plan, points=request.points)
+        refuse_foreign(study, request.folder)
         (request.folder / "output").mkdir(parents=True, exist_ok=True)
         done = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
         print(f"study {config.study}: {done} of {request.n_trials} trials are finished; {request.folder}", file=sys.stderr)
@@ -216,17 +230,27 @@ def dashboard(storage: str) -> str:
 
 def repeated(trial: FrozenTrial, request: Request) -> str:
     """Returns the command that repeats a trial alone."""
-    return shlex.join([*program("train").split(), *request.fixed, *options_of(request.space, trial.params)])
+    return shlex.join([*program("train").split(), *alone(trial, request)])
+
+
+def alone(trial: FrozenTrial, request: Request) -> list[str]:
+    """Returns the options that repeat a trial alone, with the threads that it had beside others: sums depend on their number."""
+    options = [*request.fixed, *options_of(request.space, trial.params)]
+    threads = processes.threads_each(request.config.n_jobs)
+    if request.launcher is not None or threads is None or any(key(option) == "threads" for option in options):
+        return options
+    return [*options, f"threads={threads}"]
 
 
 def experiment(trial: FrozenTrial, request: Request) -> str:
     """Returns a file for conf/experiment with the settings of a trial."""
-    options = [*request.fixed, *options_of(request.space, trial.params)]
-    study = request.config.study
     return experiment_file(
-        options,
-        is_group=lambda key: bool(request.context.config_loader.get_group_options(key)),
-        comments=[f"Trial {trial.number} of the study {study}: {told_values(trial, request.plan)}.", repeated(trial, request)],
+        alone(trial, request),
+        compose=lambda options: _compose(request.context, request.config, options),
+        comments=[
+            f"Trial {trial.number} of the study {request.config.study}: {told_values(trial, request.plan)}.",
+            repeated(trial, request),
+        ],
     )
 
 
@@ -261,9 +285,7 @@ class TrialStarter:
         """Returns the options of a trial's command line."""
         config = self.request.config
         trial = {"study": config.study, "storage": self.request.storage, "number": number}
-        found = [*self.request.fixed, *options]
-        if not any(option.partition("=")[0].lstrip("+~") == "sampling" for option in found):
-            found.append("~sampling")
+        found = [*self.request.shared, *options]
         if self.request.launcher is not None:
             trial |= {"token": self.leases.token(number), "lease_seconds": config.lease_seconds}
             found += [f"hydra.sweep.dir={json.dumps(str(folder.parent))}", f"hydra.sweep.subdir={number}"]

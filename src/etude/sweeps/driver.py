@@ -133,7 +133,10 @@ class Driver:
                 return
             options = suggest(self.space, trial)
             folder = self._folder(trial)
-            trial.set_user_attr("folder", str(folder))
+            if folder.exists() and studies.FOLDER not in trial.user_attrs:
+                self.leases.put_back(trial.number)
+                raise studies.foreign_folder(folder, self.study.study_name)
+            trial.set_user_attr(studies.FOLDER, str(folder))
             process = self.start(trial.number, options, folder)
             self._slots[trial.number] = process
             if process.pid is not None:
@@ -141,7 +144,7 @@ class Driver:
 
     def _folder(self, trial: Trial) -> Path:
         """Returns the trial's folder: the one where it was begun if this host sees that."""
-        earlier = trial.user_attrs.get("folder")
+        earlier = trial.user_attrs.get(studies.FOLDER)
         return Path(earlier) if earlier and Path(earlier).is_dir() else self.folder / str(trial.number)
 
     # --- ending ---

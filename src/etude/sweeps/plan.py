@@ -1,9 +1,11 @@
 """What a study searches for and how: kept in the study itself, so that every host and every trial reads the same."""
 
+import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 MEASURED = ("seconds", "parameters")  # objectives that no training logs: its time, and how many numbers it trains
@@ -74,6 +76,7 @@ class Plan:
     objectives, constraints: as text, such as val/nll:min and live/copying<=0.2. objective_at: which validation's values count,
     "best" (where the first objective was best) or "last". prune_by: the metric that prunes. space: see `space.described`.
     options: what all trials have in common. sampler_options, pruner_options: for Optuna's classes. max_steps: a trial's steps.
+    trainer: its settings, without those of `WHERE`. contents: of the folder or file of the data, see `contents_of`.
     """
 
     objectives: list[str]
@@ -88,6 +91,8 @@ class Plan:
     options: list[str] = field(default_factory=list)
     seed: int = 0
     max_steps: int = 1000
+    trainer: dict[str, Any] = field(default_factory=dict)
+    contents: str = ""
 
     def __post_init__(self) -> None:
         if not self.objectives:
@@ -145,8 +150,10 @@ class Plan:
             raise ValueError(f"the study was made by another version of Etude ({error}); give study=NEW_NAME") from error
 
 
-# what hosts may set differently: it changes where and how fast a trial runs, not what it computes
-MAY_DIFFER = ("outputs", "cache_dir", "trainer", "logger", "save_every", "data.root", "hydra")
+# what hosts may set differently: it changes where and how fast a trial runs, not what it computes. Of the trainer only WHERE may
+# differ, of data.root only the path. What counts of these, of the seed and of max_steps is the plan's value, not the option
+WHERE = ("accelerator", "devices", "num_nodes", "strategy")
+MAY_DIFFER = ("outputs", "cache_dir", "trainer", "logger", "save_every", "data.root", "hydra", "seed", "max_steps")
 
 
 def refuse_changes(name: str, before: Plan, now: Plan) -> None:
@@ -154,10 +161,17 @@ def refuse_changes(name: str, before: Plan, now: Plan) -> None:
     from etude.sweeps.space import changes
 
     told = []
-    for option in ("objectives", "constraints", "objective_at"):
+    for option in ("objectives", "constraints", "objective_at", "seed", "max_steps"):
         old, new = getattr(before, option), getattr(now, option)
         if old != new:
             told.append(f"{option} was {_text(old)}, is {_text(new)}")
+    told += [
+        f"trainer.{key} was {before.trainer.get(key)}, is {now.trainer.get(key)}"
+        for key in sorted(before.trainer.keys() | now.trainer.keys())
+        if before.trainer.get(key) != now.trainer.get(key)
+    ]
+    if before.contents != now.contents:
+        told.append("data.root has other files now")
     told += [f"the search space: {change}" for change in changes(before.space, now.space)]
     old, new = _comparable(before.options), _comparable(now.options)
     told += [f"{option} is new" for option in new if option not in old] + [
@@ -166,6 +180,24 @@ def refuse_changes(name: str, before: Plan, now: Plan) -> None:
     if told:
         more = f" ({len(told)} changes)" if len(told) > 1 else ""
         raise ValueError(f"study={name} has other trials already: {told[0]}{more}; give study=NEW_NAME, or take the change back")
+
+
+def contents_of(root: str | None) -> str:
+    """Returns a digest of a folder's files, the same wherever the folder is; the path itself if nothing is there, "" for None.
+
+    It covers each file's name, size and first 4096 bytes: whole files would take minutes for a large corpus of audio.
+    """
+    if not root:
+        return ""
+    path = Path(root).expanduser()
+    if not path.exists():
+        return root
+    found = hashlib.sha256()
+    for file in sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]:
+        name = file.relative_to(path).as_posix()
+        with file.open("rb") as opened:
+            found.update(f"{name}\0{file.stat().st_size}\0".encode(errors="surrogateescape") + opened.read(4096))
+    return found.hexdigest()
 
 
 def _text(value: object) -> str:

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -17,6 +18,7 @@ from etude.sweeps.samplers import make_pruner, make_sampler
 PLAN = "etude_plan"  # the study's attribute that holds the plan
 REASON = "reason"  # a trial's attribute: why it failed or was pruned
 MISSING = "missing_metric"  # a trial's attribute: an objective or constraint that nothing logged
+FOLDER = "folder"  # a trial's attribute: where it was begun
 VALUES = "values"  # a trial's attribute: objectives, constraints and what else was measured, by name
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -43,6 +45,24 @@ def open_study(storage: BaseStorage, name: str, plan: Plan, *, points: list[dict
             raise ValueError(f"study={name} has other objectives; give study=NEW_NAME") from None
     study.set_user_attr(PLAN, plan.saved())
     return study
+
+
+def refuse_foreign(study: Study, folder: Path) -> None:
+    """Raises: ValueError if a sweep's folder holds trials that this study has not begun, so are not its own."""
+    there = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal()) if folder.is_dir() else []
+    begun = {trial.number for trial in study.get_trials(deepcopy=False) if FOLDER in trial.user_attrs}
+    if foreign := [
+        number for number in there if number not in begun
+    ]:  # looked at before `begun`: other hosts may begin trials now
+        raise foreign_folder(folder / str(foreign[0]), study.study_name)
+
+
+def foreign_folder(folder: Path, name: str) -> ValueError:
+    """Returns the refusal of a trial's folder that another study has made."""
+    return ValueError(
+        f"{folder} was not made by study={name}; give the study= and storage= that made it, another folder with "
+        f"hydra.sweep.dir=, or move it away"
+    )
 
 
 def load_trial(storage: BaseStorage, name: str, number: int) -> tuple[Trial, Plan]:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,12 @@ def write(study: Study, plan: Plan, space: Space, folder: Path, experiment: Call
     write_atomically(folder / "trials.csv", text.getvalue())
     write_atomically(folder / "trials.txt", aligned(rows))
     best = front(study, plan)
-    for trial in best:
-        name = "best" if len(best) == 1 else f"front_{trial.number}"
-        write_atomically(folder / f"{name}.yaml", experiment(trial))
+    texts = {("best" if len(best) == 1 else f"front_{trial.number}") + ".yaml": experiment(trial) for trial in best}
+    for name, content in texts.items():
+        write_atomically(folder / name, content)
+    for path in folder.glob("*.yaml"):  # of trials that were the best once
+        if re.fullmatch(r"best|front_\d+", path.stem) and path.name not in texts:
+            path.unlink(missing_ok=True)
 
 
 def rows_of(trials: Iterable[FrozenTrial], plan: Plan, space: Space) -> list[dict[str, str]]:
