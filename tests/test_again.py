@@ -20,7 +20,7 @@ from etude.run import again
 from etude.run.export import export
 from etude.run.inputs import compare_inputs
 from etude.run.repro import told as strict_error
-from etude.run.reproduce import hashes, reproduce
+from etude.run.reproduce import _check_options, _compare, hashes, reproduce, stopped_in_validation
 from tests import test_run
 from tests.songs import song
 from tests.test_run import ROOT, TINY, call, fails
@@ -219,6 +219,33 @@ def _edit(run: Path, key: str, value: Any) -> None:
     cfg = OmegaConf.load(run / "config.yaml")
     cfg[key] = value
     OmegaConf.save(cfg, run / "config.yaml")
+
+
+def test_a_trial_of_a_sweep_is_no_other_setting(home: Path, tmp_path: Path) -> None:
+    """Of a trial only its options are repeated, so it is compared with a run that has no trial."""
+    kept = OmegaConf.load(home / "outputs" / "one" / "config.yaml")
+    kept.trial = {"study": "a", "storage": "sqlite:///a.db", "number": 3}
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("reproduce", return_hydra_config=True)
+        with open_dict(cfg):
+            cfg.hydra.runtime.output_dir = str(tmp_path)
+        HydraConfig.instance().set_config(cfg)
+        made = _check_options([*TINY, f"data.root={home / 'songs'}", f"cache_dir={home / 'cache'}"], kept)
+    assert made.trial is None and made.model.dim == 32
+
+
+def test_a_run_that_was_stopped_within_a_validation_is_compared_up_to_it(home: Path, tmp_path: Path) -> None:
+    one, new = home / "outputs" / "one", shutil.copytree(home / "outputs" / "one", tmp_path / "new")
+    saved, again = state(one), state(new)
+    assert not stopped_in_validation(saved) and _compare(one, new, saved, again, tolerance=0.0) == []
+    saved["callbacks"]["LastCheckpoint"] = {"random_state": {}}
+    saved["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["total"]["ready"] = 0
+    rows = (new / "metrics.csv").read_text().splitlines()
+    (new / "metrics.csv").write_text("\n".join([*rows, rows[-1]]) + "\n")  # of the validation that the new run has completed
+    assert stopped_in_validation(saved) and _compare(one, new, saved, again, tolerance=0.0) == []
+    next(iter(again["state_dict"].values())).view(-1)[0] += 1.0
+    (line,) = _compare(one, new, saved, again, tolerance=0.0)
+    assert line.startswith("checkpoint: state_dict.")
 
 
 def test_what_a_run_has_read_stands_in_its_folder(home: Path) -> None:

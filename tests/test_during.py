@@ -67,6 +67,20 @@ def test_training_is_bit_for_bit_the_same_with_samples(tmp_path: Path, accumulat
     assert [len(samples) for _, samples in pages.shown] == [2, 2]
 
 
+def test_samples_that_fail_are_told_and_training_goes_on_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def failing(*, task: Any, folder: Path, datamodule: Any) -> None:
+        disturbing(task=task, folder=folder, datamodule=datamodule)
+        raise OSError(28, "No space left\non device")
+
+    bare, _ = trained(tmp_path)
+    sampled, pages = trained(tmp_path, SamplesDuring(every=4, sampling=partial(failing), folder=tmp_path))
+    assert all(torch.equal(bare[name], sampled[name]) for name in bare) and not pages.shown
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("no samples")]
+    assert told == [
+        f"no samples at step {step}, training goes on: OSError: [Errno 28] No space left on device" for step in (4, 8)
+    ]
+
+
 def test_modes_and_random_states_are_put_back_after_an_error() -> None:
     task = ToyGan()
     task.train()

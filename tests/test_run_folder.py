@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from etude.core.checkpoint_files import find_checkpoint
-from etude.run.folder import RunFolder, create_folder, locked_folder, write_config
+from etude.run.folder import RunFolder, _created, create_folder, locked_folder, write_config
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -68,6 +68,19 @@ def test_a_sweep_does_too_and_its_runs_know(tmp_path: Path) -> None:
     RunFolder().on_multirun_start(cfg)
     assert cfg.hydra.sweep.dir == str(tmp_path / "now_2")
     assert cfg.hydra.overrides.hydra == [f'hydra.sweep.dir="{tmp_path / "now_2"}"']
+
+
+def test_of_two_commands_that_start_again_at_once_one_has_made_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one, which the lock then refuses, must not remove it."""
+    mine = [f"outputs={tmp_path}", "autoresume=true"]
+    made = chosen(*mine)
+    assert made in _created
+    _created.discard(made)  # as another process, which sees no folder yet and is then overtaken
+    is_dir, answers = Path.is_dir, iter([False])
+    monkeypatch.setattr(Path, "is_dir", lambda self: next(answers, True) if self == made else is_dir(self))
+    assert chosen(*mine) == made and made not in _created
 
 
 def run_of(folder: Path, *names: str) -> Path:

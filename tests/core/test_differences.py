@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from etude.core.differences import compare_checkpoints, compare_metrics
+from etude.sweeps.callback import TrialCallback
 
 
 def checkpoint(weight: float = 1.0, moment: float = 0.5, step: int = 3, score: Any = 2.0) -> dict[str, Any]:
@@ -26,6 +27,18 @@ def test_the_first_part_that_differs_is_named() -> None:
     assert str(compare_checkpoints(checkpoint(), checkpoint(moment=0.6))).startswith("optimizer_states.0.state.0.exp_avg: ")
     assert compare_checkpoints(checkpoint(), checkpoint(step=4)) == "loops.fit_loop.step: 3 and 4"
     assert compare_checkpoints(checkpoint(), {**checkpoint(), "callbacks": {}}) == "only one of the runs has callbacks.Best.score"
+
+
+def test_a_trial_of_a_sweep_equals_the_same_run_without_its_sweep() -> None:
+    trial = checkpoint()
+    trial["callbacks"]["TrialCallback"] = {"seconds": 9.1, "values": {"val/nll": 1.0}, "seen": ["val/nll"]}
+    assert compare_checkpoints(trial, checkpoint()) is None and compare_checkpoints(checkpoint(), trial) is None
+    assert TrialCallback.__name__ in trial["callbacks"]
+
+
+def test_only_the_named_parts_are_compared() -> None:
+    assert compare_checkpoints(checkpoint(), checkpoint(step=4), parts=("state_dict", "optimizer_states")) is None
+    assert compare_checkpoints(checkpoint(), checkpoint(moment=0.6), parts=("state_dict", "optimizer_states")) is not None
 
 
 def test_within_a_tolerance_weights_count() -> None:

@@ -50,6 +50,15 @@ def test_equal_runs_agree_also_one_that_was_killed_and_continued(tmp_path: Path)
     assert rest.read_text() == whole.read_text() and compare_hashes(whole, rest) is None
 
 
+@pytest.mark.parametrize("kind", ["FSDPStrategy", "ModelParallelStrategy"])
+def test_a_sharded_model_is_refused_before_training(tmp_path: Path, kind: str) -> None:
+    fit = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+    fit.strategy.__class__ = type(kind, (type(fit.strategy),), {})  # the real ones need several devices
+    log = HashLog(path=tmp_path / "hashes.tsv", every_n_steps=2)
+    with pytest.raises(ValueError, match="hash_every=2 hashes whole weights, but trainer=fsdp shards the model; leave it out"):
+        log.setup(fit, ToyGan(), "fit")
+
+
 @pytest.mark.parametrize("resumed", [False, True])
 def test_the_first_difference_is_named(tmp_path: Path, resumed: bool) -> None:
     whole = run(tmp_path / "whole")

@@ -95,6 +95,22 @@ def test_the_best_k_are_kept_also_those_that_were_never_the_best(tmp_path: Path,
     assert elsewhere.values == {}
 
 
+def test_a_run_that_goes_on_elsewhere_names_its_files_by_their_own_steps(tmp_path: Path) -> None:
+    def run(folder: Path, max_steps: int, resume: Path | None = None) -> None:
+        best = BestCheckpoint(folder, "best", monitor="val/cycle", mode="min", enable_version_counter=False)
+        kept = KeptBest(path=folder / "best.ckpt", monitor="val/cycle", mode="min", keep=2)
+        last = LastCheckpoint(path=folder / "last.ckpt", every_n_steps=2)
+        each = [best, kept, last]
+        fit = trainer(folder, max_steps=max_steps, callbacks=each, val_check_interval=2, check_val_every_n_epoch=None)
+        fit.fit(Falling([1.0, 3.0, 2.0, 9.0]), PairsData(), ckpt_path=resume, weights_only=True)
+
+    run(tmp_path / "old", 2)
+    run(tmp_path / "new", 8, resume=tmp_path / "old" / "last.ckpt")
+    assert steps(tmp_path / "new") == {
+        "best.ckpt": 2, "best_step_000004.ckpt": 4, "best_step_000006.ckpt": 6, "last.ckpt": 8,
+    }  # fmt: skip
+
+
 def test_fewer_than_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="keep_best is 0, must be at least 1 checkpoint"):
         kept_best(tmp_path, monitor="x", mode="min", keep=0)

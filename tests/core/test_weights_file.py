@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from etude.core.checkpoint_files import load_checkpoint, resumable
-from etude.core.weights_file import read_weights, write_weights
+from etude.core.weights_file import _digest, read_weights, write_weights
 from tests.core.test_kept_checkpoints import good
 
 
@@ -56,9 +56,10 @@ def test_a_flipped_bit_or_a_missing_part_is_noticed(tmp_path: Path) -> None:
         except ValueError as error:
             assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
             refused += 1
-        else:  # a bit of the recipe, which is text
+        else:  # a bit of what is not read, such as the spelling of a key that is left out
             assert all(torch.equal(found["state_dict"][name], value) for name, value in expected["state_dict"].items())
-    assert refused > 80
+            assert found["global_step"] == expected["global_step"] and found["etude"].keys() == expected["etude"].keys()
+    assert refused > 100
 
 
 def test_what_is_not_of_etude_is_told_in_one_line(tmp_path: Path) -> None:
@@ -72,16 +73,35 @@ def test_what_is_not_of_etude_is_told_in_one_line(tmp_path: Path) -> None:
         resumable(path)
 
 
-def test_a_recipe_in_the_metadata_is_checked_as_in_a_checkpoint(tmp_path: Path) -> None:
-    path = write_weights(checkpoint(tmp_path), tmp_path / "w.safetensors")
+def edited(path: Path, key: str, change: Any) -> dict[str, str]:
+    """Changes a text of a file's metadata; returns them all."""
     data = path.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
-    own = json.loads(header["__metadata__"]["etude"])
-    own["recipe"]["task"]["_target_"] = "os.system"
-    header["__metadata__"]["etude"] = json.dumps(own)
+    metadata: dict[str, str] = header["__metadata__"]
+    metadata[key] = change(metadata[key])
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+    return metadata
+
+
+@pytest.mark.parametrize(
+    ("key", "change"),
+    [("global_step", lambda text: "4"), ("etude", lambda text: text.replace("2.5", "2.6"))],
+    ids=["step", "recipe"],
+)
+def test_edited_metadata_are_refused(tmp_path: Path, key: str, change: Any) -> None:
+    path = write_weights(checkpoint(tmp_path), tmp_path / "w.safetensors")
+    edited(path, key, change)
+    with pytest.raises(ValueError, match="damaged: the checksum of its weights and recipe is wrong"):
+        load_checkpoint(path)
+
+
+def test_a_recipe_in_the_metadata_is_checked_as_in_a_checkpoint(tmp_path: Path) -> None:
+    path = write_weights(checkpoint(tmp_path), tmp_path / "w.safetensors")
+    tensors = {name: value.clone() for name, value in load_file(path).items()}  # copies, since the file is overwritten
+    metadata = edited(path, "etude", lambda text: text.replace("etude.tasks.language_model.LanguageModel", "os.system"))
+    edited(path, "sha256", lambda _: _digest(tensors, metadata))  # as one who means harm would
     assert read_weights(path)["etude"]["recipe"]["task"]["_target_"] == "os.system"
     with pytest.raises(ValueError, match=r"task names 'os\.system', which is not a task that Etude knows"):
         load_checkpoint(path)

@@ -85,12 +85,19 @@ def test_a_run_that_goes_on_keeps_its_id_at_wandb(tmp_path: Path, monkeypatch: p
     assert one_run("pytorch_lightning.loggers.WandbLogger", tmp_path / "another", step=4)["id"] != known["id"]
 
 
-def test_tensorboard_shows_a_run_that_goes_on_as_one_curve(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("again", "expected"),
+    [(2, [(0, 1.0), (1, 2.0), (2, 30.0), (3, 40.0)]), (None, [(2, 30.0), (3, 40.0)])],
+    ids=["from a checkpoint", "before the first checkpoint"],
+)
+def test_tensorboard_shows_a_run_that_goes_on_as_one_curve(
+    tmp_path: Path, again: int | None, expected: list[tuple[int, float]]
+) -> None:
     pytest.importorskip("tensorboard")
     from pytorch_lightning.loggers import TensorBoardLogger
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    for step, values in ((None, {0: 1.0, 1: 2.0, 2: 3.0, 3: 4.0}), (2, {2: 30.0, 3: 40.0})):
+    for step, values in ((None, {0: 1.0, 1: 2.0, 2: 3.0, 3: 4.0}), (again, {2: 30.0, 3: 40.0})):
         options = one_run("pytorch_lightning.loggers.TensorBoardLogger", tmp_path, step=step)
         logger = TensorBoardLogger(str(tmp_path), name="tensorboard", version="", **options)
         for place, value in values.items():
@@ -99,4 +106,4 @@ def test_tensorboard_shows_a_run_that_goes_on_as_one_curve(tmp_path: Path) -> No
         time.sleep(1.1)  # TensorBoard reads files in the order of their seconds
     found = EventAccumulator(str(tmp_path / "tensorboard"))
     found.Reload()
-    assert [(event.step, event.value) for event in found.Scalars("loss")] == [(0, 1.0), (1, 2.0), (2, 30.0), (3, 40.0)]
+    assert [(event.step, event.value) for event in found.Scalars("loss")] == expected

@@ -7,6 +7,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
 
+from etude.core import lightning
 from etude.core.kept_checkpoints import at_step, keep_copy, remove_others
 
 
@@ -37,7 +38,7 @@ class KeptBest(Checkpoint):
         ranked = sorted(self.values, key=self._is_worse)
         self.values = {name: self.values[name] for name in ranked[: self.keep]}
         if file.name in self.values:
-            if ranked[0] == file.name and self.path.is_file():  # BestCheckpoint has just written it
+            if lightning.wrote_now(trainer, self.path):  # by BestCheckpoint
                 if trainer.is_global_zero:
                     keep_copy(self.path, file)
             else:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 # of a checkpoint: what training has made. Weights first, since a difference there matters most
 COMPARED = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks")
+OF_SWEEPS = "TrialCallback"  # the callback that a trial of a sweep has, and the same run without the sweep has not
 PLACES = ("dirpath", "best_model_path", "kth_best_model_path", "last_model_path", "best_k_models")  # where a run wrote
 
 
@@ -27,20 +28,29 @@ def leaves(node: Any, name: str) -> Iterator[tuple[str, Any]]:
         yield name, node
 
 
-def compare_checkpoints(one: Mapping[str, Any], two: Mapping[str, Any], *, tolerance: float = 0.0) -> str | None:
+def compare_checkpoints(
+    one: Mapping[str, Any], two: Mapping[str, Any], *, tolerance: float = 0.0, parts: tuple[str, ...] = COMPARED
+) -> str | None:
     """Returns the first part of two checkpoints that differs, with by how much; None if they agree.
+
+    What a sweep keeps in a trial is not compared.
 
     tolerance: the largest allowed relative difference of a tensor, |a - b| / |a| in the Euclidean norm, and of a number; 0 for
         bit for bit. Above 0 only weights are compared, since moments, and what techniques have counted, part sooner.
+    parts: of COMPARED, those to compare.
     """
-    for part in COMPARED if tolerance == 0 else COMPARED[:1]:
-        mine, theirs = (dict(leaves(checkpoint.get(part, {}), part)) for checkpoint in (one, two))
+    for part in parts if tolerance == 0 else COMPARED[:1]:
+        mine, theirs = (dict(leaves(_without_trial(checkpoint.get(part, {})), part)) for checkpoint in (one, two))
         if missing := sorted(mine.keys() ^ theirs.keys()):
             return f"only one of the runs has {missing[0]}"
         for name, value in mine.items():
             if (difference := _difference(value, theirs[name], tolerance)) is not None:
                 return f"{name}: {difference}"
     return None
+
+
+def _without_trial(part: Any) -> Any:
+    return {key: value for key, value in part.items() if key != OF_SWEEPS} if isinstance(part, Mapping) else part
 
 
 def _difference(one: Any, two: Any, tolerance: float) -> str | None:

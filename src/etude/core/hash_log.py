@@ -49,6 +49,13 @@ class HashLog(pl.Callback):
         self._columns: list[str] = []
         self._step = -1
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if type(trainer.strategy).__name__ in ("ModelParallelStrategy", "FSDPStrategy"):
+            raise ValueError(
+                f"hash_every={self.every_n_steps} hashes whole weights, but trainer=fsdp shards the model; "
+                "leave it out or take ddp"
+            )
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._columns, self._step = [], trainer.global_step
         if not trainer.is_global_zero:

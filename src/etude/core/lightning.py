@@ -6,10 +6,12 @@ tests and repair this module.
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loops.fit_loop import _FitLoop
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from torch import Tensor
@@ -30,6 +32,16 @@ def callbacks_of(trainer: pl.Trainer) -> list[pl.Callback]:
 def set_callbacks(trainer: pl.Trainer, callbacks: list[pl.Callback]) -> None:
     """Replaces the trainer's callbacks."""
     trainer.callbacks = callbacks  # type: ignore[attr-defined]
+
+
+def wrote_now(trainer: pl.Trainer, path: Path) -> bool:
+    """Returns whether a ModelCheckpoint has written the file `path` at the current optimizer step; the same on every rank."""
+    return any(
+        isinstance(callback, ModelCheckpoint)
+        and Path(callback.best_model_path) == path
+        and callback._last_global_step_saved == trainer.global_step
+        for callback in trainer.checkpoint_callbacks
+    )
 
 
 def validation_follows(trainer: pl.Trainer) -> bool:

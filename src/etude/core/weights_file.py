@@ -5,7 +5,7 @@ The file holds the weights that the checkpoint's `state_dict` has, such as an av
     etude           the entry "etude" of the checkpoint as JSON: recipe, tokenizer or mel contract, steps; its tensors stand in
                     the file under names that begin with "etude."
     global_step     optimizer steps
-    sha256          of all tensors, by which a damaged file is noticed
+    sha256          of all tensors and of the other metadata, by which a damaged or edited file is noticed
 """
 
 import hashlib
@@ -39,7 +39,8 @@ def write_weights(checkpoint: Mapping[str, Any], path: Path) -> Path:
     text = json.dumps(_packed(own, tensors, OWN))
     # copies, since the format has no place for weights that share memory
     tensors |= {name: value.detach().cpu().clone().contiguous() for name, value in checkpoint["state_dict"].items()}
-    metadata = {"format": "pt", "etude": text, "global_step": str(checkpoint["global_step"]), "sha256": _digest(tensors)}
+    metadata = {"format": "pt", "etude": text, "global_step": str(checkpoint["global_step"])}
+    metadata["sha256"] = _digest(tensors, metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
     check_space(path, size_of(tensors))
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -74,8 +75,10 @@ def read_weights(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not a readable file of weights, or a damaged one ({reason}); copy it again") from error
     if "etude" not in metadata or "sha256" not in metadata:
         raise ValueError(f"{path}: holds weights without a recipe of Etude; give a file that `etude export` wrote")
-    if metadata["sha256"] != _digest(tensors):
-        raise ValueError(f"{path}: damaged: the checksum of its weights is wrong; copy the file again, or export it again")
+    if metadata["sha256"] != _digest(tensors, metadata):
+        raise ValueError(
+            f"{path}: damaged: the checksum of its weights and recipe is wrong; copy the file again, or export it again"
+        )
     try:
         own = _unpacked(json.loads(metadata["etude"]), tensors)
         step = int(metadata.get("global_step", ""))
@@ -85,8 +88,11 @@ def read_weights(path: Path) -> dict[str, Any]:
     return {"etude": own, "global_step": step, "state_dict": weights}
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     digest = hashlib.sha256()
+    for key in ("etude", "global_step"):
+        text = metadata.get(key, "").encode()
+        digest.update(f"{key} {len(text)}\n".encode() + text)
     for name in sorted(tensors):
         value = tensors[name]
         digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())

@@ -25,7 +25,8 @@ TIMEOUT_SECONDS = 5.0  # to wait for W&B's server
 def one_run(target: str, folder: Path, *, step: int | None) -> dict[str, Any]:
     """What the logger `target` is built with so that a run that goes on in its `folder` stays one run on the dashboard.
 
-    W&B: the id that the run has kept in its folder. TensorBoard: what was logged after the checkpoint is left out.
+    W&B: the id that the run has kept in its folder. TensorBoard: what was logged after the checkpoint is left out; of a run that
+    begins again, since it was ended before its first checkpoint, all that was logged.
 
     step: steps that the run has behind it; None for a new run.
     """
@@ -34,8 +35,8 @@ def one_run(target: str, folder: Path, *, step: int | None) -> dict[str, Any]:
         if not kept.is_file():
             write_atomically(kept, f"{secrets.token_hex(4)}\n")
         return {"id": kept.read_text().strip(), "resume": "allow"}
-    if target.endswith((".TensorBoardLogger", ".TensorBoardRun")) and step is not None:
-        return {"purge_step": step}
+    if target.endswith((".TensorBoardLogger", ".TensorBoardRun")):
+        return {"purge_step": step or 0}
     return {}
 
 

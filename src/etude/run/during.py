@@ -3,6 +3,7 @@
 import contextlib
 import io
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ class SamplesDuring(pl.Callback):
 
     The weights of the step are used, not an average of them. Training goes on as if nothing had happened: random states, the
     modes of modules and gradients are what they were, so the weights are the same, bit for bit, with and without samples. With
-    several devices the first one samples while the others wait.
+    several devices the first one samples while the others wait. Samples that fail are told in one line, and training goes on.
 
     Args:
         every: optimizer steps from one set of samples to the next, at least 1.
@@ -54,8 +55,12 @@ class SamplesDuring(pl.Callback):
             return
         self._sampled = step
         if trainer.is_global_zero:
-            with undisturbed(pl_module), contextlib.redirect_stderr(io.StringIO()):  # the progress bar has the terminal
-                self._write(trainer, pl_module, step)
+            try:
+                with undisturbed(pl_module), contextlib.redirect_stderr(io.StringIO()):  # the progress bar has the terminal
+                    self._write(trainer, pl_module, step)
+            except Exception as error:  # whatever it is, such as a full disk, hours of training are worth more
+                reason = " ".join(str(error).split())[:300]
+                print(f"no samples at step {step}, training goes on: {type(error).__name__}: {reason}", file=sys.stderr)
         trainer.strategy.barrier("samples")
 
     def _write(self, trainer: pl.Trainer, task: pl.LightningModule, step: int) -> None:

@@ -103,9 +103,10 @@ def _found_again(config: DictConfig, *, sweep: bool = False) -> Path | None:
     from etude.run.again import stable_folder
 
     folder = stable_folder(config, sweep=sweep)
-    if not folder.is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
-        _created.add(folder.absolute())
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir()
+        _created.add(folder.absolute())  # only the one that made it may remove it, of commands that start at once
     return folder
 
 

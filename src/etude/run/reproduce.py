@@ -15,7 +15,7 @@ from etude.run.command import one_line_errors
 from etude.run.folder import run_folder
 
 # settings that do not change what is trained, or that are compared otherwise
-ANYWHERE = ("ckpt", "outputs", "cache_dir", "logger", "autoresume", "stop_at", "weights", "threads")
+ANYWHERE = ("ckpt", "outputs", "cache_dir", "logger", "autoresume", "stop_at", "weights", "threads", "trial")
 SET_BY_REPRO = "trainer.deterministic"
 MACHINE = ("python", "system", "cpu", "gpu", "cuda")  # lines of environment.txt, besides the versions of LIBRARIES
 LIBRARIES = ("torch", "numpy", "torchaudio", "pytorch-lightning", "pytorch_optimizer", "torchdata")
@@ -48,6 +48,9 @@ def reproduce(cfg: DictConfig) -> None:
         sys.exit(1)
     how = f"within {cfg.tolerance}" if other else "bit for bit"
     what = "weights" if other else "weights, optimizer, loops, techniques"
+    if not other and stopped_in_validation(saved):
+        what = "weights, optimizer"
+        print(f"{folder} was stopped within a validation, which {new} has completed: only what precedes it is compared")
     print(f"the same {how} at step {saved['global_step']}: {what} and metrics of {folder} and {new}")
 
 
@@ -164,17 +167,23 @@ def _train(options: list[str], folder: Path, new: Path, *, step: int) -> None:
         raise ValueError(f"run={folder} could not be repeated: training ended with exit code {done.returncode}, see above")
 
 
+def stopped_in_validation(saved: Any) -> bool:
+    """Returns whether a checkpoint was written within a validation; a run that goes on from it begins with that validation."""
+    return "random_state" in saved.get("callbacks", {}).get("LastCheckpoint", {})
+
+
 def _compare(folder: Path, new: Path, saved: Any, again: Any, *, tolerance: float) -> list[str]:
     """Returns a line for each kind of result that differs: the first step, and what differs there."""
-    from etude.core.differences import compare_checkpoints, compare_metrics
+    from etude.core.differences import COMPARED, compare_checkpoints, compare_metrics
     from etude.core.hash_log import NAME, compare_hashes
 
-    found = {}
+    found, last = {}, saved["global_step"] - 1
+    parts, last = (COMPARED[:2], last - 1) if stopped_in_validation(saved) else (COMPARED, last)
     if all((place / NAME).is_file() for place in (folder, new)) and not tolerance:
         found["hashes"] = compare_hashes(folder / NAME, new / NAME)
     csv = (place / "metrics.csv" for place in (folder, new))
-    found["metrics"] = compare_metrics(*csv, tolerance=tolerance, up_to=saved["global_step"] - 1)
-    found["checkpoint"] = compare_checkpoints(saved, again, tolerance=tolerance)
+    found["metrics"] = compare_metrics(*csv, tolerance=tolerance, up_to=last)
+    found["checkpoint"] = compare_checkpoints(saved, again, tolerance=tolerance, parts=parts)
     if saved["global_step"] != again["global_step"]:
         found["checkpoint"] = f"it is of step {saved['global_step']}, the new one of step {again['global_step']}"
     return [f"{what}: {difference}" for what, difference in found.items() if difference]
