@@ -56,6 +56,32 @@ def test_the_same_options_find_the_same_folder_and_others_another(tmp_path: Path
     assert chosen(f"outputs={tmp_path}", "model=tiny").parent != one.parent
 
 
+def folder_of_jobs(*options: str) -> Path:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("train", overrides=["outputs=here", "autoresume=true"], return_hydra_config=True)
+    cfg.hydra.overrides.task = list(options)
+    return again.stable_folder(cfg, sweep=True)
+
+
+def test_a_multirun_finds_its_folder_only_if_its_runs_have_the_same_numbers() -> None:
+    one = folder_of_jobs("seed=3,4", "max_steps=1,2", "data=folk", "model=tiny", "outputs=here", "cache_dir=a")
+    assert one == folder_of_jobs("model=tiny", "cache_dir=b", "seed=3,4", "data=folk", "max_steps=1,2")
+    assert one != folder_of_jobs("max_steps=1,2", "seed=3,4", "data=folk", "model=tiny")  # job 1 is another run
+
+
+def test_a_run_of_a_multirun_is_not_taken_for_another(tmp_path: Path) -> None:
+    again.keep_options(tmp_path, ["seed=3", "max_steps=2", "outputs=here"], found_again=True)
+    again.keep_options(tmp_path, ["seed=4", "max_steps=2"], found_again=True)  # nothing has begun
+    again.mark_finished(tmp_path, step=2, value=None)
+    again.keep_options(tmp_path, ["max_steps=2", "seed=4", "cache_dir=elsewhere"], found_again=True)
+    path = tmp_path / again.OPTIONS
+    assert json.loads(path.read_text()) == ["max_steps=2", "seed=4"]
+    with pytest.raises(
+        ValueError, match="holds the run of max_steps=2 seed=4, not of seed=3 max_steps=2; give the options of -m"
+    ):
+        again.keep_options(tmp_path, ["seed=3", "max_steps=2"], found_again=True)
+
+
 def test_a_stopped_run_goes_on_and_a_finished_one_is_not_repeated(
     home: Path,
     tmp_path: Path,

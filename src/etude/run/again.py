@@ -3,7 +3,8 @@
 The folder is `outputs/auto/NAME-DIGEST`. NAME is the run's `name` (by default that of the data), DIGEST a hash of its
 configuration, except for what says where to read and write it (IGNORED). So the same command finds its folder, also on another
 day or as another job, and any option that changes begins a new run in a folder of its own. Data that have changed are refused as
-with `ckpt=`.
+with `ckpt=`. For a multirun (`-m`) the options of the command count, too, those with several values in the order in which
+they were given, since that order numbers its runs.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +21,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from etude.core.ranks import rank
 from etude.report.files import write_atomically
+from etude.run import recipes
 
 IGNORED = ("hydra", "ckpt", "outputs", "cache_dir", "autoresume", "stop_at")
+OPTIONS = "options.json"  # in the folder of a run of a multirun
 FINISHED = "finished.json"  # in the folder of a run that has come to its end
 
 
@@ -36,11 +40,40 @@ def stable_folder(config: DictConfig, *, sweep: bool = False) -> Path:
     settings: Any = OmegaConf.to_container(config, resolve=False)
     kept = {key: value for key, value in settings.items() if key not in IGNORED}
     if sweep:  # what is swept stands in the command only
-        kept["sweep"] = sorted(config.hydra.overrides.task)
+        kept["sweep"] = _swept(config.hydra.overrides.task)
     digest = hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:12]
     name = config.hydra.runtime.choices.get("data") if "${" in str(settings["name"]) else settings["name"]
     plain = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in str(name))
     return Path(config.outputs) / "auto" / f"{plain}-{digest}{'_sweep' if sweep else ''}"
+
+
+def _swept(options: Iterable[str]) -> list[str]:
+    """Returns the options that say what a multirun makes: sorted, but those with several values, which number its runs, last."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    kept = [option for option in options if recipes.key(option) not in IGNORED]
+    several = [option for option in kept if OverridesParser.create().parse_override(option).is_sweep_override()]
+    return [*sorted(set(kept) - set(several)), *several]
+
+
+def keep_options(folder: Path, options: list[str], *, found_again: bool) -> None:
+    """Keeps the options of a run of a multirun in its folder.
+
+    found_again: whether the run goes on with what is in the folder (`autoresume=true`).
+
+    Raises: ValueError if it would go on with a run of other options.
+    """
+    path, kept = folder / OPTIONS, [option for option in options if recipes.key(option) not in IGNORED]
+    begun = has_begun(folder) or (folder / FINISHED).is_file() or any(folder.glob("*/checkpoints"))  # the latter of phases
+    if found_again and begun and path.is_file():
+        earlier = json.loads(path.read_text())
+        if sorted(earlier) != sorted(kept):
+            raise ValueError(
+                f"{folder} holds the run of {' '.join(earlier)}, not of {' '.join(kept)}; give the options of -m in the same "
+                "order, or another hydra.sweep.dir="
+            )
+    if rank() == 0:
+        write_atomically(path, json.dumps(kept) + "\n")
 
 
 def continued(cfg: DictConfig, folder: Path) -> DictConfig:

@@ -20,6 +20,7 @@ from etude.core.ranks import rank
 # files that a run writes before it has any result
 NO_RESULTS = (
     "config.yaml", "generate.yaml", "evaluate.yaml", "environment.txt", "changes.tsv", "wandb_id.txt", "code.patch", "data.tsv",
+    "options.json",
 )  # fmt: skip
 _created: set[Path] = set()  # folders that this process created
 

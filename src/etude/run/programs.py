@@ -155,9 +155,14 @@ def train(cfg: DictConfig) -> float | None:
 
 def _train(cfg: DictConfig, trial: "RunningTrial | None") -> float | None:
     """Trains a model as a trial of a sweep, or alone if `trial` is None; see `train`."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
     from etude.core.checkpoint_files import find_checkpoint, load_checkpoint, not_continued, resumable
 
     folder, overrides = run_folder(), recipes.command_line()
+    if trial is None and HydraConfig.get().mode == RunMode.MULTIRUN:
+        again.keep_options(folder, overrides, found_again=bool(cfg.autoresume))
     if cfg.autoresume and trial is None:
         if (end := again.finished(folder)) is not None:
             return end.value
