@@ -44,7 +44,8 @@ def sweeps() -> str:
             "the best of random search. Steps are those of all trials, pruned ones included.",
             _gain(gain), where(gain),
         ]  # fmt: skip
-        short.append([f"steps of TPE with pruning until random search's best, {len(gain)} seeds", f"{100 * share:.0f} %"])
+        seeds = "1 seed" if len(gain) == 1 else f"{len(gain)} seeds"
+        short.append([f"steps of TPE with pruning until random search's best, {seeds}", f"{100 * share:.0f} %"])
     if speed:
         row = speed[-1]
         parts += [
