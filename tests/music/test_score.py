@@ -167,7 +167,7 @@ BAD_FILES = {
     ),
     "html.xml": (b"<html><body>404</body></html>", "damaged .xml file"),
     "noise.krn": (bytes(range(1, 256)), "no notes|damaged"),
-    "noise.abc": (bytes(range(1, 256)), "1 of 1 tunes"),
+    "noise.abc": (bytes(range(1, 256)), "1 of 1 tune"),
     "song.mp3": (b"ID3", "unknown kind of file '.mp3'; give one of .abc, .krn, .mid"),
 }
 

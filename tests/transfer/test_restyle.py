@@ -263,7 +263,7 @@ def test_a_folder_without_one_good_file_is_an_error(tmp_path: Path, options: dic
     with pytest.raises(ValueError, match="no audio files"):
         restyle(**options, input=str(source))
     (source / "words.mp3").write_text("words" * 100)
-    with pytest.raises(ValueError, match="none of its 1 files"):
+    with pytest.raises(ValueError, match="none of its 1 file"):
         restyle(**options, input=str(source))
     with pytest.raises(ValueError, match="is a file's name"):
         restyle(**options, input=str(source), output=str(tmp_path / "b.wav"))

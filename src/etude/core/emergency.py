@@ -39,7 +39,7 @@ class WholeStep:
         self._composition: Composition = task.composition
         self._composition.stepping = False
         self._loops = _copied(lightning.loops_state(trainer))
-        self._counters = {name: getattr(task, name) for name in COUNTERS if hasattr(task, name)}
+        self._counters = {name: vars(task)[name] for name in COUNTERS if name in vars(task)}
         self._callbacks = {c.state_key: _copied(state) for c in lightning.callbacks_of(trainer) if (state := c.state_dict())}
         self._objects = [(each, _copied(vars(each))) for each in restorables(task)]
         self._weights = list(task.parameters())

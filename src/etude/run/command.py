@@ -69,12 +69,15 @@ def _hydra_error(error: BaseException) -> str:
     return " ".join(line for line in lines if line and not line.startswith(("full_key", "object_type")))
 
 
+NEAR = 0.75  # similarity, 0 to 1, of a setting that is taken for the one meant before those of other programs are looked at
+
+
 def _suggestion(key: str, own: list[str]) -> str:
     """Returns a question that names the settings nearest to `key`: of this program, or else of another one; "" if none is near.
 
     own: the dotted keys of this program. A key may lack the groups before its name, such as prompt for sampling.prompt.
     """
-    if near := difflib.get_close_matches(key, own, n=1):
+    if near := difflib.get_close_matches(key, own, n=1, cutoff=NEAR):
         return f"did you mean {near[0]}?"
     names: dict[str, list[str]] = {}
     for known in own:
@@ -85,6 +88,7 @@ def _suggestion(key: str, own: list[str]) -> str:
         if (found := difflib.get_close_matches(key, keys, n=1)) and found[0] not in own:
             told.append(f"{found[0]}, an option of `{program(verb)}`")
             break
+    told = told or difflib.get_close_matches(key, own, n=1)
     return f"did you mean {', or '.join(told)}?" if told else ""
 
 

@@ -100,7 +100,7 @@ def _dimension(option: Override, within: tuple[str, ...]) -> Dimension:
         raise ValueError(
             f"{option.input_line}: the tag {unknown[0]} is unknown; the only one is log, as in tag(log, interval(...))"
         )
-    if getattr(value, "shuffle", False):
+    if isinstance(value, ChoiceSweep | RangeSweep) and value.shuffle:
         raise ValueError(f"{option.input_line}: shuffle() is only for grids without sweep=; a sampler has an order of its own")
     if isinstance(value, ChoiceSweep):
         if value.tags:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
@@ -124,7 +124,7 @@ def _slice(axis: Any, trials: Sequence[FrozenTrial], dimension: Dimension, place
             range(len(choices)), [str(dimension.texts.get(c, c)) for c in choices], rotation=30 if len(choices) > 3 else 0
         )
         axis.set_xlim(-0.5, len(choices) - 0.5)
-    elif getattr(made, "log", False):
+    elif isinstance(made, FloatDistribution | IntDistribution) and made.log:
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=12))
         axis.xaxis.set_major_formatter("{x:g}")

@@ -157,7 +157,7 @@ def test_pieces_that_the_tokenizer_cannot_hold_are_quarantined(tmp_path: Path) -
 def test_nothing_readable_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "scores").mkdir()
     (tmp_path / "scores" / "a.mid").write_bytes(b"nonsense")
-    with pytest.raises(ValueError, match="none of 1 files could be read") as caught:
+    with pytest.raises(ValueError, match="none of 1 file could be read") as caught:
         module(tmp_path / "scores", tmp_path / "cache").prepare()
     assert "\n" not in str(caught.value)
 
