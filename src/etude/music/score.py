@@ -109,6 +109,10 @@ def _read_bytes(path: Path) -> bytes:
     return data
 
 
+# a problem of this process, not of the file; where memory is limited a parser that is imported late may fail in other ways
+OUT_OF_MEMORY = (MemoryError, ImportError, SystemError)
+
+
 def _read_one(path: Path, suffix: str, data: bytes) -> Score:
     try:
         if suffix in MIDI_SUFFIXES:
@@ -117,8 +121,10 @@ def _read_one(path: Path, suffix: str, data: bytes) -> Score:
             score = notation.read_musicxml(data)
         else:
             score = notation.read_humdrum(_text(data))
-    except (ScoreError, MemoryError):  # out of memory is a problem of this process, not of the file
+    except ScoreError:
         raise
+    except OUT_OF_MEMORY as error:
+        raise MemoryError(str(error)) from error
     except Exception as error:  # parsers raise all kinds of exceptions on a damaged file
         raise ScoreError(path, f"damaged {suffix} file ({_reason(error)})", "export it again, or remove it") from error
     return normalise(_checked(score, path))
@@ -145,8 +151,8 @@ def _read_tunes(path: Path, data: bytes) -> Iterator[tuple[str, Score]]:
             score = normalise(_checked(notation.read_abc(text), path))
         except ScoreError as error:
             bad.append(f"tune {number}: {error.problem}")
-        except MemoryError:
-            raise
+        except OUT_OF_MEMORY as error:
+            raise MemoryError(str(error)) from error
         except Exception as error:  # see _read_one
             bad.append(f"tune {number}: {_reason(error)}")
         else:
