@@ -9,7 +9,6 @@ process, which writes its files, is not counted; its CPU time is told beside it.
 """
 
 import argparse
-import json
 import os
 import resource
 import statistics
@@ -19,7 +18,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from peer import context
+from peer import append_row, context
 from technique_overhead import MethodTime, Timed, Turns
 from training import ROOT, composed
 
@@ -93,10 +92,7 @@ def main() -> None:
         "median": statistics.median(shares), "shares": shares,
         "own_process_share": (children.ru_utime + children.ru_stime) / (bare * args.steps), **context(),
     }  # fmt: skip
-    args.rows.parent.mkdir(parents=True, exist_ok=True)
-    with args.rows.open("a") as file:
-        file.write(json.dumps(row) + "\n")
-    print(row, flush=True)
+    append_row(args.rows, row)
 
 
 if __name__ == "__main__":

@@ -99,3 +99,11 @@ def _processor() -> str:
     info = Path("/proc/cpuinfo")
     names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
     return names[0] if names else platform.processor()
+
+
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """Appends a row to a file of JSON lines, and prints it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    print(row, flush=True)

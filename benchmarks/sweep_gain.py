@@ -8,7 +8,6 @@ the optimizer steps of all trials, those that were pruned included. Each sweep i
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from typing import Any
 
 import optuna
 from optuna.trial import TrialState
-from peer import context
+from peer import append_row, context
 from training import ROOT
 
 from etude.sweeps.storage import open_storage, storage_url
@@ -73,10 +72,7 @@ def main() -> None:
     for seed in args.seeds:
         with tempfile.TemporaryDirectory() as scratch:
             row = {"seed": seed, "trials": args.trials, "steps": STEPS, **compared(seed, args.trials, Path(scratch)), **context()}
-        args.rows.parent.mkdir(parents=True, exist_ok=True)
-        with args.rows.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(row, flush=True)
+        append_row(args.rows, row)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ but without the cost of their loss terms in the backward pass.
 """
 
 import argparse
-import json
 import statistics
 import threading
 import time
@@ -23,7 +22,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from peer import context
+from peer import append_row, context
 from training import ROOT, composed
 
 from etude.core.technique import Composition, Technique
@@ -182,10 +181,7 @@ def main() -> None:
             "case": case, "steps": steps - args.skip - 1, "builds": builds, "bare_s": statistics.median(bare),
             "ratios": ratios, "own": statistics.median(own), **context(),
         }  # fmt: skip
-        args.rows.parent.mkdir(parents=True, exist_ok=True)
-        with args.rows.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(row, flush=True)
+        append_row(args.rows, row)
 
 
 if __name__ == "__main__":

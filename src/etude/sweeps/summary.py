@@ -83,6 +83,8 @@ def told(study: Study, plan: Plan, command: Callable[[FrozenTrial], str], folder
     trials = study.get_trials(deepcopy=False)
     counts = [(state, sum(t.state == state for t in trials)) for state in TrialState]
     lines = [", ".join(f"{count} {state.name.lower()}" for state, count in counts if count)]
-    for trial in front(study, plan):
-        lines += [f"best: trial {trial.number}, {told_values(trial, plan)}", f"  {command(trial)}"]
+    best = front(study, plan)
+    kind = "best" if len(best) == 1 else "Pareto front"
+    for trial in best:
+        lines += [f"{kind}: trial {trial.number}, {told_values(trial, plan)}", f"  {command(trial)}"]
     return "\n".join([*lines, f"results: {folder}"])
