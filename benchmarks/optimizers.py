@@ -78,7 +78,8 @@ def tune(data: str, root: Path, name: str, trials: int, rows: Path) -> None:
         study = f"{data}_{name}"
         options = [
             "sweep=random", "space=optimizer", f"n_trials={trials}", "pruner=median", "pruner_options={n_startup_trials: 2}",
-            f"study={study}", f"storage={folder}/study.journal", f"outputs={folder}", f"trainer.val_check_interval={STEPS // CHECKS}",
+            f"study={study}", f"storage={folder}/study.journal", f"outputs={folder}",
+            f"trainer.val_check_interval={STEPS // CHECKS}",
             f"cache_dir={ROOT / 'outputs' / 'cache'}", "logger=[]",
         ]  # fmt: skip
         subprocess.run([sys.executable, str(ROOT / "train.py"), *mine, *options], check=True, cwd=folder)
