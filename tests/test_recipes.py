@@ -13,7 +13,7 @@ from etude.core.checkpoint_files import find_stage_checkpoint
 from etude.core.task import Task
 from etude.core.technique import Technique
 from etude.run.programs import build_technique, load_task
-from etude.run.recipes import pinned, start_from
+from etude.run.recipes import fastest_precision, pinned, start_from
 from etude.techniques.weights.ema import Ema
 from tests.songs import write_songs
 from tests.test_levels import composed
@@ -262,3 +262,13 @@ def test_a_run_from_weights_carries_over_what_a_technique_says(home: Path) -> No
         technique = Remembers(keeps=keeps)
         start_from(task, home / "with_state.ckpt", [technique, Ema()])
         assert technique.seen == seen
+
+
+@pytest.mark.parametrize("able", [{}, {"avx512_bf16": False, "amx_bf16": True}, {"avx512_bf16": True}])
+def test_bfloat16_is_the_default_only_where_the_machine_computes_in_it(
+    able: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: able)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    expected = "bf16-mixed" if any(able.values()) else "32-true"
+    assert [fastest_precision(name) for name in ("cpu", "auto", "gpu")] == [expected, expected, "bf16-mixed"]

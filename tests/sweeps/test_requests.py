@@ -18,6 +18,7 @@ from optuna.trial import TrialState, create_trial
 from etude.run import programs, sweeping
 from etude.run.cli import conf_folder, hydra_options
 from etude.run.experiment_file import ELSEWHERE, experiment_file
+from etude.run.recipes import fastest_precision
 from etude.sweeps import summary
 from etude.sweeps.driver import Driver
 from etude.sweeps.early_end import EarlyEnd
@@ -116,7 +117,7 @@ def test_a_plan_tells_trainers_and_data_apart_but_not_where_they_are(hydra: Hydr
         open_study(study._storage, "s", fine)
     for other, told in (
         (plan(root="rock"), "data.root has other files now"), (plan("trainer=smoke"), "trainer.limit_val_batches was 1.0, is 2"),
-        (plan("trainer.precision=32"), "trainer.precision was bf16-mixed, is 32"),
+        (plan("trainer.precision=64-true"), f"trainer.precision was {fastest_precision('cpu')}, is 64-true"),
         (replace(plan(), seed=1), "seed was 0, is 1"), (replace(plan(), max_steps=9), "max_steps was 800, is 9"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=f"study=s has other trials already: {told}"):

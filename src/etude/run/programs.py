@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 OmegaConf.register_new_resolver("pick", recipes.pick, replace=True)
+OmegaConf.register_new_resolver("fastest_precision", recipes.fastest_precision, replace=True)
 
 
 def instantiate(node: Any, **extra: Any) -> Any:

@@ -45,6 +45,21 @@ def pick(choice: str | None, *cases: str) -> str:
     raise ValueError(f"{choice} is none of {', '.join(case.partition(':')[0] for case in cases)}")
 
 
+def fastest_precision(accelerator: str) -> str:
+    """The precision in which this machine trains fastest: "bf16-mixed" if it computes in bfloat16, and "32-true" if it does not.
+
+    Without such instructions a CPU emulates bfloat16, which is several times slower than float32.
+
+    accelerator: the trainer's; "auto" is the GPU where there is one.
+    """
+    import torch
+
+    if accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available()):
+        return "bf16-mixed"
+    able = torch.cpu.get_capabilities()
+    return "bf16-mixed" if able.get("avx512_bf16") or able.get("amx_bf16") else "32-true"
+
+
 def spelled_out(options: list[str], presets: list[str] | None = None) -> list[str]:
     """Returns the options of train.py as Hydra knows them: `fast_convergence=true` becomes `convergence=fast`, and `level=null`,
     which chooses nothing from a group, becomes `level=[]`.
