@@ -30,6 +30,7 @@ MAY_IMPORT = {  # besides its own folder
     "transfer": TRAINED,
     "sweeps": {"core", "report"},
     "run": {"core", "report", "sweeps"},
+    "studio": TRAINED | {"run"},
 }
 WITHOUT_LIGHTNING = {"music", "tokens", "audio", "render", "losses", "metrics", "models"}
 FILES = sorted(SOURCE.rglob("*.py"))
