@@ -34,12 +34,16 @@ ROWS = ROOT / "docs" / "results" / "rows"
 TUNING, TABLE = ROWS / "optimizer_tuning.jsonl", ROWS / "optimizers.jsonl"
 OPTIMIZERS = ("adamw", "muon", "soap", "lion", "sophia", "adafactor", "lookahead_adamw", "schedule_free")
 LEVELS = ("basic", "enhanced", "experimental")
-STEPS, CHECKS = 200, 5
+STEPS, CHECKS = 150, 5
 SMALL = {  # data and model of a quarter of a million parameters: 0.05 s a step on one core
-    "jsb": ["data=jsb", "data.max_len=1032", "model.dim=64", "model.num_heads=2", "model.num_layers=2", "model.decoder_dim=48",
-            "model.decoder_layers=1"],
-    "genres": ["data=folder", "data.max_len=512", "model.dim=64", "model.num_heads=2", "model.num_kv_heads=2",
-               "model.num_layers=2", "model.hidden_dim=192"],
+    "jsb": [
+        "data=jsb", "data.max_len=1032", "model.dim=64", "model.num_heads=2", "model.num_layers=2", "model.decoder_dim=48",
+        "model.decoder_layers=1",
+    ],
+    "genres": [
+        "data=folder", "data.max_len=512", "data.batch_size=2", "model.dim=64", "model.num_heads=2", "model.num_kv_heads=2",
+        "model.num_layers=2", "model.hidden_dim=192",
+    ],
 }  # fmt: skip
 
 
