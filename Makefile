@@ -70,7 +70,7 @@ lock:  ## pin pyproject.toml again into requirements.lock
 	 } > requirements.lock.new && mv requirements.lock.new requirements.lock
 
 dashboard: setup  ## open a sweep's trials in the browser: make dashboard [STORAGE=outputs/sweeps/STUDY/study.journal]; without, the newest
-	@$(BIN)/python scripts/dashboard.py $(STORAGE)
+	@$(BIN)/python scripts/dashboard.py $(STORAGE) $(ARGS)
 
 tidy: setup  ## show what runs left behind; make tidy ARGS=--yes removes it, --checkpoints lists earlier runs' last.ckpt, too
 	@$(BIN)/python scripts/tidy.py $(ARGS)

@@ -1,4 +1,7 @@
-"""Opens the trials of a sweep in optuna-dashboard: python scripts/dashboard.py [STORAGE]; without one, the newest sweep's."""
+"""Opens the trials of a sweep in optuna-dashboard: python scripts/dashboard.py [STORAGE] [its options].
+
+Without a storage, the newest sweep's.
+"""
 
 import importlib.util
 import os
@@ -20,7 +23,8 @@ def main() -> None:
     try:
         if importlib.util.find_spec("optuna_dashboard") is None:
             raise ValueError("optuna-dashboard is not installed; install Etude's extra: pip install 'etude[dashboard]'")
-        storage = sys.argv[1] if len(sys.argv) > 1 else str(newest(Path("outputs")))
+        options = sys.argv[1:]
+        storage = options.pop(0) if options and not options[0].startswith("-") else str(newest(Path("outputs")))
         storage = storage.removeprefix("journal://")
         if "://" not in storage and not Path(storage).is_file():
             raise ValueError(f"STORAGE={storage} is not a file; give a study.journal, an SQLite file or a storage's URL")
@@ -30,7 +34,7 @@ def main() -> None:
     if Path(storage).suffix in (".db", ".sqlite", ".sqlite3"):
         storage = f"sqlite:///{storage}"
     program = str(Path(sys.executable).with_name("optuna-dashboard"))
-    os.execv(program, [program, storage])
+    os.execv(program, [program, storage, *options])
 
 
 if __name__ == "__main__":
