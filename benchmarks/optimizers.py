@@ -127,14 +127,15 @@ def best_settings(rows: Sequence[dict[str, Any]], name: str) -> dict[str, dict[s
     return best | {"shared": mine[0]["trials"][min(everywhere, key=everywhere.__getitem__)]["settings"]}
 
 
-def cases(data: str, tuning: Sequence[dict[str, Any]], only: Sequence[str] | None) -> dict[str, list[str]]:
+def cases(
+    data: str, tuning: Sequence[dict[str, Any]], *, kinds: Sequence[str], only: Sequence[str] | None
+) -> dict[str, list[str]]:
     """Returns the options of every row of a data set's table by its name."""
     found: dict[str, list[str]] = {}
-    for name in OPTIMIZERS:
-        best = best_settings(tuning, name)
-        for kind in (data, "shared"):
-            settings = [f"{key}={value:g}" for key, value in best[kind].items()]
-            found[f"{name}, {'tuned' if kind == data else kind}"] = [*chosen_optimizer(name), *settings]
+    for kind in kinds:
+        for name in OPTIMIZERS:
+            best = best_settings(tuning, name)[data if kind == "tuned" else kind]
+            found[f"{name}, {kind}"] = [*chosen_optimizer(name), *(f"{key}={value:g}" for key, value in best.items())]
     found |= {f"level {level}": [f"level={level}"] for level in LEVELS}
     return {name: options for name, options in found.items() if not only or name in only}
 
@@ -146,6 +147,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of compare; tuning has one")
     parser.add_argument("--trials", type=int, default=7, help="of random search, for each optimizer and data set")
     parser.add_argument("--only", nargs="+", default=None, help="optimizers, or names of rows; all without it")
+    parser.add_argument("--kinds", nargs="+", default=["shared", "tuned"], choices=["shared", "tuned"], help="rows of compare")
     parser.add_argument("--tuning", type=Path, default=TUNING, help="JSON lines of tuning")
     parser.add_argument("--rows", type=Path, default=TABLE, help="JSON lines of compare")
     args = parser.parse_args()
@@ -160,7 +162,7 @@ def main() -> None:
     done = {(row["data"], row["name"], row["seed"]) for row in rows_of(args.rows)}
     for seed in args.seeds:
         for data, root in places.items():
-            for name, options in cases(data, rows_of(args.tuning), args.only).items():
+            for name, options in cases(data, rows_of(args.tuning), kinds=args.kinds, only=args.only).items():
                 if (data, name, seed) in done:
                     continue
                 with tempfile.TemporaryDirectory() as scratch:
