@@ -95,7 +95,8 @@ def tune(data: str, root: Path, name: str, trials: int, rows: Path) -> None:
         found = optuna.load_study(study_name=study, storage=open_storage(storage_url(f"{folder}/study.journal")))
         tried = [
             {
-                "settings": {key: float(f"{value:.2g}") for key, value in trial.params.items()}, "state": trial.state.name,
+                "settings": {key.partition("@")[0]: float(f"{value:.2g}") for key, value in trial.params.items()},
+                "state": trial.state.name,
                 "value": trial.value if trial.state == TrialState.COMPLETE else None,
                 "steps": STEPS if trial.state == TrialState.COMPLETE else trial.last_step or 0,
             }
