@@ -10,12 +10,12 @@ import pytest
 
 from etude.studio.results import APPLICATION, Heard, OutOfOrder, Question, Results, SessionRow
 
-REAL, MADE = Heard("real/a.mid", "a", "a" * 64, 0.0), Heard("run/samples/000.mid", "000", "b" * 64, 2.5)
+REAL, GENERATED = Heard("real/a.mid", "a", "a" * 64, 0.0), Heard("run/samples/000.mid", "000", "b" * 64, 2.5)
 ROW = SessionRow("s1", "Ann", "single", 3, 10.0, 0, "test")
 PLAN = [
     Question("run", "outputs/run", "folk", "real", REAL, None),
-    Question("run", "outputs/run", None, "made", None, MADE),
-    Question("run", "outputs/run", None, "made", None, MADE, heard_before=True),
+    Question("run", "outputs/run", None, "generated", None, GENERATED),
+    Question("run", "outputs/run", None, "generated", None, GENERATED, heard_before=True),
 ]
 
 
@@ -36,7 +36,7 @@ def rows(results: Results, query: str) -> list[tuple[object, ...]]:
 def test_an_answer_is_a_row_with_all_that_was_heard(results: Results) -> None:
     results.answer("s1", 0, "real", seconds=4.25)
     results.answer("s1", 1, "real", seconds=1)
-    columns = "listener, kind, run, run_folder, genre, real_file, real_sha256, made_file, answer, is_right, seconds_taken"
+    columns = "listener, kind, run, run_folder, genre, real_file, real_sha256, generated_file, answer, is_right, seconds_taken"
     assert rows(results, f"SELECT {columns} FROM answers") == [
         ("Ann", "single", "run", "outputs/run", "folk", "real/a.mid", "a" * 64, None, "real", 1, 4.25),
         ("Ann", "single", "run", "outputs/run", None, None, None, "run/samples/000.mid", "real", 0, 1.0),
@@ -55,16 +55,19 @@ def test_only_the_next_question_can_be_answered_and_the_last_answer_taken_back(r
         results.answer("s1", 1, "real", seconds=1)
     results.answer("s1", 0, "real", seconds=1)
     with pytest.raises(OutOfOrder):
-        results.answer("s1", 0, "made", seconds=1)
+        results.answer("s1", 0, "generated", seconds=1)
     results.undo("s1")
     assert not results.answers()
     results.undo("s1")  # nothing is left to take back
-    results.answer("s1", 0, "made", seconds=1)
+    results.answer("s1", 0, "generated", seconds=1)
+    for number in (1, 2):
+        results.answer("s1", number, "generated", seconds=1)
+    with pytest.raises(OutOfOrder):
+        results.answer("s1", 3, "real", seconds=1)
     results.finish("s1")
-    for change in (lambda: results.undo("s1"), lambda: results.answer("s1", 1, "made", seconds=1)):
-        with pytest.raises(OutOfOrder):
-            change()
-    assert [answer.answer for answer in results.answers()] == ["made"]
+    with pytest.raises(OutOfOrder):
+        results.undo("s1")
+    assert [answer.answer for answer in results.answers()] == ["generated"] * 3
 
 
 def test_an_unfinished_session_is_found_by_listener_and_test(results: Results) -> None:

@@ -257,6 +257,41 @@ class TokenViews(Protocol):
         ...
 
 
+@runtime_checkable
+class HoldsScores(TokenViews, Protocol):
+    """Data of scores that can be looked at piece by piece."""
+
+    def manifest(self, split: str | None = None) -> Any:
+        """Returns the table of the pieces of a split: name, file, sha256, genre, ..."""
+        ...
+
+    def score(self, split: str, index: int) -> Any:
+        """Returns the score of a row of the split's manifest."""
+        ...
+
+
+@runtime_checkable
+class HoldsAudio(HasMelContract, Protocol):
+    """Data of audio in several styles that can be listened to piece by piece."""
+
+    @property
+    def styles(self) -> tuple[str, ...]:
+        """The names of the styles."""
+        ...
+
+    def num_pieces(self, split: str, style: str) -> int:
+        """Returns the number of pieces of a style in a split."""
+        ...
+
+    def piece(self, split: str, style: str, index: int) -> Any:
+        """Returns the facts about a piece: name, song, key, start, stop."""
+        ...
+
+    def samples(self, split: str, style: str, index: int) -> Tensor:
+        """Returns the mono samples [n] of a piece at the contract's rate."""
+        ...
+
+
 # --- networks ---
 
 

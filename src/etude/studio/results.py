@@ -19,8 +19,8 @@ APPLICATION = 0x45747564  # "Etud": SQLite's application_id, by which other prog
 VERSION = 1  # SQLite's user_version
 WAIT_SECONDS = 30.0  # for another process that writes
 HEARD = {"file": "TEXT", "piece": "TEXT", "sha256": "TEXT", "start_seconds": "REAL"}
-SIDES = ",".join(f"{side}_{name}" for side in ("real", "made") for name in HEARD)  # columns of what was heard
-ITEM = "".join(f", {side}_{name} {kind}" for side in ("real", "made") for name, kind in HEARD.items())
+SIDES = ",".join(f"{side}_{name}" for side in ("real", "generated") for name in HEARD)  # columns of what was heard
+ITEM = "".join(f", {side}_{name} {kind}" for side in ("real", "generated") for name, kind in HEARD.items())
 SCHEMA = f"""
 CREATE TABLE sessions (session TEXT PRIMARY KEY, listener TEXT NOT NULL, kind TEXT NOT NULL, questions INTEGER NOT NULL,
   seconds REAL NOT NULL, seed INTEGER NOT NULL, test TEXT NOT NULL, started TEXT NOT NULL, finished TEXT);
@@ -51,8 +51,8 @@ class Question:
     Attributes:
         run, run_folder: the label and the folder of the run whose music is compared with real music.
         genre: of the music; None if it is not known.
-        right_answer: "real" or "made" for a single excerpt; "first" or "second" for the real one of a pair.
-        real, made: the real and the generated excerpt; one of them is None for a single excerpt.
+        right_answer: "real" or "generated" for a single excerpt; "first" or "second" for the real one of a pair.
+        real, generated: the real and the generated excerpt; one of them is None for a single excerpt.
         heard_before: whether the listener heard one of these pieces in an earlier session.
     """
 
@@ -61,7 +61,7 @@ class Question:
     genre: str | None
     right_answer: str
     real: Heard | None
-    made: Heard | None
+    generated: Heard | None
     heard_before: bool = False
 
 
@@ -166,7 +166,7 @@ class Results:
             database.execute("INSERT INTO sessions VALUES (?,?,?,?,?,?,?,?,NULL)", (*astuple(row), _now()))
             for number, question in enumerate(questions):
                 plain = (question.run, question.run_folder, question.genre, question.right_answer, int(question.heard_before))
-                values = (row.session, number, *plain, *_columns(question.real), *_columns(question.made))
+                values = (row.session, number, *plain, *_columns(question.real), *_columns(question.generated))
                 database.execute(f"INSERT INTO questions VALUES ({','.join('?' * len(values))})", values)
 
     def unfinished(self, listener: str, test: str) -> SessionRow | None:
@@ -198,7 +198,7 @@ class Results:
         """Returns how often a listener has answered about each piece, by (SHA-256 of the file, piece)."""
         found: Counter[tuple[str, str]] = Counter()
         with self._open() as database:
-            for side in ("real", "made"):
+            for side in ("real", "generated"):
                 query = f"SELECT {side}_sha256, {side}_piece FROM answers WHERE listener = ? AND {side}_sha256 IS NOT NULL"
                 found.update(tuple(row) for row in database.execute(query, (listener,)))
         return found
@@ -227,7 +227,8 @@ class Results:
             (next_one,) = database.execute("SELECT COUNT(*) FROM answers WHERE session = ?", (session,)).fetchone()
             if number != next_one or self._is_over(database, session):
                 raise OutOfOrder
-            database.execute(query, (answer, answer, float(seconds), _now(), session, number))
+            if not database.execute(query, (answer, answer, float(seconds), _now(), session, number)).rowcount:
+                raise OutOfOrder  # all are answered
 
     def undo(self, session: str) -> None:
         """Removes the last answer of a session, if there is one.

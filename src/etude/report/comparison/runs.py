@@ -3,7 +3,7 @@
 import csv
 import glob
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,24 +65,25 @@ def is_run(folder: Path) -> bool:
     return (folder / "config.yaml").is_file() or ((folder / "metrics.csv").is_file() and (folder / "checkpoints").is_dir())
 
 
-def find_runs(names: Sequence[str], outputs: Path) -> list[Path]:
+def find_runs(names: Sequence[str], outputs: Path, *, least: int = 2, accepts: Callable[[Path], bool] = is_run) -> list[Path]:
     """Returns the folders of runs that `names` mean, without repetitions.
 
     names: folders of runs; folders that hold runs, such as a sweep; patterns with * and ?; `last` for the newest run in
-    `outputs`.
+    `outputs`. least: fewest runs, 1 or 2. accepts: whether a folder counts as that of a run.
 
     Raises:
-        ValueError: one of them means no run, or all of them together fewer than two.
+        ValueError: one of them means no run, or all of them together fewer than `least`.
     """
-    found = [folder for name in names for folder in _meant(str(name), outputs)]
+    found = [folder for name in names for folder in _meant(str(name), outputs, accepts)]
     runs = list({folder.resolve(): folder for folder in found}.values())
-    if len(runs) < 2:
+    if len(runs) < least:
         one = f"means only {runs[0]}" if runs else "is empty"
-        raise ValueError(f"runs=[{','.join(map(str, names))}] {one}; give at least two runs, a sweep's folder, or a pattern")
+        few = "one run" if least == 1 else "two runs"
+        raise ValueError(f"runs=[{','.join(map(str, names))}] {one}; give at least {few}, a sweep's folder, or a pattern")
     return runs
 
 
-def _meant(name: str, outputs: Path) -> list[Path]:
+def _meant(name: str, outputs: Path, accepts: Callable[[Path], bool]) -> list[Path]:
     if name == "last":
         newest = max((path for path in outputs.rglob("config.yaml")), key=lambda path: path.stat().st_mtime, default=None)
         if newest is None:
@@ -90,25 +91,26 @@ def _meant(name: str, outputs: Path) -> list[Path]:
         return [newest.parent]
     path = Path(name).expanduser()
     if not path.exists() and any(sign in name for sign in "*?["):
-        runs = [run for match in sorted(glob.glob(str(path))) for run in _inside(Path(match))]  # noqa: PTH207 - absolute, too
+        matches = sorted(glob.glob(str(path)))  # noqa: PTH207 - absolute, too
+        runs = [run for match in matches for run in _inside(Path(match), accepts)]
         if not runs:
             raise ValueError(f"runs=[{name}]: no run's folder fits this pattern; a run's folder holds a config.yaml")
         return runs
     if not path.exists():
         raise ValueError(f"runs=[{name}]: there is no such folder; give a run's folder, a pattern, or last")
-    runs = _inside(path)
+    runs = _inside(path, accepts)
     if not runs:
         raise ValueError(f"runs=[{name}]: not a run's folder, and none is in it; a run's folder holds a config.yaml")
     return runs
 
 
-def _inside(path: Path) -> list[Path]:
+def _inside(path: Path, accepts: Callable[[Path], bool]) -> list[Path]:
     """Returns the folder if it is a run's, otherwise the runs directly in it, such as those of a sweep, in their order."""
     if not path.is_dir():
         return []
-    if is_run(path):
+    if accepts(path):
         return [path]
-    runs = [folder for folder in path.iterdir() if folder.is_dir() and is_run(folder)]
+    runs = [folder for folder in path.iterdir() if folder.is_dir() and accepts(folder)]
     return sorted(runs, key=lambda folder: (len(folder.name), folder.name) if folder.name.isdecimal() else (99, folder.name))
 
 
