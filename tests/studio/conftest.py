@@ -12,7 +12,6 @@ from symusic import Note, Score, Tempo, TimeSignature, Track
 
 from etude.report.media import Sample, write_table
 from etude.studio.options import Options
-from etude.studio.results import Results
 from etude.studio.server import ListeningServer
 from etude.studio.sessions import ListeningTest
 
@@ -70,8 +69,8 @@ def options(tmp_path: Path) -> Callable[..., Options]:
 def served(options: Options, folder: Path) -> Iterator[ListeningServer]:
     """A running server on a free port."""
     folder.mkdir(parents=True, exist_ok=True)
-    test = ListeningTest(options, Results(options.results_file), folder)
-    server = ListeningServer(test, options.port)
+    server = ListeningServer(options.port)
+    server.test = ListeningTest(options, folder)
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:

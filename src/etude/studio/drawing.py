@@ -15,7 +15,6 @@ from etude.studio.sources import Source
 from etude.wording import counted
 
 Key = tuple[str, str]
-MOST_KEPT = 1200.0  # seconds of music that are kept in memory: 0.2 GB
 
 
 @dataclass(frozen=True)
@@ -131,12 +130,12 @@ class Drawer:
             yield excerpt
 
     def _once(self, piece: Piece, source: Source, draw: np.random.Generator, *, real: bool, dry: bool) -> Excerpt:
-        """Returns the excerpt of a piece; one that always starts at the same place is made once and kept, up to a limit."""
+        """Returns the excerpt of a piece; one that always starts at the same place is made once and kept."""
         place = (source.label, real, piece.key)
         if place in self._kept:
             return self._kept[place]
         excerpt = self.cutter.cut(piece, source, real=real, draw=draw, dry=dry)
-        if not dry and self.cutter.start == "beginning" and len(self._kept) * self.cutter.seconds < MOST_KEPT:
+        if not dry and self.cutter.start == "beginning":
             self._kept[place] = excerpt
         return excerpt
 

@@ -5,6 +5,7 @@ Shapes: c channels, n samples.
 
 import io
 import math
+import secrets
 import wave
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import torch
 from symusic import Score
 
 from etude.audio.loudness import LoudnessMeter
-from etude.music.score import bar_ticks, seconds_at, trim
+from etude.music.score import bar_ticks, normalise, seconds_at, trim
 from etude.render.scores import PEAK, render
 from etude.render.synthesizers import Synthesizer, check_synthesizer, default_soundfont
 from etude.studio.options import Start
@@ -79,6 +80,7 @@ class Cutter:
         start: "beginning" or "anywhere", see `Options`.
         rate: sample rate of excerpts of audio; scores are rendered at `SCORE_RATE`.
         soundfont, synthesizer: for scores.
+        folder: where the samples are kept, as files; None keeps them in memory.
     """
 
     seconds: float
@@ -86,6 +88,7 @@ class Cutter:
     rate: int = SCORE_RATE
     soundfont: Path | None = None
     synthesizer: Synthesizer = "tinysoundfont"
+    folder: Path | None = None
 
     def check(self) -> None:
         """Raises ValueError in one line if scores can't be rendered here: no such soundfont, or no synthesizer."""
@@ -162,7 +165,15 @@ class Cutter:
         lufs = meter.loudness()
         if not math.isfinite(lufs):
             raise ValueError("its excerpt is silent")
-        return Excerpt(piece, np.round(cut * (PEAK * FULL / peak)).astype(np.int16), rate, start, lufs)
+        return Excerpt(piece, self._kept(np.round(cut * (PEAK * FULL / peak)).astype(np.int16)), rate, start, lufs)
+
+    def _kept(self, samples: np.ndarray) -> np.ndarray:
+        if self.folder is None:
+            return samples
+        path = self.folder / f"{secrets.token_hex(16)}.npy"  # a new name: overwriting a file that is mapped would be fatal
+        np.save(path, samples)
+        mapped: np.ndarray = np.load(path, mmap_mode="r")
+        return mapped
 
 
 def rounded(score: Score, source: Source, *, seconds: float | None) -> Score:
@@ -180,7 +191,7 @@ def rounded(score: Score, source: Source, *, seconds: float | None) -> Score:
         written = source.tokenizer.decode(np.concatenate([np.array(tempo, np.int32), source.tokenizer.encode(part)]))
     except ValueError as error:
         raise ValueError(f"the tokenizer of {source.label} can't represent it ({error})") from error
-    return written
+    return normalise(Score.from_midi(written.dumps_midi()))  # as generated scores are written and read
 
 
 def _bars_for(score: Score, first: int, seconds: float) -> int:

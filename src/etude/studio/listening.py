@@ -4,15 +4,11 @@ import signal
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from etude.run.command import one_line_errors
 from etude.studio.options import Options
-
-if TYPE_CHECKING:
-    from etude.studio.results import Results
 
 
 @one_line_errors
@@ -26,26 +22,28 @@ def listen(cfg: DictConfig) -> None:
 
         show(Results(options.results_file, make=False))
     else:
-        _serve(options, Results(options.results_file))
+        _serve(options)
 
 
-def _serve(options: Options, results: "Results") -> None:
+def _serve(options: Options) -> None:
     from etude.core.stopping import Stopped
+    from etude.studio.results import Results
     from etude.studio.server import ListeningServer
     from etude.studio.sessions import ListeningTest
 
-    with TemporaryDirectory(prefix="etude_listen_") as folder:
-        test = ListeningTest(options, results, Path(folder))
-        test.try_out()
-        server = ListeningServer(test, options.port)
+    if options.results_file.exists():
+        Results(options.results_file)  # what is wrong with it is told before the music is read
+    server, ended_by = ListeningServer(options.port), int(signal.SIGINT)
+    with TemporaryDirectory(prefix="etude_listen_") as folder, server:
+        server.test = ListeningTest(options, Path(folder))
+        server.test.draw_ahead()
         print(f"listening test: {server.address} (Ctrl-C ends it)", flush=True)
-        ended_by: int = signal.SIGINT
         try:
             server.serve_forever()
         except Stopped as stopped:
             ended_by = stopped.number
         finally:
             server.finish()
-        print(f"ended: {test.summary()}; `etude listen report=true` shows what they say", file=sys.stderr)
+        print(f"ended: {server.test.summary()}; `etude listen report=true` shows what they say", file=sys.stderr)
     if ended_by != signal.SIGINT:
         sys.exit(128 + ended_by)

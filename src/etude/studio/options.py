@@ -76,6 +76,10 @@ class Options:
         if options.mode == "single" and options.questions % 2:
             more = options.questions + 1
             raise ValueError(f"questions is {options.questions}, must be even, since half of them are real; set questions={more}")
+        if options.results_file.suffix.lower() in (".html", ".htm"):
+            raise ValueError(
+                f"results is {options.results}, a database beside which the report is written as .html; name it .sqlite"
+            )
         if options.music_seconds > MOST_MUSIC:
             raise ValueError(
                 f"questions={options.questions} of seconds={options.seconds:g} are {options.music_seconds / 3600:.1f} hours of "

@@ -94,7 +94,7 @@ def _scores(paths: Sequence[Path], genre: Callable[[Path], str | None]) -> tuple
         digest = file_hash(path) if found else ""
         for name, score in found:
             seconds = sounding_seconds(score)
-            pieces.append(Piece(str(path), name, digest, genre(path), constant(score), rate=None, seconds=seconds))
+            pieces.append(Piece(str(path.absolute()), name, digest, genre(path), constant(score), rate=None, seconds=seconds))
     return pieces, sorted(problems)
 
 
@@ -113,7 +113,9 @@ def _recordings(paths: Sequence[Path], genre: Callable[[Path], str | None]) -> t
             continue
         seconds = info.num_samples / info.sample_rate
         music = constant(FileRecording(path, info.sample_rate))
-        pieces.append(Piece(str(path), path.stem, file_hash(path), genre(path), music, rate=info.sample_rate, seconds=seconds))
+        pieces.append(
+            Piece(str(path.absolute()), path.stem, file_hash(path), genre(path), music, rate=info.sample_rate, seconds=seconds)
+        )
     return pieces, problems
 
 

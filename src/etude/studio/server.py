@@ -30,19 +30,18 @@ IDLE_SECONDS = 60.0  # after which a connection that asks nothing is closed
 
 
 class ListeningServer(ThreadingHTTPServer):
-    """Serves one listening test; each request has a thread of its own.
+    """Serves one listening test, `test`, which must be set before; each request has a thread of its own.
 
     Args:
-        test: what is served.
         port: 0 for any free one.
 
     Raises: ValueError if the port is in use, or not allowed.
     """
 
     daemon_threads = True
+    test: ListeningTest
 
-    def __init__(self, test: ListeningTest, port: int) -> None:
-        self.test = test
+    def __init__(self, port: int) -> None:
         self.changing = Lock()  # held while a request is answered that changes something; `finish` waits for it
         self.ended = False
         try:

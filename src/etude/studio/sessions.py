@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock, Thread
-from typing import Any
+from typing import Any, cast
 
+from etude.render.synthesizers import Synthesizer, check_synthesizer
 from etude.studio.drawing import Drawer, Drawn, redraw, unmatched
-from etude.studio.excerpts import SCORE_RATE, Cutter, common_loudness
+from etude.studio.excerpts import SCORE_RATE, Cutter, Excerpt, common_loudness
 from etude.studio.options import Options, listener
 from etude.studio.results import Heard, OutOfOrder, Results, SessionRow
 from etude.studio.shares import Share, verdict
@@ -37,7 +38,7 @@ class Session:
 
     Attributes:
         row: its entry in the results.
-        drawn: its questions.
+        drawn: its questions with their excerpts.
         clips: for each question the names of its sounds, random, in the order in which they are played.
         lock: held while an answer changes.
     """
@@ -51,54 +52,51 @@ class Session:
 class ListeningTest:
     """All sessions of one call of `etude listen`.
 
-    The sounds of a session are written as WAV files with random names to `folder`, all of the same length and loudness. What the
-    page is told before the end is which sounds a question has, and how many questions are answered.
+    What the page is told before the end is how many questions are answered, and the names of the sounds of the next ones, which
+    are random and new in each session. All sounds of a session are equally long and loud.
 
     Args:
         options: of the test.
-        results: where answers are saved.
-        folder: an empty folder for sounds, which the caller removes.
+        folder: an empty folder for excerpts, which the caller removes.
 
-    Raises: ValueError, in one line with the remedy, if there is no music for the test, or too little.
+    Raises: ValueError, in one line with the remedy, if the results or the soundfont can't be used, or there is too little music.
     """
 
-    def __init__(self, options: Options, results: Results, folder: Path) -> None:
-        self.options, self.results, self.folder = options, results, folder
+    def __init__(self, options: Options, folder: Path) -> None:
+        self.options = options
         soundfont = None if options.soundfont is None else Path(options.soundfont).expanduser()
+        check_synthesizer(options.synthesizer, soundfont)
+        synthesizer = cast(Synthesizer, options.synthesizer)
         self.sources = find_sources(options)
-        self.cutter = Cutter(
-            options.seconds,
-            options.start,
-            _rate(self.sources),
-            soundfont,
-            options.synthesizer,  # type: ignore[arg-type]
-        )
+        for line in unmatched(self.sources):
+            print(line, file=sys.stderr)
+        self.cutter = Cutter(options.seconds, options.start, _rate(self.sources), soundfont, synthesizer, folder)
         if any(source.is_score for source in self.sources):
             self.cutter.check()
         self.drawer = Drawer(self.sources, self.cutter, options.mode, options.questions, options.seed)
+        self._try_out()
         self.test = _digest(options, self.sources)
+        self.results = Results(options.results_file)  # at last, so that a test that is refused leaves no file
         self._sessions: dict[str, Session] = {}
+        self._sounds: dict[str, tuple[Excerpt, float]] = {}  # name: excerpt, loudness in LUFS
         self._lock = Lock()
-        for line in unmatched(self.sources):
-            print(line, file=sys.stderr)
 
-    def try_out(self) -> None:
-        """Finds out whether there is enough music, and begins to prepare the session of the listener who is expected.
-
-        Raises: ValueError, in one line with the remedy, if there is not.
-        """
+    def _try_out(self) -> None:
+        """Finds out whether there is enough music, and tells what is left out. Raises: ValueError if there is too little."""
         self.drawer.draw("", 0, {}, dry=True)
         for source in self.drawer.left_out.pieces:
             print(f"{source}: {self.drawer.left_out.told(source)}", file=sys.stderr)
+
+    def draw_ahead(self) -> None:
+        """Begins to prepare the session of the listener who is expected, in a thread of its own."""
         if self.options.name is not None:
             Thread(target=self._draw_ahead, args=(listener(self.options.name),), daemon=True).start()
 
     def _draw_ahead(self, name: str) -> None:
-        with self._lock:
+        with self._lock, contextlib.suppress(ValueError, OSError):  # told when the listener begins
             if self.results.unfinished(name, self.test) is None:
                 number = self.results.count(name, self.test)
-                with contextlib.suppress(ValueError):  # told when the listener begins
-                    self.drawer.draw(name, number, self.results.times_heard(name))  # which keeps what it has rendered
+                self.drawer.draw(name, number, self.results.times_heard(name))  # which keeps what it has rendered
 
     def about(self) -> dict[str, Any]:
         """Returns what the page shows before a session."""
@@ -150,16 +148,12 @@ class ListeningTest:
         return self._prepared(row, drawn)
 
     def _prepared(self, row: SessionRow, drawn: Sequence[Drawn]) -> Session:
-        """Writes the sounds of a session, all equally loud, under random names."""
-        loudness = common_loudness([excerpt for each in drawn for excerpt in each.excerpts])
-        clips = []
-        for each in drawn:
-            names = [secrets.token_urlsafe(16) for _ in each.excerpts]
-            for name, excerpt in zip(names, each.excerpts, strict=True):
-                (self.folder / name).write_bytes(excerpt.wav(loudness))
-            clips.append(names)
-        questions = [Drawn(each.question, ()) for each in drawn]  # the samples are on the disk now
-        session = self._sessions[row.session] = Session(row, questions, clips)
+        """Opens a session: names its sounds, and finds the loudness that all of them can have."""
+        lufs = common_loudness([excerpt for each in drawn for excerpt in each.excerpts])
+        clips = [[secrets.token_urlsafe(16) for _ in each.excerpts] for each in drawn]
+        for each, names in zip(drawn, clips, strict=True):
+            self._sounds |= {name: (excerpt, lufs) for name, excerpt in zip(names, each.excerpts, strict=True)}
+        session = self._sessions[row.session] = Session(row, drawn, clips)
         return session
 
     # --- answering ---
@@ -224,9 +218,10 @@ class ListeningTest:
 
     def sound(self, name: str) -> bytes:
         """Returns a sound as a WAV file. Raises: NotFound."""
-        if not any(name in names for session in list(self._sessions.values()) for names in session.clips):
+        if name not in self._sounds:
             raise NotFound
-        return (self.folder / name).read_bytes()
+        excerpt, lufs = self._sounds[name]
+        return excerpt.wav(lufs)
 
     def _find(self, session: str) -> Session:
         try:

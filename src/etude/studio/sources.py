@@ -28,7 +28,7 @@ class Source:
 
     Attributes:
         label: a short name, unique among the runs.
-        folder: of the run.
+        folder: of the run, absolute.
         generated, real: its pieces, and the real ones that stand beside them.
         tokenizer: of its model, by which real scores are rounded as its own are; None if it is not known, or for audio.
         tempo_bpm: of its scores, for tokenizers that write no tempo.
@@ -65,16 +65,17 @@ def find_sources(options: Options) -> list[Source]:
     Raises: ValueError, in one line with the remedy: no such run or folder, nothing that can be heard in it, or real and generated
         music that can't be compared.
     """
-    folders = find_runs(options.runs, Path(options.outputs), least=1, accepts=_has_music)
+    folders = [folder.resolve() for folder in find_runs(options.runs, Path(options.outputs), least=1, accepts=_has_music)]
     real: dict[bool, list[Piece]] = {}
     real_folder = None if options.real is None else Path(options.real).expanduser()
     if real_folder is not None and not real_folder.is_dir():
-        what = "is no folder" if real_folder.exists() else "there is no such folder"
+        what = "that is no folder" if real_folder.exists() else "there is no such folder"
         raise ValueError(f"real={options.real}: {what}; give a folder of scores or audio")
     given = None if real_folder is None else kinds(real_folder, deep=True)
+    kinds_of_runs = [_kind(folder, options.real, given) for folder in folders]
+    print(f"reading the music of {counted(len(folders), 'run')} ...", file=sys.stderr)
     sources = []
-    for folder, label in zip(folders, labels(folders), strict=True):
-        scores = _kind(folder, options.real, given)
+    for folder, label, scores in zip(folders, labels(folders), kinds_of_runs, strict=True):
         model, generated = _model(folder), _generated(folder, label, scores=scores)
         if real_folder is None:
             found = _held_out(folder, label, model, scores=scores, seed=options.seed)

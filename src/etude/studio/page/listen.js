@@ -128,7 +128,7 @@ function player(source, place, count) {
   button.className = "player";
   button.innerHTML = `<span class="disc">${ICONS}</span><span class="name"></span>`;
   const label = button.querySelector(".name");
-  if (name) label.append(name, key(name)); else label.append("Play ", key("Space"));
+  if (name) label.append(name); else label.append("Play ", key("Space"));
   button.setAttribute("aria-label", name ? `Play ${name}` : "Play");
   const own = { audio, button, heard: false, over: false };
   audio.addEventListener("timeupdate", () => advance(own));
@@ -281,7 +281,7 @@ async function reveal() {
   for (const [name, value] of [["low", found.low], ["high", found.high], ["share", share]]) {
     $("scale").style.setProperty(`--${name}`, value);
   }
-  $("meaning").textContent = `Guessing gets about ${found.questions / 2}. The band shows where your true share may lie.`;
+  $("meaning").textContent = "Guessing gets about half. The band shows where your true share may lie.";
   $("sentences").replaceChildren(...found.sentences.map((text) => {
     const line = document.createElement("p");
     line.textContent = text;
@@ -307,7 +307,8 @@ function line(given, place) {
   const details = document.createElement("small");
   details.textContent = [
     right ? "" : `you said ${names[given.answer]}`, given.genre || "",
-    given.clips.map((clip) => (clip.was === "real" ? clip.piece : `${clip.piece} of ${given.run}`)).join(" / "),
+    ...given.clips.map((clip, number) => (given.clips.length > 1 ? `${LETTERS[number]}: ` : "") +
+      (clip.was === "real" ? clip.piece : `${clip.piece} of ${given.run}`)),
   ].filter(Boolean).join(" · ");
   told.append(`${place + 1}. ${was}`, details);
   const replays = document.createElement("span");
