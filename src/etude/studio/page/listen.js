@@ -385,7 +385,7 @@ once(async () => {
   $("keys").replaceChildren(...[
     ["Space", "play, stop"], ...(about.mode === "pairs" ? [["A", ""], ["B", "play one"]] : []), ["1", ""], ["2", "answer"],
     ["Enter", "confirm"], ["U", "undo"],
-  ].flatMap(([name, meaning]) => [key(name), ` ${meaning}${meaning ? "   " : ""}`]));
+  ].flatMap(([name, meaning]) => [key(name), meaning ? ` ${meaning}\u2003` : " "]));
   welcome();
   const session = location.hash.slice(1);
   if (session) await proceed(await ask(`/sessions/${encodeURIComponent(session)}`));
