@@ -20,6 +20,7 @@ NOT_SET = {  # arguments with a default that stand in no file: why. One without 
     "scheduler": "a group of its own",
     "genres": "the data's",
     "trained_labels": "the data's, by programs.train",
+    "infills": "of a language model: from the data",
     "feature_sizes": "the tokenizer's",
     "n_mels": "the data's mel contract's",
     "style_dim": "the task's",

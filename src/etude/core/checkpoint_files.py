@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from etude.core import bundled
 from etude.core.called import program
 from etude.core.kept_checkpoints import checkpoints_of
 from etude.moved import current_name
@@ -39,7 +40,8 @@ def find_checkpoint(
     Of a run the first good one of `checkpoints_of` is taken; a damaged one is skipped, which is told with the reason.
 
     Args:
-        ckpt: a file, a run's folder, or `last` for the last good checkpoint of the newest run; trials of a sweep are left out.
+        ckpt: a file, a run's folder, `bundled` for the model that comes with the package, or `last` for the last good checkpoint
+            of the newest run; trials of a sweep are left out.
         outputs: the folder in which `last` looks for runs.
         kind: with `last`, only runs of this task count, such as style_transfer; None for any task.
         offers: with `last`, only runs of tasks whose class has the methods of this protocol count; None for any task. The
@@ -51,6 +53,8 @@ def find_checkpoint(
     Raises:
         ValueError: there is no such checkpoint.
     """
+    if ckpt == bundled.NAME and bundled.PATH.is_file():
+        return bundled.PATH
     if ckpt == "last":
         folders = {path.parent for path in Path(outputs).rglob("checkpoints/*.ckpt")}
         runs = sorted((found for folder in folders if (found := checkpoints_of(folder))), key=_age)  # newest first

@@ -28,6 +28,16 @@ class HasContents(Protocol):
         ...
 
 
+@runtime_checkable
+class KnowsSize(Protocol):
+    """A data module that knows how many pieces there are to train on."""
+
+    @property
+    def num_training_pieces(self) -> int:
+        """The number of training pieces."""
+        ...
+
+
 # --- tasks ---
 
 
@@ -79,6 +89,19 @@ class Composes(Protocol):
 
     def check_request(self, labels: Mapping[str, Any], *, prompt: Any = None, num_bars: int | None = None) -> list[str]:
         """Returns what of the labels and the prompt is met only roughly, one line each. Raises ValueError for the impossible."""
+        ...
+
+
+@runtime_checkable
+class Infills(Composes, Protocol):
+    """A task that rewrites passages of scores. It has methods only, so that its class can be checked, too."""
+
+    def infill(self, *, prompt: Any, passage: Any, num_samples: int = 1, **options: Any) -> Sequence[Any]:
+        """Returns copies of a score with other notes in a passage; the options are those of `LanguageModel.infill`."""
+        ...
+
+    def check_infill(self, prompt: Any, passage: Any) -> None:
+        """Raises ValueError if the passage can't be filled in."""
         ...
 
 

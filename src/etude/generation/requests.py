@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from symusic import Score
 
+from etude.music.passages import Passage, same_outside
 from etude.music.score import bar_ticks, num_notes
 from etude.music.theory import Key, estimate_key
 from etude.tokens.changes import first_metre, first_tempo
@@ -32,6 +33,13 @@ def asked_and_got(asked: Mapping[str, Any], scores: Sequence[Score]) -> list[tup
         often = Counter(map(str, got)).most_common(1)[0][0]
         rows.append((label, str(value), often, f"{share:.0%} of {len(sounding)}"))
     return rows
+
+
+def outside(prompt: Score, samples: Sequence[Score], passage: Passage) -> str:
+    """One line that tells whether samples have the prompt's notes outside of a passage."""
+    same = sum(same_outside(prompt, sample, passage) for sample in samples)
+    bars = f"bars {passage.start + 1} to {passage.end}" + ("" if passage.tracks is None else " of the tracks asked for")
+    return f"outside of {bars} {same} of {len(samples)} samples have the notes of the prompt"
 
 
 def bars_begun(score: Score) -> int:

@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 import numpy as np
 from symusic import Score
 
-from etude.core.protocols import Composes
+from etude.core.protocols import Composes, Infills
 from etude.data.scores.reading import read_prompt
-from etude.generation.requests import COMPUTED, asked_and_got, bars_begun, property_of
+from etude.generation.requests import COMPUTED, asked_and_got, bars_begun, outside, property_of
 from etude.metrics.scores.tables import piece_metrics
+from etude.music.passages import Passage, passage_of
 from etude.music.score import num_notes
 from etude.music.theory import estimate_key
 from etude.render.scores import piano_roll, render, write_audio
@@ -60,18 +61,38 @@ def check_requests(options: Mapping[str, Any], task: Composes) -> list[str]:
 
     Raises ValueError for what can't be asked at all, a prompt that can't be read, or a number out of its range.
     """
-    return _request(options, task)[2]
+    return _request(options, task)[-1]
 
 
-def _request(options: Mapping[str, Any], task: Composes) -> tuple[dict[str, Any], Score | None, list[str]]:
-    """The labels asked for, the prompt, and what of them can't be asked exactly."""
+def _request(options: Mapping[str, Any], task: Composes) -> tuple[dict[str, Any], Score | None, Passage | None, list[str]]:
+    """The labels asked for, the prompt, the passage to fill in, and what of them can't be asked exactly."""
     for name in ("num_samples", "num_bars"):
         if options.get(name) is not None and options[name] < 1:
             raise ValueError(f"{name} is {options[name]}, must be at least 1")
     prompt = options.get("prompt")
     opening = read_prompt(Path(prompt).expanduser()) if prompt is not None else None
     labels = {name: options[name] for name in ASKED if options.get(name) is not None}
-    return labels, opening, task.check_request(labels, prompt=opening, num_bars=options.get("num_bars"))
+    passage = _passage(options, task, opening)
+    asked = {} if passage is not None else labels
+    return labels, opening, passage, task.check_request(asked, prompt=opening, num_bars=options.get("num_bars"))
+
+
+def _passage(options: Mapping[str, Any], task: Composes, score: Score | None) -> Passage | None:
+    """The passage that is to be filled in; None if the score is to be continued."""
+    wanted = {name: value for name, value in (options.get("infill") or {}).items() if value is not None}
+    if not wanted:
+        return None
+    if score is None:
+        raise ValueError("infill needs a score: prompt=my.mid infill.bars=[4,8]")
+    if given := [name for name in ("num_bars", "key", "tempo_bpm", "metre", "programs") if options.get(name) is not None]:
+        raise ValueError(f"{given[0]} can't be asked for with infill, where the piece has its own; leave {given[0]} out")
+    passage = passage_of(score, bars=wanted.get("bars"), tracks=wanted.get("tracks"))
+    if not isinstance(task, Infills):
+        raise ValueError(
+            f"infill: {type(task).__name__} can't fill passages in; take a model that was trained with tokenizer=remi"
+        )
+    task.check_infill(score, passage)
+    return passage
 
 
 @checked_ahead(check_rendering, check_requests, few={"num_samples": 2, "max_new_tokens": 512})
@@ -88,6 +109,7 @@ def write_samples(
     num_bars: int | None = None,
     programs: Sequence[int] | None = None,
     prompt: str | None = None,
+    infill: Mapping[str, Any] | None = None,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float = 1.0,
@@ -105,7 +127,8 @@ def write_samples(
         folder: the run's folder.
         datamodule: not used, a language model needs no data to sample.
         genre, key, tempo_bpm, metre, num_bars, programs: what is asked for, as control tokens; None leaves it open.
-        prompt: a score file to continue.
+        prompt: a score file to continue, or to rewrite a passage of.
+        infill: which passage, {"bars": [first, last], "tracks": [...]}, see `etude.music.passages.passage_of`.
         temperature, top_k, top_p, min_p: see `etude.models.symbolic.sampling.distribution`.
         max_new_tokens: most tokens of a sample.
         seed: the same seed gives the same samples.
@@ -123,8 +146,11 @@ def write_samples(
     # before samples are drawn, which takes longer
     check_rendering({"audio": audio, "soundfont": soundfont, "synthesizer": synthesizer})
     wish = {"genre": genre, "key": key, "tempo_bpm": tempo_bpm, "metre": metre, "programs": programs}
-    asked, opening, notes = _request({**wish, "num_samples": num_samples, "num_bars": num_bars, "prompt": prompt}, task)
-    wishes = ", ".join(f"{name} {value}" for name, value in {**asked, "bars": num_bars, "prompt": prompt}.items() if value)
+    asked, opening, passage, notes = _request(
+        {**wish, "num_samples": num_samples, "num_bars": num_bars, "prompt": prompt, "infill": infill}, task
+    )
+    shown = {**asked, "bars": num_bars, "prompt": prompt, **{f"infill.{k}": v for k, v in (infill or {}).items()}}
+    wishes = ", ".join(f"{name} {value}" for name, value in shown.items() if value)
     count = "1 sample" if num_samples == 1 else f"{num_samples} samples"
     drawing = f"temperature {temperature}, top-k {top_k or 'off'}, top-p {top_p}, min-p {min_p}, seed {seed}"
     report = begin_report(
@@ -142,8 +168,9 @@ def write_samples(
     try:
         for start in range(0, num_samples, BATCH):
             size = min(BATCH, num_samples - start)
+            where = {"num_bars": num_bars} if passage is None else {"passage": passage}
             scores = _draw(
-                task, size, labels=asked, prompt=opening, num_bars=num_bars, max_new_tokens=max_new_tokens,
+                task, size, labels=asked, prompt=opening, **where, max_new_tokens=max_new_tokens,
                 temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed + start,
             )  # fmt: skip
             for score in scores:
@@ -156,6 +183,10 @@ def write_samples(
             report.heading("Asked and got").table(("label", "asked", "got most often", "samples that have it"), rows)
             for label, value, often, share in rows:
                 print(f"asked {label} {value}: {share} have it, most often {often}", file=sys.stderr)
+        if opening is not None and passage is not None and drawn:
+            line = outside(opening, drawn, passage)
+            report.text(line)
+            print(line, file=sys.stderr)
         end_report(report.extend(pieces), folder)
     return files
 
@@ -167,7 +198,8 @@ def _draw(task: Composes, size: int, **options: Any) -> Sequence[Score]:
     columns = (SpinnerColumn(), TextColumn("sampling {task.completed} tokens each"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("sampling", total=None)
-        return task.sample(num_samples=size, on_step=lambda n: progress.update(bar, completed=n), **options)
+        draw = task.infill if "passage" in options and isinstance(task, Infills) else task.sample
+        return draw(num_samples=size, on_step=lambda n: progress.update(bar, completed=n), **options)
 
 
 def _write(score: Score, path: Path, report: Report, play: Callable[[Score], np.ndarray] | None) -> Path:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from etude.core.called import program
-from etude.run import again, recipes
+from etude.run import again, recipes, starting
 from etude.run.command import check_types, one_line_errors
 from etude.run.folder import locked_folder, run_folder, write_config
 from etude.run.quiet import quiet_lightning
@@ -203,7 +203,7 @@ def _run(
     from pytorch_lightning import seed_everything
 
     from etude.core.building import no_larger_than
-    from etude.core.checkpoint_files import find_checkpoint, saved_step, saved_weights, verify_archive
+    from etude.core.checkpoint_files import saved_step, saved_weights, verify_archive
     from etude.core.durable_files import copy_durably
     from etude.core.protocols import ChecksOptions, ChecksRequests, TellsLabels
     from etude.core.stopping import find_stopped
@@ -239,8 +239,7 @@ def _run(
     tokenizer = instantiate(cfg.tokenizer) if cfg.get("tokenizer") is not None else None
     datamodule = prepare_data(cfg.data, tokenizer, folder)
     _tell_changes(datamodule, folder)
-    given = cfg.weights is not None
-    start = find_checkpoint(cfg.weights, cfg.outputs, option="weights", best=True) if given else None
+    start = starting.starting_weights(cfg, recipe, datamodule) if resume is None else None
     write_inputs(folder, datamodule, techniques, start)
     labels = {"trained_labels": datamodule.trained_labels()} if isinstance(datamodule, TellsLabels) else {}
     with no_larger_than(saved_weights(resume), path=resume) if resume is not None else nullcontext():
@@ -328,10 +327,9 @@ def _keep_options(cfg: DictConfig, folder: Path, program: str, *, ckpt: Path) ->
 @one_line_errors
 def generate(cfg: DictConfig) -> None:
     """Samples from a checkpoint; writes MIDI, audio, piano rolls and a report."""
-    from etude.core.checkpoint_files import find_checkpoint
     from etude.core.protocols import Composes
 
-    path = find_checkpoint(cfg.ckpt or "last", cfg.outputs, offers=Composes, best=True)
+    path = starting.model_to_sample(cfg.ckpt, cfg.outputs)
     task, _ = load_task(path)
     if not isinstance(task, Composes):
         raise ValueError(

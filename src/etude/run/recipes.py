@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from etude.core.called import program
+from etude.run.starting import named_weights
 
 if TYPE_CHECKING:
     from etude.core.task import Task
@@ -255,7 +256,8 @@ def train_phases(cfg: DictConfig, folder: Path, overrides: list[str], run: Calla
     if cfg.ckpt:
         raise ValueError("ckpt= continues one run; leave stage= out, or start a phase from weights with weights=")
     shared = [option for option in overrides if key(option).partition(".")[0] != "stage"]
-    weights, value = cfg.weights, None
+    weights: str | Path | None = named_weights(cfg)
+    value = None
     for number, phase in enumerate(cfg.stage.phases, start=1):
         part = folder / f"{number}_{phase.name}"
         (part / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -264,7 +266,7 @@ def train_phases(cfg: DictConfig, folder: Path, overrides: list[str], run: Calla
         settings: Any = HydraConfig.get()
         with read_write(settings), open_dict(settings):
             settings.runtime.output_dir = str(part)  # where this phase's loggers write
-        start = [] if weights is None else [f"weights={json.dumps(str(weights))}"]
+        start = ["weights=null"] if weights is None else [f"weights={json.dumps(str(weights))}"]
         if cfg.autoresume and (end := again.finished(part)) is not None:
             value, weights = end.value, _result(part)
             continue
@@ -303,7 +305,7 @@ def starting_point(cfg: DictConfig, options: list[str]) -> tuple[DictConfig, lis
     after = list(cfg.stage.get("after") or [])
     if not after:
         return cfg, options
-    if cfg.weights is not None:
+    if named_weights(cfg) is not None:
         path = find_checkpoint(cfg.weights, cfg.outputs, option="weights", best=True)
     else:
         kind = next((option.partition("=")[2] for option in options if key(option) == "task"), None)

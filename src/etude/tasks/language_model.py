@@ -22,14 +22,21 @@ from etude.models.symbolic.attention import starts_of_pieces
 from etude.models.symbolic.grid_transformer import GridTransformer
 from etude.models.symbolic.sampling import generate
 from etude.models.symbolic.transformer import Transformer
+from etude.music.passages import Passage
 from etude.music.score import bar_ticks
 from etude.music.theory import Key
 from etude.tasks.keyed_samples import samples_in_key
+from etude.tasks.prompted_samples import at_tempo, continued, filled, refuse_contradictions
 from etude.tokens.changes import bar_lengths, changes, first_metre
-from etude.tokens.grammar import BOS
+from etude.tokens.grammar import BOS, CONT
+from etude.tokens.miditok import MidiTokTokenizer
+from etude.tokens.open_holes import hole_decoder, open_hole
 from etude.tokens.requests import check_trained, control_values, request_notes
 from etude.tokens.tokenizer import Tokenizer
 from etude.tokens.vocabulary_weights import rows_by_token
+
+AHEAD_BARS = 8  # bars behind a passage that a model sees when it fills it in, as many as in training at most
+MOST_BEFORE = 768  # tokens before what is missing, at most about: training rows have 1,024 by default
 
 
 class LanguageModel(Task):
@@ -44,6 +51,7 @@ class LanguageModel(Task):
         tokenizer: turns scores into tokens; stored in the checkpoint.
         trained_labels: the values of each label in training, as the data gives them; requests for other labels are refused,
             for other values reported. None where they are not known. Stored in the checkpoint.
+        infills: whether training pieces had holes, so that the model can fill passages in. Stored in the checkpoint.
         optimizer, scheduler, loss_weights, seed: see `Task`.
     """
 
@@ -56,13 +64,14 @@ class LanguageModel(Task):
         model: Callable[..., nn.Module],
         tokenizer: Tokenizer,
         trained_labels: Mapping[str, Sequence[str]] | None = None,
+        infills: bool = False,
         optimizer: OptimizerFactory,
         scheduler: SchedulerFactory | None = None,
         loss_weights: Mapping[str, float] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(optimizer=optimizer, scheduler=scheduler, loss_weights=loss_weights, seed=seed)
-        self.tokenizer = tokenizer
+        self.tokenizer, self.infills = tokenizer, infills
         self.trained_labels = None if trained_labels is None else {name: list(map(str, v)) for name, v in trained_labels.items()}
         self.model = model(vocab_size=len(tokenizer), feature_sizes=dict(tokenizer.feature_sizes))
         if isinstance(self.model, GridTransformer):
@@ -175,7 +184,9 @@ class LanguageModel(Task):
     ) -> list[Score]:
         """Samples pieces from the model. The grammar of the tokenizer ensures that every sample can be decoded.
 
-        A key that is asked for without a prompt is enforced, see `samples_in_key`.
+        With REMI tokens, programs and metre are enforced by the grammar; a prompt keeps its notes, names and marks, and only its
+        tracks go on unless programs are asked for. Tempo is set to what is asked for. A key that is asked for without a prompt
+        is enforced, see `samples_in_key`.
 
         Args:
             labels: requested properties: genre, key ("G major"), tempo_bpm, metre ("4/4"), programs.
@@ -195,15 +206,14 @@ class LanguageModel(Task):
         if num_bars is not None and (self.trained_labels is None or self.trained_labels.get("num_bars")):
             asked["num_bars"] = num_bars  # the decoder keeps to it in any case
         ids = self.tokenizer.controls(asked)
-        opening = [BOS, *ids]
-        if prompt is not None:
-            opening += self.tokenizer.encode_prompt(prompt).tolist()
+        body = None if prompt is None else self.tokenizer.encode_prompt(prompt)
+        opening = [BOS, *ids, *(() if body is None else body.tolist())]
 
         def draw(count: int, seed: int) -> list[Score]:
             sequences = generate(
                 self.model,
                 torch.tensor([opening] * count, device=self.device),
-                decoder=self.tokenizer.decoder(count, num_bars=num_bars),
+                decoder=self.tokenizer.decoder(count, num_bars=num_bars, labels=asked, prompt=body),
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
                 top_k=top_k,
@@ -212,7 +222,9 @@ class LanguageModel(Task):
                 generator=torch.Generator().manual_seed(seed),
                 on_step=on_step,
             )
-            return [self.tokenizer.decode(sequence) for sequence in sequences]
+            if prompt is not None:
+                return [continued(self.tokenizer, prompt, sequence, opening=len(opening)) for sequence in sequences]
+            return [at_tempo(self.tokenizer.decode(sequence), asked.get("tempo_bpm")) for sequence in sequences]
 
         was_training = self.training
         self.eval()
@@ -243,7 +255,7 @@ class LanguageModel(Task):
         """
         check_trained(labels, self.trained_labels)
         self.tokenizer.check_request(labels)
-        self.tokenizer.decoder(1, num_bars=num_bars)
+        self.tokenizer.decoder(1, num_bars=num_bars, labels=labels)
         notes = request_notes(self.tokenizer, labels, self.trained_labels)
         if prompt is None:
             return notes
@@ -252,7 +264,63 @@ class LanguageModel(Task):
         bars = len(bar_ticks(prompt))
         if num_bars is not None and num_bars < bars:
             raise ValueError(f"num_bars is {num_bars}, the prompt alone has {bars} bars; give more, or a shorter prompt")
+        refuse_contradictions(labels, prompt)
         return notes
+
+    @torch.inference_mode()
+    def infill(
+        self,
+        *,
+        prompt: Score,
+        passage: Passage,
+        num_samples: int = 1,
+        labels: Mapping[str, Any] | None = None,
+        ahead: int = AHEAD_BARS,
+        max_new_tokens: int = 2048,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        seed: int = 0,
+        on_step: Callable[[int], None] | None = None,
+    ) -> list[Score]:
+        """Returns copies of a score whose passage has other notes; all else stays as it is, note for note.
+
+        The metre of each bar, and the tracks that play, are enforced by the grammar.
+
+        Args:
+            passage: what is replaced. ahead: bars behind it that the model sees.
+            labels, temperature, top_k, top_p, min_p, max_new_tokens, seed, on_step: as in `sample`.
+
+        Raises:
+            ValueError: the model was not trained to infill, or its tokenizer can't represent the score.
+        """
+        tokenizer = self._infilling_tokenizer()
+        hole = open_hole(tokenizer, prompt, passage, ahead=ahead, most_tokens=MOST_BEFORE)
+        start = [CONT if hole.inside else BOS, *tokenizer.controls(dict(labels or {})), *hole.ids.tolist()]
+        first = len(start) - len(hole.ids)
+        positions = [*range(first), *(first + hole.positions).tolist(), first + int(hole.positions[-1]) + 1]
+        was_training = self.training
+        self.eval()
+        try:
+            sequences = generate(
+                self.model, torch.tensor([start] * num_samples, device=self.device),
+                decoder=hole_decoder(tokenizer, hole, batch=num_samples), max_new_tokens=max_new_tokens, temperature=temperature,
+                top_k=top_k, top_p=top_p, min_p=min_p, generator=torch.Generator().manual_seed(seed), on_step=on_step,
+                positions_t=torch.tensor(positions),
+            )  # fmt: skip
+        finally:
+            self.train(was_training)
+        return [filled(tokenizer, prompt, passage, sequence[len(start) :]) for sequence in sequences]
+
+    def _infilling_tokenizer(self) -> MidiTokTokenizer:
+        if isinstance(self.tokenizer, MidiTokTokenizer) and self.tokenizer.can_infill and self.infills:
+            return self.tokenizer
+        raise ValueError("infill: this model was not trained to fill passages in; train one with tokenizer=remi data.infill=0.5")
+
+    def check_infill(self, prompt: Score, passage: Passage) -> None:
+        """Checks that `infill` can be asked for a passage. Raises: ValueError as `infill` does."""
+        open_hole(self._infilling_tokenizer(), prompt, passage, ahead=AHEAD_BARS, most_tokens=MOST_BEFORE)
 
     def prompt_changes(self, prompt: Score) -> list[str]:
         """Returns what the tokenizer changes in a prompt or leaves out of it, one phrase each; empty if nothing.
@@ -277,13 +345,14 @@ class LanguageModel(Task):
         if trained is None:  # of an older checkpoint: the labels are known, their values are not
             controls = saved["recipe"].get("data", {}).get("controls")
             trained = None if controls is None else {label: control_values(tokenizer)[label] for label in controls}
-        return {"tokenizer": tokenizer, "trained_labels": trained}
+        return {"tokenizer": tokenizer, "trained_labels": trained, "infills": bool(saved.get("infills", False))}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["etude"]["tokenizer"] = self.tokenizer.state_dict()
         checkpoint["etude"]["tokenizer_fingerprint"] = self.tokenizer.fingerprint
         checkpoint["etude"]["trained_labels"] = self.trained_labels
+        checkpoint["etude"]["infills"] = self.infills
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)

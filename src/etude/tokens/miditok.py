@@ -7,8 +7,10 @@ import numpy as np
 from symusic import Note, Score
 
 from etude.tokens.bpe import BytePairGrammar, BytePairs
-from etude.tokens.grammar import Grammar
+from etude.tokens.grammar import Decoder, Grammar
+from etude.tokens.infilling import Bars, Infilled, draw_holes, reordered, uncounted
 from etude.tokens.miditok_config import DRUM_PITCHES, build
+from etude.tokens.miditok_parts import apart, named, numbered, restore
 from etude.tokens.miditok_preparation import cut_at_next_onset, prepare, supported_metre
 from etude.tokens.miditok_timeline import bar_starts, features
 from etude.tokens.miditok_vocabulary import (
@@ -28,23 +30,27 @@ from etude.tokens.miditok_vocabulary import (
 from etude.tokens.octuple_decoding import decode_rows
 from etude.tokens.octuple_grammar import NAMES, OctupleGrammar
 from etude.tokens.remi_grammar import RemiGrammar
+from etude.tokens.restricted_grammar import RestrictedGrammar
+from etude.tokens.restrictions import Restrictions, owners_of_programs
 from etude.tokens.shift_grammar import ShiftGrammar
-from etude.tokens.tokenizer import Tokenizer
+from etude.tokens.tokenizer import Labels, Prompt, Tokenizer
 
 TICKS_PER_QUARTER = 480
 NO_NOTES = f"the piece has only drum notes outside {DRUM_PITCHES[0]}-{DRUM_PITCHES[1]}; leave it out"
 SCHEMES = ("REMI", "TSD", "MIDILike", "Octuple")
+MAX_PARTS = 64
 
 
 class MidiTokTokenizer(Tokenizer):
     """A tokenizer of one of MidiTok's schemes, with all tracks in one stream.
 
     Time has 12 positions per beat of the metre (sixteenths and triplets). Durations have 12 steps per beat up to 4 beats,
-    then 4 up to 12 beats, then 1 up to 32. Not represented are: several tracks of one program (they become one), pedals, pitch
-    bends and controllers, drum notes outside 27-88, and the notation of cut time (2/2 becomes 4/4). In MIDILike a note is
-    cut where the same pitch begins again, since a NoteOff could end either. Rest tokens are not used, since MidiTok counts
-    them from the end of the last note, which would hide the metre. Octuple is flattened to eight tokens per note, time
-    first; it can't represent a change of metre in a bar without an onset.
+    then 4 up to 12 beats, then 1 up to 32. Not represented are: tracks of one program beyond `parts` (they join the last
+    part), names of tracks, key signatures, pedals, pitch bends and controllers, drum notes outside 27-88, and the notation
+    of cut time (2/2 becomes 4/4). In MIDILike a note is cut where the same pitch begins again, since a NoteOff could end
+    either. Rest tokens are not used, since MidiTok counts them from the end of the last note, which would hide the metre.
+    Octuple is flattened to eight tokens per note, time first; it can't represent a change of metre in a bar without an
+    onset.
 
     Args:
         genres: genre labels, each with a control token.
@@ -56,6 +62,8 @@ class MidiTokTokenizer(Tokenizer):
         max_bars: for Octuple, the largest number of bars; longer pieces are refused.
         bpe_vocab_size: size of the vocabulary after `train_bpe`; None for no byte pairs.
         merges: learnt pairs, as in `state_dict`.
+        parts: for REMI, how many tracks of one program stay apart; with 1 they become one track.
+        infill: for REMI without byte pairs, whether there are tokens for infilling, see `etude.tokens.infilling`.
     """
 
     def __init__(
@@ -71,15 +79,22 @@ class MidiTokTokenizer(Tokenizer):
         max_bars: int = 512,
         bpe_vocab_size: int | None = None,
         merges: Sequence[Sequence[int]] | None = None,
+        parts: int = 1,
+        infill: bool = False,
     ) -> None:
         if scheme not in SCHEMES:
             raise ValueError(f"scheme is {scheme!r}; valid: {', '.join(SCHEMES)}")
+        if not 1 <= parts <= MAX_PARTS or (parts > 1 and scheme != "REMI"):
+            raise ValueError(f"parts is {parts}; give 1 to {MAX_PARTS} with scheme=REMI, and 1 with {scheme}")
+        if infill and (scheme != "REMI" or bpe_vocab_size is not None):
+            raise ValueError("infill=true needs scheme=REMI without byte pairs; set infill=false, or tokenizer=remi")
         if not (1 <= num_velocities <= 127 and num_tempos >= 2 and 0 < tempo_low < tempo_high and max_bars >= 1):
             raise ValueError(
                 f"num_velocities, num_tempos, tempo_low, tempo_high, max_bars are {num_velocities}, {num_tempos}, "
                 f"{tempo_low}, {tempo_high}, {max_bars}; give 1-127, at least 2, 0 < low < high, at least 1"
             )
         self.scheme, self.max_bars, self.bpe_vocab_size = scheme, max_bars, bpe_vocab_size
+        self.parts, self.can_infill = parts, infill
         self.program_changes = program_changes and scheme != "Octuple"
         params = {
             "scheme": scheme,
@@ -91,6 +106,8 @@ class MidiTokTokenizer(Tokenizer):
             "max_bars": max_bars,
             "bpe_vocab_size": bpe_vocab_size,
             "merges": None,
+            **({"parts": parts} if parts > 1 else {}),  # left out where they are off, as in checkpoints from before they existed
+            **({"infill": True} if infill else {}),
         }
         self._miditok = build(
             scheme,
@@ -110,7 +127,9 @@ class MidiTokTokenizer(Tokenizer):
     def _body(self) -> list[str]:
         vocab = self._miditok.vocab
         if self.scheme != "Octuple":
-            return [token for token in sorted(vocab, key=vocab.get) if token != "PAD_None"]
+            body = [token for token in sorted(vocab, key=vocab.get) if token != "PAD_None"]
+            parts = [f"Part_{part}" for part in range(1, self.parts)]
+            return [*body, *parts, *(["Ahead_None", "Back_None"] if self.can_infill else [])]
         # the fields of MidiTok's compound tokens in our order; its Pitch field includes drums
         self._order = [self._miditok.vocab_types_idx[name] for name in NAMES]
         fields = [[t for t in sorted(vocab[i], key=vocab[i].get) if t != "PAD_None"] for i in self._order]
@@ -165,10 +184,12 @@ class MidiTokTokenizer(Tokenizer):
         prepared = prepare(score, tempos=self._miditok.tempos)
         if self.scheme == "Octuple":
             return self._encode_octuple(prepared)
+        prepared, owners = apart(prepared, parts=self.parts)
         ids = np.array(self._miditok_ids(self._quantised(prepared)), dtype=np.int32)
-        if not self.table.mask(VELOCITY)[ids + self.first_body - 1].any():
+        ids = ids + np.int32(self.first_body - 1)  # MidiTok's own PAD is dropped
+        if not self.table.mask(VELOCITY)[ids].any():
             raise ValueError(NO_NOTES)
-        return ids + np.int32(self.first_body - 1)  # MidiTok's own PAD is dropped
+        return named(ids, owners, self.table) if owners else ids
 
     def _quantised(self, prepared: Score) -> Score:
         """Rounds the score to MidiTok's grid and sorts notes with the same onset by pitch, which MidiTok does not do."""
@@ -222,8 +243,10 @@ class MidiTokTokenizer(Tokenizer):
         if self.scheme == "Octuple":
             score = decode_rows(body.reshape(-1, len(NAMES)), table=self.table, tempos=self._tempos)
         else:
+            body, owners = numbered(body, self.table)
             tokens = TokSequence(tokens=[self._base_vocab[i] for i in body.tolist()])
             score = self._miditok.decode(tokens).resample(TICKS_PER_QUARTER, min_dur=1)
+            restore(score, owners)
         for track in score.tracks:
             track.notes.sort()
         if tempo is not None and not (self.table.kind[body] == TEMPO).any():
@@ -253,6 +276,56 @@ class MidiTokTokenizer(Tokenizer):
             name = f"DrumOff_{pitch}" if owner < 0 else f"NoteOff_{pitch}"
             ends += [self._id[f"Program_{owner}"], self._id[name]] * count
         return [int(self.table.of_kind[TIME_SHIFT][0]), *ends] if ends else []
+
+    # --- what is asked for ---
+
+    def decoder(self, batch: int, *, num_bars: int | None = None, labels: Labels = None, prompt: Prompt = None) -> Decoder:
+        """Like the base class; with REMI, programs, metre and tempo that are asked for are all that may be written.
+
+        With a prompt and no programs, its tracks alone go on. With byte pairs, labels are kept to only without a prompt.
+        """
+        wanted = self._restrictions(labels or {}, None if prompt is None else np.asarray(prompt))
+        if self.scheme != "REMI" or wanted is None or (self._pairs.merges and wanted.free):
+            return super().decoder(batch, num_bars=num_bars)
+        base = RemiGrammar(self.table, program_changes=self.program_changes)
+        grammar: Grammar = RestrictedGrammar(base, self.table, wanted)
+        grammar = BytePairGrammar(grammar, self._pairs) if self._pairs.merges else grammar
+        return Decoder(grammar, batch=batch, first_body=self.first_body, num_bars=num_bars)
+
+    def _restrictions(self, labels: Mapping[str, object], prompt: np.ndarray | None) -> Restrictions | None:
+        programs, metre, tempo = (labels.get(name) for name in ("programs", "metre", "tempo_bpm"))
+        owners = None if programs is None else owners_of_programs(list(programs), parts=self.parts)  # type: ignore[call-overload]
+        if prompt is not None and len(prompt):
+            mine = frozenset().union(*Bars(self.expand(prompt), self.table).owners)
+            owners = mine | (owners or frozenset())
+        if owners is None and metre is None and tempo is None:
+            return None
+        return Restrictions(
+            owners=owners,
+            metres=() if metre is None else (self._metre_token(str(metre)),),
+            tempos=None if tempo is None else frozenset({self._tempo_token(float(tempo))}),  # type: ignore[arg-type]
+            free=0 if prompt is None else len(prompt),
+        )
+
+    def _metre_token(self, metre: str) -> int:
+        numerator, denominator = supported_metre(*(int(part) for part in metre.split("/")))
+        return self._id[f"TimeSig_{numerator}/{denominator}"]
+
+    def _tempo_token(self, tempo_bpm: float) -> int:
+        ids = self.table.of_kind[TEMPO]
+        return int(ids[np.abs(np.log(self._tempos[ids] / tempo_bpm)).argmin()])
+
+    # --- infilling ---
+
+    def infilled(self, ids: np.ndarray, *, seed: int, most_tokens: int) -> Infilled:
+        if not self.can_infill:
+            return super().infilled(ids, seed=seed, most_tokens=most_tokens)
+        bars = Bars(np.asarray(ids), self.table)
+        holes = draw_holes(bars, np.random.default_rng(seed), most_tokens=most_tokens)
+        return reordered(bars, holes, program_changes=self.program_changes)
+
+    def uncounted(self, ids: np.ndarray) -> np.ndarray:
+        return uncounted(np.asarray(ids), self.table) if self.can_infill else super().uncounted(ids)
 
     # --- maps ---
 

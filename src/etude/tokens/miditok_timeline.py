@@ -10,6 +10,7 @@ from etude.tokens.miditok_vocabulary import (
     MAX_POSITIONS,
     NOTE_OFF,
     NOTE_ON,
+    PART,
     PITCH,
     PITCH_DRUM,
     POSITION,
@@ -21,7 +22,7 @@ from etude.tokens.miditok_vocabulary import (
     TokenTable,
 )
 
-VOICED = (PROGRAM, PITCH, PITCH_DRUM, NOTE_ON, DRUM_ON, NOTE_OFF, DRUM_OFF, VELOCITY, DURATION)
+VOICED = (PROGRAM, PART, PITCH, PITCH_DRUM, NOTE_ON, DRUM_ON, NOTE_OFF, DRUM_OFF, VELOCITY, DURATION)
 
 
 def last(values: np.ndarray, where: np.ndarray, initial: int) -> np.ndarray:

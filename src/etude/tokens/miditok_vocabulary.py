@@ -8,11 +8,11 @@ from etude.tokens.tokenizer import program_family
 
 KINDS = (
     "none", "Bar", "Position", "TimeSig", "Tempo", "TimeShift", "Program", "Pitch", "PitchDrum",
-    "NoteOn", "DrumOn", "NoteOff", "DrumOff", "Velocity", "Duration",
+    "NoteOn", "DrumOn", "NoteOff", "DrumOff", "Velocity", "Duration", "Part", "Ahead", "Back",
 )  # fmt: skip
 (
     NONE, BAR, POSITION, TIME_SIG, TEMPO, TIME_SHIFT, PROGRAM, PITCH, PITCH_DRUM,
-    NOTE_ON, DRUM_ON, NOTE_OFF, DRUM_OFF, VELOCITY, DURATION,
+    NOTE_ON, DRUM_ON, NOTE_OFF, DRUM_OFF, VELOCITY, DURATION, PART, AHEAD, BACK,
 ) = range(len(KINDS))  # fmt: skip
 PITCHED = (PITCH, NOTE_ON, NOTE_OFF)
 DRUMS = -1
@@ -24,7 +24,7 @@ class TokenTable:
     """Arrays over ids [V]; 0 where a kind of token has no such value.
 
     kind: index into KINDS.
-    number: the pitch, program, position, bar or velocity.
+    number: the pitch, program, position, bar or velocity; of a Part, which track of its program, from 1 on (0 has no token).
     units: of a TimeShift or Duration, twelfths of a beat; of a TimeSig, the length of the bar in units.
     denominator: of a TimeSig.
     family: of a Program, the program family + 1, 17 for drums.

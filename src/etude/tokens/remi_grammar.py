@@ -5,10 +5,13 @@ import numpy as np
 from etude.tokens.grammar import CLOSED, EOS, UNLIMITED, Grammar, State, bars_after, frozen
 from etude.tokens.miditok_timeline import VOICED
 from etude.tokens.miditok_vocabulary import (
+    AHEAD,
+    BACK,
     BAR,
     DRUMS,
     DURATION,
     NONE,
+    PART,
     PITCH,
     PITCH_DRUM,
     POSITION,
@@ -26,9 +29,10 @@ NO_PROGRAM = -2
 class RemiGrammar(Grammar):
     """Bar, TimeSig, then positions that increase within the bar, each with an optional Tempo and notes.
 
-    A note is [Program] Pitch Velocity Duration, with the program where it changes or always, as the tokenizer is set. With a
-    fixed number of bars, one more Bar token after the last bar is allowed and ends the piece: EOS must follow, and decoding
-    ignores it. So a model that would continue ends the piece instead of adding notes to its last bar.
+    A note is [Program [Part]] Pitch Velocity Duration, with the program where it changes or always, as the tokenizer is set.
+    Ahead and Back (see `infilling`) are never allowed, but `step` follows them: after either, the next note names its program.
+    With a fixed number of bars, one more Bar token after the last bar is allowed and ends the piece: EOS must follow, and
+    decoding ignores it. So a model that would continue ends the piece instead of adding notes to its last bar.
 
     State: (kind of the last token, position in the bar or -1, positions per bar, denominator, program or NO_PROGRAM,
     bars left, whether there was a note, family).
@@ -47,9 +51,11 @@ class RemiGrammar(Grammar):
         return (NONE, -1, 48, 4, NO_PROGRAM, num_bars, False, 0)
 
     def step(self, state: State, token: int) -> State:
-        _, position, size, denominator, program, left, heard, family = state
+        before, position, size, denominator, program, left, heard, family = state
         kind = self._kind[token]
         if kind == BAR:
+            if before in (PROGRAM, PART):  # the programs behind Back
+                program = NO_PROGRAM
             return (BAR, -1, size, denominator, program, bars_after(left, 1), heard, family)
         if kind == POSITION:
             position = self._number[token]
@@ -57,6 +63,8 @@ class RemiGrammar(Grammar):
             size, denominator = 12 * self._number[token], self._denominator[token]
         elif kind == PROGRAM:
             program, family = self._number[token], self._family[token]
+        elif kind in (AHEAD, BACK):
+            program = NO_PROGRAM
         elif kind == DURATION:
             heard = True
             if not self._program_changes:
@@ -80,14 +88,18 @@ class RemiGrammar(Grammar):
             mask = table.mask()
             mask[EOS] = True
             return mask
-        if kind in (NONE, BAR):
-            return table.mask(BAR if kind == NONE else TIME_SIG)
+        if kind in (NONE, AHEAD, BACK):
+            return table.mask(BAR)
+        if kind == BAR:
+            return table.mask(TIME_SIG)
         if kind in (PITCH, PITCH_DRUM):
             return table.mask(VELOCITY)
         if kind == VELOCITY:
             return table.mask(DURATION)
         pitches = () if drums == NO_PROGRAM else (PITCH_DRUM,) if drums == DRUMS else (PITCH,)
         if kind == PROGRAM:
+            return table.mask(*pitches, *(() if drums == DRUMS else (PART,)))
+        if kind == PART:
             return table.mask(*pitches)
         if kind == POSITION:
             return table.mask(TEMPO, PROGRAM, *pitches)

@@ -11,13 +11,16 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from symusic import Score
 
 from etude.moved import current_name
 from etude.tokens.grammar import Decoder, Grammar
+
+if TYPE_CHECKING:
+    from etude.tokens.infilling import Infilled
 
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<cont>")
 TONICS = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
@@ -45,6 +48,8 @@ FAMILIES = (
     "piano", "chromatic percussion", "organ", "guitar", "bass", "strings", "ensemble", "brass", "reed", "pipe",
     "synth lead", "synth pad", "synth effects", "ethnic", "percussive", "sound effects", "drums",
 )  # fmt: skip
+Labels = Mapping[str, object] | None
+Prompt = np.ndarray | None
 LABELS = ("genre", "key", "metre", "tempo_bpm", "num_bars", "programs")
 
 
@@ -250,6 +255,26 @@ class Tokenizer(ABC):
             ValueError: no pitch.
         """
 
+    # --- infilling ---
+
+    can_infill = False  # whether there are tokens for it, see `etude.tokens.infilling`
+
+    def infilled(self, ids: np.ndarray, *, seed: int, most_tokens: int) -> "Infilled":
+        """Returns base ids with holes at random places.
+
+        Args:
+            seed: the same seed gives the same holes.
+            most_tokens: of a hole together with what is seen of its surroundings.
+
+        Raises:
+            ValueError: the tokenizer can't infill.
+        """
+        raise ValueError(f"{type(self).__name__} has no tokens for infilling; set tokenizer=remi, or data.infill=0")
+
+    def uncounted(self, ids: np.ndarray) -> np.ndarray:
+        """Returns which of the ids tell the place of a hole rather than music, bool [n]; they don't count for the loss."""
+        return np.zeros(len(ids), dtype=bool)
+
     # --- structure ---
 
     @property
@@ -282,8 +307,11 @@ class Tokenizer(ABC):
     def grammar(self) -> Grammar:
         """Returns the grammar of this tokenizer's decodable sequences; it is built once."""
 
-    def decoder(self, batch: int, *, num_bars: int | None = None) -> Decoder:
-        """Returns a decoder for `batch` sequences; with `num_bars`, EOS is allowed after exactly that many bars."""
+    def decoder(self, batch: int, *, num_bars: int | None = None, labels: Labels = None, prompt: Prompt = None) -> Decoder:
+        """Returns a decoder for `batch` sequences; with `num_bars`, EOS is allowed after exactly that many bars.
+
+        labels: what is asked for; a tokenizer that can restrict its grammar to it does. prompt: the body ids that come first.
+        """
         return Decoder(self.grammar(), batch=batch, first_body=self.first_body, num_bars=num_bars)
 
     # --- state ---

@@ -19,7 +19,7 @@ class PackedRows(torch.utils.data.Dataset[dict[str, Tensor]]):
     """A dataset that is indexed with a list of plans, one for each row, and returns a batch of tensors [B, T]:
 
     tokens: int64.
-    targets: int64; -100 where the loss does not count: padding, controls and, in evaluation, EOS and context.
+    targets: int64; -100 where the loss does not count: padding, controls, where a hole is and, in evaluation, EOS and context.
     documents: int32, index of the document in the row, -1 for padding.
     positions: int32, position in the document.
     feature_*: int64.
@@ -61,11 +61,13 @@ class PackedRows(torch.utils.data.Dataset[dict[str, Tensor]]):
             row["tokens"][at] = BOS if start == 0 else CONT
             row["tokens"][at + 1 : first] = documents.prefix(piece, variation)
             row["tokens"][first:end] = body[: end - first]
-            row["targets"][first - 1 + counted - start : first - 1 + len(body)] = body[counted - start :]
+            targets = np.where(documents.uncounted(body, variation), IGNORED, body)
+            row["targets"][first - 1 + counted - start : first - 1 + len(body)] = targets[counted - start :]
             if final and not self.evaluation:
                 row["targets"][end - 1] = EOS
             row["documents"][at:end] = number
-            row["positions"][at:end] = np.arange(end - at)
+            row["positions"][at:first] = np.arange(first - at)
+            row["positions"][first:end] = first - at + documents.positions(piece, variation, start, start + end - first)
             for name, values in documents.features(piece, variation).items():
                 row[f"feature_{name}"][first:end] = values[start : start + end - first]
             row["piece"][at:end] = documents.view.table["row"][piece]

@@ -125,6 +125,13 @@ class Everything(Music21Corpus):
 
 
 @dataclass(frozen=True)
+class Free(Music21Corpus):
+    """`Everything` without Palestrina, whose encoders allow no commercial use: what the model in this package was trained on."""
+
+    collections = (*_CHORALES, *_EARLY[1:], *_FOLK)
+
+
+@dataclass(frozen=True)
 class Folder(Corpus):
     """The user's own scores: every MIDI, MusicXML, ABC and Humdrum file below a folder.
 

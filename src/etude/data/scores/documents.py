@@ -10,15 +10,18 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from etude.data.randomness import uniform
+from etude.data.randomness import key, uniform
 from etude.data.scores.view import View
+from etude.tokens.infilling import Infilled
 from etude.tokens.tokenizer import Tokenizer
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 TEMPO_STEPS = 9  # number of tempo factors to which a range is quantised, so that their maps can be cached
 TRANSPOSE, TEMPO, VELOCITY, HIDE, DROPOUT = range(5)  # columns of the random numbers of a piece; then one for each control
-SHIFT, STEP, BINS, KEPT = range(4)  # columns of a variation
+SHIFT, STEP, BINS, KEPT, HOLES = range(5)  # columns of a variation
+NUM_VARIED = 5
+INFILLING = 11  # key that makes the random numbers of holes different from those of the other columns
 MAX_CONTROLS = 62  # bits of column KEPT
 CACHED_PIECES = 4096
 SAMPLED_PIECES = 64
@@ -33,12 +36,16 @@ class Augmentation:
     velocity_shift: largest change of velocity, up or down, in bins, 0 or more.
     control_dropout: probability, in [0, 1], that a control token is left out. With half of this probability, all controls
         of a piece are left out together.
+    infill: probability, in [0, 1], that a piece gets holes, see `etude.tokens.infilling`.
+    most_infilled: tokens of a hole and of what is seen of its surroundings, at most about.
     """
 
     transpose: tuple[int, int] | None = None
     tempo_scale: tuple[float, float] | None = None
     velocity_shift: int = 0
     control_dropout: float = 0.0
+    infill: float = 0.0
+    most_infilled: int = 512
 
     def __post_init__(self) -> None:
         if self.velocity_shift < 0:
@@ -48,8 +55,8 @@ class Augmentation:
 class Documents:
     """The pieces of a view as documents.
 
-    A variation, int64 [4], is the augmentation of a piece in one pass: semitones, tempo step, velocity bins, and the kept
-    controls as bits.
+    A variation, int64 [5], is the augmentation of a piece in one pass: semitones, tempo step, velocity bins, the kept controls as
+    bits, and the seed of its holes, 0 for none.
 
     view: the pieces of one split.
     tokenizer: their tokenizer.
@@ -68,6 +75,7 @@ class Documents:
         self._merged = Recent[tuple[int, ...], np.ndarray](CACHED_PIECES // 8)
         self._bars = Recent[tuple[int, ...], np.ndarray](CACHED_PIECES)
         self._features = Recent[tuple[int, ...], dict[str, np.ndarray]](CACHED_PIECES)
+        self._infilled = Recent[tuple[int, ...], Infilled](CACHED_PIECES // 8)
 
     @property
     def num_tokens(self) -> int:
@@ -83,10 +91,10 @@ class Documents:
         return total + round(len(self.view) * (1 + float(controls)))
 
     def variations(self, passes: np.ndarray, pieces: np.ndarray) -> np.ndarray:
-        """Returns the variation of each piece in each pass, int64 [n, 4]."""
+        """Returns the variation of each piece in each pass, int64 [n, 5]."""
         options, table = self.augmentation, self.view.table
         random = uniform(self.seed, passes, pieces, DROPOUT + self.width)
-        result = np.zeros((len(pieces), 4), np.int64)
+        result = np.zeros((len(pieces), NUM_VARIED), np.int64)
         if options.transpose is not None:
             low, high = np.asarray(table["shift"][pieces], np.int64).T
             low, high = np.maximum(low, options.transpose[0]), np.minimum(high, options.transpose[1])
@@ -102,6 +110,9 @@ class Documents:
         alone = 1 - (1 - options.control_dropout) / (1 - together)
         kept = (table["controls"][pieces] >= 0) & (random[:, DROPOUT:] >= alone) & (random[:, HIDE, None] >= together)
         result[:, KEPT] = (kept << np.arange(self.width)).sum(axis=1)
+        if options.infill:
+            holes = uniform(int(key(self.seed, INFILLING)), passes, pieces, 2)
+            result[:, HOLES] = np.where(holes[:, 0] < options.infill, 1 + (holes[:, 1] * 2**31).astype(np.int64), 0)
         return result
 
     def num_controls(self, variations: np.ndarray) -> np.ndarray:
@@ -113,6 +124,8 @@ class Documents:
         """Returns the number of body tokens of each piece as the model sees it, int64 [n]."""
         if not self.merges:
             lengths: np.ndarray = self.view.table["length"][pieces].astype(np.int64)
+            for i in np.flatnonzero(variations[:, HOLES]).tolist():
+                lengths[i] = len(self._with_holes(int(pieces[i]), variations[i]).ids)
             return lengths
         return np.array([len(self._whole(piece, how)) for piece, how in zip(pieces.tolist(), variations, strict=True)])
 
@@ -127,8 +140,8 @@ class Documents:
         """Returns body ids [start, stop) of an augmented piece, as the model sees them; a view of the file if unchanged."""
         if self.merges:
             return self._whole(piece, variation)[start:stop]
-        ids = self.view.body(piece)[start:stop]
-        table = self._map(variation)
+        whole = self._with_holes(piece, variation).ids if variation[HOLES] else self.view.body(piece)
+        ids, table = whole[start:stop], self._map(variation)
         return ids if table is None else table[ids]
 
     def _whole(self, piece: int, variation: np.ndarray) -> np.ndarray:
@@ -138,12 +151,33 @@ class Documents:
 
         return self._merged.get(self._key(piece, variation), merge)
 
+    def _with_holes(self, piece: int, variation: np.ndarray) -> Infilled:
+        """The base ids of a piece with holes, before any other augmentation."""
+        seed = int(variation[HOLES])
+        return self._infilled.get(
+            (piece, seed),
+            lambda: self.tokenizer.infilled(self.view.body(piece), seed=seed, most_tokens=self.augmentation.most_infilled),
+        )
+
+    def positions(self, piece: int, variation: np.ndarray, start: int, stop: int) -> np.ndarray:
+        """Returns the positions of body ids [start, stop), counted from the first of them, int64."""
+        if not variation[HOLES]:
+            return np.arange(stop - start)
+        positions = self._with_holes(piece, variation).positions[start:stop]
+        return positions - positions[:1]
+
+    def uncounted(self, ids: np.ndarray, variation: np.ndarray) -> np.ndarray:
+        """Returns which body ids of a piece do not count for the loss, bool [n]."""
+        return self.tokenizer.uncounted(ids) if variation[HOLES] else np.zeros(len(ids), bool)
+
     def _key(self, piece: int, variation: np.ndarray) -> tuple[int, ...]:
-        """The cache key of bars and features: augmentation changes them only through the merging of byte pairs."""
-        return (piece, *variation[:KEPT].tolist()) if self.merges else (piece,)
+        """The cache key of bars and features: what changes them is the merging of byte pairs, and holes."""
+        return (piece, *variation[:KEPT].tolist()) if self.merges else (piece, int(variation[HOLES]))
 
     def bars(self, piece: int, variation: np.ndarray) -> np.ndarray:
-        """Returns the indices at which bars begin in the body, int64, increasing."""
+        """Returns the indices at which the body may be cut, int64, increasing: where bars begin, outside of holes."""
+        if variation[HOLES]:
+            return self._with_holes(piece, variation).cuts
         return self._bars.get(
             self._key(piece, variation),
             lambda: np.asarray(self.tokenizer.bar_starts(self.body(piece, variation)), np.int64),

@@ -38,6 +38,7 @@ from etude.data.scores.view import View, build_view, open_view, view_folder, wit
 from etude.tokens.tokenizer import LABELS, Tokenizer
 from etude.wording import counted
 
+INFILLED = 0.5  # share of the pieces with holes, where the tokenizer can infill
 IDENTITY = frozenset({"path", "file", "sha256", "id", "split"})
 
 
@@ -71,6 +72,7 @@ class MusicDataModule(CorpusDataModule, AboutTraining):
         velocity_shift: int = 0,
         controls: Sequence[str] | None = None,
         control_dropout: float = 0.2,
+        infill: float | None = None,
         complexity: bool = False,
         targets: Sequence[str] = (),
         labels_file: str | None = None,
@@ -96,6 +98,8 @@ class MusicDataModule(CorpusDataModule, AboutTraining):
         controls: labels whose control tokens precede each piece: some of genre, key, metre, tempo_bpm, num_bars, programs;
             None for all, [] for none, as for benchmarks of unconditional likelihood.
         control_dropout: probability with which each control token is left out in training.
+        infill: share of the pieces that get holes in training, so that the model learns to fill them in; None for 0.5 if the
+            tokenizer can infill and 0 if not. Validation and test have none.
         complexity: add complexity_* columns to the manifest (costs a pass over the scores).
         targets: columns of the manifest or of `labels_file` whose classes are in the batches as `label_COLUMN`.
         labels_file: a CSV with a column `file`, with names as in the manifest, and any other columns; one line per file.
@@ -111,6 +115,7 @@ class MusicDataModule(CorpusDataModule, AboutTraining):
         self.controls = tuple(LABELS if controls is None else (name for name in LABELS if name in controls))
         if controls is not None and (unknown := sorted(set(controls) - set(LABELS))):
             raise ValueError(f"controls={list(controls)}: {unknown[0]!r} is unknown; valid are {', '.join(LABELS)}")
+        self.infill = infill
         self.augmentation = Augmentation(
             transpose=checked_range("transpose", transpose, -MAX_SHIFT, MAX_SHIFT),
             tempo_scale=checked_range("tempo_scale", tempo_scale, 0.25, 4.0),
@@ -130,6 +135,7 @@ class MusicDataModule(CorpusDataModule, AboutTraining):
         for name, value, high in (
             ("eval_overlap", self.eval_overlap, 0.9),
             ("control_dropout", self.augmentation.control_dropout, 1.0),
+            ("infill", self.infill or 0.0, 1.0),
         ):
             if not 0 <= value <= high:
                 raise ValueError(f"{name}={value} must be in [0, {high}]")
@@ -168,6 +174,10 @@ class MusicDataModule(CorpusDataModule, AboutTraining):
         check_sums(view)
         self._view_folder = view
         self._views = {split: open_view(view, split, tokenizer, self.cache_dir) for split in SPLITS}
+        if self.infill and not tokenizer.can_infill:
+            raise ValueError(
+                f"infill={self.infill} needs tokens for it, which this tokenizer lacks; set tokenizer=remi, or data.infill=0"
+            )
         pairs = view / f"bpe-{tokenizer.params.get('bpe_vocab_size')}.json"
         if len(self._views["train"]) == 0:
             raise ValueError("there is no training piece; add files, or give data.split another first share")
@@ -182,8 +192,8 @@ class MusicDataModule(CorpusDataModule, AboutTraining):
 
     @property
     def parts(self) -> dict[str, Any]:
-        """Arguments for building a task: the tokenizer, and the classes of each of `targets`."""
-        return {"tokenizer": self.tokenizer, **(self.label_parts)}
+        """Arguments for building a task: the tokenizer, whether pieces have holes, and the classes of each of `targets`."""
+        return {"tokenizer": self.tokenizer, "infills": self._training.infill > 0, **(self.label_parts)}
 
     @property
     def quarantine(self) -> list[tuple[str, str, str]]:
@@ -277,18 +287,29 @@ class MusicDataModule(CorpusDataModule, AboutTraining):
 
     # --- loading ---
 
+    @property
+    def _training(self) -> Augmentation:
+        """The augmentation of training, with holes for models that can fill them."""
+        share = self.infill if self.infill is not None else INFILLED if self.tokenizer.can_infill else 0.0
+        return dataclasses.replace(self.augmentation, infill=share, most_infilled=self.max_len // 2)
+
     def _documents(self, split: str, augmentation: Augmentation) -> Documents:
         return Documents(self.view(split), self.tokenizer, augmentation=augmentation, seed=self.seed)
 
     @property
+    def num_training_pieces(self) -> int:
+        """Number of pieces in the training split that the tokenizer can represent."""
+        return len(self.view("train"))
+
+    @property
     def epoch_batches(self) -> int:
         """Batches of an epoch of training, on each rank."""
-        return self._batches_for(self._documents("train", self.augmentation).num_tokens, row=self.max_len)
+        return self._batches_for(self._documents("train", self._training).num_tokens, row=self.max_len)
 
     def train_dataloader(self) -> StatefulDataLoader:
         """Packed rows without end; an epoch is a fixed number of batches, and its state resumes within an epoch."""
         rank, world = self._place()
-        documents = self._documents("train", self.augmentation)
+        documents = self._documents("train", self._training)
         sampler = RowSampler(
             Packer(documents, self.max_len, rules=self._rules),
             batch_size=self.batch_size,

@@ -1,6 +1,6 @@
 """Plan which documents make up each row: a shuffled best-fit packing that needs the lengths of documents only.
 
-A plan is an int64 array [documents, 11]: pass, piece, start and stop of its body tokens, whether they end the piece, the
+A plan is an int64 array [documents, 12]: pass, piece, start and stop of its body tokens, whether they end the piece, the
 first token that counts for the loss, number of controls, and the variation of the piece. Training packs one pass after the
 other without end, and rows may join two passes; evaluation packs all pieces once, in order.
 """
@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from etude.data.randomness import key, permute, uniform
-from etude.data.scores.documents import Documents
+from etude.data.scores.documents import NUM_VARIED, Documents
 
-NUMBER, PIECE, START, STOP, FINAL, COUNTED, CONTROLS, VARIATION = range(8)  # columns of a plan; the last is four wide
-EMPTY_PLAN = np.empty((0, VARIATION + 4), np.int64)
+NUMBER, PIECE, START, STOP, FINAL, COUNTED, CONTROLS, VARIATION = range(8)  # columns of a plan; then those of a variation
+EMPTY_PLAN = np.empty((0, VARIATION + NUM_VARIED), np.int64)
 Rule = Callable[[np.ndarray, int], np.ndarray]
 BLOCK = 128  # pieces whose documents are computed at a time
 BUFFER = 256  # largest number of waiting documents: more give less padding, but mix the passes more
@@ -74,7 +74,10 @@ class Packer:
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Continues from a `state_dict`."""
         self.number, self.position = int(state["number"]), int(state["position"])  # type: ignore[call-overload]
-        self.waiting = np.array(state["waiting"].tolist(), np.int64).reshape(-1, EMPTY_PLAN.shape[1])  # type: ignore[attr-defined]
+        waiting = np.asarray(state["waiting"].tolist(), np.int64)  # type: ignore[attr-defined]
+        waiting = waiting.reshape(len(waiting), -1) if len(waiting) else EMPTY_PLAN.copy()
+        missing = EMPTY_PLAN.shape[1] - waiting.shape[1]  # 1 in checkpoints from before infilling: no holes
+        self.waiting = np.pad(waiting, ((0, 0), (0, missing)))
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yields rows, each a plan whose slots add up to at most `max_len`; without end if shuffled."""

@@ -117,6 +117,7 @@ def generate(
     top_p: float = 1.0,
     min_p: float = 0.0,
     generator: torch.Generator,
+    positions_t: Tensor | None = None,
     on_step: Callable[[int], Any] | None = None,
 ) -> list[list[int]]:
     """Continues every prompt until the decoder says that the piece has ended, or for max_new_tokens.
@@ -132,6 +133,8 @@ def generate(
         max_new_tokens: at least 1.
         temperature, top_k, top_p, min_p: see `distribution`; forbidden tokens are removed first.
         generator: random generator on the CPU.
+        positions_t: the position of each token of the prompt, int64 [t], and of the first one behind it, [t + 1]; sampled tokens
+            count on from there. None to count from 0.
         on_step: called after each step with the number of tokens sampled so far.
 
     Returns:
@@ -156,7 +159,8 @@ def generate(
         made: list[Tensor] = []
         finished = np.zeros(batch, dtype=bool) if decoder is None else np.asarray(decoder.finished)
         while len(made) < max_new_tokens and not finished.all():
-            logits_btv = model(tokens.to(device), features=_to(features, device), cache=cache)
+            where = {} if positions_t is None else {"positions_bt": _positions(positions_t, tokens, len(made)).to(device)}
+            logits_btv = model(tokens.to(device), features=_to(features, device), cache=cache, **where)
             logits_bv = logits_btv[:, -1].float().cpu()
             if decoder is not None:
                 logits_bv = _forbid(logits_bv, decoder.allowed(), finished)
@@ -175,6 +179,12 @@ def generate(
     finally:
         model.train(was_training)
     return _rows(prompt_bt, made, decoder)
+
+
+def _positions(positions_t: Tensor, tokens_bt: Tensor, made: int) -> Tensor:
+    """The positions of the prompt [b, t], or once `made` tokens are sampled, of the last of them [b, 1]."""
+    here = positions_t[:-1] if made == 0 else positions_t[-1:] + made - 1
+    return here.expand(tokens_bt.shape)
 
 
 def _prompt_features(decoder: Decoder | None, prompt_bt: Tensor) -> dict[str, np.ndarray]:

@@ -166,7 +166,7 @@ class Transformer(nn.Module):
         packing = documents_bt
         if isinstance(packing, Tensor):
             packing = Packing.choose(packing, dtype=x_btd.dtype, fused=self.fused, causal=self.causal)
-        single = self._single_step(x_btd, rotary, positions_bt, cache)
+        single = self._single_step(x_btd, rotary, cache)
         if single is not None:
             x_btd = single
         else:
@@ -179,12 +179,10 @@ class Transformer(nn.Module):
             cache.length += tokens_bt.shape[1]
         return kernels.rms_norm(x_btd, fused=self.fused) * self.gain.to(x_btd.dtype)
 
-    def _single_step(
-        self, x_btd: Tensor, rotary: tuple[Tensor, Tensor], positions_bt: Tensor | None, cache: KVCache | None
-    ) -> Tensor | None:
+    def _single_step(self, x_btd: Tensor, rotary: tuple[Tensor, Tensor], cache: KVCache | None) -> Tensor | None:
         """Returns the output of the blocks by the fast path of `decoding`; None if it does not apply (one token per row, CPU)."""
         plain = torch.is_grad_enabled() or self.training or torch.is_autocast_enabled("cpu") or not self.fused
-        if cache is None or plain or positions_bt is not None or x_btd.shape[1] != 1 or x_btd.device.type != "cpu":
+        if cache is None or plain or x_btd.shape[1] != 1 or x_btd.device.type != "cpu":
             return None
         if cache.step is None:
             cache.step = SingleStep([block for block in self.blocks if isinstance(block, Block)], cache)

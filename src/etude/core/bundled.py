@@ -1,0 +1,31 @@
+"""The model that comes with the package: a small language model of scores, named `bundled` wherever a checkpoint is named."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+NAME = "bundled"
+PATH = Path(__file__).parents[1] / "pretrained" / "scores.safetensors"
+CARD = PATH.with_name("README.md")
+MOST_PIECES = 2000  # with more pieces to train on, a model of this size gains nothing by starting from another
+
+
+def fits(recipe: Mapping[str, Any], *, num_pieces: int) -> bool:
+    """Whether a run starts better from the bundled model: on a folder of few scores, with its network and tokenizer.
+
+    recipe: the run's options. num_pieces: to train on.
+    """
+    if not PATH.is_file() or num_pieces > MOST_PIECES or not _target(recipe, "data", "corpus").endswith(".Folder"):
+        return False
+    from etude.core.weights_file import read_weights
+
+    theirs = read_weights(PATH)["etude"]["recipe"]
+    same = ("model", "tokenizer")
+    return {name: recipe.get(name) for name in same} == {name: theirs.get(name) for name in same}
+
+
+def _target(recipe: Mapping[str, Any], *names: str) -> str:
+    node: Any = recipe
+    for name in names:
+        node = node.get(name) or {}
+    return str(node.get("_target_", ""))

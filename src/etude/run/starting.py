@@ -1,0 +1,53 @@
+"""Which model a program starts from where the user names none."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+AUTO = "auto"  # of weights=
+
+
+def named_weights(cfg: DictConfig) -> str | None:
+    """The checkpoint whose weights the user asks to start from; None if it is left to Etude (weights=auto) or there is none."""
+    return None if cfg.weights in (None, AUTO) else str(cfg.weights)
+
+
+def starting_weights(cfg: DictConfig, recipe: Mapping[str, Any], datamodule: Any) -> Path | None:
+    """Returns the checkpoint whose weights a new run starts from; None for random weights.
+
+    With weights=auto a folder of few scores starts from the model that comes with the package, if its network and tokens are the
+    run's; stages and everything else start with random weights.
+    """
+    from etude.core import bundled
+    from etude.core.checkpoint_files import find_checkpoint
+    from etude.core.protocols import KnowsSize
+
+    if (named := named_weights(cfg)) is not None:
+        return find_checkpoint(named, cfg.outputs, option="weights", best=True)
+    if cfg.weights != AUTO or cfg.get("stage") or not isinstance(datamodule, KnowsSize):
+        return None
+    if not bundled.fits(recipe, num_pieces=datamodule.num_training_pieces):
+        return None
+    print("few scores: starting from the model that comes with Etude; weights=null starts from random weights", file=sys.stderr)
+    return bundled.PATH
+
+
+def model_to_sample(ckpt: str | None, outputs: str) -> Path:
+    """Returns the checkpoint to generate from: the one named; else that of the newest run, or, without any, the bundled model.
+
+    Raises: ValueError if there is no such checkpoint.
+    """
+    from etude.core import bundled
+    from etude.core.checkpoint_files import find_checkpoint
+    from etude.core.protocols import Composes
+
+    try:
+        return find_checkpoint(ckpt or "last", outputs, offers=Composes, best=True)
+    except ValueError:
+        if ckpt is not None or not bundled.PATH.is_file():
+            raise
+    print(f"no run in {outputs}/ yet: this is the model that comes with Etude (ckpt={bundled.NAME})", file=sys.stderr)
+    return bundled.PATH
