@@ -127,7 +127,8 @@ class Bars:
 class Infilled:
     """A sequence with holes.
 
-    ids: int32 [n]. positions: of each token, int64 [n]. cuts: the indices at which it may be cut, int64: at bars outside of holes.
+    ids: int32 [n]. positions: of each token, int64 [n].
+    cuts: the indices at which it may be cut, int64: at bars outside of holes.
     """
 
     ids: np.ndarray
