@@ -182,13 +182,16 @@ def speed() -> str:
 def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     from report_defaults import defaults
+    from report_generation import generation
     from report_optimizers import optimizers
     from report_styles import style_transfer
     from report_sweeps import sweeps
     from report_techniques import techniques
 
     block = "\n\n".join(
-        part for part in (jsb(), defaults(), techniques(), optimizers(), style_transfer(), sweeps(), speed()) if part
+        part
+        for part in (jsb(), defaults(), techniques(), optimizers(), generation(), style_transfer(), sweeps(), speed())
+        if part
     )
     readme = ROOT / "README.md"
     begin, end = "<!-- results: made by `make report` -->", "<!-- end of results -->"
