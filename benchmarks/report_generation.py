@@ -12,8 +12,8 @@ def generation() -> str:
         lines = [[row["condition"], *(row["kept"].get(label, "") for label in labels)] for row in asked]
         parts += [
             "## What was asked for, and how many samples have it",
-            "Samples of 8 bars of the model that comes with Etude. The key is estimated from the pitches; all else is read from the "
-            "notes. *Model alone*: without the transposition that `generate.py` makes, so it tells what the model has learnt.",
+            "Samples of 8 bars of the model that comes with Etude. The key is estimated from the pitches; all else is read from "
+            "the notes. *Model alone*: without the transposition that `generate.py` makes, so it tells what the model has learnt.",
             table(["asked for", "key", "metre", "tempo", "programs", "bars"], lines), where(asked),
         ]  # fmt: skip
         short += [
@@ -27,8 +27,8 @@ def generation() -> str:
         ]  # fmt: skip
         parts += [
             "## Infilling: the true notes of four bars",
-            "Nats per note under one model: continuing what comes before, and filling in, which sees eight bars behind the passage, "
-            "too. Intervals by resampling the passages.",
+            "Nats per note under one model: continuing what comes before, and filling in, which sees eight bars behind the "
+            "passage, too. Intervals by resampling the passages.",
             table(["held-out pieces", "passages", "notes", "from the left alone", "filled in", "ratio"], lines), where(filled),
         ]  # fmt: skip
         short += [[f"infilling against the left alone, {row['data']}: nats per note", f"{row['ratio']:.3f}"] for row in filled]

@@ -21,7 +21,8 @@ from etude.run import programs as run
 ROWS = ROOT / "docs" / "results" / "rows" / "requests.jsonl"
 CONDITIONS: dict[str, dict[str, Any]] = {
     "key": {"key": "D major"}, "minor key": {"key": "A minor"}, "metre": {"metre": "3/4"}, "tempo": {"tempo_bpm": 77},
-    "programs": {"programs": [40, 42]}, "bars": {}, "all": {"key": "D major", "metre": "6/8", "tempo_bpm": 77, "programs": [40, 42]},
+    "programs": {"programs": [40, 42]}, "bars": {},
+    "all": {"key": "D major", "metre": "6/8", "tempo_bpm": 77, "programs": [40, 42]},
 }  # fmt: skip
 BARS = 8
 
