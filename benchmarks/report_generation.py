@@ -13,7 +13,7 @@ def generation() -> str:
         parts += [
             "## What was asked for, and how many samples have it",
             "Samples of 8 bars of the model that comes with Etude. The key is estimated from the pitches; all else is read from "
-            "the notes. *Model alone*: without the transposition that `generate.py` makes, so it tells what the model has learnt.",
+            "the notes. *Model alone*: without the transposition that `generate.py` makes, so it tells what the model learnt.",
             table(["asked for", "key", "metre", "tempo", "programs", "bars"], lines), where(asked),
         ]  # fmt: skip
         short += [
