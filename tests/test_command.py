@@ -65,7 +65,7 @@ def test_a_run_that_fails_before_training_leaves_no_folder(
     assert str(root) in line
     line = told(monkeypatch, capsys, "train", "model.dim=abc", *outputs)
     assert "model.dim is 'abc', must be int" in line
-    line = told(monkeypatch, capsys, "generate", f"outputs={tmp_path / 'outputs'}")
+    line = told(monkeypatch, capsys, "generate", "ckpt=last", f"outputs={tmp_path / 'outputs'}")
     assert "ckpt=last: no checkpoints" in line
     assert not [path for path in (tmp_path / "outputs").rglob("*") if not path.name.startswith("20")]  # but the day's
 

@@ -81,7 +81,7 @@ def _options(saved: dict[str, Any], kept: Any, path: Path) -> list[str]:
     """Returns the options with which the run of a checkpoint was trained; weights that it started from by their path."""
     options = recipes.taken_over(saved["etude"]["recipe"].get("overrides", []), path)
     options = [option for option in options if recipes.key(option) not in ("autoresume", "stop_at", "weights", "ckpt")]
-    return [*options, f"weights={json.dumps(str(kept.weights))}"] if kept.get("weights") else options
+    return [*options, f"weights={json.dumps(str(kept.weights))}" if kept.get("weights") else "weights=null"]
 
 
 def _check_options(options: list[str], kept: Any) -> DictConfig:
