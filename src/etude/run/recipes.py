@@ -183,7 +183,7 @@ def continued(cfg: DictConfig, checkpoint: dict[str, Any], options: list[str], *
     mine = {key(option) for option in options}
     gone = tuple(f"{key(option)}." for option in options if option.startswith("~"))
     recipe = checkpoint["etude"]["recipe"]
-    earlier = [*_former_defaults(recipe, options), *_in_use(recipe)]
+    earlier = [*_former_defaults(recipe, options), *_former_tokens(recipe), *_in_use(recipe)]
     earlier = [o for o in earlier if key(o) not in mine and not key(o).startswith(gone or ("\0",))]
     kept = taken_over(earlier, path)
     here = [f"ckpt={json.dumps(cfg.ckpt)}"]
@@ -215,6 +215,14 @@ def _former_defaults(recipe: dict[str, Any], options: list[str]) -> list[str]:
     if not said.keys() & {"level", "convergence", "fast_convergence", "experiment"} and said.get("optimizer") != "schedule_free":
         former |= {"optimizer": "adamw", "scheduler": "cosine", "technique": "[ema]", "ema_decay": 0.999}
     return [f"{name}={value}" for name, value in former.items() if name not in said]
+
+
+def _former_tokens(recipe: dict[str, Any]) -> list[str]:
+    """Returns what the tokens of a run lacked from before tracks of one program stayed apart and passages could be filled in."""
+    tokenizer = recipe.get("tokenizer") or {}
+    if not str(tokenizer.get("_target_", "")).endswith(".MidiTokTokenizer") or "parts" in tokenizer:
+        return []
+    return ["tokenizer.parts=1", "tokenizer.infill=false"]
 
 
 def _in_use(recipe: dict[str, Any]) -> list[str]:

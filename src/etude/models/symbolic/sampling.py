@@ -182,9 +182,8 @@ def generate(
 
 
 def _positions(positions_t: Tensor, tokens_bt: Tensor, made: int) -> Tensor:
-    """The positions of the prompt [b, t], or once `made` tokens are sampled, of the last of them [b, 1]."""
-    here = positions_t[:-1] if made == 0 else positions_t[-1:] + made - 1
-    return here.expand(tokens_bt.shape)
+    """The positions of the prompt [b, t], or once `made` tokens are sampled, of the last of them, the same in all rows [1, 1]."""
+    return positions_t[:-1].expand(tokens_bt.shape) if made == 0 else positions_t[-1:, None] + made - 1
 
 
 def _prompt_features(decoder: Decoder | None, prompt_bt: Tensor) -> dict[str, np.ndarray]:

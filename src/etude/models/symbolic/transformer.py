@@ -127,7 +127,8 @@ class Transformer(nn.Module):
             tokens_bt: tokens, int64 [b, t].
             documents_bt: index of the piece within the row [b, t], each piece contiguous, -1 for padding; tokens attend only to
                 their own piece. A `Packing` fixes the form of the computation. None if each row is one piece.
-            positions_bt: position within the piece [b, t]; None to count from 0 (or from the cache's length).
+            positions_bt: position within the piece [b, t], or [1, 1] for one token at the same position in all rows; None to
+                count from 0 (or from the cache's length).
             features: int [b, t] for each name in feature_sizes.
             cache: keys and values of the earlier tokens of the rows; the new ones are added to it.
             embeddings_btd: embeddings to use instead of those of the tokens (`embed`); features are still added to them.
@@ -182,7 +183,7 @@ class Transformer(nn.Module):
     def _single_step(self, x_btd: Tensor, rotary: tuple[Tensor, Tensor], cache: KVCache | None) -> Tensor | None:
         """Returns the output of the blocks by the fast path of `decoding`; None if it does not apply (one token per row, CPU)."""
         plain = torch.is_grad_enabled() or self.training or torch.is_autocast_enabled("cpu") or not self.fused
-        if cache is None or plain or x_btd.shape[1] != 1 or x_btd.device.type != "cpu":
+        if cache is None or plain or x_btd.shape[1] != 1 or len(rotary[0]) != 1 or x_btd.device.type != "cpu":
             return None
         if cache.step is None:
             cache.step = SingleStep([block for block in self.blocks if isinstance(block, Block)], cache)
