@@ -164,7 +164,8 @@ class Documents:
         if not variation[HOLES]:
             return np.arange(stop - start)
         positions = self._with_holes(piece, variation).positions[start:stop]
-        return positions - positions[:1]
+        counted: np.ndarray = positions - positions[:1]
+        return counted
 
     def uncounted(self, ids: np.ndarray, variation: np.ndarray) -> np.ndarray:
         """Returns which body ids of a piece do not count for the loss, bool [n]."""
