@@ -171,9 +171,9 @@ def test_the_trainer_and_a_stage_set_the_steps_of_an_experiment() -> None:
 def test_the_benchmarks_baseline_is_written_out() -> None:
     for data in ("data=jsb", "data=folder"):
         bare = trained_with("experiment=baseline", data)
-        assert bare == trained_with(data, "optimizer=adamw", "scheduler=cosine", "technique=[]")
+        assert bare == trained_with(data, "optimizer=adamw", "scheduler=cosine", "technique=[]", "weights=null")
         assert trained_with("experiment=baseline", data, "technique=[swa]", "optimizer=lion") == trained_with(
-            data, "optimizer=lion", "scheduler=cosine", "technique=[swa]"
+            data, "optimizer=lion", "scheduler=cosine", "technique=[swa]", "weights=null"
         )
     free = trained_with("experiment=baseline", "optimizer=schedule_free")
     assert list(free["technique"]) == ["schedule_free"] and free["scheduler"]["_target_"] == "etude.optim.schedules.constant"

@@ -24,10 +24,6 @@ if TYPE_CHECKING:
     from etude.sweeps.trial import RunningTrial
 
 
-OmegaConf.register_new_resolver("pick", recipes.pick, replace=True)
-OmegaConf.register_new_resolver("fastest_precision", recipes.fastest_precision, replace=True)
-
-
 def instantiate(node: Any, **extra: Any) -> Any:
     """Builds the object that `_target_` names; constructors get plain lists and dictionaries."""
     import hydra.utils

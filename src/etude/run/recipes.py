@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from etude.core.called import program
 from etude.run.starting import named_weights
@@ -59,6 +59,10 @@ def fastest_precision(accelerator: str) -> str:
         return "bf16-mixed"
     able = torch.cpu.get_capabilities()
     return "bf16-mixed" if able.get("avx512_bf16") or able.get("amx_bf16") else "32-true"
+
+
+OmegaConf.register_new_resolver("pick", pick, replace=True)
+OmegaConf.register_new_resolver("fastest_precision", fastest_precision, replace=True)
 
 
 def spelled_out(options: list[str], presets: list[str] | None = None) -> list[str]:
