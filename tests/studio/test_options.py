@@ -35,6 +35,7 @@ def test_the_configuration_has_the_keys_and_defaults_of_the_code() -> None:
         ({"port": 70000}, "port is 70000, must be a whole number from 0 to 65535"),
         ({"questions": 400}, "questions=400 of seconds=10 are 1.1 hours of music, at most one can be listened to; lower one"),
         ({"results": "a.html"}, "results is a.html, a database beside which the report is written as .html; name it .sqlite"),
+        ({"report": True, "name": "Ann", "seed": 1}, "report=true shows all answers in results=, .*; leave seed, name out"),
         ({"name": "  "}, "name is empty; give a name or a nickname"),
         ({"name": "x" * 99}, "name has 99 characters, at most 60"),
     ],

@@ -2,15 +2,18 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
+from etude.render.synthesizers import default_soundfont
 from etude.report.media import Sample, write_table
 from etude.studio.options import Options
 from etude.studio.pieces import MOST, read_folder
+from etude.studio.sessions import ListeningTest
 from etude.studio.sources import find_sources
 from tests.songs import write_songs
 from tests.studio.conftest import tune, write_run
@@ -91,6 +94,17 @@ def test_a_plain_folder_of_restyled_audio_is_a_run(tmp_path: Path) -> None:
     write_sounds(tmp_path / "real", "b.wav", rate=16_000)
     (source,) = find_sources(Options(real=str(tmp_path / "real"), runs=(str(tmp_path / "restyled"),)))
     assert source.label == "restyled" and [piece.name for piece in source.generated] == ["a_jazz"]
+
+
+def test_an_option_for_scores_is_refused_where_audio_is_played(tmp_path: Path) -> None:
+    write_sounds(tmp_path / "restyled", "a.wav", "b.wav")
+    write_sounds(tmp_path / "real", "c.wav", "d.wav", rate=16_000)
+    given = {"real": str(tmp_path / "real"), "runs": (str(tmp_path / "restyled"),), "results": str(tmp_path / "r.sqlite")}
+    asked = Options(**given, questions=2, seconds=1.5, soundfont=str(default_soundfont()))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="are for scores, and this test plays audio; leave them out"):
+        ListeningTest(asked, tmp_path)
+    test = ListeningTest(replace(asked, soundfont=None), tmp_path)
+    assert test.cutter.rate == 16_000 and (tmp_path / "r.sqlite").is_file()  # the lowest rate of both sides
 
 
 def test_of_many_files_some_are_drawn_by_the_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ Start = Literal["beginning", "anywhere"]
 MOST_SECONDS = 120.0
 MOST_QUESTIONS = 1000
 MOST_MUSIC = 3600.0  # seconds of a session
+REPORTED = ("report", "results", "outputs")  # what a report takes account of
 MOST_NAME = 60  # characters
 
 
@@ -62,32 +63,30 @@ class Options:
         values["runs"] = tuple(str(run) for run in runs)
         for name in ("real", "name", "soundfont"):
             values[name] = None if values[name] is None else str(values[name])
-        for name, low, high in (("questions", 2, MOST_QUESTIONS), ("seed", 0, 2**63 - 1), ("port", 0, 65535)):
-            if type(values[name]) is not int or not low <= values[name] <= high:
-                raise ValueError(f"{name} is {values[name]}, must be a whole number from {low} to {high}")
-        for name, kinds in (("mode", get_args(Mode)), ("start", get_args(Start)), ("report", (True, False))):
-            if values[name] not in kinds or type(values[name]) is not type(kinds[0]):
-                raise ValueError(f"{name} is {values[name]}, must be {' or '.join(map(str, kinds)).lower()}")
-        seconds = values["seconds"]
-        if type(seconds) not in (int, float) or not math.isfinite(seconds) or not 1 <= seconds <= MOST_SECONDS:
-            raise ValueError(f"seconds is {seconds}, must be a number from 1 to {MOST_SECONDS:.0f}")
-        values["seconds"] = float(seconds)
-        options = cls(**values)
-        if options.mode == "single" and options.questions % 2:
-            more = options.questions + 1
-            raise ValueError(f"questions is {options.questions}, must be even, since half of them are real; set questions={more}")
-        if options.results_file.suffix.lower() in (".html", ".htm"):
-            raise ValueError(
-                f"results is {options.results}, a database beside which the report is written as .html; name it .sqlite"
-            )
-        if options.music_seconds > MOST_MUSIC:
-            raise ValueError(
-                f"questions={options.questions} of seconds={options.seconds:g} are {options.music_seconds / 3600:.1f} hours of "
-                "music, at most one can be listened to; lower one of them"
-            )
-        if options.name is not None:
-            listener(options.name)
+        _check_each(values)
+        options = cls(**{**values, "seconds": float(values["seconds"])})
+        options._check_together()
         return options
+
+    def _check_together(self) -> None:
+        """Raises ValueError for options that do not go together."""
+        if self.mode == "single" and self.questions % 2:
+            more = self.questions + 1
+            raise ValueError(f"questions is {self.questions}, must be even, since half of them are real; set questions={more}")
+        unused = [each.name for each in fields(self) if each.name not in REPORTED and getattr(self, each.name) != each.default]
+        if self.report and unused:
+            told = f"report=true shows all answers in results=, whatever {unused[0]}= is"
+            raise ValueError(f"{told}; leave {', '.join(unused)} out")
+        if self.results_file.suffix.lower() in (".html", ".htm"):
+            told = f"results is {self.results}, a database beside which the report is written as .html"
+            raise ValueError(f"{told}; name it .sqlite")
+        if self.music_seconds > MOST_MUSIC:
+            raise ValueError(
+                f"questions={self.questions} of seconds={self.seconds:g} are {self.music_seconds / 3600:.1f} hours of music, at "
+                "most one can be listened to; lower one of them"
+            )
+        if self.name is not None:
+            listener(self.name)
 
     @property
     def music_seconds(self) -> float:
@@ -98,6 +97,19 @@ class Options:
     def results_file(self) -> Path:
         """The path of the results."""
         return Path(self.results).expanduser()
+
+
+def _check_each(values: Mapping[str, Any]) -> None:
+    """Raises ValueError for a value of the wrong type or out of its range."""
+    for name, low, high in (("questions", 2, MOST_QUESTIONS), ("seed", 0, 2**63 - 1), ("port", 0, 65535)):
+        if type(values[name]) is not int or not low <= values[name] <= high:
+            raise ValueError(f"{name} is {values[name]}, must be a whole number from {low} to {high}")
+    for name, kinds in (("mode", get_args(Mode)), ("start", get_args(Start)), ("report", (True, False))):
+        if values[name] not in kinds or type(values[name]) is not type(kinds[0]):
+            raise ValueError(f"{name} is {values[name]}, must be {' or '.join(map(str, kinds)).lower()}")
+    seconds = values["seconds"]
+    if type(seconds) not in (int, float) or not math.isfinite(seconds) or not 1 <= seconds <= MOST_SECONDS:
+        raise ValueError(f"seconds is {seconds}, must be a number from 1 to {MOST_SECONDS:.0f}")
 
 
 def listener(name: str) -> str:

@@ -73,6 +73,8 @@ class ListeningTest:
         self.cutter = Cutter(options.seconds, options.start, _rate(self.sources), soundfont, synthesizer, folder)
         if any(source.is_score for source in self.sources):
             self.cutter.check()
+        elif soundfont is not None or synthesizer != Options.synthesizer:
+            raise ValueError("soundfont= and synthesizer= are for scores, and this test plays audio; leave them out")
         self.drawer = Drawer(self.sources, self.cutter, options.mode, options.questions, options.seed)
         self._try_out()
         self.test = _digest(options, self.sources)
