@@ -16,9 +16,11 @@ PLACES = {"outputs": "outputs", "cache_dir": "outputs/cache"}
 def without_places(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Returns the checkpoint with a recipe that names no folder of a machine."""
     recipe = dict(checkpoint["etude"]["recipe"])
-    recipe |= PLACES
+    recipe |= {**PLACES, "weights": None}
     recipe["data"] = {**recipe["data"], "cache_dir": PLACES["cache_dir"]}
-    recipe["overrides"] = [option for option in recipe.get("overrides", []) if option.partition("=")[0] not in PLACES]
+    recipe["overrides"] = [
+        option for option in recipe.get("overrides", []) if option.partition("=")[0] not in (*PLACES, "weights")
+    ]
     return {**checkpoint, "etude": {**checkpoint["etude"], "recipe": recipe}}
 
 
