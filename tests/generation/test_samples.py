@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from symusic import Note, Score, Tempo, TimeSignature, Track
 
-from etude.generation.requests import asked_and_got
+from etude.generation.requests import asked_and_got, told_of_key
 from etude.generation.samples import write_samples
 from etude.tokens.changes import changes
 from etude.tokens.miditok import MidiTokTokenizer
@@ -113,3 +113,44 @@ def test_a_sample_without_notes_is_told_and_the_others_are_written(tmp_path: Pat
     page = (tmp_path / "report.html").read_text()
     assert '<a href="samples/001.mid">' in page and 'alt=""' not in page and "Piano roll of sample 001" in page
     assert "000.mid: no notes" in capsys.readouterr().err and "no notes" in (tmp_path / "report.html").read_text()
+
+
+def melody(*pitches: int) -> Score:
+    score = Score(480)
+    score.tracks.append(Track(notes=[Note(480 * place, 480, pitch, 80) for place, pitch in enumerate(pitches)]))
+    return score
+
+
+C_MAJOR, A_MINOR, WHOLE_TONES = melody(60, 64, 67, 72, 65, 69, 60), melody(57, 60, 64, 69, 62, 65, 57), melody(*range(60, 72, 2))
+
+
+def test_samples_that_are_not_in_the_key_are_named_with_a_remedy() -> None:
+    assert told_of_key("C major", [C_MAJOR], prompt=False) == []
+    (line,) = told_of_key("C major", [A_MINOR, C_MAJOR, Score(480), A_MINOR], prompt=False)
+    assert line.startswith("not in C major: 000, 003 (A minor); 002 (no notes); give another seed=")
+    assert "000 (no key)" in told_of_key("D major", [WHOLE_TONES], prompt=False)[0]
+    assert told_of_key("Am", [C_MAJOR], prompt=True)[0].endswith("give a prompt in that key, or leave key= out")
+
+
+def test_a_key_that_was_not_reached_is_told_on_the_page_and_its_rounds_in_the_progress(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stubborn:
+        """Draws major and minor, whatever is asked."""
+
+        def check_request(self, labels: Any, **_: Any) -> list[str]:
+            return []
+
+        def sample(self, *, on_step: Any, on_round: Any, **_: Any) -> list[Score]:
+            for number, count in ((1, 2), (2, 1), (3, 1)):
+                on_round(number, 8, count)
+                on_step(7)
+            return [C_MAJOR, A_MINOR]
+
+    task: Any = Stubborn()
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    write_samples(task=task, folder=tmp_path, num_samples=2, key="C major", audio=False)
+    told = capsys.readouterr().err
+    assert "round 3 of 8 at most, 1 sample not in the key yet" in told and "round 1" not in told
+    line = next(line for line in told.splitlines() if line.startswith("not in C major: 001 (A minor); "))
+    assert line in (tmp_path / "report.html").read_text()

@@ -12,6 +12,7 @@ from etude.music.theory import (
     Key,
     estimate_key,
     fifths_distance,
+    has_key,
     key_correlations,
     note_name,
     pitch_class_durations,
@@ -100,6 +101,11 @@ def test_durations_leave_drums_out() -> None:
     score.tracks.append(melody(38, is_drum=True).tracks[0])
     assert pitch_class_durations(score).tolist() == [960, 0, 0, 0, 480, 0, 0, 0, 0, 0, 0, 0]
     assert estimate_key(melody(38, is_drum=True)) == Key(0, "major")
+
+
+def test_drums_silence_and_whole_tones_have_no_key() -> None:
+    assert has_key(melody(60, 64, 67)) and has_key(melody(60))
+    assert not any(map(has_key, (melody(38, is_drum=True), Score(480), melody(*range(60, 72, 2)), melody(*range(60, 72)))))
 
 
 @pytest.mark.parametrize("semitones", range(-5, 7))

@@ -50,6 +50,21 @@ def test_what_never_has_the_mode_is_given_as_it_was_drawn() -> None:
     assert len(calls) == len(set(calls)) == ROUNDS
 
 
+def test_what_has_no_notes_or_no_key_is_not_drawn_again_and_the_rounds_are_told() -> None:
+    whole_tones = Score(480)
+    whole_tones.tracks.append(Track(notes=[Note(240 * place, 240, 60 + 2 * place, 80) for place in range(6)]))
+    drawn = [Score(480), piece(Key(2, "major")), whole_tones, piece(Key(2, "minor"))]
+    counts, rounds = [], []
+
+    def draw(count: int, seed: int) -> list[Score]:
+        counts.append(count)
+        return drawn if count == 4 else [piece(Key(2, "major")) if len(counts) < 4 else Score(480)] * count
+
+    found = samples_in_key(draw, num_samples=4, key=Key(9, "minor"), seed=0, on_round=lambda *told: rounds.append(told))
+    assert counts == [4, 1, 1, 1] and rounds == [(number, ROUNDS, count) for number, count in enumerate(counts, start=1)]
+    assert found[:3] == drawn[:3] and estimate_key(found[3]) == Key(9, "minor")
+
+
 @pytest.fixture
 def untrained() -> LanguageModel:
     torch.manual_seed(0)

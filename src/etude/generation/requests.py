@@ -9,7 +9,7 @@ from symusic import Score
 
 from etude.music.passages import Passage, same_outside
 from etude.music.score import bar_ticks, num_notes
-from etude.music.theory import Key, estimate_key
+from etude.music.theory import Key, estimate_key, has_key
 from etude.tokens.changes import first_metre, first_tempo
 from etude.tokens.tokenizer import program_family
 
@@ -40,6 +40,29 @@ def outside(prompt: Score, samples: Sequence[Score], passage: Passage) -> str:
     same = sum(same_outside(prompt, sample, passage) for sample in samples)
     bars = f"bars {passage.start + 1} to {passage.end}" + ("" if passage.tracks is None else " of the tracks asked for")
     return f"outside of {bars} {same} of {len(samples)} samples have the notes of the prompt"
+
+
+def told_of_key(asked: Any, scores: Sequence[Score], *, prompt: bool) -> list[str]:
+    """Returns one line that names the samples which are not in the key that was asked for, and the remedy; none if all are.
+
+    prompt: whether the samples continue one, so that none was transposed.
+    """
+    key = Key.parse(str(asked))
+    others: dict[str, list[str]] = {}
+    for number, score in enumerate(scores):
+        if num_notes(score) and estimate_key(score) == key:
+            continue
+        what = str(estimate_key(score)) if has_key(score) else "no key" if num_notes(score) else "no notes"
+        others.setdefault(what, []).append(f"{number:03d}")
+    if not others:
+        return []
+    found = "; ".join(f"{', '.join(numbers)} ({what})" for what, numbers in others.items())
+    remedy = (
+        "a prompt keeps its key; give a prompt in that key, or leave key= out"
+        if prompt
+        else "give another seed=, ask for the other mode, or train the model longer"
+    )
+    return [f"not in {key}: {found}; {remedy}"]
 
 
 def bars_begun(score: Score) -> int:

@@ -13,7 +13,7 @@ from symusic import Score
 
 from etude.core.protocols import Composes, Infills
 from etude.data.scores.reading import read_prompt
-from etude.generation.requests import COMPUTED, asked_and_got, bars_begun, outside, property_of
+from etude.generation.requests import COMPUTED, asked_and_got, bars_begun, outside, property_of, told_of_key
 from etude.metrics.scores.tables import piece_metrics
 from etude.music.passages import Passage, passage_of
 from etude.music.score import num_notes
@@ -183,8 +183,9 @@ def write_samples(
             report.heading("Asked and got").table(("label", "asked", "got most often", "samples that have it"), rows)
             for label, value, often, share in rows:
                 print(f"asked {label} {value}: {share} have it, most often {often}", file=sys.stderr)
-        if opening is not None and passage is not None and drawn:
-            line = outside(opening, drawn, passage)
+        lines = [] if opening is None or passage is None or not drawn else [outside(opening, drawn, passage)]
+        lines += [] if key is None else told_of_key(key, drawn, prompt=prompt is not None)
+        for line in lines:
             report.text(line)
             print(line, file=sys.stderr)
         end_report(report.extend(pieces), folder)
@@ -195,11 +196,21 @@ def _draw(task: Composes, size: int, **options: Any) -> Sequence[Score]:
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = (SpinnerColumn(), TextColumn("sampling {task.completed} tokens each"), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}: {task.completed} tokens each"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("sampling", total=None)
-        draw = task.infill if "passage" in options and isinstance(task, Infills) else task.sample
-        return draw(num_samples=size, on_step=lambda n: progress.update(bar, completed=n), **options)
+
+        def begin_round(number: int, most: int, count: int) -> None:
+            if number > 1:  # the first draws them all, whether there is a second or not
+                told = f"sampling again, round {number} of {most} at most, {counted(count, 'sample')} not in the key yet"
+                progress.update(bar, completed=0, description=told)
+
+        def step(tokens: int) -> None:
+            progress.update(bar, completed=tokens)
+
+        if "passage" in options and isinstance(task, Infills):
+            return task.infill(num_samples=size, on_step=step, **options)
+        return task.sample(num_samples=size, on_step=step, on_round=begin_round, **options)
 
 
 def _write(score: Score, path: Path, report: Report, play: Callable[[Score], np.ndarray] | None) -> Path:

@@ -125,5 +125,17 @@ def estimate_key(score: Score) -> Key:
 
     Source: Krumhansl & Kessler 1982; Krumhansl 1990, chapter 4.
     """
-    best = int(np.argmax(key_correlations(pitch_class_durations(score)).round(9)))
+    best = int(np.argmax(_fit(score)))
     return Key(best % 12, MODES[best // 12])
+
+
+def has_key(score: Score) -> bool:
+    """Returns whether one key fits best: not so without pitched notes, nor where several do, as in whole tones."""
+    fit = _fit(score)
+    return bool((fit == fit.max()).sum() == 1)
+
+
+def _fit(score: Score) -> np.ndarray:
+    """Returns how well the 24 keys fit, [24], so rounded that the order in which durations are added makes no difference."""
+    fit: np.ndarray = key_correlations(pitch_class_durations(score)).round(9)
+    return fit

@@ -181,6 +181,7 @@ class LanguageModel(Task):
         seed: int = 0,
         transpose_to_key: bool = True,
         on_step: Callable[[int], None] | None = None,
+        on_round: Callable[[int, int, int], None] | None = None,
     ) -> list[Score]:
         """Samples pieces from the model. The grammar of the tokenizer ensures that every sample can be decoded.
 
@@ -196,6 +197,7 @@ class LanguageModel(Task):
             seed: the same seed gives the same samples.
             transpose_to_key: whether to enforce a key; False leaves it to the model.
             on_step: called with the number of tokens drawn so far.
+            on_round: called before each round of drawing that a key takes, see `samples_in_key`.
 
         Raises:
             ValueError: the tokenizer does not know a label (the message lists the valid ones), the model was not trained with
@@ -230,7 +232,8 @@ class LanguageModel(Task):
         self.eval()
         try:
             if transpose_to_key and asked.get("key") is not None and prompt is None:
-                return samples_in_key(draw, num_samples=num_samples, key=Key.parse(str(asked["key"])), seed=seed)
+                key = Key.parse(str(asked["key"]))
+                return samples_in_key(draw, num_samples=num_samples, key=key, seed=seed, on_round=on_round)
             return draw(num_samples, seed)
         finally:
             self.train(was_training)
