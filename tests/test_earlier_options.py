@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from etude.run.recipes import WITHOUT_SEED, continued
+from etude.run.continuing import WITHOUT_SEED, continued
 from tests.test_run import ROOT
 
 

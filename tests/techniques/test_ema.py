@@ -65,17 +65,6 @@ def test_every_third_step_counts_with_the_decay_of_three(tmp_path: Path) -> None
         torch.testing.assert_close(value, average[name])
 
 
-def test_a_run_from_before_the_option_goes_on_averaging_every_step_however_often_it_is_continued() -> None:
-    first, second = Ema(decay=0.5, every=4), Ema(decay=0.5, every=4)
-    first.load_state_dict({"updates": 3})
-    second.load_state_dict(first.state_dict())
-    assert first.every == second.every == 1
-    saved = Ema(decay=0.5, every=4).state_dict()
-    changed = Ema(decay=0.5, every=2)
-    changed.load_state_dict(saved)
-    assert changed.every == 2
-
-
 def test_every_below_one_is_told() -> None:
     with pytest.raises(ValueError, match=r"ema\.every is 0, must be 1 or more steps"):
         Ema(every=0)

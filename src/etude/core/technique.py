@@ -191,6 +191,14 @@ class Technique(pl.Callback):
         """
         return None
 
+    @classmethod
+    def kept_options(cls, state: Mapping[str, Any]) -> frozenset[str]:
+        """Returns the options with which this state was made, so that a run that goes on with it can't take other values.
+
+        A request for another value is then refused. All other options must have an effect from the next batch on.
+        """
+        return frozenset()
+
 
 class Composition:
     """The techniques of a run; the order in which they are given does not matter.

@@ -1,6 +1,7 @@
 """Detects when a metric no longer improves."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -8,6 +9,11 @@ def check_mode(name: str, mode: str) -> None:
     """Raises: ValueError if `mode` is neither "min" nor "max"; `name` is the option, such as "early_stopping.mode"."""
     if mode not in ("min", "max"):
         raise ValueError(f"technique.{name} is {mode!r}, must be min or max")
+
+
+def watched_options(state: Mapping[str, Any]) -> frozenset[str]:
+    """Returns the options `monitor` and `mode` of a technique if the plateau in its state has seen a value of that metric."""
+    return frozenset({"monitor", "mode"} if math.isfinite(state["best"]) else ())
 
 
 class Plateau:

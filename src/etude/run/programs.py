@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from etude.core.called import program
-from etude.run import again, recipes, starting
+from etude.run import again, continuing, recipes, starting
 from etude.run.command import check_types, one_line_errors
 from etude.run.folder import locked_folder, run_folder, write_config
 from etude.run.quiet import quiet_lightning
@@ -173,24 +173,26 @@ def _train(cfg: DictConfig, trial: "RunningTrial | None") -> float | None:
     if resume is not None:
         checkpoint = load_checkpoint(resume)
         try:
-            cfg, overrides = recipes.continued(cfg, checkpoint, overrides, path=resume)
+            cfg, overrides = continuing.continued(cfg, checkpoint, overrides, path=resume)
         except Exception as error:  # its options may be malformed in any way
             raise not_continued(resume, error) from error
         if not any(recipes.key(option) in ("name", "data") for option in recipes.command_line()):
             cfg.name = checkpoint["etude"]["recipe"]["name"]  # the default name is that of the data, here of the continued run
         print(f"continuing {resume} with the options of its run: {' '.join(overrides) or 'the defaults'}", file=sys.stderr)
+    new_settings = resume is not None and continuing.takes_settings(cfg, checkpoint["etude"]["recipe"])
     with locked_folder(folder):
-        return _run(cfg, folder, overrides, resume, trial=trial)
+        return _run(cfg, folder, overrides, resume, trial=trial, new_settings=new_settings)
 
 
 @ends_dashboards
 def _run(
-    cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | None, *, trial: "RunningTrial | None" = None
-) -> float | None:
+    cfg: DictConfig, folder: Path, overrides: list[str], resume: Path | None, *, trial: "RunningTrial | None" = None,
+    new_settings: bool = False,
+) -> float | None:  # fmt: skip
     """Makes one training run; returns the best value of the monitored metric, or the last one if best.ckpt is not kept by it.
 
     overrides: the options from which `cfg` was composed. resume: the checkpoint to continue, None for a new run. trial: the trial
-    of a sweep that this run is a part of.
+    of a sweep that this run is a part of. new_settings: a run that goes on gives its optimizer those of `cfg`.
 
     Raises: optuna.TrialPruned if the trial's pruner has ended the training.
     """
@@ -229,7 +231,7 @@ def _run(
     torch.set_float32_matmul_precision("high")
 
     done = None if resume is None else saved_step(resume)
-    trainer = build_trainer(cfg, folder, techniques, step=done, trial=trial)
+    trainer = build_trainer(cfg, folder, techniques, step=done, trial=trial, new_settings=new_settings)
     if done is not None:
         continue_curves(trainer.loggers, step=done)
     tokenizer = instantiate(cfg.tokenizer) if cfg.get("tokenizer") is not None else None
@@ -281,15 +283,17 @@ def _run(
 
 
 def build_trainer(
-    cfg: DictConfig, folder: Path, techniques: list[Any], *, step: int | None = None, trial: "RunningTrial | None" = None
-) -> Any:
+    cfg: DictConfig, folder: Path, techniques: list[Any], *, step: int | None = None, trial: "RunningTrial | None" = None,
+    new_settings: bool = False,
+) -> Any:  # fmt: skip
     """Builds Lightning's trainer with the run's loggers, techniques, checkpoint callbacks and progress bar.
 
-    step: optimizer steps that a continued run has made; None for a new run. trial: of a sweep.
+    step: optimizer steps that a continued run has made; None for a new run. trial: of a sweep. new_settings: see `NewSettings`.
     """
     from etude.core.best_checkpoints import kept_best
     from etude.core.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
     from etude.core.hash_log import hash_log
+    from etude.core.optimizer_settings import NewSettings
     from etude.report.progress import RunProgress
     from etude.run.launched import refuse_several_devices
 
@@ -309,6 +313,8 @@ def build_trainer(
         from etude.sweeps.callback import TrialCallback
 
         callbacks.append(TrialCallback(trial))
+    if new_settings:
+        callbacks.append(NewSettings())
     return instantiate(
         cfg.trainer, logger=loggers or False, callbacks=callbacks, plugins=[AtomicCheckpointIO()], default_root_dir=str(folder)
     )

@@ -1,4 +1,4 @@
-"""Builds the configuration of a command: merges its options with those of an earlier run, runs stages, chooses the evaluation."""
+"""Builds the configuration of a command: reads its options, runs stages, chooses the evaluation."""
 
 import json
 import shlex
@@ -22,11 +22,6 @@ REQUIRED = ("task", "data", "model", "optimizer", "trainer")  # groups of train.
 OPTIONAL = (  # groups of train.py in which null chooses nothing
     "experiment", "genre", "level", "convergence", "stage", "sweep", "technique", "scheduler", "tokenizer", "discriminator",
     "sampling", "logger",
-)  # fmt: skip
-FORMERLY_OPTIONAL = ("genre", "level", "experiment", "stage")  # groups in which an earlier version left out an unknown choice
-WITHOUT_SEED = (  # techniques that took a seed in an earlier version and draw nothing
-    "bandit", "curriculum", "early_stopping", "ema", "finite", "grow_layers", "loss_schedule", "schedule_free", "self_paced",
-    "stability", "stages", "swa", "switch_optimizer",
 )  # fmt: skip
 # what a stage takes over from the run it starts from
 KEPT = ("experiment", "task", "data", "model", "tokenizer", "discriminator", "styles")
@@ -84,7 +79,7 @@ def spelled_out(options: list[str], presets: list[str] | None = None) -> list[st
                         f"genre={genre} has no preset; presets: {', '.join(presets)}. Music of any genre trains without one: "
                         f"leave genre= out; for that genre of your data alone, name its folder: data.root=my_songs/{genre}"
                     )
-        found.append(_without_null(_with_convergence(option)))
+        found.append(_without_null(with_convergence(option)))
     said = {key(option): option.partition("=")[2] for option in options}
     elsewhere = said.keys() & {"data", "experiment"} or said.get("task", "language_model") != "language_model"
     return found if said.get("stage") != "pretrain" or elsewhere else [*found, PRETRAINING]
@@ -112,7 +107,7 @@ def _separated(value: str) -> list[str]:
     return parts
 
 
-def _with_convergence(option: str) -> str:
+def with_convergence(option: str) -> str:
     """Returns `convergence=fast` for `fast_convergence=true`, other options unchanged. Raises: ValueError for another value."""
     name, _, value = option.partition("=")
     if name != "fast_convergence":
@@ -176,83 +171,6 @@ def taken_over(earlier: list[str], path: Path) -> list[str]:
         told = f"not taken over from {path}, since it says where to write or send, or to download: {' '.join(left)}"
         print(told, file=sys.stderr)
     return kept
-
-
-def continued(cfg: DictConfig, checkpoint: dict[str, Any], options: list[str], *, path: Path) -> tuple[DictConfig, list[str]]:
-    """Returns the configuration with which a run continues from the checkpoint in `path`, and its list of options.
-
-    These are the options of the earlier run; those of this command take precedence."""
-    from hydra.errors import ConfigCompositionException
-
-    mine = {key(option) for option in options}
-    gone = tuple(f"{key(option)}." for option in options if option.startswith("~"))
-    recipe = checkpoint["etude"]["recipe"]
-    earlier = [*_former_defaults(recipe, options), *_former_tokens(recipe), *_in_use(recipe)]
-    earlier = [o for o in earlier if key(o) not in mine and not key(o).startswith(gone or ("\0",))]
-    kept = taken_over(earlier, path)
-    here = [f"ckpt={json.dumps(cfg.ckpt)}"]
-    try:
-        found = compose([*kept, *options, *here])
-    except ConfigCompositionException:  # something is set of a choice that is no longer made
-        kept = [o for o in kept if not _outdated(o, options)]
-        found = compose([*kept, *options, *here])
-    _check_optimizer(found, recipe, path)
-    return found, [*kept, *options]
-
-
-def _check_optimizer(cfg: DictConfig, recipe: dict[str, Any], path: Path) -> None:
-    """Raises: ValueError where `cfg` has another optimizer than the run of the checkpoint `path`, whose moments it can't read."""
-    mine, theirs = (str(target).rpartition(".")[2] for target in (cfg.optimizer._target_, recipe["optimizer"]["_target_"]))
-    if mine != theirs:
-        raise ValueError(
-            f"ckpt={path} was trained with the optimizer {theirs}, and {mine} can't go on from what that remembers; leave out "
-            f"what chooses {mine}, or start a new run from the weights: weights={path} instead of ckpt="
-        )
-
-
-def _former_defaults(recipe: dict[str, Any], options: list[str]) -> list[str]:
-    """Returns the defaults of a language model's run from the time when AdamW was the default, as options."""
-    if "fast_convergence" not in recipe or not recipe["task"]["_target_"].endswith(".LanguageModel"):
-        return []  # only the runs of then have this key
-    said = {key(option): option.partition("=")[2] for option in [*recipe.get("overrides", []), *options]}
-    former = {"max_steps": recipe["max_steps"]}
-    if not said.keys() & {"level", "convergence", "fast_convergence", "experiment"} and said.get("optimizer") != "schedule_free":
-        former |= {"optimizer": "adamw", "scheduler": "cosine", "technique": "[ema]", "ema_decay": 0.999}
-    return [f"{name}={value}" for name, value in former.items() if name not in said]
-
-
-def _former_tokens(recipe: dict[str, Any]) -> list[str]:
-    """Returns what the tokens of a run lacked from before tracks of one program stayed apart and passages could be filled in."""
-    tokenizer = recipe.get("tokenizer") or {}
-    if not str(tokenizer.get("_target_", "")).endswith(".MidiTokTokenizer") or "parts" in tokenizer:
-        return []
-    return ["tokenizer.parts=1", "tokenizer.infill=false"]
-
-
-def _in_use(recipe: dict[str, Any]) -> list[str]:
-    """The options of an earlier run as this version has them, without those that had no effect then.
-
-    What a stage implies today is not added: the run had what its options say.
-    """
-    from hydra.core.global_hydra import GlobalHydra
-
-    found = [_with_convergence(option) for option in recipe.get("overrides", [])]
-    unread = {f"technique.{name}.seed" for name in WITHOUT_SEED}
-    found = [option for option in found if key(option) not in unread and key(option) != "stop_at"]  # that step is reached
-    if "fast_convergence" not in recipe:  # only the runs of an earlier version have this key
-        return found
-    loader = GlobalHydra.instance().config_loader()
-    choices = {group: loader.get_group_options(group) for group in FORMERLY_OPTIONAL}
-    return [o for o in found if (group := key(o)) not in choices or o.partition("=")[2] in choices[group]]
-
-
-def _outdated(option: str, options: list[str]) -> bool:
-    """Returns whether an earlier option belongs to a choice that is replaced, such as technique.ema.decay with technique=[]."""
-    group, _, rest = key(option).partition(".")
-    now = next((o.partition("=")[2] for o in options if key(o) == group), None)
-    if now is None or not rest:
-        return False
-    return group != "technique" or rest.partition(".")[0] not in [name.strip() for name in now.strip("[]").split(",")]
 
 
 def train_phases(cfg: DictConfig, folder: Path, overrides: list[str], run: Callable[..., float | None]) -> float | None:

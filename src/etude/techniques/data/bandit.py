@@ -158,6 +158,10 @@ class Bandit(Technique):
             "weights": self.weights, "before": self.before, "rewards": self.rewards, "changes": self.changes, "sums": self._sums,
         }  # fmt: skip
 
+    @classmethod
+    def kept_options(cls, state: Mapping[str, Any]) -> frozenset[str]:
+        return frozenset({"arms", "num_arms"})
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.weights, self.before, self.rewards = (list(state_dict[name]) for name in ("weights", "before", "rewards"))
         self.changes = [[first, list(chosen)] for first, chosen in state_dict["changes"]]

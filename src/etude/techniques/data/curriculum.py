@@ -13,7 +13,7 @@ from etude.core.protocols import PieceTable, PredictsTokens
 from etude.core.task import Task
 from etude.core.technique import Technique
 from etude.optim.pacing import PACINGS, check_share, competence, progress_at
-from etude.optim.plateau import Plateau, check_mode
+from etude.optim.plateau import Plateau, check_mode, watched_options
 
 AXES = ("rhythmic", "harmonic", "melodic", "structural")
 LOSS_DECAY = 0.7  # of the running loss of a piece, each time it is drawn
@@ -236,6 +236,11 @@ class Curriculum(Technique):
 
     def state_dict(self) -> dict[str, Any]:
         return {**self.plateau.state_dict(), "paces": self.paces, "tables": self.tables, "losses": self._losses}
+
+    @classmethod
+    def kept_options(cls, state: Mapping[str, Any]) -> frozenset[str]:
+        table = {"difficulty", "pacing", "start", "power", "axes", "by_genre", "diversity", "reverse"}
+        return frozenset(table) | watched_options(state)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.plateau.load_state_dict(state_dict)

@@ -1,6 +1,7 @@
 """Technique early_stopping: ends a run when a metric no longer improves, and restores the best weights."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from etude.core.task import Task
 from etude.core.technique import Technique
-from etude.optim.plateau import Plateau, check_mode
+from etude.optim.plateau import Plateau, check_mode, watched_options
 from etude.wording import counted
 
 log = logging.getLogger(__name__)
@@ -119,6 +120,10 @@ class EarlyStopping(Technique):
 
     def state_dict(self) -> dict[str, Any]:
         return {**self.plateau.state_dict(), "weights": self._weights}
+
+    @classmethod
+    def kept_options(cls, state: Mapping[str, Any]) -> frozenset[str]:
+        return watched_options(state)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.plateau.load_state_dict(state_dict)

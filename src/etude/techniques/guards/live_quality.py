@@ -225,7 +225,7 @@ class LiveQuality(Technique):
         """Returns the number of bars to measure; within a budget as before, or more if two such measurements still fit."""
         left = self._expected_budget(trainer) - self.budget.spent if self.limited else math.inf
         more = (bars for bars in range(self.num_bars, self.bars, -1) if 2 * self._predicted_seconds(bars) <= left)
-        return next(more, max(self.bars, 1))
+        return next(more, min(max(self.bars, 1), self.num_bars))
 
     def _expected_budget(self, trainer: pl.Trainer) -> float:
         """Returns the budget of the whole run in seconds, predicted from the speed so far."""

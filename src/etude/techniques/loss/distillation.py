@@ -349,6 +349,11 @@ class Distillation(Technique):
             state["optimizer"] = self._optimizer.state_dict()
         return state
 
+    @classmethod
+    def kept_options(cls, state: Mapping[str, Any]) -> frozenset[str]:
+        drawn = {"num_sequences", "sequence_tokens", "seed"} if state["sequences"] else set()
+        return frozenset(drawn | ({"projection_lr"} if "projections" in state else set()))
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         mine, saved = self._identity, state_dict["teacher"]
         if mine and saved and mine["sha256"] != saved["sha256"]:

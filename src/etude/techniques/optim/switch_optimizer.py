@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -12,7 +13,7 @@ from etude.core import lightning
 from etude.core.task import OptimizerFactory, Task
 from etude.core.technique import Power, Technique
 from etude.optim.optimizers import lion
-from etude.optim.plateau import Plateau, check_mode
+from etude.optim.plateau import Plateau, check_mode, watched_options
 
 log = logging.getLogger(__name__)
 
@@ -166,6 +167,11 @@ class SwitchOptimizer(Technique):
 
     def state_dict(self) -> dict[str, Any]:
         return {**self.plateau.state_dict(), "switched": self.switched}
+
+    @classmethod
+    def kept_options(cls, state: Mapping[str, Any]) -> frozenset[str]:
+        switched = {"to", "at", "stage", "monitor", "mode", "patience", "min_delta"} if state["switched"] else set()
+        return frozenset(switched) | watched_options(state)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.plateau.load_state_dict(state_dict)

@@ -28,7 +28,7 @@ class Ema(Technique):
 
     Args:
         decay: largest value of d, in (0, 1).
-        every: steps between two updates of the average. A run that is continued from before this option existed keeps 1.
+        every: steps between two updates of the average. With `ckpt=` a run from before this option existed keeps 1.
     """
 
     claims: ClassVar[frozenset[Power]] = frozenset({Power.EVALUATION_WEIGHTS})
@@ -90,7 +90,7 @@ class Ema(Technique):
         self._evaluation.swap_back(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"updates": self.updates, "kept": self._kept, "every": self.every}
+        return {"updates": self.updates, "kept": self._kept}
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         self._evaluation.save(pl_module, checkpoint, self.state_key)
@@ -98,6 +98,4 @@ class Ema(Technique):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.updates = state_dict["updates"]
         self._kept = state_dict.get("kept", 1.0)
-        if state_dict.get("every", 1) == 1:  # also of a run from before this option: it goes on as it began
-            self.every = 1
         self._evaluation.load(state_dict)
