@@ -8,6 +8,7 @@ The files (noise bursts, tones, silence, clipping; 0.2 to 60 s, 8 to 96 kHz, 1 t
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -47,7 +48,12 @@ def main() -> None:
         write_files(folder / "audio", seed=0, count=args.files)
         options = ["task=style_transfer", "data=audio_folder", f"data.root={folder / 'audio'}", f"cache_dir={folder / 'cache'}",
                    "data.batch_size=2"]  # fmt: skip
-        _, datamodule, clock = fit(composed(options, folder), folder, steps=args.steps, checks=0)
+        cfg = composed(options, folder)
+        try:
+            run.prepare_data(cfg.data, None, folder)
+        except ValueError as error:  # of a few random files all may be too short
+            sys.exit(f"error: --files {args.files} is too few: {str(error).rpartition('; ')[0]}; give a larger number")
+        _, datamodule, clock = fit(cfg, folder, steps=args.steps, checks=0)
         row = {
             "options": "task=style_transfer data=audio_folder data.batch_size=2", "steps": clock.steps, "asked": args.steps,
             "not_finite": clock.not_finite, "files": 2 * args.files, "left_out": len(datamodule.quarantine),
