@@ -1,7 +1,6 @@
 """Callbacks that write the two checkpoints of a run: `best.ckpt`, and `last.ckpt`, from which the run can continue."""
 
 import logging
-import os
 import signal
 import sys
 from pathlib import Path
@@ -16,13 +15,14 @@ from torch import Tensor
 
 from etude.core import lightning
 from etude.core.checkpoint_files import step_if_whole
-from etude.core.durable_files import check_space, copy_durably, no_space, size_of, sync_folder
+from etude.core.disk_space import check_space, no_space, size_of
 from etude.core.emergency import WholeStep
 from etude.core.kept_checkpoints import EXCEPTION, at_step, earlier, keep_copy, remove_others, step_of
 from etude.core.optimizer_state import check_state
 from etude.core.random_state import random_state, set_random_state
 from etude.core.stopping import Stopped, install_handlers, restore_handlers
 from etude.core.technique import Technique
+from etude.durable import copy_durably, replacing
 
 log = logging.getLogger(__name__)
 
@@ -37,21 +37,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Writes the checkpoint. Raises: OSError with the path and the size needed; the earlier file is then unchanged."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        check_space(path, size_of(checkpoint))
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+        size = size_of(checkpoint)
+        check_space(path, size)
         try:
-            with temporary.open("wb", buffering=0) as file:
+            with replacing(path) as temporary, temporary.open("wb", buffering=0) as file:
                 counting = _CountingFile(file)
                 torch.save(checkpoint, counting)  # type: ignore[arg-type]  # torch.save calls only write and flush
+                size = counting.size
                 if counting.error is not None:
                     raise counting.error
-                os.fsync(file.fileno())
-            temporary.replace(path)
         except OSError as error:
-            raise no_space(path, error, counting.size) from error
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync_folder(path.parent)
+            raise no_space(path, error, size) from error
 
 
 class _CountingFile:

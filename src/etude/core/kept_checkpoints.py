@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from etude.core.durable_files import copy_durably
+from etude.durable import copy_durably
 
 STEP = re.compile(r"_step_(\d+)\.ckpt$")
 EXCEPTION = "exception.ckpt"

@@ -10,7 +10,6 @@ The file holds the weights that the checkpoint's `state_dict` has, such as an av
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from etude.core.durable_files import check_space, size_of, sync_folder
+from etude.core.disk_space import check_space, size_of
+from etude.durable import replacing
 
 SUFFIX = ".safetensors"
 OWN = "etude."  # begins the names of tensors that are not weights
@@ -43,15 +43,8 @@ def write_weights(checkpoint: Mapping[str, Any], path: Path) -> Path:
     metadata["sha256"] = _digest(tensors, metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
     check_space(path, size_of(tensors))
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path) as aside:
         save_file(tensors, aside, metadata=metadata)
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    sync_folder(path.parent)
     return path
 
 

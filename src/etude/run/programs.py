@@ -202,10 +202,10 @@ def _run(
 
     from etude.core.building import no_larger_than
     from etude.core.checkpoint_files import saved_step, saved_weights, verify_archive
-    from etude.core.durable_files import copy_durably
     from etude.core.protocols import ChecksOptions, ChecksRequests, TellsLabels
     from etude.core.stopping import find_stopped
     from etude.core.technique import Composition
+    from etude.durable import copy_durably
     from etude.report.dashboards import continue_curves
     from etude.report.tracking import show_end
     from etude.run import repro

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, NoReturn, Self
 import numpy as np
 
 from etude.data.cache.intact import Damaged, sealed_json, unsealed_json
+from etude.durable import write_durably
 
 ROW = np.dtype([("key", "<u8", 2), ("start", "<u8"), ("length", "<u4"), ("extra", "<i4", 2), ("crc", "<u4")])
 CHECKED = ROW.itemsize - 4  # bytes of an index row that the checksum covers, followed by those of the record
@@ -31,31 +32,14 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_aside(path: Path, data: bytes) -> None:
-    """Replaces the content of the file `path` by `data` atomically, even if the process is killed or the power fails.
+    """Writes a file of a cache whole or not at all; see `durable.replacing`.
 
     Raises: OSError; if the disk is full, it names the path and the remedy, and no partial file is left.
     """
-    aside = path.with_name(f"{path.name}.{os.getpid()}.aside")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-        sync_folder(path.parent)
+        write_durably(path, data)
     except OSError as error:
-        aside.unlink(missing_ok=True)
         raise named(error, path) from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes a rename in `folder` durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def named(error: OSError, path: Path) -> OSError:

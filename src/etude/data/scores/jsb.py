@@ -5,7 +5,6 @@ JSB-Chorales-dataset repository.
 """
 
 import json
-import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from symusic import Note, Score, Tempo, TimeSignature, Track
 
+from etude.durable import write_durably
 from etude.music.notation import TICKS_PER_QUARTER
 from etude.music.score import ScoreError
 
@@ -31,22 +31,17 @@ def download_jsb(path: Path) -> None:
 
     Raises: ValueError without a network, which says where to put the file by hand, or if the download is not the file.
     """
-    aside = path.with_name(f"{path.name}.{os.getpid()}.aside")
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with urllib.request.urlopen(DOWNLOAD_URL, timeout=TIMEOUT_SECONDS) as answer:
             data = answer.read()
         if set(json.loads(data)) != set(SPLITS):
             raise ValueError(f"the file at {DOWNLOAD_URL} is not the benchmark; put Jsb16thSeparated.json at {path} by hand")
-        aside.write_bytes(data)
-        aside.replace(path)
+        write_durably(path, data)
     except (urllib.error.URLError, TimeoutError, json.JSONDecodeError) as error:
         raise ValueError(
             f"could not download {DOWNLOAD_URL} ({error}); get Jsb16thSeparated.json on a machine "
             f"with a network and put it at {path}"
         ) from error
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def read_jsb(path: Path) -> Iterator[tuple[str, str, Score]]:

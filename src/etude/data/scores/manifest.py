@@ -6,8 +6,6 @@ tokenizer.
 
 import hashlib
 import json
-import os
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -21,12 +19,13 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 from etude.data.cache import pool
 from etude.data.cache.intact import write_sums
-from etude.data.cache.store import Store, named, sync_folder, write_aside
+from etude.data.cache.store import Store, named, write_aside
 from etude.data.cache.version import FORMAT, MANIFEST, SCORE_COMPLEXITY
 from etude.data.scores import build
 from etude.data.scores import duplicates as dedup
 from etude.data.scores.corpora import Corpus, Source
 from etude.data.scores.splits import assign_splits
+from etude.durable import replacing
 from etude.music.score import printable
 from etude.wording import counted
 
@@ -217,22 +216,15 @@ def piece_keys(table: pa.Table) -> np.ndarray:
 
 
 def _publish(folder: Path, table: pa.Table, quarantine: list[tuple[str, str, str]]) -> None:
-    """Writes the dataset folder under a temporary name and renames it."""
-    aside = folder.with_name(f"{folder.name}.{os.getpid()}.aside")
+    """Writes the dataset folder whole or not at all."""
     try:
-        aside.mkdir(parents=True)
-        pq.write_table(table, aside / "manifest.parquet")
-        write_quarantine(aside / "quarantine.tsv", quarantine)
-        write_sums(aside)
-        for path in aside.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        aside.replace(folder)
-        sync_folder(folder.parent)
+        with replacing(folder) as aside:
+            aside.mkdir()
+            pq.write_table(table, aside / "manifest.parquet")
+            write_quarantine(aside / "quarantine.tsv", quarantine)
+            write_sums(aside)
     except OSError as error:
         raise named(error, folder) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_quarantine(path: Path, rows: list[tuple[str, str, str]]) -> None:

@@ -4,8 +4,6 @@ They are stored beside the manifest in one folder for each tokenizer: `{split}.n
 """
 
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from etude.data.cache.intact import Damaged, sealed_json, unsealed_json, write_sums
-from etude.data.cache.store import Store, named, sync_folder, write_aside
+from etude.data.cache.store import Store, named, write_aside
 from etude.data.randomness import permute
 from etude.data.scores.manifest import SPLITS, piece_keys, read_quarantine, write_quarantine
 from etude.data.scores.tokens import tokenise, tokens_folder
+from etude.durable import replacing
 from etude.tokens.tokenizer import Tokenizer
 from etude.wording import counted
 
@@ -90,21 +89,17 @@ def build_view(view: Path, tokenizer: Tokenizer, *, controls: Sequence[str], cac
     rows = store.rows(piece_keys(manifest))
     ids = [tokenizer.controls(labels) for labels in labels_of(manifest, controls)]
     splits = np.array(manifest["split"].to_pylist())
-    aside = view.with_name(f"{view.name}.{os.getpid()}.aside")
     try:
-        aside.mkdir(parents=True)
-        sizes = {split: _write(aside / f"{split}.npy", splits == split, rows, store, ids) for split in SPLITS}
-        (aside / "view.json").write_text(json.dumps({"tokens": sizes, "pieces": len(manifest), "refused": len(refused)}))
-        files, names = manifest["file"].to_pylist(), manifest["name"].to_pylist()
-        unread = read_quarantine(folder / "quarantine.tsv")
-        write_quarantine(aside / "quarantine.tsv", unread + [(files[i], names[i], reason) for i, reason in refused.items()])
-        write_sums(aside)
-        aside.replace(view)
-        sync_folder(folder)
+        with replacing(view) as aside:
+            aside.mkdir()
+            sizes = {split: _write(aside / f"{split}.npy", splits == split, rows, store, ids) for split in SPLITS}
+            (aside / "view.json").write_text(json.dumps({"tokens": sizes, "pieces": len(manifest), "refused": len(refused)}))
+            files, names = manifest["file"].to_pylist(), manifest["name"].to_pylist()
+            unread = read_quarantine(folder / "quarantine.tsv")
+            write_quarantine(aside / "quarantine.tsv", unread + [(files[i], names[i], reason) for i, reason in refused.items()])
+            write_sums(aside)
     except OSError as error:
         raise named(error, view) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def labels_of(manifest: pa.Table, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -124,10 +119,7 @@ def _write(path: Path, chosen: np.ndarray, rows: np.ndarray, store: Store, contr
     table["start"], table["length"], table["shift"] = (entries[name][kept] for name in ("start", "length", "extra"))
     for at, piece in enumerate(kept.tolist()):
         table["controls"][at] = controls[piece] + [-1] * (width - len(controls[piece]))
-    with path.open("wb") as file:
-        np.save(file, table)
-        file.flush()
-        os.fsync(file.fileno())
+    np.save(path, table)
     return int(table["length"].sum())
 
 

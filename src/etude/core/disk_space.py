@@ -1,4 +1,4 @@
-"""Files that survive a power failure, and the space that they need."""
+"""The space that a checkpoint needs on the disk."""
 
 import errno
 import os
@@ -40,26 +40,3 @@ def no_space(path: Path, error: OSError, size: int) -> OSError:
         f"{path} can't be written: {error.strerror}; it needs {size / 1e6:.1f} MB, {free:.1f} MB are free; "
         "an earlier file of this name is unchanged"
     )
-
-
-def copy_durably(source: Path, target: Path) -> None:
-    """Copies a checkpoint atomically and syncs it to the disk. Raises: OSError if there is not enough space."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        shutil.copyfile(source, temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(target.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Syncs a folder to the disk, so that renames in it survive a power failure."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
