@@ -7,6 +7,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from etude.core.sharding import is_sharded
+
 
 class EvaluationWeights:
     """A second set of weights, such as an average: used for validation and saved as the checkpoint's `state_dict`.
@@ -112,5 +114,5 @@ def use_training_weights(task: pl.LightningModule, checkpoint: dict[str, Any], t
 
 def refuse_split_weights(trainer: pl.Trainer, name: str) -> None:
     """Raises: ValueError if the strategy shards the weights; the technique `name` needs whole weights."""
-    if type(trainer.strategy).__name__ in ("ModelParallelStrategy", "FSDPStrategy"):
+    if is_sharded(trainer):
         raise ValueError(f"technique {name} averages whole weights, but trainer=fsdp shards them; add technique=[]")

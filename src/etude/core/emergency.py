@@ -17,11 +17,11 @@ from torch import Tensor
 from etude.core import lightning
 from etude.core.any_task import AnyTask
 from etude.core.gradients import restorables
+from etude.core.sharding import is_sharded
 from etude.core.technique import Composition
 
 COUNTERS = ("batches_trained", "steps_trained")
 LARGE = 2**18  # values of a buffer that is not copied after each step, such as a queue, which changes after the step anyway
-SHARDED = ("ModelParallelStrategy", "FSDPStrategy", "DeepSpeedStrategy")
 
 
 class WholeStep:
@@ -33,7 +33,7 @@ class WholeStep:
 
     def remember(self, trainer: pl.Trainer, task: AnyTask) -> None:
         """Remembers the state after a step, as a checkpoint that is written now would hold it."""
-        if type(trainer.strategy).__name__ in SHARDED:  # writing is a matter of all ranks there
+        if is_sharded(trainer):  # writing is a matter of all ranks there
             return
         self.step = trainer.global_step
         self._composition: Composition = task.composition

@@ -9,6 +9,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from etude.core.sharding import is_sharded
+
 NAME = "hashes.tsv"
 BATCHES = "batches"  # the column of all batches so far
 
@@ -50,7 +52,7 @@ class HashLog(pl.Callback):
         self._step = -1
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if type(trainer.strategy).__name__ in ("ModelParallelStrategy", "FSDPStrategy"):
+        if is_sharded(trainer):
             raise ValueError(
                 f"hash_every={self.every_n_steps} hashes whole weights, but trainer=fsdp shards the model; "
                 "leave it out or take ddp"

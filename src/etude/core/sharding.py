@@ -3,6 +3,13 @@
 import pytorch_lightning as pl
 from torch import nn
 
+SHARDING = ("ModelParallelStrategy", "FSDPStrategy", "DeepSpeedStrategy")  # by name, since importing them takes long
+
+
+def is_sharded(trainer: pl.Trainer) -> bool:
+    """Returns whether the strategy splits weights, gradients or the optimizer's state, so that no device has them whole."""
+    return type(trainer.strategy).__name__ in SHARDING
+
 
 def shard_networks(task: pl.LightningModule) -> None:
     """Shards every network of the task, and every block of its module lists, over the devices of its mesh."""

@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 
 from etude.core.protocols import FewSamples
+from etude.core.sharding import is_sharded
 from etude.report.media import read_table, show_samples
 
 FOLDER = "samples_during"  # in a run's folder, with a subfolder for each step
@@ -39,7 +40,7 @@ class SamplesDuring(pl.Callback):
         self._sampled = -1  # the last step: with accumulated gradients several batches end at one step
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if type(trainer.strategy).__name__ in ("ModelParallelStrategy", "FSDPStrategy"):
+        if is_sharded(trainer):
             raise ValueError(
                 f"sample_every={self.every} samples on one device, but trainer=fsdp shards the model; leave it out or take ddp"
             )

@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from etude.core.sharding import is_sharded
 from etude.core.task import Task
 from etude.core.technique import Technique
 from etude.optim.plateau import Plateau, check_mode, watched_options
@@ -58,7 +59,7 @@ class EarlyStopping(Technique):
         return frozenset({"early_stopping/waited"})
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if self.restore and type(trainer.strategy).__name__ in ("ModelParallelStrategy", "FSDPStrategy"):
+        if self.restore and is_sharded(trainer):
             raise ValueError(
                 f"technique early_stopping keeps whole weights, but trainer=fsdp shards those of {type(pl_module).__name__}; set "
                 "technique.early_stopping.restore=false"

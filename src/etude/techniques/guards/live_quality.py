@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 
 from etude.core.batch import Batch
 from etude.core.protocols import Samples, TokenViews, Translates
+from etude.core.sharding import is_sharded
 from etude.core.task import Task
 from etude.core.technique import Technique
 from etude.evaluation.budget import TimeBudget
@@ -127,7 +128,7 @@ class LiveQuality(Technique):
             num_shown=self.num_shown, audio=self.audio, seed=self.seed, clock=lambda: self.budget.clock(),
         )  # fmt: skip
         kind, data = type(pl_module).__name__, trainer.datamodule  # type: ignore[attr-defined]
-        if type(trainer.strategy).__name__ in ("ModelParallelStrategy", "FSDPStrategy"):
+        if is_sharded(trainer):
             raise ValueError(
                 f"technique live_quality samples from {kind} on one rank, but trainer=fsdp shards it; use trainer=ddp"
             )

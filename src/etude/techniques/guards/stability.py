@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from etude.core import lightning
 from etude.core.optimizer_state import skip_next_step
+from etude.core.sharding import is_sharded
 from etude.core.task import Task
 from etude.core.technique import GradientSlot, StepSlot, Technique
 from etude.optim.faults import nonfinite_module, nonfinite_terms
@@ -103,7 +104,7 @@ class Stability(Technique):
         return frozenset({"train/loss_smooth", "train/spikes"})
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if type(trainer.strategy).__name__ in ("ModelParallelStrategy", "FSDPStrategy"):
+        if is_sharded(trainer):
             raise ValueError("technique stability measures whole gradients, but trainer=fsdp shards them; add technique=[]")
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from etude.core import lightning
+from etude.core.sharding import is_sharded
 from etude.core.task import Task
 from etude.core.technique import Power, Technique
 from etude.losses.balancing import dynamic_average, gradient_norms, running_scale, uncertainty
@@ -251,7 +252,7 @@ def _aggregator(method: str, radius: float) -> Callable[[Tensor], Tensor]:
 
 
 def _is_distributed(trainer: pl.Trainer) -> bool:
-    return trainer.world_size > 1 or type(trainer.strategy).__name__ in ("ModelParallelStrategy", "FSDPStrategy")
+    return trainer.world_size > 1 or is_sharded(trainer)
 
 
 def _with_corrections(task: Task, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
