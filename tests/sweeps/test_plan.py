@@ -58,6 +58,13 @@ def test_a_study_goes_on_only_with_comparable_trials() -> None:
             refuse_changes("s", PLAN, replace(PLAN, **change))
 
 
+def test_a_study_from_when_only_beginnings_were_read_goes_on_and_then_knows_all() -> None:
+    earlier = replace(PLAN, contents="a" * 64)
+    refuse_changes("s", earlier, replace(PLAN, contents="all:1"))
+    with pytest.raises(ValueError, match=r"data\.root has other files now"):
+        refuse_changes("s", replace(PLAN, contents="all:1"), replace(PLAN, contents="all:2"))
+
+
 def test_a_plan_is_kept_as_plain_values() -> None:
     assert Plan.loaded(PLAN.saved()) == PLAN
     with pytest.raises(ValueError, match="another version"):

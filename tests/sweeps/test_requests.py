@@ -23,7 +23,7 @@ from etude.sweeps import summary
 from etude.sweeps.driver import Driver
 from etude.sweeps.early_end import EarlyEnd
 from etude.sweeps.leases import Leases
-from etude.sweeps.plan import Plan, contents_of
+from etude.sweeps.plan import Plan
 from etude.sweeps.space import Space, described, interval
 from etude.sweeps.study import FOLDER, open_study, refuse_foreign
 
@@ -122,18 +122,6 @@ def test_a_plan_tells_trainers_and_data_apart_but_not_where_they_are(hydra: Hydr
     ):  # fmt: skip
         with pytest.raises(ValueError, match=f"study=s has other trials already: {told}"):
             open_study(study._storage, "s", other)
-
-
-def test_the_digest_of_data_sees_names_and_contents(tmp_path: Path) -> None:
-    assert contents_of(None) == "" and contents_of(str(tmp_path / "none")) == str(tmp_path / "none")
-    (tmp_path / "a").mkdir()
-    seen = {contents_of(str(tmp_path / "a"))}
-    for name, content in (("x.mid", b"1"), ("x.mid", b"2"), ("x.mid", b"1" * 5000), ("x.mid", b"1" * 5001), ("y/x.mid", b"1")):
-        path = tmp_path / "a" / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(content)
-        seen.add(contents_of(str(tmp_path / "a")))
-    assert len(seen) == 6
 
 
 def test_a_study_takes_over_no_folder_that_it_has_not_made(tmp_path: Path) -> None:

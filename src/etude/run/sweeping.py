@@ -25,10 +25,11 @@ from etude.run.launched import LaunchedTrial, launcher_of
 from etude.run.recipes import key
 from etude.run.search_space import space_files, space_of
 from etude.sweeps import processes, summary
+from etude.sweeps.contents import contents_of
 from etude.sweeps.driver import Driver
 from etude.sweeps.early_end import EarlyEnd
 from etude.sweeps.leases import Leases
-from etude.sweeps.plan import WHERE, Plan, contents_of
+from etude.sweeps.plan import WHERE, Plan
 from etude.sweeps.processes import Process, WarmProcess
 from etude.sweeps.report import write_report
 from etude.sweeps.space import Space, described, examples, grid, options_of
@@ -52,6 +53,7 @@ class Request:
     fixed: list[str]
     shared: list[str]
     plan: Plan
+    told: str  # what of the data the plan does not cover; "" if it covers all
     points: list[dict[str, Any]]
     n_trials: int
     warm: bool  # trials can be forked from a warm process
@@ -76,6 +78,7 @@ def read_request(config: DictConfig, context: HydraContext, task_function: TaskF
     shared = [*fixed, *_without_samples(_compose(context, config, [*fixed, *shown[0]]), options)]
     composed = [_compose(context, config, [*shared, *example]) for example in shown]
     first = composed[0]
+    contents = contents_of(_plain(OmegaConf.select(first, "data.root")))
     points = grid(space) if config.hydra.runtime.choices.sweep == "grid" else []
     plan = Plan(
         objectives=_plain(config.objectives) if config.objectives is not None else [f"{first.monitor}:{first.monitor_mode}"],
@@ -91,7 +94,7 @@ def read_request(config: DictConfig, context: HydraContext, task_function: TaskF
         seed=first.seed,
         max_steps=first.max_steps,
         trainer={key: value for key, value in _plain(first.trainer).items() if key not in WHERE},
-        contents=contents_of(_plain(OmegaConf.select(first, "data.root"))),
+        contents=contents.digest,
     )
     folder = Path(config.hydra.sweep.dir).absolute()
     launcher = launcher_of(config, context, task_function)
@@ -102,6 +105,7 @@ def read_request(config: DictConfig, context: HydraContext, task_function: TaskF
         fixed=fixed,
         shared=shared,
         plan=plan,
+        told=contents.told,
         points=points,
         n_trials=_number_of_trials(config.n_trials, points),
         warm=launcher is None and all(_on_one_cpu(cfg.trainer) for cfg in composed),
@@ -203,6 +207,8 @@ def _run(request: Request) -> None:
         if warm is not None:
             show("importing what the trials need")
             processes.refuse_too_many(config.n_jobs, warm.memory())
+        if request.told:
+            show(request.told)
         leases = Leases(study, storage, seconds=config.lease_seconds)
         starter = TrialStarter(request, warm, leases)
         driver = Driver(

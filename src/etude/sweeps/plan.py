@@ -1,11 +1,9 @@
 """What a study searches for and how: kept in the study itself, so that every host and every trial reads the same."""
 
-import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 MEASURED = ("seconds", "parameters")  # objectives that no training logs: its time, and how many numbers it trains
@@ -76,7 +74,7 @@ class Plan:
     objectives, constraints: as text, such as val/nll:min and live/copying<=0.2. objective_at: which validation's values count,
     "best" (where the first objective was best) or "last". prune_by: the metric that prunes. space: see `space.described`.
     options: what all trials have in common. sampler_options, pruner_options: for Optuna's classes. max_steps: a trial's steps.
-    trainer: its settings, without those of `WHERE`. contents: of the folder or file of the data, see `contents_of`.
+    trainer: its settings, without those of `WHERE`. contents: of the folder or file of the data, see `Contents`.
     """
 
     objectives: list[str]
@@ -170,7 +168,7 @@ def refuse_changes(name: str, before: Plan, now: Plan) -> None:
         for key in sorted(before.trainer.keys() | now.trainer.keys())
         if before.trainer.get(key) != now.trainer.get(key)
     ]
-    if before.contents != now.contents:
+    if before.contents != now.contents and not _is_of_earlier_version(before.contents):
         told.append("data.root has other files now")
     told += [f"the search space: {change}" for change in changes(before.space, now.space)]
     old, new = _comparable(before.options), _comparable(now.options)
@@ -182,22 +180,9 @@ def refuse_changes(name: str, before: Plan, now: Plan) -> None:
         raise ValueError(f"study={name} has other trials already: {told[0]}{more}; give study=NEW_NAME, or take the change back")
 
 
-def contents_of(root: str | None) -> str:
-    """Returns a digest of a folder's files, the same wherever the folder is; the path itself if nothing is there, "" for None.
-
-    It covers each file's name, size and first 4096 bytes: whole files would take minutes for a large corpus of audio.
-    """
-    if not root:
-        return ""
-    path = Path(root).expanduser()
-    if not path.exists():
-        return root
-    found = hashlib.sha256()
-    for file in sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]:
-        name = file.relative_to(path).as_posix()
-        with file.open("rb") as opened:
-            found.update(f"{name}\0{file.stat().st_size}\0".encode(errors="surrogateescape") + opened.read(4096))
-    return found.hexdigest()
+def _is_of_earlier_version(contents: str) -> bool:
+    """Returns whether a study was begun by a version that read only the beginnings of files; it goes on with today's digest."""
+    return re.fullmatch(r"[0-9a-f]{64}", contents) is not None
 
 
 def _text(value: object) -> str:
