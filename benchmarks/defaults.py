@@ -29,7 +29,7 @@ from etude.metrics.scores.notes import NoteArray
 from etude.metrics.scores.tonality import out_of_key_share
 from etude.music.score import num_notes
 from etude.music.theory import Key, estimate_key
-from etude.run import programs as run
+from etude.run.quiet import quiet_lightning
 
 ROWS = ROOT / "docs" / "results" / "rows" / "defaults.jsonl"
 FORMER = ["optimizer=adamw", "scheduler=cosine", "technique=[ema]", "ema_decay=0.999"]
@@ -135,7 +135,7 @@ def main() -> None:
     if args.unseen:
         print(make_unseen(args.unseen))
         return
-    run.quiet_lightning()
+    quiet_lightning()
     for seed in args.seeds:
         for place in args.data:
             data, chosen = options_of(place)

@@ -17,8 +17,9 @@ import torch
 from peer import append_row, context
 from training import ROOT, composed
 
-from etude.core.checkpoint_files import find_checkpoint
-from etude.run import programs as run
+from etude.core.checkpoint_search import find_checkpoint
+from etude.run import parts as run
+from etude.run.quiet import quiet_lightning
 from etude.tasks.language_model import AHEAD_BARS, LanguageModel
 from etude.tokens.grammar import BOS, CONT
 from etude.tokens.infilling import Bars, Hole, opening, reordered
@@ -102,7 +103,7 @@ def main() -> None:
     parser.add_argument("--passages", type=int, default=200)
     parser.add_argument("--rows", type=Path, default=ROWS, help="JSON lines to append to")
     args = parser.parse_args()
-    run.quiet_lightning()
+    quiet_lightning()
     task: Any = run.load_task(find_checkpoint(args.ckpt, "outputs", best=True))[0]
     for name in args.data:
         with torch.inference_mode():

@@ -18,11 +18,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from omegaconf import OmegaConf
 from peer import append_row, context
 from technique_overhead import MethodTime, Timed, Turns
 from training import ROOT, composed
 
-from etude.run import programs as run
+from etude.run import parts as run
 from etude.run.quiet import quiet_lightning
 from etude.run.tracking import build_loggers, showing_callbacks
 
@@ -36,7 +37,7 @@ def one(options: list[str], who: int, turns: Turns, folder: Path) -> tuple[Timed
     datamodule = run.prepare_data(cfg.data, run.instantiate(cfg.tokenizer), folder)
     pl.seed_everything(0, verbose=False)
     task = run.build_task(cfg, **datamodule.parts)
-    task.recipe = run.OmegaConf.to_container(cfg, resolve=True)
+    task.recipe = OmegaConf.to_container(cfg, resolve=True)
     loggers = build_loggers(cfg, folder, step=None)
     timed = Timed(who, turns, MethodTime([]))
     trainer = run.instantiate(

@@ -27,7 +27,8 @@ from peer import append_row, context
 from techniques import BASELINE, fit
 from training import ROOT, composed
 
-from etude.run import programs as run
+from etude.run import parts as run
+from etude.run.quiet import quiet_lightning
 from etude.sweeps.storage import open_storage, storage_url
 
 ROWS = ROOT / "docs" / "results" / "rows"
@@ -152,7 +153,7 @@ def main() -> None:
     parser.add_argument("--tuning", type=Path, default=TUNING, help="JSON lines of tuning")
     parser.add_argument("--rows", type=Path, default=TABLE, help="JSON lines of compare")
     args = parser.parse_args()
-    run.quiet_lightning()
+    quiet_lightning()
     places = {data: Path(root).resolve() for data, _, root in (place.partition("=") for place in args.data)}
     if args.what == "tune":
         for name in args.only or OPTIMIZERS:

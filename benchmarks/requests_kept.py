@@ -14,9 +14,10 @@ from typing import Any
 from peer import append_row, context
 from training import ROOT
 
-from etude.core.checkpoint_files import find_checkpoint
+from etude.core.checkpoint_search import find_checkpoint
 from etude.generation.requests import asked_and_got
-from etude.run import programs as run
+from etude.run import parts as run
+from etude.run.quiet import quiet_lightning
 
 ROWS = ROOT / "docs" / "results" / "rows" / "requests.jsonl"
 CONDITIONS: dict[str, dict[str, Any]] = {
@@ -42,7 +43,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=48)
     parser.add_argument("--rows", type=Path, default=ROWS, help="JSON lines to append to")
     args = parser.parse_args()
-    run.quiet_lightning()
+    quiet_lightning()
     task: Any = run.load_task(find_checkpoint(args.ckpt, "outputs", best=True))[0]
     for name, labels in CONDITIONS.items():
         for enforced in (True, False) if "key" in labels else (True,):

@@ -19,7 +19,7 @@ from training import composed
 from etude.evaluation.style_comparison import compare_mels
 from etude.evaluation.styles import log_mels, train_classifier, whole_segments
 from etude.render.synthesizers import SYNTHESIZERS, default_soundfont, synthesizer_version
-from etude.run import programs as run
+from etude.run import parts as run
 
 TRUTH = "tinysoundfont"
 

@@ -19,11 +19,12 @@ from peer import context
 
 from etude.audio.files import AudioWriter, read_audio
 from etude.audio.griffin_lim import GriffinLim
-from etude.core.checkpoint_files import find_checkpoint
+from etude.core.checkpoint_search import find_checkpoint
 from etude.core.protocols import Restyles
 from etude.metrics.audio.mel_features import onset_agreement, waveform_chroma_correlation
 from etude.report.style_plots import mel_panels
-from etude.run import programs as run
+from etude.run import parts as run
+from etude.run.quiet import quiet_lightning
 from etude.transfer.restyle import restyle
 
 FORMATS = {".ogg", ".wav", ".flac", ".mp3"}
@@ -72,7 +73,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=None, help="JSON lines to append to")
     parser.add_argument("--pictures", type=Path, default=None, help="folder for mel pictures, style_real_<recording>.png")
     args = parser.parse_args()
-    run.quiet_lightning()
+    quiet_lightning()
     task, recipe = run.load_task(find_checkpoint(args.ckpt, "outputs", offers=Restyles))
     for path in sorted(path for path in args.audio.iterdir() if path.suffix in FORMATS):
         name = path.stem.split("_-_")[-1].lower()

@@ -23,7 +23,8 @@ from peer import context
 from training import composed
 
 from etude.core.task import frozen
-from etude.run import programs as run
+from etude.run import parts as run
+from etude.run.quiet import quiet_lightning
 
 WARMUP, STEPS = 10, 50
 
@@ -101,7 +102,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=None)
     parser.add_argument("options", nargs="*", help="more options, as for train.py (after --)")
     args = parser.parse_args()
-    run.quiet_lightning()
+    quiet_lightning()
     for model in args.models:
         options = [
             "task=style_transfer",

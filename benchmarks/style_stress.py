@@ -18,7 +18,8 @@ from peer import context
 from style_transfer import fit
 from training import composed
 
-from etude.run import programs as run
+from etude.run import parts as run
+from etude.run.quiet import quiet_lightning
 
 
 def write_files(folder: Path, *, seed: int, count: int) -> None:
@@ -42,7 +43,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=60)
     parser.add_argument("--rows", type=Path, default=None)
     args = parser.parse_args()
-    run.quiet_lightning()
+    quiet_lightning()
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_files(folder / "audio", seed=0, count=args.files)

@@ -17,14 +17,15 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import open_dict
+from omegaconf import OmegaConf, open_dict
 from peer import context
 from training import composed
 
 from etude.core.checkpoints import LastCheckpoint
 from etude.core.technique import Composition
 from etude.evaluation.styles import score_styles
-from etude.run import programs as run
+from etude.run import parts as run
+from etude.run.quiet import quiet_lightning
 
 
 class StepClock(pl.Callback):
@@ -58,7 +59,7 @@ def fit(cfg: Any, folder: Path, *, steps: int, checks: int) -> tuple[Any, Any, S
         cfg.trainer.limit_val_batches = 1.0 if checks else 0
     datamodule = run.prepare_data(cfg.data, None, folder)
     task = run.build_task(cfg, **datamodule.parts)
-    task.recipe = run.OmegaConf.to_container(cfg, resolve=True)
+    task.recipe = OmegaConf.to_container(cfg, resolve=True)
     techniques = Composition(run.instantiate(node) for node in (cfg.get("technique") or {}).values()).techniques
     clock, last = StepClock(), folder / "checkpoints" / "last.ckpt"
     trainer = run.instantiate(
@@ -82,7 +83,7 @@ def main() -> None:
     parser.add_argument("--name", default="default", help="what the table calls this recipe")
     parser.add_argument("options", nargs="*", help="more options, as for train.py (after --)")
     args = parser.parse_args()
-    run.quiet_lightning()
+    quiet_lightning()
     for pair in args.pairs:
         for seed in args.seeds:
             with tempfile.TemporaryDirectory() as scratch:

@@ -22,11 +22,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from omegaconf import OmegaConf
 from peer import append_row, context
 from training import ROOT, composed
 
 from etude.core.technique import Composition, Technique
-from etude.run import programs as run
+from etude.run import parts as run
+from etude.run.quiet import quiet_lightning
 
 ROWS = ROOT / "docs" / "results" / "rows" / "technique_overhead.jsonl"
 SMALL = ["experiment=baseline", "data=jsb", "trainer.limit_val_batches=0", "logger=[]"]
@@ -125,7 +127,7 @@ def one(options: list[str], who: int, turns: Turns, folder: Path) -> Timed:
     datamodule = run.prepare_data(cfg.data, tokenizer, folder)
     pl.seed_everything(0, verbose=False)
     task = run.build_task(cfg, **datamodule.parts)
-    task.recipe = run.OmegaConf.to_container(cfg, resolve=True)
+    task.recipe = OmegaConf.to_container(cfg, resolve=True)
     techniques = Composition(run.build_technique(node) for node in (cfg.get("technique") or {}).values()).techniques
     timed = Timed(who, turns, MethodTime(techniques))
     trainer = run.instantiate(
@@ -169,7 +171,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=ROWS, help="JSON lines to append to")
     parser.add_argument("options", nargs="*", help="more options, as for train.py (after --)")
     args = parser.parse_args()
-    run.quiet_lightning()
+    quiet_lightning()
     torch.set_num_threads(1)
     steps, builds = args.steps or (800 if args.live else 60), args.builds or (1 if args.live else 3)
     for case in args.cases or (LIVE if args.live else CASES):

@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from omegaconf import OmegaConf
 from peer import context
 from training import ROOT, Curve, composed
 
-from etude.core.checkpoints import BestCheckpoint, LastCheckpoint
+from etude.core.best_checkpoints import BestCheckpoint
+from etude.core.checkpoints import LastCheckpoint
 from etude.core.technique import Composition
 from etude.metrics.scores.tables import compare_scores
-from etude.run import programs as run
+from etude.run import parts as run
+from etude.run.quiet import quiet_lightning
 
 ROWS = ROOT / "docs" / "results" / "rows" / "techniques.jsonl"
 SMALL = {  # data and model of about a million parameters: 0.1 s a step on one core
@@ -105,7 +108,7 @@ def fit(options: list[str], folder: Path, *, checks: int) -> tuple[Any, Any, dic
     tokenizer = run.instantiate(cfg.tokenizer) if cfg.get("tokenizer") is not None else None
     datamodule = run.prepare_data(cfg.data, tokenizer, folder)
     task = run.build_task(cfg, **datamodule.parts)
-    task.recipe = run.OmegaConf.to_container(cfg, resolve=True)
+    task.recipe = OmegaConf.to_container(cfg, resolve=True)
     techniques = Composition(run.build_technique(node) for node in (cfg.get("technique") or {}).values()).techniques
     curve, path = Curve(cfg.monitor), folder / "checkpoints"
     best = BestCheckpoint(path, "best", monitor=cfg.monitor, mode=cfg.monitor_mode, enable_version_counter=False)
@@ -150,7 +153,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, default=None, help="folder for checkpoints, such as the teachers")
     parser.add_argument("options", nargs="*", help="more options, as for train.py (after --)")
     args = parser.parse_args()
-    run.quiet_lightning()
+    quiet_lightning()
     for place in args.data:
         data, _, root = place.partition("=")
         cases = DISTILLATION if data == "distillation" else CASES

@@ -9,6 +9,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
+from etude.run import recipes
+
+assert recipes  # it registers the resolvers that conf/ calls
 ROOT = Path(__file__).parents[1]
 
 

@@ -71,8 +71,8 @@ def measure(minutes: float, options: dict[str, Any], results: Any) -> None:
     torch.set_num_threads(options["threads"])
     task: Any = StandIn(MelContract()).eval()
     if options["ckpt"]:
-        from etude.core.checkpoint_files import find_checkpoint
-        from etude.run.programs import load_task
+        from etude.core.checkpoint_search import find_checkpoint
+        from etude.run.parts import load_task
 
         task = load_task(find_checkpoint(options["ckpt"], "outputs"))[0]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

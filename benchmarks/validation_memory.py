@@ -25,7 +25,8 @@ from typing import Any
 import pytorch_lightning as pl
 from training import ROOT, composed
 
-from etude.run import programs as run
+from etude.run import parts as run
+from etude.run.quiet import quiet_lightning
 
 SMALLEST = [
     "data=folder", "trainer=smoke", "trainer.val_check_interval=1", "trainer.limit_val_batches=1", "model.dim=32",
@@ -112,7 +113,7 @@ def main() -> None:
             f"trainer.max_steps={chosen.validations}",
         ]  # fmt: skip
         cfg = composed(options, Path(folder))
-        run.quiet_lightning()
+        quiet_lightning()
         pl.seed_everything(cfg.seed, verbose=False)
         watch: Any = Watch(every=chosen.every, trace=chosen.trace, trim=chosen.trim)
         techniques = [run.build_technique(node) for node in (cfg.get("technique") or {}).values()]

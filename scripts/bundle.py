@@ -7,7 +7,8 @@ import sys
 from typing import Any
 
 from etude.core.bundled import PATH
-from etude.core.checkpoint_files import find_checkpoint, load_checkpoint
+from etude.core.checkpoint_files import load_checkpoint
+from etude.core.checkpoint_search import find_checkpoint
 from etude.core.weights_file import write_weights
 
 PLACES = {"outputs": "outputs", "cache_dir": "outputs/cache"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from etude.core.called import program
-from etude.core.checkpoint_files import find_stage_checkpoint
+from etude.core.checkpoint_search import find_stage_checkpoint
 from etude.run import cli
 
 ROOT = Path(__file__).parents[1]

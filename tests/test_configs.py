@@ -14,7 +14,7 @@ CONF = Path(__file__).parents[1] / "conf"
 FILES = sorted(p for p in CONF.rglob("*.yaml") if "hydra" not in p.relative_to(CONF).parts)
 META = {"_target_", "_partial_", "_convert_", "_recursive_"}
 NOT_SET = {  # arguments with a default that stand in no file: why. One without a default is handed over, or building fails
-    "find": "another run's checkpoint, by programs.build_technique",
+    "find": "another run's checkpoint, by parts.build_technique",
     "load": "likewise",
     "datamodule": "the data of a run that trained, by programs.train; generate.py has none",
     "scheduler": "a group of its own",

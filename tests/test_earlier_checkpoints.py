@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from etude.run.programs import load_task
+from etude.run.parts import load_task
 from tests.songs import write_songs
 from tests.test_run import call
 from tests.test_run_audio import write_genres

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
-from etude.run.programs import instantiate
+from etude.run.parts import instantiate
 from etude.run.recipes import spelled_out
 from tests.songs import write_songs
 from tests.test_run import TINY, call, fails

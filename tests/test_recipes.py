@@ -9,10 +9,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from etude.core.checkpoint_files import find_stage_checkpoint
+from etude.core.checkpoint_search import find_stage_checkpoint
 from etude.core.task import Task
 from etude.core.technique import Technique
-from etude.run.programs import build_technique, load_task
+from etude.run.parts import build_technique, load_task
 from etude.run.recipes import fastest_precision, pinned, start_from
 from etude.techniques.weights.ema import Ema
 from tests.songs import write_songs

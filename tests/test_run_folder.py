@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from etude.core.checkpoint_files import find_checkpoint
+from etude.core.checkpoint_search import find_checkpoint
 from etude.run.folder import RunFolder, _created, create_folder, locked_folder, write_config
 
 CONF = Path(__file__).parents[1] / "conf"

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from etude.core import bundled
 from etude.core.weights_file import read_weights
-from etude.run.programs import load_task
+from etude.run.parts import load_task
 from etude.run.starting import model_to_sample, named_weights, starting_weights
 from tests.test_levels import composed
 

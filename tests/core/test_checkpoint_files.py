@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from etude.core.checkpoint_files import find_checkpoint, find_stage_checkpoint
+from etude.core.checkpoint_search import find_checkpoint, find_stage_checkpoint
 from etude.core.protocols import Composes, Restyles, Synthesises
 from etude.moved import MOVED
 

@@ -13,7 +13,9 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from etude.core.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
+from etude.core.best_checkpoints import BestCheckpoint
+from etude.core.checkpoint_io import AtomicCheckpointIO
+from etude.core.checkpoints import LastCheckpoint
 from etude.core.stopping import Stopped, find_stopped, stop_on_signals
 from tests.toys import PairsData, ToyGan, same, trainer, weights
 

@@ -11,9 +11,11 @@ import torch
 from hydra.utils import instantiate
 from torch import nn
 
-from etude.core.best_checkpoints import KeptBest, kept_best
-from etude.core.checkpoint_files import fault_of, find_checkpoint, load_checkpoint
-from etude.core.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
+from etude.core.best_checkpoints import BestCheckpoint, KeptBest, kept_best
+from etude.core.checkpoint_files import fault_of, load_checkpoint
+from etude.core.checkpoint_io import AtomicCheckpointIO
+from etude.core.checkpoint_search import find_checkpoint
+from etude.core.checkpoints import LastCheckpoint
 from etude.core.emergency import WholeStep
 from etude.core.kept_checkpoints import checkpoints_of
 from etude.techniques.weights.ema import Ema

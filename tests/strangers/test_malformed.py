@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from etude.core.checkpoint_files import load_checkpoint
-from etude.run.programs import load_task
+from etude.run.parts import load_task
 from tests.strangers.checkpoint import SMALL, altered, recipe_of
 from tests.test_run import fails
 

@@ -13,7 +13,7 @@ from etude import moved
 from etude.core import recipe_check
 from etude.core.recipe_check import checked_recipe, may_use_option
 from etude.data.scores import corpora
-from etude.run.programs import load_task
+from etude.run.parts import load_task
 from tests.strangers.checkpoint import SMALL, altered, recipe_of
 from tests.test_levels import composed
 from tests.test_run import call, fails

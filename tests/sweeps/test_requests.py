@@ -15,7 +15,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from optuna.trial import TrialState, create_trial
 
-from etude.run import programs, sweeping
+from etude.run import sweep_request, sweeping
 from etude.run.cli import conf_folder, hydra_options
 from etude.run.experiment_file import ELSEWHERE, experiment_file
 from etude.run.recipes import fastest_precision
@@ -27,7 +27,6 @@ from etude.sweeps.plan import Plan
 from etude.sweeps.space import Space, described, interval
 from etude.sweeps.study import FOLDER, open_study, refuse_foreign
 
-assert programs  # it registers the resolver that conf/ calls
 SPACE: Space = (interval("x", "x", 0.0, 1.0),)
 PLAN = Plan(["loss:min"], space=described(SPACE))
 
@@ -52,8 +51,8 @@ def sweep_config() -> DictConfig:
     return compose("train", overrides=["sweep=tpe", "hydra.sweep.dir=out", "study=s"], return_hydra_config=True)
 
 
-def read(hydra: HydraContext, *options: str) -> sweeping.Request:
-    return sweeping.read_request(copy.deepcopy(sweep_config()), hydra, cast(Any, None), ["sweep=tpe", "study=s", *options])
+def read(hydra: HydraContext, *options: str) -> sweep_request.Request:
+    return sweep_request.read_request(copy.deepcopy(sweep_config()), hydra, cast(Any, None), ["sweep=tpe", "study=s", *options])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from etude.run import programs
+from etude.run.parts import build_technique, instantiate
 from etude.run.search_space import space_files, space_of
 from etude.sweeps.space import all_dimensions, examples
 
@@ -35,9 +35,9 @@ def test_a_space_fits_its_settings(name: str) -> None:
         for example in examples(space):
             cfg = compose("train", overrides=[*OPTIONS[name], *example])
             for part in ("optimizer", "scheduler"):
-                programs.instantiate(cfg[part])
+                instantiate(cfg[part])
             for technique in (cfg.technique or {}).values():
-                programs.build_technique(technique)
+                build_technique(technique)
 
 
 def test_shape_and_regularisation_go_together() -> None:

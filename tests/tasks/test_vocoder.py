@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from etude.audio.mel import MelContract
-from etude.core.checkpoint_files import find_checkpoint
+from etude.core.checkpoint_search import find_checkpoint
 from etude.models.wave.vocos import Vocos
 from etude.tasks.vocoder import NeuralVocoder, Vocoder, open_vocoder
 from tests.toys import same, trainer, weights

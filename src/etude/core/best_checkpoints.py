@@ -1,14 +1,44 @@
-"""The callback that keeps the best k checkpoints of a run."""
+"""Callbacks that keep the best checkpoint of a run, `best.ckpt`, and its best k."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 
 from etude.core import lightning
 from etude.core.kept_checkpoints import at_step, keep_copy, remove_others
+from etude.durable import copy_durably
+
+log = logging.getLogger(__name__)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps the best checkpoint by `monitor`; a resumed run copies the earlier best and replaces it only by a better one."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        earlier, score = Path(state_dict["best_model_path"] or ""), state_dict["best_model_score"]
+        if score is None or not earlier.name or self.dirpath is None:
+            return
+        if earlier.name != f"{self.filename}{self.FILE_EXTENSION}":  # another kind of file
+            return
+        copy = Path(self.dirpath) / earlier.name
+        earlier = copy if copy.is_file() else earlier  # a run's folder may have been moved, or copied and the other gone on
+        if not earlier.is_file():
+            return
+        if copy.resolve() != earlier.resolve():
+            copy_durably(earlier, copy)
+        value = torch.as_tensor(score)
+        self.best_model_path = self.kth_best_model_path = str(copy)
+        self.best_model_score = self.current_score = self.kth_value = value
+        self.best_k_models = {str(copy): value}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if trainer.enable_validation and not any(trainer.num_val_batches):
+            log.warning("there are no validation data, so there is no %s and no best.ckpt; see data.split", self.monitor)
 
 
 class KeptBest(Checkpoint):

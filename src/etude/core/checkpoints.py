@@ -1,4 +1,4 @@
-"""Callbacks that write the two checkpoints of a run: `best.ckpt`, and `last.ckpt`, from which the run can continue."""
+"""The callback that writes `last.ckpt`, from which a run can continue."""
 
 import logging
 import signal
@@ -8,94 +8,19 @@ from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
-from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
-from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor
 
 from etude.core import lightning
 from etude.core.checkpoint_files import step_if_whole
-from etude.core.disk_space import check_space, no_space, size_of
 from etude.core.emergency import WholeStep
 from etude.core.kept_checkpoints import EXCEPTION, at_step, earlier, keep_copy, remove_others, step_of
 from etude.core.optimizer_state import check_state
 from etude.core.random_state import random_state, set_random_state
 from etude.core.stopping import Stopped, install_handlers, restore_handlers
 from etude.core.technique import Technique
-from etude.durable import copy_durably, replacing
 
 log = logging.getLogger(__name__)
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints atomically: to a temporary file in the same folder, which is synced and then renamed.
-
-    A reader finds either the earlier file or the new one, never a part. The system's temporary folder is not used.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Writes the checkpoint. Raises: OSError with the path and the size needed; the earlier file is then unchanged."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        size = size_of(checkpoint)
-        check_space(path, size)
-        try:
-            with replacing(path) as temporary, temporary.open("wb", buffering=0) as file:
-                counting = _CountingFile(file)
-                torch.save(checkpoint, counting)  # type: ignore[arg-type]  # torch.save calls only write and flush
-                size = counting.size
-                if counting.error is not None:
-                    raise counting.error
-        except OSError as error:
-            raise no_space(path, error, size) from error
-
-
-class _CountingFile:
-    """A file for torch.save that counts bytes, also after an error, so that the message can name the total size."""
-
-    def __init__(self, file: Any) -> None:
-        self.file, self.size = file, 0
-        self.error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        rest = memoryview(data).cast("B")
-        length = len(rest)
-        self.size += length
-        try:
-            while self.error is None and len(rest):
-                rest = rest[self.file.write(rest) :]
-        except OSError as error:
-            self.error = error
-        return length
-
-    def flush(self) -> None:
-        """Does nothing: the file has no buffer."""
-
-
-class BestCheckpoint(ModelCheckpoint):
-    """Keeps the best checkpoint by `monitor`; a resumed run copies the earlier best and replaces it only by a better one."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        earlier, score = Path(state_dict["best_model_path"] or ""), state_dict["best_model_score"]
-        if score is None or not earlier.name or self.dirpath is None:
-            return
-        if earlier.name != f"{self.filename}{self.FILE_EXTENSION}":  # another kind of file
-            return
-        copy = Path(self.dirpath) / earlier.name
-        earlier = copy if copy.is_file() else earlier  # a run's folder may have been moved, or copied and the other gone on
-        if not earlier.is_file():
-            return
-        if copy.resolve() != earlier.resolve():
-            copy_durably(earlier, copy)
-        value = torch.as_tensor(score)
-        self.best_model_path = self.kth_best_model_path = str(copy)
-        self.best_model_score = self.current_score = self.kth_value = value
-        self.best_k_models = {str(copy): value}
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        if trainer.enable_validation and not any(trainer.num_val_batches):
-            log.warning("there are no validation data, so there is no %s and no best.ckpt; see data.split", self.monitor)
 
 
 class LastCheckpoint(Checkpoint):

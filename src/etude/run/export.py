@@ -11,7 +11,8 @@ from etude.run.command import one_line_errors
 @one_line_errors
 def export(cfg: DictConfig) -> None:
     """Writes the weights and the recipe of a checkpoint to `file`; prints its path and size."""
-    from etude.core.checkpoint_files import find_checkpoint, load_checkpoint
+    from etude.core.checkpoint_files import load_checkpoint
+    from etude.core.checkpoint_search import find_checkpoint
     from etude.core.weights_file import write_weights
 
     path = find_checkpoint(cfg.ckpt or "last", cfg.outputs, best=True)

@@ -115,7 +115,7 @@ def _continued(config: DictConfig) -> Path | None:
     """Returns the folder of the run that this command continues; None for a new run."""
     if config.hydra.job.config_name != "train" or not config.get("ckpt"):
         return None
-    from etude.core.checkpoint_files import find_checkpoint
+    from etude.core.checkpoint_search import find_checkpoint
 
     try:
         path = find_checkpoint(config.ckpt, config.outputs, announce=False)

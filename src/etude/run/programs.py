@@ -1,7 +1,6 @@
-"""The programs train, generate, evaluate and transfer, and the functions that build their parts from a configuration."""
+"""The programs train, generate, evaluate and transfer."""
 
 import functools
-import inspect
 import shutil
 import sys
 from collections.abc import Callable
@@ -15,100 +14,22 @@ from etude.core.called import program
 from etude.run import again, continuing, recipes, starting
 from etude.run.command import check_types, one_line_errors
 from etude.run.folder import locked_folder, run_folder, write_config
+from etude.run.parts import (
+    build_task,
+    build_technique,
+    build_trainer,
+    build_with,
+    finder,
+    instantiate,
+    load_task,
+    prepare_data,
+)  # fmt: skip
 from etude.run.quiet import quiet_lightning
 from etude.run.resuming import told_of_data, told_resuming
-from etude.run.tracking import build_loggers, ends_dashboards, showing_callbacks
+from etude.run.tracking import ends_dashboards
 
 if TYPE_CHECKING:
-    from etude.core.task import Task
     from etude.sweeps.trial import RunningTrial
-
-
-def instantiate(node: Any, **extra: Any) -> Any:
-    """Builds the object that `_target_` names; constructors get plain lists and dictionaries."""
-    import hydra.utils
-
-    return hydra.utils.instantiate(node, **extra, _convert_="all")
-
-
-def load_task(path: Path) -> tuple["Task", DictConfig]:
-    """Returns the trained task of a checkpoint, and the configuration of its run. Raises: ValueError for an unusable file."""
-    import torch
-    from hydra.utils import get_class
-
-    from etude.core.building import no_larger_than
-    from etude.core.checkpoint_files import load_checkpoint, unusable_checkpoint
-
-    checkpoint = load_checkpoint(path)
-    recipe = OmegaConf.create(checkpoint["etude"]["recipe"])
-    made: Any = get_class(recipe.task._target_)
-    try:
-        with no_larger_than(checkpoint["state_dict"], path=path):
-            task = build_task(recipe, **made.constructor_arguments_from(checkpoint["etude"]))
-            task.phases.restore_modules(task, checkpoint["etude"])
-        task.load_state_dict(checkpoint["state_dict"])
-    except Exception as error:  # a file may be malformed in any way; `load_checkpoint` has checked that it runs no foreign code
-        raise unusable_checkpoint(path, error) from error
-    task.eval()
-    task.to("cuda" if torch.cuda.is_available() else "cpu")
-    assert isinstance(task, made)
-    return task, recipe
-
-
-def build_task(cfg: DictConfig, **parts: Any) -> "Task":
-    """Builds the task with its networks, optimizer and schedule; `parts` are constructor arguments that come from the data."""
-    names = ("model", "discriminator", "optimizer", "scheduler")
-    builders = {name: instantiate(cfg[name]) for name in names if cfg.get(name) is not None}
-    task: Task = _build_with(cfg.task, **builders, **parts)
-    return task
-
-
-def _build_with(node: DictConfig, **parts: Any) -> Any:
-    """Builds the object that `node` names; of `parts` it passes those that the constructor has as parameters.
-
-    Raises: ValueError if a required argument is missing, for example since the data do not fit the task.
-    """
-    from hydra.utils import get_object
-
-    parameters = inspect.signature(get_object(node._target_)).parameters
-    given = {name: part for name, part in parts.items() if name in parameters}
-    named = {p.name: p for p in parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-    missing = [n for n, p in named.items() if p.default is p.empty and n not in given and n not in node]
-    if missing:
-        raise ValueError(
-            f"{node._target_.rpartition('.')[2]} needs a {missing[0]}, which the chosen data or groups don't provide; "
-            f"`{program('train')} --help` shows which task= and data= go together"
-        )
-    # not through Hydra's keywords, which turn dataclasses into dictionaries
-    return instantiate(node, _partial_=True)(**given)
-
-
-def build_technique(node: DictConfig, outputs: str = "outputs") -> Any:
-    """Builds a technique; one that reads another run's model has the parameters `find` (see `_finder`) and `load`."""
-    return _build_with(node, find=_finder(outputs), load=load_task)
-
-
-def _finder(outputs: str) -> Callable[..., Path]:
-    """Returns a function from (a checkpoint, a folder or `last`; its option; for `last`, a protocol that the run's task
-    must meet) to a path.
-
-    For a folder and for `last` it is the run's best checkpoint, since such a model is used and not trained further.
-    """
-    from etude.core.checkpoint_files import find_checkpoint
-
-    return lambda ckpt, option, offers=None: find_checkpoint(ckpt, outputs, option=option, offers=offers, best=True)
-
-
-def prepare_data(node: DictConfig, tokenizer: Callable[..., Any] | None, folder: Path) -> Any:
-    """Builds the data module, reads files that are not cached yet, and lists unreadable files in the run's folder."""
-    from etude.report.files import write_atomically
-
-    datamodule = _build_with(node, **({} if tokenizer is None else {"tokenizer": tokenizer}))
-    datamodule.prepare_data()
-    if rows := datamodule.quarantine:
-        lines = ["\t".join(row) for row in [("file", "piece", "reason"), *rows]]
-        write_atomically(folder / "quarantine.tsv", "\n".join([*lines, ""]))
-    return datamodule
 
 
 def _tell_changes(datamodule: Any, folder: Path) -> None:
@@ -155,7 +76,8 @@ def _train(cfg: DictConfig, trial: "RunningTrial | None") -> float | None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from etude.core.checkpoint_files import find_checkpoint, load_checkpoint, not_continued, resumable
+    from etude.core.checkpoint_files import load_checkpoint, not_continued, resumable
+    from etude.core.checkpoint_search import find_checkpoint
 
     folder, overrides = run_folder(), recipes.command_line()
     if trial is None and HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -282,44 +204,6 @@ def _run(
     return float(value) if value is not None else None
 
 
-def build_trainer(
-    cfg: DictConfig, folder: Path, techniques: list[Any], *, step: int | None = None, trial: "RunningTrial | None" = None,
-    new_settings: bool = False,
-) -> Any:  # fmt: skip
-    """Builds Lightning's trainer with the run's loggers, techniques, checkpoint callbacks and progress bar.
-
-    step: optimizer steps that a continued run has made; None for a new run. trial: of a sweep. new_settings: see `NewSettings`.
-    """
-    from etude.core.best_checkpoints import kept_best
-    from etude.core.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
-    from etude.core.hash_log import hash_log
-    from etude.core.optimizer_settings import NewSettings
-    from etude.report.progress import RunProgress
-    from etude.run.launched import refuse_several_devices
-
-    refuse_several_devices(cfg.trainer.devices, trial=trial is not None)
-    loggers = build_loggers(cfg, folder, step=step)
-    checkpoints = folder / "checkpoints"
-    callbacks = [
-        *techniques,
-        *hash_log(folder / "hashes.tsv", cfg.hash_every),
-        BestCheckpoint(checkpoints, "best", monitor=cfg.monitor, mode=cfg.monitor_mode, enable_version_counter=False),
-        *kept_best(checkpoints / "best.ckpt", monitor=cfg.monitor, mode=cfg.monitor_mode, keep=cfg.keep_best),
-        LastCheckpoint(path=checkpoints / "last.ckpt", every_n_steps=cfg.save_every, keep=cfg.keep_last, stop_at=cfg.stop_at),
-        RunProgress(),
-        *showing_callbacks(cfg, folder, loggers),
-    ]
-    if trial is not None:
-        from etude.sweeps.callback import TrialCallback
-
-        callbacks.append(TrialCallback(trial))
-    if new_settings:
-        callbacks.append(NewSettings())
-    return instantiate(
-        cfg.trainer, logger=loggers or False, callbacks=callbacks, plugins=[AtomicCheckpointIO()], default_root_dir=str(folder)
-    )
-
-
 def _keep_options(cfg: DictConfig, folder: Path, program: str, *, ckpt: Path) -> None:
     """Writes the command's options beside what it makes, with the checkpoint that was found."""
     kept: Any = OmegaConf.to_container(cfg, resolve=True)
@@ -346,14 +230,14 @@ def generate(cfg: DictConfig) -> None:
 @one_line_errors
 def transfer(cfg: DictConfig) -> None:
     """Translates audio files to another style with a checkpoint."""
-    from etude.core.checkpoint_files import find_checkpoint
+    from etude.core.checkpoint_search import find_checkpoint
     from etude.core.protocols import Restyles, Translates
 
     quiet_lightning()
     task, _ = load_task(find_checkpoint(cfg.ckpt or "last", cfg.outputs, offers=Restyles, best=True))
     if not isinstance(task, Translates):
         raise ValueError(f"ckpt holds a {type(task).__name__}, which changes no styles; give one of task=style_transfer")
-    vocoder = _build_with(cfg.vocoder, contract=task.contract, find=_finder(cfg.outputs), load=load_task)
+    vocoder = build_with(cfg.vocoder, contract=task.contract, find=finder(cfg.outputs), load=load_task)
     instantiate(cfg.transfer)(task=task, vocoder=vocoder, folder=run_folder())
 
 
@@ -362,7 +246,7 @@ def evaluate(cfg: DictConfig) -> None:
     """Evaluates a checkpoint on held-out data, or measures a folder of scores."""
     from hydra.core.hydra_config import HydraConfig
 
-    from etude.core.checkpoint_files import find_checkpoint
+    from etude.core.checkpoint_search import find_checkpoint
     from etude.core.protocols import Tokenized
 
     folder = run_folder()

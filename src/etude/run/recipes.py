@@ -180,7 +180,7 @@ def train_phases(cfg: DictConfig, folder: Path, overrides: list[str], run: Calla
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import open_dict, read_write
 
-    from etude.core.checkpoint_files import find_checkpoint
+    from etude.core.checkpoint_search import find_checkpoint
     from etude.run import again
 
     if cfg.ckpt:
@@ -230,7 +230,8 @@ def starting_point(cfg: DictConfig, options: list[str]) -> tuple[DictConfig, lis
     Raises:
         ValueError: there is no such run.
     """
-    from etude.core.checkpoint_files import find_checkpoint, find_stage_checkpoint, load_checkpoint
+    from etude.core.checkpoint_files import load_checkpoint
+    from etude.core.checkpoint_search import find_checkpoint, find_stage_checkpoint
 
     after = list(cfg.stage.get("after") or [])
     if not after:

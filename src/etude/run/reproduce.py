@@ -24,7 +24,8 @@ LIBRARIES = ("torch", "numpy", "torchaudio", "pytorch-lightning", "pytorch_optim
 @one_line_errors
 def reproduce(cfg: DictConfig) -> None:
     """Trains the run of a folder again, and compares weights, optimizer state and metrics; exits with 1 where they differ."""
-    from etude.core.checkpoint_files import find_checkpoint, load_checkpoint
+    from etude.core.checkpoint_files import load_checkpoint
+    from etude.core.checkpoint_search import find_checkpoint
     from etude.report.environment import environment
 
     if not cfg.run:
@@ -119,15 +120,15 @@ def _changed(then: Any, now: Any, key: str, said: set[str]) -> str | None:
 
 def _check_data(folder: Path, cfg: DictConfig, kept: Any) -> None:
     """Raises: ValueError that names the first file that is not what the run read."""
-    from etude.run import programs
     from etude.run.inputs import FILE, NAME, compare_inputs, inputs
+    from etude.run.parts import instantiate, prepare_data
 
     if not (folder / NAME).is_file():
         print(f"{folder} has no {NAME}, as runs of earlier versions; whether its data have changed is not known", file=sys.stderr)
         return
     cfg.data.cache_dir = kept.data.cache_dir if Path(kept.data.cache_dir).is_dir() else cfg.data.cache_dir
-    tokenizer = programs.instantiate(cfg.tokenizer) if cfg.get("tokenizer") is not None else None
-    datamodule = programs.prepare_data(cfg.data, tokenizer, run_folder())
+    tokenizer = instantiate(cfg.tokenizer) if cfg.get("tokenizer") is not None else None
+    datamodule = prepare_data(cfg.data, tokenizer, run_folder())
     before = (folder / NAME).read_text()
     named = [line.split("\t")[1] for line in before.splitlines() if line.startswith(f"{FILE}\t")]
     files = {option: Path(path) for option, _, path in (name.partition("=") for name in named) if Path(path).is_file()}

@@ -22,7 +22,7 @@ def starting_weights(cfg: DictConfig, recipe: Mapping[str, Any], datamodule: Any
     run's; stages and everything else start with random weights.
     """
     from etude.core import bundled
-    from etude.core.checkpoint_files import find_checkpoint
+    from etude.core.checkpoint_search import find_checkpoint
     from etude.core.protocols import KnowsSize
 
     if (named := named_weights(cfg)) is not None:
@@ -41,7 +41,7 @@ def model_to_sample(ckpt: str | None, outputs: str) -> Path:
     Raises: ValueError if there is no such checkpoint.
     """
     from etude.core import bundled
-    from etude.core.checkpoint_files import find_checkpoint
+    from etude.core.checkpoint_search import find_checkpoint
     from etude.core.protocols import Composes
 
     try:

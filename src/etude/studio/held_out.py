@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from symusic import Score
 
 from etude.core.protocols import HoldsAudio, HoldsScores
-from etude.run.programs import prepare_data
+from etude.run.parts import prepare_data
 from etude.run.resuming import told_of_data
 from etude.studio.pieces import MOST, Piece, constant, sounding_seconds
 from etude.studio.recordings import HeldRecording, Recording

@@ -10,7 +10,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from etude.audio.files import AUDIO_SUFFIXES
-from etude.core.checkpoint_files import find_checkpoint, load_checkpoint
+from etude.core.checkpoint_files import load_checkpoint
+from etude.core.checkpoint_search import find_checkpoint
 from etude.music.score import SUFFIXES
 from etude.report.comparison.runs import find_runs, is_run, labels
 from etude.report.media import read_table
