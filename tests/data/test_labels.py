@@ -69,7 +69,7 @@ class Classifier(Task):
 
 def classifier(data: MusicDataModule) -> Classifier:
     torch.manual_seed(0)
-    return Classifier(**data.parts, optimizer=partial(torch.optim.AdamW, lr=1e-2))
+    return Classifier(tokenizer=data.tokenizer, labels=data.parts["labels"], optimizer=partial(torch.optim.AdamW, lr=1e-2))
 
 
 def test_batches_hold_the_classes_of_their_pieces(songs: Path) -> None:

@@ -172,6 +172,16 @@ def test_a_switch_of_the_optimizer_takes_the_copy_away(tmp_path: Path) -> None:
     assert technique._snapshot["step"] == 6 and same(task.states[9], task.states[5])
 
 
+def test_a_switch_right_after_resuming_takes_the_copy_away_too(tmp_path: Path) -> None:
+    def run(name: str, *others: pl.Callback, resume: Path | None = None) -> Any:
+        technique = Stability(**QUIET, action="rollback", snapshot_every=100)
+        return fit(tmp_path / name, technique, SwitchOptimizer(at=0.5), *others, resume=resume, task={"faults": {6}})[0]
+
+    whole = run("whole")
+    run("half", Stop(6))
+    assert same(weights(whole), weights(run("rest", resume=tmp_path / "half" / "last.ckpt")))
+
+
 @pytest.mark.parametrize("action", ["skip", "rollback"])
 @pytest.mark.parametrize("stop", [5, 7, 9])
 def test_resumes_before_and_after_a_spike(tmp_path: Path, action: Any, stop: int) -> None:

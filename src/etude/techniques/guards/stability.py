@@ -107,6 +107,9 @@ class Stability(Technique):
         if is_sharded(trainer):
             raise ValueError("technique stability measures whole gradients, but trainer=fsdp shards them; add technique=[]")
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._optimizer = trainer.optimizers[0]  # a resumed snapshot belongs to it, even if it is replaced before the first step
+
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         assert isinstance(pl_module, Task)
         self._terms.append(pl_module.composition.terms)
@@ -115,7 +118,7 @@ class Stability(Technique):
 
     def transform_gradients(self, task: Task) -> None:
         optimizer = task.trainer.optimizers[0]
-        if optimizer is not self._optimizer and self._optimizer is not None:
+        if optimizer is not self._optimizer:
             self._snapshot = {}  # the optimizer was replaced
         self._optimizer = optimizer
         loss, norms = self._measure(task)
