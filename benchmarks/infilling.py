@@ -20,7 +20,8 @@ from training import ROOT, composed
 from etude.core.checkpoint_search import find_checkpoint
 from etude.run import parts as run
 from etude.run.quiet import quiet_lightning
-from etude.tasks.language_model import AHEAD_BARS, LanguageModel
+from etude.tasks.language_model import LanguageModel
+from etude.tasks.remi_infilling import AHEAD_BARS
 from etude.tokens.grammar import BOS, CONT
 from etude.tokens.infilling import Bars, Hole, opening, reordered
 from etude.tokens.miditok_vocabulary import PITCH, PITCH_DRUM, TEMPO

@@ -7,11 +7,14 @@ import pytest
 import torch
 from symusic import KeySignature, Score
 
+from etude.models.symbolic.grid_transformer import GridTransformer
 from etude.models.symbolic.transformer import Transformer
 from etude.music.passages import Passage, added, passage_of, same_outside
 from etude.tasks.language_model import LanguageModel
 from etude.tokens.miditok import MidiTokTokenizer
+from etude.tokens.satb import SatbGrid
 from tests.tokens.test_infilling import quartet
+from tests.tokens.test_satb_passages import chorale
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +86,26 @@ def test_another_seed_writes_something_else(task: LanguageModel) -> None:
         task.infill(prompt=prompt(), passage=Passage(1, 2), max_new_tokens=100, seed=seed)[0].dumps_midi() for seed in (1, 2)
     )
     assert first != other
+
+
+@pytest.fixture(scope="module")
+def chorale_model() -> LanguageModel:
+    torch.manual_seed(0)
+    net = functools.partial(GridTransformer, dim=64, num_layers=1, num_heads=2, decoder_dim=16)
+    return LanguageModel(model=net, tokenizer=SatbGrid(), optimizer=torch.optim.AdamW)
+
+
+@pytest.mark.parametrize(("bars", "tracks"), [([1, 1], None), (None, [2, 4]), ([2, 2], ["Second"])])
+def test_a_chorale_model_fills_in_voices_without_having_been_trained_to(
+    chorale_model: LanguageModel, bars: list[int] | None, tracks: list[str | int] | None
+) -> None:
+    score = chorale()
+    score.tracks[1].name = "Second"
+    passage = passage_of(score, bars=bars, tracks=tracks)
+    assert chorale_model.check_infill(score, passage) == []
+    first, second = chorale_model.infill(prompt=score, passage=passage, num_samples=2, seed=1)
+    again = chorale_model.infill(prompt=score, passage=passage, num_samples=2, seed=1)[0]
+    assert same_outside(score, first, passage) and same_outside(score, second, passage)
+    assert first.dumps_midi() == again.dumps_midi() != second.dumps_midi()
+    with pytest.raises(ValueError, match=r"tokens are missing, more than max_new_tokens=5; raise it"):
+        chorale_model.infill(prompt=score, passage=passage, max_new_tokens=5)

@@ -72,16 +72,16 @@ def _request(options: Mapping[str, Any], task: Composes) -> tuple[dict[str, Any]
     prompt = options.get("prompt")
     opening = read_prompt(Path(prompt).expanduser()) if prompt is not None else None
     labels = {name: options[name] for name in ASKED if options.get(name) is not None}
-    passage = _passage(options, task, opening)
-    asked = {} if passage is not None else labels
-    return labels, opening, passage, task.check_request(asked, prompt=opening, num_bars=options.get("num_bars"))
+    passage, notes = _passage(options, task, opening)
+    continued = opening if passage is None else None
+    return labels, opening, passage, [*notes, *task.check_request(labels, prompt=continued, num_bars=options.get("num_bars"))]
 
 
-def _passage(options: Mapping[str, Any], task: Composes, score: Score | None) -> Passage | None:
-    """The passage that is to be filled in; None if the score is to be continued."""
+def _passage(options: Mapping[str, Any], task: Composes, score: Score | None) -> tuple[Passage | None, list[str]]:
+    """The passage that is to be filled in, None if the score is to be continued; and what the task does not see of the rest."""
     wanted = {name: value for name, value in (options.get("infill") or {}).items() if value is not None}
     if not wanted:
-        return None
+        return None, []
     if score is None:
         raise ValueError("infill needs a score: prompt=my.mid infill.bars=[4,8]")
     if given := [name for name in ("num_bars", "key", "tempo_bpm", "metre", "programs") if options.get(name) is not None]:
@@ -91,8 +91,7 @@ def _passage(options: Mapping[str, Any], task: Composes, score: Score | None) ->
         raise ValueError(
             f"infill: {type(task).__name__} can't fill passages in; take a model that was trained with tokenizer=remi"
         )
-    task.check_infill(score, passage)
-    return passage
+    return passage, task.check_infill(score, passage)
 
 
 @checked_ahead(check_rendering, check_requests, few={"num_samples": 2, "max_new_tokens": 512})

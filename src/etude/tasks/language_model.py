@@ -25,18 +25,18 @@ from etude.models.symbolic.transformer import Transformer
 from etude.music.passages import Passage
 from etude.music.score import bar_ticks
 from etude.music.theory import Key
+from etude.tasks.grid_infilling import fill_voices
 from etude.tasks.keyed_samples import samples_in_key
-from etude.tasks.prompted_samples import at_tempo, continued, filled, refuse_contradictions
+from etude.tasks.prompted_samples import at_tempo, continued, refuse_contradictions
+from etude.tasks.remi_infilling import fill_tracks, hole_of
 from etude.tokens.changes import bar_lengths, changes, first_metre
-from etude.tokens.grammar import BOS, CONT
+from etude.tokens.grammar import BOS
 from etude.tokens.miditok import MidiTokTokenizer
-from etude.tokens.open_holes import hole_decoder, open_hole
 from etude.tokens.requests import check_trained, control_values, request_notes
+from etude.tokens.satb import SatbGrid
+from etude.tokens.satb_passages import grid_passage
 from etude.tokens.tokenizer import Tokenizer
 from etude.tokens.vocabulary_weights import rows_by_token
-
-AHEAD_BARS = 8  # bars behind a passage that a model sees when it fills it in, as many as in training at most
-MOST_BEFORE = 768  # tokens before what is missing, at most about: training rows have 1,024 by default
 
 
 class LanguageModel(Task):
@@ -278,7 +278,6 @@ class LanguageModel(Task):
         passage: Passage,
         num_samples: int = 1,
         labels: Mapping[str, Any] | None = None,
-        ahead: int = AHEAD_BARS,
         max_new_tokens: int = 2048,
         temperature: float = 1.0,
         top_k: int | None = None,
@@ -289,41 +288,46 @@ class LanguageModel(Task):
     ) -> list[Score]:
         """Returns copies of a score whose passage has other notes; all else stays as it is, note for note.
 
-        The metre of each bar, and the tracks that play, are enforced by the grammar.
+        With REMI tokens, the metre of each bar and the tracks that play are enforced by the grammar. A chorale model needs no
+        training for it, see `etude.models.symbolic.particles`.
 
         Args:
-            passage: what is replaced. ahead: bars behind it that the model sees.
+            passage: what is replaced.
             labels, temperature, top_k, top_p, min_p, max_new_tokens, seed, on_step: as in `sample`.
 
         Raises:
-            ValueError: the model was not trained to infill, or its tokenizer can't represent the score.
+            ValueError: the model can't infill, or its tokenizer can't represent the score.
         """
-        tokenizer = self._infilling_tokenizer()
-        hole = open_hole(tokenizer, prompt, passage, ahead=ahead, most_tokens=MOST_BEFORE)
-        start = [CONT if hole.inside else BOS, *tokenizer.controls(dict(labels or {})), *hole.ids.tolist()]
-        first = len(start) - len(hole.ids)
-        positions = [*range(first), *(first + hole.positions).tolist(), first + int(hole.positions[-1]) + 1]
-        was_training = self.training
+        was_training, fill = self.training, self._infilling()
         self.eval()
         try:
-            sequences = generate(
-                self.model, torch.tensor([start] * num_samples, device=self.device),
-                decoder=hole_decoder(tokenizer, hole, batch=num_samples), max_new_tokens=max_new_tokens, temperature=temperature,
-                top_k=top_k, top_p=top_p, min_p=min_p, generator=torch.Generator().manual_seed(seed), on_step=on_step,
-                positions_t=torch.tensor(positions),
+            return fill(
+                self.model, self.tokenizer, prompt, passage, num_samples=num_samples, labels=labels or {}, seed=seed,
+                max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, on_step=on_step,
             )  # fmt: skip
         finally:
             self.train(was_training)
-        return [filled(tokenizer, prompt, passage, sequence[len(start) :]) for sequence in sequences]
 
-    def _infilling_tokenizer(self) -> MidiTokTokenizer:
+    def _infilling(self) -> Callable[..., list[Score]]:
         if isinstance(self.tokenizer, MidiTokTokenizer) and self.tokenizer.can_infill and self.infills:
-            return self.tokenizer
-        raise ValueError("infill: this model was not trained to fill passages in; train one with tokenizer=remi data.infill=0.5")
+            return fill_tracks
+        if isinstance(self.model, GridTransformer):
+            return fill_voices
+        raise ValueError(
+            "infill: this model was not trained to fill passages in; train one with tokenizer=remi data.infill=0.5, or with "
+            "model=grid tokenizer=satb for four voices"
+        )
 
-    def check_infill(self, prompt: Score, passage: Passage) -> None:
-        """Checks that `infill` can be asked for a passage. Raises: ValueError as `infill` does."""
-        open_hole(self._infilling_tokenizer(), prompt, passage, ahead=AHEAD_BARS, most_tokens=MOST_BEFORE)
+    def check_infill(self, prompt: Score, passage: Passage) -> list[str]:
+        """What the model does not see of the score, one line each. Raises: ValueError as `infill` does."""
+        if self._infilling() is fill_voices:
+            assert isinstance(self.tokenizer, SatbGrid)
+            grid_passage(self.tokenizer, prompt, passage)
+            return []
+        assert isinstance(self.tokenizer, MidiTokTokenizer)
+        hole_of(self.tokenizer, prompt, passage)
+        changed = self.prompt_changes(prompt)
+        return [f"to fill the passage in, the model sees the rest with changes: {'; '.join(changed)}"] if changed else []
 
     def prompt_changes(self, prompt: Score) -> list[str]:
         """Returns what the tokenizer changes in a prompt or leaves out of it, one phrase each; empty if nothing.

@@ -6,6 +6,7 @@ from symusic import Score
 REST = -1
 DIVISI_SHARE = 0.05  # largest share of a voice's steps in which it may divide; above it, it counts as several voices
 MELODIC_TRACKS = 4
+REFUSAL = "the SATB grid needs exactly four tracks of one voice each; use tokenizer=remi"
 
 
 def voices_to_frames(score: Score, *, steps_per_beat: int) -> np.ndarray:
@@ -21,12 +22,7 @@ def voices_to_frames(score: Score, *, steps_per_beat: int) -> np.ndarray:
     Raises:
         ValueError: not exactly four tracks with notes, or a track of several voices.
     """
-    tracks = [track for track in score.tracks if len(track.notes) and not track.is_drum]
-    refusal = "the SATB grid needs exactly four tracks of one voice each; use tokenizer=remi"
-    if len(tracks) != MELODIC_TRACKS:
-        raise ValueError(f"found {len(tracks)} tracks with notes; {refusal}")
-    notes = [track.notes.numpy() for track in tracks]
-    notes.sort(key=lambda n: -np.average(n["pitch"], weights=n["duration"] + 1))
+    notes = [score.tracks[index].notes.numpy() for index in voice_tracks(score)]
     spans = [_grid(n, score.ticks_per_quarter, steps_per_beat) for n in notes]
     frames = np.full((max(int(end.max()) for _, end in spans), 4), REST, dtype=np.int16)
     num_voices = 0
@@ -35,8 +31,26 @@ def voices_to_frames(score: Score, *, steps_per_beat: int) -> np.ndarray:
         divided = int((end - start).sum()) - steps
         num_voices += 1 if divided <= DIVISI_SHARE * steps else int(np.ceil(1 + divided / steps))
     if num_voices != MELODIC_TRACKS:
-        raise ValueError(f"found {num_voices} voices or more in 4 tracks; {refusal}")
+        raise ValueError(f"found {num_voices} voices or more in 4 tracks; {REFUSAL}")
     return frames
+
+
+def voice_tracks(score: Score) -> tuple[int, ...]:
+    """Returns the tracks that are soprano, alto, tenor and bass: those with notes but drums, ordered by mean pitch.
+
+    Raises: ValueError if there are not exactly four.
+    """
+    found = [i for i, track in enumerate(score.tracks) if len(track.notes) and not track.is_drum]
+    if len(found) != MELODIC_TRACKS:
+        raise ValueError(f"found {len(found)} tracks with notes; {REFUSAL}")
+    notes = [score.tracks[i].notes.numpy() for i in found]
+    height = [-float(np.average(n["pitch"], weights=n["duration"] + 1)) for n in notes]
+    return tuple(index for _, index in sorted(zip(height, found, strict=True)))
+
+
+def on_grid(tick: int, ticks_per_quarter: int, steps_per_beat: int) -> int:
+    """Returns the step that is nearest to a tick."""
+    return int(np.floor(tick * steps_per_beat / ticks_per_quarter + 0.5))
 
 
 def _grid(note: dict[str, np.ndarray], ticks_per_quarter: int, steps_per_beat: int) -> tuple[np.ndarray, np.ndarray]:

@@ -112,6 +112,15 @@ class KVCache:
                 f"create it with new_cache(..., max_len={end}) or more"
             )
 
+    def select(self, rows: Tensor) -> None:
+        """Makes row i a copy of the former row rows[i]; their number may change."""
+        if len(rows) == self.batch:
+            for buffer in (self.keys, self.values):
+                buffer[:, :, :, : self.length] = buffer[:, rows, :, : self.length]
+        else:
+            self.keys, self.values, self.batch = self.keys[:, rows], self.values[:, rows], len(rows)
+        self.step = None  # it holds the former buffers
+
     def append(self, layer: int, k_bgtk: Tensor, v_bgtk: Tensor) -> tuple[Tensor, Tensor]:
         """Adds new keys and values of one layer; returns all keys and values of that layer, [b, g, length + t, k]."""
         end = self.length + k_bgtk.shape[2]

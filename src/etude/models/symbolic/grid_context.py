@@ -79,8 +79,8 @@ def compute_context(frames_dfv: Tensor, lengths: Sequence[int] | None = None) ->
     now = time.expand(pieces, -1, 4)
     columns = [
         (now % 16)[..., None], (now % 12)[..., None], now.clamp(max=OPENING - 1)[..., None], own[..., None],
-        _interval(last_k - own[..., None]), age_k, _interval(second_k - last_k), _interval(third_k - last_k),
-        _interval(fourth - own)[..., None],
+        clipped_interval(last_k - own[..., None]), age_k, clipped_interval(second_k - last_k), clipped_interval(third_k - last_k),
+        clipped_interval(fourth - own)[..., None],
     ]  # fmt: skip
     tokens_du = torch.cat([frames_dfv.flatten(1), frames_dfv.new_full((pieces, 4), REST - 1)], dim=1)
     for every in (1, 4):
@@ -89,9 +89,9 @@ def compute_context(frames_dfv: Tensor, lengths: Sequence[int] | None = None) ->
         else:
             following, size = _repeats_by_length(tokens_du, lengths, every=every)
         following, size = following.view(pieces, -1, 4), size.view(pieces, -1, 4)
-        interval = torch.where(following == REST, INTERVALS - 1, _interval(following - own))
+        interval = torch.where(following == REST, INTERVALS - 1, clipped_interval(following - own))
         interval = torch.where(size == 0, SPAN, interval)
-        columns += [interval[..., None], _bucket(size)[..., None]]
+        columns += [interval[..., None], bucket(size)[..., None]]
     return Context(torch.cat(columns, dim=-1), _chroma(frames_dfv, own), last_k)
 
 
@@ -112,11 +112,13 @@ def _as_known(x_dfv: Tensor) -> Tensor:
     return torch.where(above, later[:, :, None, :], x_dfv[:, :, None, :])
 
 
-def _interval(semitones: Tensor) -> Tensor:
+def clipped_interval(semitones: Tensor) -> Tensor:
+    """Returns the index of an interval, in [0, 2 SPAN]."""
     return semitones.clamp(-SPAN, SPAN) + SPAN
 
 
-def _bucket(length: Tensor) -> Tensor:
+def bucket(length: Tensor) -> Tensor:
+    """Returns the power of two, rounded up, of the length of a passage plus one, below LENGTHS."""
     return (length + 1).double().log2().ceil().long().clamp(max=LENGTHS - 1)
 
 
@@ -175,6 +177,10 @@ def _chroma(frames_dfv: Tensor, own_dfv: Tensor) -> Tensor:
     lag = time[:, None] - time[None]
     weight = torch.where(lag >= 0, (1 - CHROMA_DECAY) * CHROMA_DECAY ** lag.clamp(min=0), 0.0)
     both = torch.stack([total * 4, weight @ heard], dim=2)  # [d, f + 1, 2, 12]
-    turn = (torch.arange(12, device=frames_dfv.device) + own_dfv[..., None]) % 12  # [d, f + 1, 4, 12]
-    turned = both[:, :, None].expand(-1, -1, 4, -1, -1).gather(4, turn[:, :, :, None].expand(-1, -1, -1, 2, -1))
-    return turned.flatten(3)
+    return turned_chroma(both[:, :, None].expand(-1, -1, 4, -1, -1), own_dfv)
+
+
+def turned_chroma(chroma: Tensor, own: Tensor) -> Tensor:
+    """Returns chroma [..., 2, 12] counted from the pitches own [...], as [..., 24]."""
+    turn = (torch.arange(12, device=own.device) + own[..., None]) % 12
+    return chroma.gather(-1, turn[..., None, :].expand(*own.shape, 2, 12)).flatten(-2)

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from etude.models.symbolic import kernels
 from etude.models.symbolic.attention import Attention, KVCache, Packing
 from etude.models.symbolic.blocks import Block, FeedForward
-from etude.models.symbolic.grid_context import CHROMA, REST, SIZES, Context, compute_context
+from etude.models.symbolic.grid_cache import GridCache
+from etude.models.symbolic.grid_context import CHROMA, REST, SIZES, compute_context
 
 INIT_STD = 0.02
 IMPOSSIBLE = -1e4  # logit of a token that is impossible at a position in a frame
@@ -92,16 +93,6 @@ class Frames:
     lengths: list[int]
     controls: Tensor
     owner: Tensor
-
-
-class GridCache:
-    """State of generation: all frames, the control vector, the trunk's key-value cache, the current frame."""
-
-    def __init__(self, keys: KVCache, batch: int) -> None:
-        self.keys, self.batch = keys, batch
-        self.pitches = torch.empty(batch, 0, dtype=torch.long, device=keys.keys.device)
-        self.condition: Tensor | None = None
-        self.current_frame: Tensor | None = None  # the decoder's input [b, 4, e] for the frame that is being generated
 
 
 class GridTransformer(nn.Module):
@@ -214,8 +205,9 @@ class GridTransformer(nn.Module):
             raise ValueError("features must hold 'voice', as SatbGrid.features gives it")
         if cache is not None:
             return self._extend(tokens_bt, features["voice"], cache)
-        frames, trunk_m4e, *context = self._read(tokens_bt, documents_bt, features["voice"])
-        logits_m4v = self._decode(trunk_m4e, *context)
+        frames, trunk_m4e, ids, chroma, references = self._read(tokens_bt, documents_bt, features["voice"])
+        voices = torch.arange(4, device=tokens_bt.device).expand(len(trunk_m4e), 4)
+        logits_m4v = self._decode(trunk_m4e, ids, chroma, references, voices)
         return self._at_tokens(logits_m4v, frames, tokens_bt, empty=IMPOSSIBLE)
 
     def hidden(
@@ -229,7 +221,7 @@ class GridTransformer(nn.Module):
     def _read(
         self, tokens_bt: Tensor, documents_bt: Tensor | None, voice_bt: Tensor
     ) -> tuple[Frames, Tensor, Tensor, Tensor, Tensor]:
-        """Returns the frames, the trunk's output for each [m, 4, e], and the decoder's ids, chroma and references."""
+        """Returns the frames, the trunk's output for each [m, 4, e], and the decoder's ids, chroma and references [m, 4, ...]."""
         frames = self._frames(tokens_bt, documents_bt, voice_bt)
         context = compute_context(frames.pitches, frames.lengths)
         at = frames.piece, frames.number
@@ -241,7 +233,8 @@ class GridTransformer(nn.Module):
             ids[:, 0][None], chroma[:, 0][None], condition[frames.piece][None],
             self._angles(frames.number, references[:, 0, 0]), packing=Packing.split(frames.piece[None]),
         )  # fmt: skip
-        return frames, trunk[0], ids, chroma, references
+        soprano = references[:, :1, :1].expand(-1, 4, 1)
+        return frames, trunk[0], ids, chroma, torch.cat([references, soprano], dim=-1)
 
     @staticmethod
     def _at_tokens(values_m4: Tensor, frames: Frames, tokens_bt: Tensor, *, empty: float) -> Tensor:
@@ -312,23 +305,24 @@ class GridTransformer(nn.Module):
             x_bmd = block(x_bmd, rotary, packing=packing, cache=cache, layer=layer)
         return torch.unflatten(self.to_decoder(kernels.rms_norm(x_bmd, fused=self.fused)), -1, (4, self.decoder_dim))
 
-    def _decode(self, trunk: Tensor, ids: Tensor, chroma: Tensor, references: Tensor) -> Tensor:
-        """Returns float32 logits [..., 4, v] for the trunk's output [..., 4, e] and the context [..., 4, c]."""
-        voices = torch.arange(4, device=ids.device).expand(ids.shape[:-1])
+    def _decode(self, trunk: Tensor, ids: Tensor, chroma: Tensor, references: Tensor, voices: Tensor) -> Tensor:
+        """Returns float32 logits [..., v] of the next token.
+
+        trunk: its output [..., e]. ids, chroma: the context [..., c] and [..., 24]. references: [..., 5], the pitches from which
+        it is counted. voices: of the token, 0 to 3 [...].
+        """
         x = trunk + self._drop(self._to_compute_dtype(self.token_context(ids, chroma, voices)))
         for layer in self.decoder:
             x = x + self._drop(layer(kernels.rms_norm(x, fused=self.fused)))
         x = self._drop(kernels.rms_norm(x, fused=self.fused))
         absolute = self.absolute(x).float()
         relative = torch.unflatten(self.relative(x).float(), -1, (NUM_REFERENCES, 2 * self.span + 1))
-        soprano = references[..., :1, :1].expand(*references.shape[:-1], 1)
-        anchors = torch.cat([references, soprano], dim=-1).clamp(self.low, self.high)
         pitch = torch.arange(self.low, self.high + 1, device=ids.device)
-        steps = pitch - anchors[..., None] + self.span
+        steps = pitch - references.clamp(self.low, self.high)[..., None] + self.span
         notes = absolute[..., 1:-1] + relative.gather(-1, steps).sum(-2)
         logits: Tensor = notes.new_full((*notes.shape[:-1], self.vocab_size), IMPOSSIBLE)
         logits[..., self.rest_id :] = torch.cat([absolute[..., :1], notes], dim=-1)
-        logits[..., 0, EOS] = absolute[..., 0, -1]
+        logits[..., EOS] = torch.where(voices == 0, absolute[..., -1], IMPOSSIBLE)
         return logits
 
     def _to_compute_dtype(self, x: Tensor) -> Tensor:
@@ -340,37 +334,33 @@ class GridTransformer(nn.Module):
 
     def _extend(self, tokens_bt: Tensor, voice_bt: Tensor, cache: GridCache) -> Tensor:
         """Returns the logits of the new tokens; all rows must be at the same position in a frame."""
-        num_controls = int((voice_bt[0] == 0).sum()) if cache.pitches.shape[1] == 0 else 0
+        num_controls = int((voice_bt[0] == 0).sum()) if cache.context.count == 0 else 0
+        logits = tokens_bt.new_full((*tokens_bt.shape, self.vocab_size), IMPOSSIBLE, dtype=torch.float32)
         if num_controls:
             embedded = self.controls(tokens_bt[:, :num_controls]).sum(1)
             cache.condition = embedded if cache.condition is None else cache.condition + embedded
-        seen = cache.pitches.shape[1]
-        cache.pitches = torch.cat([cache.pitches, self._pitch(tokens_bt[:, num_controls:])], dim=1)
-        count = cache.pitches.shape[1]
-        padded = F.pad(cache.pitches, (0, -count % 4), value=REST).view(cache.batch, -1, 4)
-        context = compute_context(padded) if count else compute_context(padded.new_full((cache.batch, 1, 4), REST))
-        logits = []
-        first = seen if num_controls else seen + 1  # number of known tokens after the controls, for each new logit
-        for known in range(first, count + 1):
-            logits.append(self._next(known, context, cache))
-        missing = tokens_bt.shape[1] - len(logits)
-        constant = logits[0].new_full((cache.batch, missing, self.vocab_size), IMPOSSIBLE)
-        return torch.cat([constant, torch.stack(logits, dim=1)], dim=1)
+            logits[:, num_controls - 1] = self._next(cache)
+        for place in range(num_controls, tokens_bt.shape[1]):
+            cache.context.push(self._pitch(tokens_bt[:, place]))
+            logits[:, place] = self._next(cache)
+        return logits
 
-    def _next(self, known: int, context: Context, cache: GridCache) -> Tensor:
-        frame, voice = divmod(known, 4)
-        ids, chroma, references = (x[:, frame] for x in (context.ids, context.chroma, context.references))
+    def _next(self, cache: GridCache) -> Tensor:
+        """Returns the logits [b, v] of the next token, of which the cache knows everything before it."""
+        frame, voice = divmod(cache.context.count, 4)
+        ids, chroma, references = cache.context.next()
         if voice == 0:
             cache.keys.reserve(1)
             condition = cache.condition
             assert condition is not None, "the first token of a row is BOS or CONT"
             number = torch.full((cache.batch,), frame, device=ids.device)
             cache.current_frame = self._trunk(
-                ids[:, :1], chroma[:, :1], condition[:, None], self._angles(number, references[:, 0, 0]), cache=cache.keys
+                ids[:, None], chroma[:, None], condition[:, None], self._angles(number, references[:, 0]), cache=cache.keys
             )[:, 0]
             cache.keys.length += 1
         assert cache.current_frame is not None
-        return self._decode(cache.current_frame, ids, chroma, references)[:, voice]
+        voices = torch.full((cache.batch,), voice, device=ids.device)
+        return self._decode(cache.current_frame[:, voice], ids, chroma, references, voices)
 
     def new_cache(self, batch: int, max_len: int | None = None, dtype: torch.dtype | None = None) -> GridCache:
         """Returns an empty cache for `batch` rows of at most max_len tokens."""

@@ -1,0 +1,63 @@
+"""Fills in passages of scores in four voices with the chorale model, which needs no training for it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from symusic import Score
+from torch import nn
+
+from etude.models.symbolic.particles import Cell, fill_grid
+from etude.music.passages import Passage, replaced
+from etude.tokens.grammar import BOS, CONT
+from etude.tokens.satb import SatbGrid
+from etude.tokens.satb_passages import grid_passage, tracks_filled
+
+BEFORE = 384  # frames before a passage that the model sees, a multiple of the bars of 4/4 and 3/4
+BEHIND = 32  # frames behind it: two bars of 4/4 in sixteenths
+
+
+def fill_voices(
+    model: nn.Module,
+    tokenizer: SatbGrid,
+    prompt: Score,
+    passage: Passage,
+    *,
+    num_samples: int,
+    labels: Mapping[str, Any],
+    seed: int,
+    max_new_tokens: int,
+    particles: int = 64,
+    on_step: Callable[[int], None] | None = None,
+    **sampling: Any,
+) -> list[Score]:
+    """Returns copies of a score in four voices whose passage has other notes; all else stays, note for note.
+
+    Args:
+        model: a `GridTransformer`. tokenizer: its own, without bar tokens.
+        labels: for the control tokens.
+        max_new_tokens: most cells of the grid that may be missing.
+        particles: see `fill_grid`, as for `sampling`.
+
+    Raises: ValueError if the score is not in four voices, or too much of it is missing.
+    """
+    grid = grid_passage(tokenizer, prompt, passage)
+    if (count := int(grid.missing.sum())) > max_new_tokens:
+        raise ValueError(f"infill: {count} tokens are missing, more than max_new_tokens={max_new_tokens}; raise it")
+    chosen = np.flatnonzero((grid.missing | grid.held).any(1))
+    first = max(0, -(-(int(chosen[0]) - BEFORE) // 48) * 48)
+    last = min(int(chosen[-1]) + 1 + BEHIND, len(grid.frames))
+    cells = np.where(grid.held, Cell.HELD, np.where(grid.missing, Cell.MISSING, Cell.GIVEN))[first:last]
+    found = fill_grid(
+        model, [CONT if first else BOS, *tokenizer.controls(dict(labels))],
+        torch.from_numpy(tokenizer.encode_frames(grid.frames[first:last]).reshape(-1, 4).astype(np.int64)),
+        torch.from_numpy(cells.astype(np.int64)), first_body=tokenizer.first_body, num_pieces=num_samples, particles=particles,
+        generator=torch.Generator().manual_seed(seed), on_step=on_step, **sampling,
+    )  # fmt: skip
+    samples = []
+    for tokens in found.tokens.numpy():
+        frames = grid.frames.copy()
+        frames[first:last] = tokenizer.decode_frames(tokens.flatten())
+        samples.append(replaced(prompt, passage, tracks_filled(tokenizer, prompt, passage, grid, frames)))
+    return samples
