@@ -1,4 +1,4 @@
-"""docs/results/generation.md, from rows of infilling.py and requests_kept.py; called by report.py."""
+"""docs/results/generation.md, from rows of infilling.py, infilling_voices.py and requests_kept.py; called by report.py."""
 
 from report import RESULTS, rows, table, where
 
@@ -32,9 +32,29 @@ def generation() -> str:
             table(["held-out pieces", "passages", "notes", "from the left alone", "filled in", "ratio"], lines), where(filled),
         ]  # fmt: skip
         short += [[f"infilling against the left alone, {row['data']}: nats per note", f"{row['ratio']:.3f}"] for row in filled]
+    if voices := rows("infilling_voices.jsonl"):
+        lines = [
+            [row["case"], str(row["particles"]), str(row["pieces"]), f"{row['left']:.3f}", f"{row['infilled']:.3f}",
+             f"{row['ratio']:.3f} ({row['ratio_interval'][0]:.3f} to {row['ratio_interval'][1]:.3f})", f"{row['equal']:.2f}"]
+            for row in voices
+        ]  # fmt: skip
+        parts += [
+            "## Infilling chorales: the true cells of some voices or bars",
+            "Nats per token of the missing cells under the chorale model (`experiment=jsb`), test pieces of the canonical split: "
+            "from the past alone, and given all else, estimated by particles (too low, by less the more there are). "
+            "Intervals by resampling the pieces. *Equal*: drawn tokens that are the true ones.",
+            table(["missing", "particles", "pieces", "from the past alone", "filled in", "ratio", "equal"], lines),
+            where(voices),
+        ]  # fmt: skip
+        most = max(row["particles"] for row in voices)
+        short += [
+            [f"infilling chorales against the past alone, {row['case']}: nats per token", f"{row['ratio']:.3f}"]
+            for row in voices if row["particles"] == most
+        ]  # fmt: skip
     if len(parts) == 1:
         return ""
-    parts.append("Regenerate: `python benchmarks/requests_kept.py`, `python benchmarks/infilling.py`, then `make report`.")
+    scripts = ", ".join(f"`python benchmarks/{name}.py`" for name in ("requests_kept", "infilling", "infilling_voices"))
+    parts.append(f"Regenerate: {scripts}, then `make report`.")
     notes = RESULTS / "generation_notes.md"
     (RESULTS / "generation.md").write_text(
         "\n\n".join([*parts, *([notes.read_text().rstrip()] if notes.exists() else [])]) + "\n"
