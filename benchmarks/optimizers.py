@@ -35,6 +35,7 @@ ROWS = ROOT / "docs" / "results" / "rows"
 TUNING, TABLE = ROWS / "optimizer_tuning.jsonl", ROWS / "optimizers.jsonl"
 OPTIMIZERS = ("adamw", "muon", "soap", "lion", "sophia", "adafactor", "lookahead_adamw", "schedule_free")
 LEVELS = ("basic", "enhanced", "experimental")
+KINDS = ("shared", "tuned", "default")
 STEPS, CHECKS = 150, 5
 SMALL = {  # data and model of a quarter of a million parameters: 0.05 s a step on one core
     "jsb": [
@@ -48,9 +49,9 @@ SMALL = {  # data and model of a quarter of a million parameters: 0.05 s a step 
 }  # fmt: skip
 
 
-def shared_options(data: str, root: str | Path, seed: int) -> list[str]:
+def shared_options(data: str, root: str | Path, seed: int, steps: int = STEPS) -> list[str]:
     """The options of every run on a data set, whatever the optimizer."""
-    return [BASELINE, *SMALL[data], f"max_steps={STEPS}", f"data.root={root}", f"seed={seed}"]
+    return [BASELINE, *SMALL[data], f"max_steps={steps}", f"data.root={root}", f"seed={seed}"]
 
 
 def chosen_optimizer(name: str) -> list[str]:
@@ -136,7 +137,7 @@ def cases(
     found: dict[str, list[str]] = {}
     for kind in kinds:
         for name in OPTIMIZERS:
-            best = best_settings(tuning, name)[data if kind == "tuned" else kind]
+            best = {} if kind == "default" else best_settings(tuning, name)[data if kind == "tuned" else kind]
             found[f"{name}, {kind}"] = [*chosen_optimizer(name), *(f"{key}={value:g}" for key, value in best.items())]
     found |= {f"level {level}": [f"level={level}"] for level in LEVELS}
     return {name: options for name, options in found.items() if not only or name in only}
@@ -149,7 +150,10 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of compare; tuning has one")
     parser.add_argument("--trials", type=int, default=7, help="of random search, for each optimizer and data set")
     parser.add_argument("--only", nargs="+", default=None, help="optimizers, or names of rows; all without it")
-    parser.add_argument("--kinds", nargs="+", default=["shared", "tuned"], choices=["shared", "tuned"], help="rows of compare")
+    parser.add_argument(
+        "--kinds", nargs="+", default=["shared", "tuned"], choices=KINDS, help="rows of compare; default: conf/optimizer"
+    )
+    parser.add_argument("--steps", type=int, default=STEPS, help="of a run of compare")
     parser.add_argument("--tuning", type=Path, default=TUNING, help="JSON lines of tuning")
     parser.add_argument("--rows", type=Path, default=TABLE, help="JSON lines of compare")
     args = parser.parse_args()
@@ -161,14 +165,14 @@ def main() -> None:
                 if not any((row["data"], row["optimizer"]) == (data, name) for row in rows_of(args.tuning)):
                     tune(data, root, name, args.trials, args.tuning)
         return
-    done = {(row["data"], row["name"], row["seed"]) for row in rows_of(args.rows)}
+    done = {(row["data"], row["name"], row["seed"], row["steps"]) for row in rows_of(args.rows)}
     for seed in args.seeds:
         for data, root in places.items():
             for name, options in cases(data, rows_of(args.tuning), kinds=args.kinds, only=args.only).items():
-                if (data, name, seed) in done:
+                if (data, name, seed, args.steps) in done:
                     continue
                 with tempfile.TemporaryDirectory() as scratch:
-                    _, _, found = fit([*shared_options(data, root, seed), *options], Path(scratch), checks=CHECKS)
+                    _, _, found = fit([*shared_options(data, root, seed, args.steps), *options], Path(scratch), checks=CHECKS)
                 append_row(
                     args.rows, {"data": data, "name": name, "seed": seed, "options": " ".join(options), **found, **context()}
                 )
