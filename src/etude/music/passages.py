@@ -57,7 +57,8 @@ def passage_of(score: Score, *, bars: Sequence[int] | int | None, tracks: Sequen
     if tracks is None:
         return Passage(first - 1, last_bar)
     wanted = [tracks] if isinstance(tracks, str | int) else list(tracks)
-    return Passage(first - 1, last_bar, tuple(sorted({index for one in wanted for index in _found(score, one)})))
+    found = {index for one in wanted for index in tracks_named(score, one, option="infill.tracks")}
+    return Passage(first - 1, last_bar, tuple(sorted(found)))
 
 
 def _pair(bars: Sequence[int]) -> tuple[int, int]:
@@ -70,7 +71,11 @@ def _shown(bars: object) -> str:
     return str(bars).replace(" ", "")
 
 
-def _found(score: Score, wanted: str | int) -> list[int]:
+def tracks_named(score: Score, wanted: str | int, *, option: str) -> list[int]:
+    """Returns the indices of the tracks with notes that a number from 1 on, a name, an instrument or a family stands for.
+
+    option: named where there is none. Raises: ValueError: the score has no such track.
+    """
     playing = [i for i, track in enumerate(score.tracks) if len(track.notes)]
     if isinstance(wanted, int):
         found = [wanted - 1] if wanted - 1 in playing else []
@@ -81,7 +86,7 @@ def _found(score: Score, wanted: str | int) -> list[int]:
         ]
     if not found:
         names = ", ".join(f"{i + 1} {track_name(score.tracks[i])}" for i in playing)
-        raise ValueError(f"infill.tracks has {wanted}, which the piece lacks; its tracks are {names or 'none'}")
+        raise ValueError(f"{option} has {wanted}, which the piece lacks; its tracks are {names or 'none'}")
     return found
 
 

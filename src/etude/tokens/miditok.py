@@ -12,16 +12,11 @@ from etude.tokens.infilling import Bars, Infilled, draw_holes, reordered, uncoun
 from etude.tokens.miditok_config import DRUM_PITCHES, build
 from etude.tokens.miditok_parts import apart, named, numbered, restore
 from etude.tokens.miditok_preparation import cut_at_next_onset, prepare, supported_metre
-from etude.tokens.miditok_timeline import bar_starts, features
+from etude.tokens.miditok_timeline import bar_starts, features, missing_offs
 from etude.tokens.miditok_vocabulary import (
     BAR,
-    DRUM_OFF,
-    DRUM_ON,
     MAX_POSITIONS,
-    NOTE_OFF,
-    NOTE_ON,
     PITCHED,
-    PROGRAM,
     TEMPO,
     TIME_SHIFT,
     VELOCITY,
@@ -30,10 +25,11 @@ from etude.tokens.miditok_vocabulary import (
 from etude.tokens.octuple_decoding import decode_rows
 from etude.tokens.octuple_grammar import NAMES, OctupleGrammar
 from etude.tokens.remi_grammar import RemiGrammar
-from etude.tokens.restricted_grammar import RestrictedGrammar
 from etude.tokens.restrictions import Restrictions, owners_of_programs
 from etude.tokens.shift_grammar import ShiftGrammar
 from etude.tokens.tokenizer import Labels, Prompt, Tokenizer
+from etude.tokens.wished_grammar import restricted
+from etude.tokens.wishes import Wishes
 
 TICKS_PER_QUARTER = 480
 NO_NOTES = f"the piece has only drum notes outside {DRUM_PITCHES[0]}-{DRUM_PITCHES[1]}; leave it out"
@@ -235,7 +231,7 @@ class MidiTokTokenizer(Tokenizer):
         base = self.expand(ids)
         body = base[base >= self.first_body]
         if self.scheme == "MIDILike":
-            body = np.append(body, self._missing_offs(body)).astype(np.int64)
+            body = np.append(body, missing_offs(body, self.table, self._id)).astype(np.int64)
         if self.scheme == "Octuple":
             body = body[: len(body) // len(NAMES) * len(NAMES)]
         if not len(body):
@@ -259,38 +255,33 @@ class MidiTokTokenizer(Tokenizer):
         words = [token.removeprefix("Tempo_") if token.startswith("Tempo_") else "0" for token in self._base_vocab]
         return np.array(words, dtype=np.float64)
 
-    def _missing_offs(self, body: np.ndarray) -> list[int]:
-        """What ends the notes that a broken-off MIDILike sequence leaves on: a shift, then NoteOffs."""
-        kind, number = self.table.kind[body].tolist(), self.table.number[body].tolist()
-        program = 0
-        on: dict[tuple[int, int], int] = {}
-        for k, n in zip(kind, number, strict=True):
-            if k == PROGRAM:
-                program = n
-            elif k in (NOTE_ON, DRUM_ON):
-                on[program, n] = on.get((program, n), 0) + 1
-            elif k in (NOTE_OFF, DRUM_OFF):
-                on[program, n] = on.get((program, n), 1) - 1
-        ends: list[int] = []
-        for (owner, pitch), count in on.items():
-            name = f"DrumOff_{pitch}" if owner < 0 else f"NoteOff_{pitch}"
-            ends += [self._id[f"Program_{owner}"], self._id[name]] * count
-        return [int(self.table.of_kind[TIME_SHIFT][0]), *ends] if ends else []
-
     # --- what is asked for ---
 
-    def decoder(self, batch: int, *, num_bars: int | None = None, labels: Labels = None, prompt: Prompt = None) -> Decoder:
+    def decoder(
+        self,
+        batch: int,
+        *,
+        num_bars: int | None = None,
+        labels: Labels = None,
+        prompt: Prompt = None,
+        wishes: Wishes | None = None,
+    ) -> Decoder:
         """Like the base class; with REMI, programs, metre and tempo that are asked for are all that may be written.
 
         With a prompt and no programs, its tracks alone go on. With byte pairs, labels are kept to only without a prompt.
         """
         wanted = self._restrictions(labels or {}, None if prompt is None else np.asarray(prompt))
-        if self.scheme != "REMI" or wanted is None or (self._pairs.merges and wanted.free):
+        if wishes is not None:
+            self.check_wishes(wishes)
+        elif self.scheme != "REMI" or wanted is None or (self._pairs.merges and wanted.free):
             return super().decoder(batch, num_bars=num_bars)
-        base = RemiGrammar(self.table, program_changes=self.program_changes)
-        grammar: Grammar = RestrictedGrammar(base, self.table, wanted)
+        grammar: Grammar = restricted(self.table, wanted or Restrictions(), program_changes=self.program_changes, wishes=wishes)
         grammar = BytePairGrammar(grammar, self._pairs) if self._pairs.merges else grammar
         return Decoder(grammar, batch=batch, first_body=self.first_body, num_bars=num_bars)
+
+    def check_wishes(self, wishes: Wishes) -> None:
+        if self.scheme != "REMI" or self._pairs.merges:
+            super().check_wishes(wishes)
 
     def _restrictions(self, labels: Mapping[str, object], prompt: np.ndarray | None) -> Restrictions | None:
         programs, metre, tempo = (labels.get(name) for name in ("programs", "metre", "tempo_bpm"))

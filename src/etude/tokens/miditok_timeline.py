@@ -1,5 +1,7 @@
 """Metrical positions, voices and bar lines of whole token sequences of MidiTok's schemes, vectorised."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from etude.tokens.miditok_vocabulary import (
@@ -86,3 +88,22 @@ def bar_starts(ids: np.ndarray, table: TokenTable, *, by_shift: bool) -> np.ndar
     bars = np.flatnonzero(kind == BAR)
     numbers = table.number[ids][bars]
     return bars[np.append(True, np.diff(numbers) != 0)[: len(bars)] | (len(table.of_kind[BAR]) == 1)]
+
+
+def missing_offs(body: np.ndarray, table: TokenTable, ids: Mapping[str, int]) -> list[int]:
+    """Returns what ends the notes that a broken-off MIDILike sequence leaves on: a shift, then NoteOffs. ids: of the tokens."""
+    kind, number = table.kind[body].tolist(), table.number[body].tolist()
+    program = 0
+    on: dict[tuple[int, int], int] = {}
+    for k, n in zip(kind, number, strict=True):
+        if k == PROGRAM:
+            program = n
+        elif k in (NOTE_ON, DRUM_ON):
+            on[program, n] = on.get((program, n), 0) + 1
+        elif k in (NOTE_OFF, DRUM_OFF):
+            on[program, n] = on.get((program, n), 1) - 1
+    ends: list[int] = []
+    for (owner, pitch), count in on.items():
+        name = f"DrumOff_{pitch}" if owner < 0 else f"NoteOff_{pitch}"
+        ends += [ids[f"Program_{owner}"], ids[name]] * count
+    return [int(table.of_kind[TIME_SHIFT][0]), *ends] if ends else []

@@ -11,9 +11,9 @@ from etude.tokens.grammar import Decoder
 from etude.tokens.infilling import Bars, Hole, OpenHole, only, opening
 from etude.tokens.miditok import MidiTokTokenizer
 from etude.tokens.miditok_parts import Owner, owners
-from etude.tokens.remi_grammar import RemiGrammar
-from etude.tokens.restricted_grammar import RestrictedGrammar
 from etude.tokens.restrictions import Restrictions
+from etude.tokens.wished_grammar import restricted
+from etude.tokens.wishes import Wishes
 
 
 def track_owners(score: Score, *, parts: int) -> list[Owner | None]:
@@ -66,10 +66,9 @@ def _with_all_bars(tokenizer: MidiTokTokenizer, score: Score) -> np.ndarray:
     return np.concatenate([ids, np.tile(ids[start : start + 2], max(0, missing))])
 
 
-def hole_decoder(tokenizer: MidiTokTokenizer, hole: OpenHole, *, batch: int) -> Decoder:
-    """Returns a decoder for what is missing: exactly its bars, in their metres, played by its tracks."""
-    base = RemiGrammar(tokenizer.table, program_changes=tokenizer.program_changes)
-    grammar = RestrictedGrammar(base, tokenizer.table, hole.restrictions)
+def hole_decoder(tokenizer: MidiTokTokenizer, hole: OpenHole, *, batch: int, wishes: Wishes | None = None) -> Decoder:
+    """Returns a decoder for what is missing: exactly its bars, in their metres, played by its tracks, within wishes."""
+    grammar = restricted(tokenizer.table, hole.restrictions, program_changes=tokenizer.program_changes, wishes=wishes)
     return Decoder(grammar, batch=batch, first_body=tokenizer.first_body, num_bars=hole.num_bars)
 
 

@@ -25,17 +25,22 @@ class Restrictions:
     hole: bool = False
 
 
-def owners_of_programs(programs: Sequence[int], *, parts: int) -> frozenset[Owner]:
-    """Returns a track for each program of a list: [40, 40, 42] are two parts of program 40 and one of 42; -1 and 128 are drums.
+def owner_of_each(programs: Sequence[int], *, parts: int) -> list[Owner]:
+    """Returns the track of each program of a list: [40, 40, 42] are two parts of program 40 and one of 42; -1 and 128 are drums.
 
     Raises:
         ValueError: a program occurs more often than the tokenizer keeps parts apart.
     """
-    found: set[Owner] = set()
+    found: list[Owner] = []
     for program in programs:
         number = DRUMS if program in (-1, 128) else int(program)
         part = sum(owner[0] == number for owner in found) if number != DRUMS else 0
         if part >= parts:
             raise ValueError(f"programs has {number} more than {parts} times; this model keeps at most {parts} of them apart")
-        found.add((number, part))
-    return frozenset(found)
+        found.append((number, part))
+    return found
+
+
+def owners_of_programs(programs: Sequence[int], *, parts: int) -> frozenset[Owner]:
+    """Returns the tracks of `owner_of_each`. Raises: ValueError as there."""
+    return frozenset(owner_of_each(programs, parts=parts))

@@ -21,6 +21,7 @@ from etude.tokens.grammar import Decoder, Grammar
 
 if TYPE_CHECKING:
     from etude.tokens.infilling import Infilled
+    from etude.tokens.wishes import Wishes
 
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<cont>")
 TONICS = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
@@ -307,12 +308,28 @@ class Tokenizer(ABC):
     def grammar(self) -> Grammar:
         """Returns the grammar of this tokenizer's decodable sequences; it is built once."""
 
-    def decoder(self, batch: int, *, num_bars: int | None = None, labels: Labels = None, prompt: Prompt = None) -> Decoder:
+    def decoder(
+        self, batch: int, *, num_bars: int | None = None, labels: Labels = None, prompt: Prompt = None,
+        wishes: "Wishes | None" = None,
+    ) -> Decoder:  # fmt: skip
         """Returns a decoder for `batch` sequences; with `num_bars`, EOS is allowed after exactly that many bars.
 
         labels: what is asked for; a tokenizer that can restrict its grammar to it does. prompt: the body ids that come first.
+        wishes: what is asked of the notes, with their tracks, see `named_wishes`; all of it is kept to.
+
+        Raises:
+            ValueError: the tokenizer can't keep to the wishes.
         """
+        if wishes is not None:
+            self.check_wishes(wishes)
         return Decoder(self.grammar(), batch=batch, first_body=self.first_body, num_bars=num_bars)
+
+    def check_wishes(self, wishes: "Wishes") -> None:
+        """Raises ValueError for what is asked of notes that tokens of this scheme can't be held to."""
+        raise ValueError(
+            f"{', '.join(wishes.options)} can't be kept to with the tokens of this model, {type(self).__name__} "
+            f"{self.params.get('scheme', '')}; take a model with tokenizer=remi, such as ckpt=bundled"
+        )
 
     # --- state ---
 
