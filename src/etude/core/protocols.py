@@ -106,6 +106,17 @@ class Infills(Composes, Protocol):
 
 
 @runtime_checkable
+class RatesScores(Protocol):
+    """A task that can tell how likely scores are. It has methods only, so that its class can be checked, too."""
+
+    def nats_per_token(
+        self, scores: Sequence[Any], *, labels: Mapping[str, Any] | None = None, num_bars: int | None = None
+    ) -> list[float]:
+        """Returns the negative log-likelihood per token of each score, given labels; NaN for one that has no tokens."""
+        ...
+
+
+@runtime_checkable
 class Samples(Composes, PredictsTokens, Protocol):
     """A task that samples scores token by token."""
 

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from symusic import Score
 
 from etude.core.protocols import Composes, Infills
 from etude.data.scores.reading import read_prompt
-from etude.generation.requests import COMPUTED, asked_and_got, bars_begun, outside, property_of, told_of_key
-from etude.metrics.scores.tables import piece_metrics
+from etude.generation.ranking import Kept, best_of_each, ranking, tell_ranking
+from etude.generation.requests import asked_and_got, outside, told_of_key
+from etude.generation.writing import described, write_sample
 from etude.music.passages import Passage, passage_of
-from etude.music.score import num_notes
-from etude.music.theory import estimate_key
-from etude.render.scores import piano_roll, render, write_audio
+from etude.render.scores import render
 from etude.render.synthesizers import Synthesizer, check_synthesizer
-from etude.report.media import Sample, write_table
+from etude.report.media import write_table
 from etude.report.reports import Report
 from etude.report.run_page import begin_report, end_report
 from etude.wording import counted
@@ -61,7 +59,9 @@ def check_requests(options: Mapping[str, Any], task: Composes) -> list[str]:
 
     Raises ValueError for what can't be asked at all, a prompt that can't be read, or a number out of its range.
     """
-    return _request(options, task)[-1]
+    labels, _, _, notes = _request(options, task)
+    ranking(options, task, labels=labels)
+    return notes
 
 
 def _request(options: Mapping[str, Any], task: Composes) -> tuple[dict[str, Any], Score | None, Passage | None, list[str]]:
@@ -115,6 +115,10 @@ def write_samples(
     min_p: float = 0.0,
     max_new_tokens: int = 2048,
     seed: int = 0,
+    best_of: int = 1,
+    rank_by: str | None = None,
+    rank_order: str | None = None,
+    real: str | None = None,
     audio: bool = True,
     soundfont: str | None = None,
     synthesizer: Synthesizer = "tinysoundfont",
@@ -131,6 +135,11 @@ def write_samples(
         temperature, top_k, top_p, min_p: see `etude.models.symbolic.sampling.distribution`.
         max_new_tokens: most tokens of a sample.
         seed: the same seed gives the same samples.
+        best_of: candidates drawn for each sample, of which the best by `rank_by` is kept; 1 keeps what is drawn.
+        rank_by: likelihood (per token, under the model), distance (to the music in `real`), or a metric of a piece such as
+            scale_consistency, see `etude.generation.ranking.UNITS`.
+        rank_order: highest or lowest; None takes the end that is better, where that is clear.
+        real: a folder of scores, for rank_by=distance.
         audio: whether to render audio.
         soundfont: an .sf2 file; None takes the one that comes with a dependency.
         synthesizer: tinysoundfont, or fluidsynth where the system has it.
@@ -140,18 +149,21 @@ def write_samples(
 
     Raises:
         ValueError: a label that the model or its tokenizer can't be asked for, a prompt that can't be read or represented,
-            or a number out of its range, or fluidsynth where it is not installed.
+            a number out of its range, a metric that there is not, or fluidsynth where it is not installed.
     """
     # before samples are drawn, which takes longer
     check_rendering({"audio": audio, "soundfont": soundfont, "synthesizer": synthesizer})
     wish = {"genre": genre, "key": key, "tempo_bpm": tempo_bpm, "metre": metre, "programs": programs}
+    choice = {"best_of": best_of, "rank_by": rank_by, "rank_order": rank_order, "real": real, "num_bars": num_bars}
     asked, opening, passage, notes = _request(
-        {**wish, "num_samples": num_samples, "num_bars": num_bars, "prompt": prompt, "infill": infill}, task
+        {**wish, "num_samples": num_samples, "prompt": prompt, "infill": infill, **choice}, task
     )
+    ranked = ranking(choice, task, labels=asked)
     shown = {**asked, "bars": num_bars, "prompt": prompt, **{f"infill.{k}": v for k, v in (infill or {}).items()}}
     wishes = ", ".join(f"{name} {value}" for name, value in shown.items() if value)
     count = "1 sample" if num_samples == 1 else f"{num_samples} samples"
     drawing = f"temperature {temperature}, top-k {top_k or 'off'}, top-p {top_p}, min-p {min_p}, seed {seed}"
+    drawing += f"; of {best_of} candidates the one with the {ranked.order} {ranked.metric}" if ranked is not None else ""
     report = begin_report(
         f"{count}: {wishes or 'nothing asked for'}", folder, facts=[("asked for", wishes or "nothing"), ("drawn with", drawing)]
     )
@@ -163,24 +175,29 @@ def write_samples(
     out = folder / "samples"
     out.mkdir(parents=True, exist_ok=True)
     files: list[Path] = []
-    drawn: list[Score] = []
+    kept: list[Kept] = []
+
+    def draw(size: int, start: int) -> Sequence[Score]:
+        where = {"num_bars": num_bars} if passage is None else {"passage": passage}
+        return _draw(
+            task, size, labels=asked, prompt=opening, **where, max_new_tokens=max_new_tokens,
+            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed + start,
+        )  # fmt: skip
+
     try:
-        for start in range(0, num_samples, BATCH):
-            size = min(BATCH, num_samples - start)
-            where = {"num_bars": num_bars} if passage is None else {"passage": passage}
-            scores = _draw(
-                task, size, labels=asked, prompt=opening, **where, max_new_tokens=max_new_tokens,
-                temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed + start,
-            )  # fmt: skip
-            for score in scores:
-                drawn.append(score)
-                files.append(_write(score, out / f"{len(files):03d}.mid", pieces, play if audio else None))
+        for best in best_of_each(_in_batches(draw, num_samples * best_of), ranked, count=best_of):
+            kept.append(best)
+            files.append(write_sample(best.score, out / f"{len(files):03d}.mid", pieces, play if audio else None))
     finally:  # Ctrl-C keeps what is done
         wanted = {**asked, "num_bars": num_bars} if num_bars else asked
-        write_table(out, [_described(score, path, wanted) for score, path in zip(drawn, files, strict=False)])
-        if rows := asked_and_got(wanted, drawn):
-            report.heading("Asked and got").table(("label", "asked", "got most often", "samples that have it"), rows)
-            for label, value, often, share in rows:
+        drawn = [best.score for best in kept]
+        rows = [described(best, path, wanted, ranked) for best, path in zip(kept, files, strict=False)]
+        write_table(out, rows)
+        if ranked is not None and kept:
+            tell_ranking(ranked, kept, [row.name for row in rows], report)
+        if shares := asked_and_got(wanted, drawn):
+            report.heading("Asked and got").table(("label", "asked", "got most often", "samples that have it"), shares)
+            for label, value, often, share in shares:
                 print(f"asked {label} {value}: {share} have it, most often {often}", file=sys.stderr)
         lines = [] if opening is None or passage is None or not drawn else [outside(opening, drawn, passage)]
         lines += [] if key is None else told_of_key(key, drawn, prompt=prompt is not None)
@@ -189,6 +206,12 @@ def write_samples(
             print(line, file=sys.stderr)
         end_report(report.extend(pieces), folder)
     return files
+
+
+def _in_batches(draw: Callable[[int, int], Sequence[Score]], count: int) -> Iterator[Score]:
+    """Yields `count` scores; `draw` gets the size of each batch and the number of its first score."""
+    for start in range(0, count, BATCH):
+        yield from draw(min(BATCH, count - start), start)
 
 
 def _draw(task: Composes, size: int, **options: Any) -> Sequence[Score]:
@@ -210,44 +233,3 @@ def _draw(task: Composes, size: int, **options: Any) -> Sequence[Score]:
         if "passage" in options and isinstance(task, Infills):
             return task.infill(num_samples=size, on_step=step, **options)
         return task.sample(num_samples=size, on_step=step, on_round=begin_round, **options)
-
-
-def _write(score: Score, path: Path, report: Report, play: Callable[[Score], np.ndarray] | None) -> Path:
-    score.dump_midi(path)
-    if num_notes(score) == 0:  # of a model that has learnt next to nothing yet
-        report.heading(f"{path.stem}: no notes")
-        report.text("The model wrote rests and ends only; train it longer, or raise the temperature.")
-        print(f"{path}: no notes", file=sys.stderr)
-        return path
-    title = f"{path.stem}: {counted(bars_begun(score), 'bar')}, {counted(num_notes(score), 'note')}, {estimate_key(score)}"
-    piano_roll(score, path.with_suffix(".png"), title=title)
-    report.heading(title)
-    if play is not None:
-        samples = play(score)
-        write_audio(path.with_suffix(".wav"), samples, 44_100)
-        listen = path.with_suffix(".mp3")
-        write_audio(listen, samples, 44_100)
-        report.audio(listen)
-        listen.unlink()  # it lives in the report
-    report.image(path.with_suffix(".png"), alt=f"Piano roll of sample {title}")
-    files = [path] if play is None else [path, path.with_suffix(".wav")]
-    report.links([(f"samples/{file.name}", file.name) for file in files])
-    print(path, file=sys.stderr)
-    return path
-
-
-def _described(score: Score, path: Path, asked: Mapping[str, Any]) -> Sample:
-    """Returns the row of a sample in the table: its files, what was asked and came out, and its metrics."""
-    files = {
-        kind: file if (file := path.with_suffix(suffix)).is_file() else None
-        for kind, suffix in (("picture", ".png"), ("sound", ".wav"), ("score", ".mid"))
-    }
-    values: dict[str, object] = {"notes": num_notes(score)}
-    for label in (*asked, *(label for label in ("num_bars", "key", "tempo_bpm") if label not in asked)):
-        if label in asked:
-            values[f"asked {label}"] = str(asked[label])
-        if label in COMPUTED and num_notes(score):
-            values[f"got {label}"] = property_of(label, score)
-    metrics = piece_metrics(score) if num_notes(score) else {}
-    values |= {name: round(value, 4) for name, value in metrics.items() if value == value}  # NaN: not defined for this piece
-    return Sample(path.stem, **files, values=values)

@@ -28,6 +28,7 @@ from etude.music.theory import Key
 from etude.tasks.grid_infilling import fill_voices
 from etude.tasks.keyed_samples import samples_in_key
 from etude.tasks.prompted_samples import at_tempo, continued, refuse_contradictions
+from etude.tasks.rated_scores import nats_per_token
 from etude.tasks.remi_infilling import fill_tracks, hole_of
 from etude.tokens.changes import bar_lengths, changes, first_metre
 from etude.tokens.grammar import BOS
@@ -205,8 +206,7 @@ class LanguageModel(Task):
         """
         asked = dict(labels or {})
         self.check_request(asked, prompt=prompt, num_bars=num_bars)
-        if num_bars is not None and (self.trained_labels is None or self.trained_labels.get("num_bars")):
-            asked["num_bars"] = num_bars  # the decoder keeps to it in any case
+        asked = self._with_length(asked, num_bars)
         ids = self.tokenizer.controls(asked)
         body = None if prompt is None else self.tokenizer.encode_prompt(prompt)
         opening = [BOS, *ids, *(() if body is None else body.tolist())]
@@ -237,6 +237,18 @@ class LanguageModel(Task):
             return draw(num_samples, seed)
         finally:
             self.train(was_training)
+
+    def _with_length(self, labels: Mapping[str, Any], num_bars: int | None) -> dict[str, Any]:
+        """The labels with a length in bars, if training pieces had one; the decoder keeps to it in any case."""
+        known = num_bars is not None and (self.trained_labels is None or self.trained_labels.get("num_bars"))
+        return {**labels, "num_bars": num_bars} if known else dict(labels)
+
+    def nats_per_token(
+        self, scores: Sequence[Score], *, labels: Mapping[str, Any] | None = None, num_bars: int | None = None
+    ) -> list[float]:
+        """Returns the negative log-likelihood per token of each score, given labels; see `rated_scores.nats_per_token`."""
+        controls = self.tokenizer.controls(self._with_length(labels or {}, num_bars))
+        return nats_per_token(self.logits, scores, tokenizer=self.tokenizer, controls=controls, device=self.device)
 
     def weights_from(self, saved: Mapping[str, Any], path: Path) -> Mapping[str, Tensor]:
         weights, mine = super().weights_from(saved, path), self.tokenizer
