@@ -141,9 +141,7 @@ def test_distance_is_small_for_what_is_like_the_real_music(tmp_path: Path) -> No
         ({"best_of": 2, "rank_by": "likelihood"}, r"rank_by=likelihood: Draws has no likelihood"),
     ],
 )
-def test_what_can_not_be_ranked_is_refused_before_drawing(
-    options: dict[str, Any], message: str, tmp_path: Path
-) -> None:
+def test_what_can_not_be_ranked_is_refused_before_drawing(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         check_requests(options, Draws())
     task: Any = Draws()

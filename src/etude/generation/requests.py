@@ -42,18 +42,18 @@ def outside(prompt: Score, samples: Sequence[Score], passage: Passage) -> str:
     return f"outside of {bars} {same} of {len(samples)} samples have the notes of the prompt"
 
 
-def told_of_key(asked: Any, scores: Sequence[Score], *, prompt: bool) -> list[str]:
+def told_of_key(asked: Any, scores: Sequence[Score], *, prompt: bool, names: Sequence[str] | None = None) -> list[str]:
     """Returns one line that names the samples which are not in the key that was asked for, and the remedy; none if all are.
 
-    prompt: whether the samples continue one, so that none was transposed.
+    prompt: whether the samples continue one, so that none was transposed. names: of the samples; None for 000, 001, ...
     """
     key = Key.parse(str(asked))
     others: dict[str, list[str]] = {}
-    for number, score in enumerate(scores):
+    for name, score in zip(names or [f"{number:03d}" for number in range(len(scores))], scores, strict=False):
         if num_notes(score) and estimate_key(score) == key:
             continue
         what = str(estimate_key(score)) if has_key(score) else "no key" if num_notes(score) else "no notes"
-        others.setdefault(what, []).append(f"{number:03d}")
+        others.setdefault(what, []).append(name)
     if not others:
         return []
     found = "; ".join(f"{', '.join(numbers)} ({what})" for what, numbers in others.items())

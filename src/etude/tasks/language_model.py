@@ -27,11 +27,11 @@ from etude.music.score import bar_ticks
 from etude.music.theory import Key
 from etude.tasks.grid_infilling import fill_voices
 from etude.tasks.keyed_samples import samples_in_key
-from etude.tasks.prompted_samples import at_tempo, continued, refuse_contradictions
+from etude.tasks.openings import Opening, Rows, drawn_together
+from etude.tasks.prompted_samples import refuse_contradictions
 from etude.tasks.rated_scores import nats_per_token
 from etude.tasks.remi_infilling import fill_tracks, hole_of
 from etude.tokens.changes import bar_lengths, changes, first_metre
-from etude.tokens.grammar import BOS
 from etude.tokens.miditok import MidiTokTokenizer
 from etude.tokens.requests import check_trained, control_values, request_notes
 from etude.tokens.satb import SatbGrid
@@ -172,7 +172,7 @@ class LanguageModel(Task):
         *,
         num_samples: int = 1,
         labels: Mapping[str, Any] | None = None,
-        prompt: Score | None = None,
+        prompt: Score | Sequence[Score] | None = None,
         num_bars: int | None = None,
         max_new_tokens: int = 2048,
         temperature: float = 1.0,
@@ -192,7 +192,8 @@ class LanguageModel(Task):
 
         Args:
             labels: requested properties: genre, key ("G major"), tempo_bpm, metre ("4/4"), programs.
-            prompt: a score to continue; every sample begins with it.
+            prompt: a score to continue; every sample begins with it. Of several scores, each is continued as it would be alone,
+                in one batch (up to rounding); the samples of the first come first.
             num_bars: length of a sample, the prompt included; None lets the model decide.
             temperature, top_k, top_p, min_p: see `etude.models.symbolic.sampling.generate`.
             seed: the same seed gives the same samples.
@@ -204,29 +205,27 @@ class LanguageModel(Task):
             ValueError: the tokenizer does not know a label (the message lists the valid ones), the model was not trained with
                 it, or the prompt can't be represented or is longer than `num_bars`.
         """
-        asked = dict(labels or {})
-        self.check_request(asked, prompt=prompt, num_bars=num_bars)
-        asked = self._with_length(asked, num_bars)
-        ids = self.tokenizer.controls(asked)
-        body = None if prompt is None else self.tokenizer.encode_prompt(prompt)
-        opening = [BOS, *ids, *(() if body is None else body.tolist())]
+        prompts = [prompt] if prompt is None or isinstance(prompt, Score) else list(prompt)
+        for each in prompts:
+            self.check_request(labels or {}, prompt=each, num_bars=num_bars)
+        asked = self._with_length(labels or {}, num_bars)
+        controls = self.tokenizer.controls(asked)
+        openings = [Opening.of(each, tokenizer=self.tokenizer, controls=controls) for each in prompts]
 
         def draw(count: int, seed: int) -> list[Score]:
-            sequences = generate(
-                self.model,
-                torch.tensor([opening] * count, device=self.device),
-                decoder=self.tokenizer.decoder(count, num_bars=num_bars, labels=asked, prompt=body),
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                min_p=min_p,
-                generator=torch.Generator().manual_seed(seed),
-                on_step=on_step,
-            )
-            if prompt is not None:
-                return [continued(self.tokenizer, prompt, sequence, opening=len(opening)) for sequence in sequences]
-            return [at_tempo(self.tokenizer.decode(sequence), asked.get("tempo_bpm")) for sequence in sequences]
+            found: dict[int, list[Score]] = {}
+            for together in drawn_together(openings, mixed=isinstance(self.model, Transformer)):
+                chosen = [openings[number] for number in together]
+                rows = Rows.of(chosen, count, tokenizer=self.tokenizer, labels=asked, num_bars=num_bars)
+                sequences = generate(
+                    self.model, rows.tokens_bt.to(self.device), decoder=rows.decoder, num_prompts=len(chosen),
+                    padding_b=rows.padding_b, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+                    min_p=min_p, generator=torch.Generator().manual_seed(seed), on_step=on_step,
+                )  # fmt: skip
+                for place, number in enumerate(together):
+                    mine, tempo = sequences[place * count : (place + 1) * count], asked.get("tempo_bpm")
+                    found[number] = [openings[number].completed(s, tokenizer=self.tokenizer, tempo_bpm=tempo) for s in mine]
+            return [score for number in range(len(openings)) for score in found[number]]
 
         was_training = self.training
         self.eval()

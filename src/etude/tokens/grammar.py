@@ -138,3 +138,30 @@ class Decoder:
         """Returns the features of the last token of each row: name -> int64 [B]; 0 for special and control tokens."""
         columns = zip(*self._features, strict=True)
         return {name: np.array(column, dtype=np.int64) for name, column in zip(self._grammar.feature_names, columns, strict=True)}
+
+
+class JoinedDecoder:
+    """Several decoders as one: the rows of the first, then those of the second, and so on."""
+
+    def __init__(self, decoders: Sequence[Decoder]) -> None:
+        self._decoders = tuple(decoders)
+        self._ends = np.cumsum([len(decoder.finished) for decoder in self._decoders])[:-1]
+
+    @property
+    def finished(self) -> np.ndarray:
+        """Which rows have ended with EOS: bool [B]."""
+        return np.concatenate([decoder.finished for decoder in self._decoders])
+
+    def push(self, ids_b: Sequence[int] | np.ndarray) -> None:
+        """Appends one token to each row. Raises: ValueError for a body token that is not allowed in its row."""
+        for decoder, ids in zip(self._decoders, np.split(np.asarray(ids_b), self._ends), strict=True):
+            decoder.push(ids)
+
+    def allowed(self) -> np.ndarray:
+        """Returns which tokens may come next in each row: bool [B, V]."""
+        return np.concatenate([decoder.allowed() for decoder in self._decoders])
+
+    def features(self) -> dict[str, np.ndarray]:
+        """Returns the features of the last token of each row: name -> int64 [B]."""
+        each = [decoder.features() for decoder in self._decoders]
+        return {name: np.concatenate([features[name] for features in each]) for name in each[0]}

@@ -98,6 +98,7 @@ class KVCache:
         shape = (num_layers, batch, num_kv_heads, max_len, head_dim)
         self.keys, self.values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
         self.batch, self.max_len, self.length = batch, max_len, 0
+        self.visible_b11t: Tensor | None = None  # False for padding in front of a row; None without padding
         self.rotary: tuple[Tensor, Tensor] | None = None  # cos and sin of every position, set by the model
         self.step: Callable[[Tensor, Tensor, Tensor, KVCache], Tensor | None] | None = (
             None  # a `decoding.SingleStep`, set by the model
@@ -112,6 +113,15 @@ class KVCache:
                 f"create it with new_cache(..., max_len={end}) or more"
             )
 
+    def pad(self, padding_b: Tensor) -> None:
+        """Hides the first tokens of each row, which only fill it up to the length of the longest: int64 [b]."""
+        slots = torch.arange(self.max_len, device=self.keys.device)
+        self.visible_b11t = (slots >= padding_b.to(slots.device)[:, None])[:, None, None]
+
+    def visible(self, end: int) -> Tensor | None:
+        """Returns which of the first `end` tokens are no padding, bool [b, 1, 1, end]; None if all are."""
+        return None if self.visible_b11t is None else self.visible_b11t[..., :end]
+
     def select(self, rows: Tensor) -> None:
         """Makes row i a copy of the former row rows[i]; their number may change."""
         if len(rows) == self.batch:
@@ -119,7 +129,9 @@ class KVCache:
                 buffer[:, :, :, : self.length] = buffer[:, rows, :, : self.length]
         else:
             self.keys, self.values, self.batch = self.keys[:, rows], self.values[:, rows], len(rows)
-        self.step = None  # it holds the former buffers
+            self.step = None  # it holds the former buffers
+        if self.visible_b11t is not None:
+            self.visible_b11t = self.visible_b11t[rows]
 
     def append(self, layer: int, k_bgtk: Tensor, v_bgtk: Tensor) -> tuple[Tensor, Tensor]:
         """Adds new keys and values of one layer; returns all keys and values of that layer, [b, g, length + t, k]."""
@@ -239,14 +251,16 @@ def _attend_with_cache(q_hnk: Tensor, k_gnk: Tensor, v_gnk: Tensor, batch: int, 
     q_bhtk = _batched(q_hnk, batch)
     time = q_bhtk.shape[2]
     keys, values = cache.append(layer, _batched(k_gnk, batch), _batched(v_gnk, batch))
-    query = q_bhtk.to(keys.dtype)
+    query, shown = q_bhtk.to(keys.dtype), cache.visible(keys.shape[2])
     if time == 1:  # treat the heads that share a key-value head as its queries, so that the cache is not repeated
         query = query.reshape(batch, keys.shape[1], -1, query.shape[-1])
-        mixed = F.scaled_dot_product_attention(query, keys, values, scale=1.0)
+        mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=shown, scale=1.0)
         return mixed.reshape(batch, -1).to(q_hnk.dtype)
     visible = None
-    if cache.length:
+    if cache.length or shown is not None:
         visible = torch.ones(time, keys.shape[2], dtype=torch.bool, device=query.device).tril(cache.length)
+    if shown is not None and visible is not None:  # padding sees itself, since the softmax over nothing is not defined
+        visible = visible & (shown | visible.triu(cache.length))
     mixed = F.scaled_dot_product_attention(
         query, keys, values, attn_mask=visible, is_causal=visible is None, enable_gqa=True, scale=1.0
     )

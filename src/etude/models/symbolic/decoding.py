@@ -99,7 +99,7 @@ class SingleStep:
         batch, heads = x_bd.shape[0], self.num_heads + self.num_kv_heads
         cos, sin = cos.flatten().repeat(2), sin.flatten().repeat(2)
         rotation = torch.addcmul(self.identity * cos, self.swap, sin)  # one matrix product instead of four elementwise operations
-        position = cache.length
+        position, visible = cache.length, cache.visible(cache.length + 1)
         norms: list[Tensor] = []
         for weights, (keys, values) in zip(self.layers, self.buffers, strict=True):
             normed, norm = torch._weight_norm_interface(x_bd, self.length, 0)
@@ -115,7 +115,7 @@ class SingleStep:
             values.select(2, position).copy_(qkv.narrow(1, heads, self.num_kv_heads))
             query = query.reshape(batch, self.num_kv_heads, -1, self.head_dim).to(keys.dtype)
             seen, mixable = keys.narrow(2, 0, position + 1), values.narrow(2, 0, position + 1)
-            mixed = F.scaled_dot_product_attention(query, seen, mixable, scale=self.scale)
+            mixed = F.scaled_dot_product_attention(query, seen, mixable, attn_mask=visible, scale=self.scale)
             x_bd = weights.attention_output.add(x_bd, mixed.reshape(batch, -1).to(x_bd.dtype))
             normed, norm = torch._weight_norm_interface(x_bd, self.length, 0)
             norms.append(norm)

@@ -117,22 +117,26 @@ def generate(
     top_p: float = 1.0,
     min_p: float = 0.0,
     generator: torch.Generator,
+    num_prompts: int = 1,
+    padding_b: Tensor | None = None,
     positions_t: Tensor | None = None,
     on_step: Callable[[int], Any] | None = None,
 ) -> list[list[int]]:
     """Continues every prompt until the decoder says that the piece has ended, or for max_new_tokens.
 
-    The random numbers of row i depend only on the generator's state and on i (see `uniforms`). So its tokens are the same in a
-    batch of any size, up to rounding in the model's matrix products.
+    The random numbers of row i of a prompt depend only on the generator's state and on i (see `uniforms`). So its tokens are the
+    same in a batch of any size and beside any other prompts, up to rounding in the model's matrix products.
 
     Args:
         model: has `new_cache` and takes `features` and `cache`, as Transformer does; in any precision.
-        prompt_bt: [b, t] int64, t >= 1, begins with BOS.
+        prompt_bt: [b, t] int64, t >= 1, each row begins with BOS behind its padding.
         decoder: a new decoder for b rows, which allows only decodable sequences and supplies the features. None for no
             restriction, for a model without features.
         max_new_tokens: at least 1.
         temperature, top_k, top_p, min_p: see `distribution`; forbidden tokens are removed first.
         generator: random generator on the CPU.
+        num_prompts: how many prompts there are; the rows of each follow one another, and there are equally many of each.
+        padding_b: how many PAD tokens are in front of each row, int64 [b]; the model must be a Transformer. None for none.
         positions_t: the position of each token of the prompt, int64 [t], and of the first one behind it, [t + 1]; sampled tokens
             count on from there. None to count from 0.
         on_step: called after each step with the number of tokens sampled so far.
@@ -150,11 +154,13 @@ def generate(
             f"max_new_tokens={max_new_tokens} and the prompt's length {prompt_len} must be at least 1; begin the prompt with BOS"
         )
     device = next(model.parameters()).device
-    noise_sb = uniforms(batch, max_new_tokens, generator=generator).T
+    noise_sb = uniforms(batch // num_prompts, max_new_tokens, generator=generator).repeat(num_prompts, 1).T
     was_training = model.training
     model.eval()
     try:
         cache = cast(Any, model).new_cache(batch, prompt_len + max_new_tokens)
+        if padding_b is not None:
+            cache.pad(padding_b)
         tokens, features = prompt_bt, _prompt_features(decoder, prompt_bt)
         made: list[Tensor] = []
         finished = np.zeros(batch, dtype=bool) if decoder is None else np.asarray(decoder.finished)
@@ -178,7 +184,7 @@ def generate(
                 on_step(len(made))
     finally:
         model.train(was_training)
-    return _rows(prompt_bt, made, decoder)
+    return _rows(prompt_bt, made, decoder, [0] * batch if padding_b is None else padding_b.tolist())
 
 
 def _positions(positions_t: Tensor, tokens_bt: Tensor, made: int) -> Tensor:
@@ -210,11 +216,9 @@ def _forbid(logits_bv: Tensor, allowed_bv: np.ndarray, finished_b: np.ndarray) -
     return logits_bv.masked_fill(torch.from_numpy(~allowed_bv & ~finished_b[:, None]), -torch.inf)
 
 
-def _rows(prompt_bt: Tensor, made: list[Tensor], decoder: Decoder | None) -> list[list[int]]:
+def _rows(prompt_bt: Tensor, made: list[Tensor], decoder: Decoder | None, padding: list[int]) -> list[list[int]]:
     rows = torch.cat((prompt_bt.cpu(), *(next_b[:, None] for next_b in made)), dim=1).tolist()
-    if decoder is None:
-        return rows
-    for row in rows:  # remove the padding after an early end
+    for row in rows if decoder is not None else ():  # remove the padding after an early end
         while len(row) > prompt_bt.shape[1] and row[-1] == PAD:
             row.pop()
-    return rows
+    return [row[first:] for row, first in zip(rows, padding, strict=True)]

@@ -1,0 +1,58 @@
+"""The frame of a report on samples: what was asked for, how they were drawn, and whether it came out."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from symusic import Score
+
+from etude.generation.asking import Request, told_prompts
+from etude.generation.requests import asked_and_got, outside, told_of_key
+from etude.report.reports import Report
+from etude.report.run_page import begin_report
+from etude.wording import counted
+
+
+def file_names(request: Request, num_samples: int) -> list[str]:
+    """Returns the names of the samples, without suffix: 000, 001, ..., or song-000, ... for each of several prompts."""
+    names = [prompt.name for prompt in request.prompts] or [""]
+    return [f"{name}-{number:03d}" if name else f"{number:03d}" for name in names for number in range(num_samples)]
+
+
+def begin(
+    request: Request, folder: Path, *, count: int, num_bars: int | None, prompt: str | Sequence[str] | None,
+    infill: Mapping[str, Any] | None, drawing: str,
+) -> Report:  # fmt: skip
+    """Begins the report of `count` samples, and tells what can't be asked exactly, and which prompts are left out."""
+    given = prompt if prompt is None or isinstance(prompt, str) else ", ".join(prompt)
+    shown = {**request.labels, "bars": num_bars, "prompt": given, **{f"infill.{k}": v for k, v in (infill or {}).items()}}
+    wishes = ", ".join(f"{name} {value}" for name, value in shown.items() if value)
+    facts = [("asked for", wishes or "nothing"), ("drawn with", drawing)]
+    report = begin_report(f"{counted(count, 'sample')}: {wishes or 'nothing asked for'}", folder, facts=facts)
+    for line in request.notes:
+        print(line, file=sys.stderr)
+        report.text(line)
+    rows = told_prompts(request)
+    if len(rows) > 1 or request.left_out:
+        report.heading("Prompts").table(("prompt", "file", "bars"), rows)
+    for line in request.left_out:
+        report.text(f"Left out: {line}")
+    return report
+
+
+def tell_requests(
+    request: Request, drawn: Sequence[Score], names: Sequence[str], report: Report, *, num_bars: int | None
+) -> None:
+    """Tells on the terminal and in the report which samples have what was asked for. names: of the samples."""
+    wanted = {**request.labels, "num_bars": num_bars} if num_bars else request.labels
+    if shares := asked_and_got(wanted, drawn):
+        report.heading("Asked and got").table(("label", "asked", "got most often", "samples that have it"), shares)
+        for label, value, often, share in shares:
+            print(f"asked {label} {value}: {share} have it, most often {often}", file=sys.stderr)
+    lines = [] if request.passage is None or not drawn else [outside(request.scores[0], drawn, request.passage)]
+    if "key" in request.labels:
+        lines += told_of_key(request.labels["key"], drawn, prompt=bool(request.prompts), names=names)
+    for line in lines:
+        report.text(line)
+        print(line, file=sys.stderr)
