@@ -106,6 +106,17 @@ class Infills(Composes, Protocol):
 
 
 @runtime_checkable
+class ChoosesDecoding(Composes, Protocol):
+    """A task that can draw samples in several ways. It has methods only, so that its class can be checked, too."""
+
+    def check_decoding(
+        self, *, num_samples: int, labels: Mapping[str, Any], prompted: bool, streamed: bool = False, **method: Any
+    ) -> None:
+        """Raises ValueError if samples can't be drawn by a method, whose options `sample` takes, too."""
+        ...
+
+
+@runtime_checkable
 class RatesScores(Protocol):
     """A task that can tell how likely scores are. It has methods only, so that its class can be checked, too."""
 

@@ -11,12 +11,16 @@ from typing import Any
 
 from symusic import Score
 
-from etude.core.protocols import Composes, Infills
+from etude.core.protocols import ChoosesDecoding, Composes, Infills
 from etude.data.scores.reading import read_guarded, read_prompt
 from etude.music.passages import Passage, passage_of
 from etude.music.score import SUFFIXES, num_bars, printable
 
 ASKED = ("genre", "key", "tempo_bpm", "metre", "programs")
+METHOD: Mapping[str, Any] = {  # option of the method by which samples are drawn -> its default
+    "decoding": "sample", "beams": 4, "beam_groups": 1, "diversity": 0.5, "alpha": 0.6,
+    "no_repeat_ngram": None, "pitch_penalty": 1.0, "pitch_window": 16,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,24 @@ def distinct(names: Sequence[str]) -> list[str]:
         taken.add(unique)
         result.append(unique)
     return result
+
+
+def check_method(method: Mapping[str, Any], request: Request, task: Composes, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options of `METHOD` that are not at their default.
+
+    options: num_samples and best_of. Raises: ValueError if the samples can't be drawn in this way.
+    """
+    given = {name: value for name, value in method.items() if value != METHOD[name]}
+    if not given:
+        return {}
+    name, value = next(iter(given.items()))
+    if request.passage is not None:
+        raise ValueError(f"{name}={value} can't be combined with infill, which draws by sampling; leave {name} out")
+    if not isinstance(task, ChoosesDecoding):
+        raise ValueError(f"{name}={value}: {type(task).__name__} can only sample; leave {name} out")
+    count = (options.get("num_samples") or 1) * (options.get("best_of") or 1)
+    task.check_decoding(num_samples=count, labels=request.labels, prompted=bool(request.prompts), **given)
+    return given
 
 
 def _passage(options: Mapping[str, Any], task: Composes, prompts: Sequence[Prompt]) -> tuple[Passage | None, list[str]]:

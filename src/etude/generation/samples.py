@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 from symusic import Score
 
 from etude.core.protocols import Composes, Infills
-from etude.generation.asking import Request, read_request
+from etude.generation.asking import METHOD, Request, check_method, read_request
 from etude.generation.ranking import Kept, best_of_each, ranking, tell_ranking
-from etude.generation.telling import begin, file_names, tell_requests
+from etude.generation.telling import begin, file_names, tell_repetition, tell_requests
 from etude.generation.writing import described, write_sample
 from etude.render.scores import render
 from etude.render.synthesizers import Synthesizer, check_synthesizer
@@ -58,6 +58,7 @@ def check_requests(options: Mapping[str, Any], task: Composes) -> list[str]:
     """
     request = read_request(options, task)
     ranking(options, task, labels=request.labels)
+    check_method({name: options[name] for name in METHOD if name in options}, request, task, options)
     return [*request.notes, *request.left_out]
 
 
@@ -86,6 +87,14 @@ def write_samples(
     rank_by: str | None = None,
     rank_order: str | None = None,
     real: str | None = None,
+    decoding: str = "sample",
+    beams: int = 4,
+    beam_groups: int = 1,
+    diversity: float = 0.5,
+    alpha: float = 0.6,
+    no_repeat_ngram: int | None = None,
+    pitch_penalty: float = 1.0,
+    pitch_window: int = 16,
     audio: bool = True,
     soundfont: str | None = None,
     synthesizer: Synthesizer = "tinysoundfont",
@@ -108,6 +117,10 @@ def write_samples(
             scale_consistency, see `etude.generation.ranking.UNITS`.
         rank_order: highest or lowest; None takes the end that is better, where that is clear.
         real: a folder of scores, for rank_by=distance.
+        decoding: sample, contrastive or beam. beams, beam_groups, diversity: of beam search. alpha: of contrastive search, which
+            takes top_k as its number of candidates (4 by default).
+        no_repeat_ngram: no track plays the same so many notes twice. pitch_penalty: the probabilities of the pitches among the
+            last `pitch_window` notes of a track are divided by it.
         audio: whether to render audio.
         soundfont: an .sf2 file; None takes the one that comes with a dependency.
         synthesizer: tinysoundfont, or fluidsynth where the system has it.
@@ -125,7 +138,14 @@ def write_samples(
     request = read_request({**wish, "num_samples": num_samples, "prompt": prompt, "infill": infill}, task)
     choice = {"best_of": best_of, "rank_by": rank_by, "rank_order": rank_order, "real": real, "num_bars": num_bars}
     ranked = ranking(choice, task, labels=request.labels)
+    method = check_method(
+        {
+            "decoding": decoding, "beams": beams, "beam_groups": beam_groups, "diversity": diversity, "alpha": alpha,
+            "no_repeat_ngram": no_repeat_ngram, "pitch_penalty": pitch_penalty, "pitch_window": pitch_window,
+        }, request, task, {"num_samples": num_samples, "best_of": best_of},
+    )  # fmt: skip
     drawing = f"temperature {temperature}, top-k {top_k or 'off'}, top-p {top_p}, min-p {min_p}, seed {seed}"
+    drawing += "".join(f", {name} {value}" for name, value in method.items())
     drawing += f"; of {best_of} candidates the one with the {ranked.order} {ranked.metric}" if ranked is not None else ""
     count = num_samples * max(len(request.prompts), 1)
     report = begin(request, folder, count=count, num_bars=num_bars, prompt=prompt, infill=infill, drawing=drawing)
@@ -139,7 +159,7 @@ def write_samples(
     where = {"num_bars": num_bars} if request.passage is None else {"passage": request.passage}
     candidates = _candidates(
         task, request, num_samples * best_of, seed=seed, **where, max_new_tokens=max_new_tokens, temperature=temperature,
-        top_k=top_k, top_p=top_p, min_p=min_p,
+        top_k=top_k, top_p=top_p, min_p=min_p, **method,
     )  # fmt: skip
     try:
         for name, best in zip(names, best_of_each(candidates, ranked, count=best_of), strict=True):
@@ -151,6 +171,8 @@ def write_samples(
         write_table(out, rows)
         if ranked is not None and kept:
             tell_ranking(ranked, kept, [row.name for row in rows], report)
+        if no_repeat_ngram is not None:
+            tell_repetition(no_repeat_ngram, [best.score for best in kept], report)
         tell_requests(request, [best.score for best in kept], names, report, num_bars=num_bars)
         end_report(report.extend(pieces), folder)
     return files
@@ -162,12 +184,13 @@ def _candidates(task: Composes, request: Request, per_prompt: int, *, seed: int,
     how: options of `LanguageModel.sample` or, with a passage, `LanguageModel.infill`.
     """
     prompts: list[Any] = list(request.scores) or [None]
-    together = max(1, BATCH // per_prompt)
+    batch = max(BATCH, per_prompt) if how.get("decoding") == "beam" else BATCH  # the best of one search
+    together = max(1, batch // per_prompt)
     for first in range(0, len(prompts), together):
         chosen = prompts[first : first + together]
         prompt = chosen[0] if len(chosen) == 1 else chosen
-        for start in range(0, per_prompt, BATCH):
-            size = min(BATCH, per_prompt - start)
+        for start in range(0, per_prompt, batch):
+            size = min(batch, per_prompt - start)
             yield from _draw(task, size, labels=request.labels, prompt=prompt, seed=seed + start, **how)
 
 

@@ -9,6 +9,8 @@ from symusic import Score
 
 from etude.generation.asking import Request, told_prompts
 from etude.generation.requests import asked_and_got, outside, told_of_key
+from etude.metrics.scores.notes import NoteArray
+from etude.metrics.scores.similarity import repeated_passages
 from etude.report.reports import Report
 from etude.report.run_page import begin_report
 from etude.wording import counted
@@ -39,6 +41,15 @@ def begin(
     for line in request.left_out:
         report.text(f"Left out: {line}")
     return report
+
+
+def tell_repetition(length: int, drawn: Sequence[Score], report: Report) -> None:
+    """Tells on the terminal and in the report how many passages of `length` notes a track plays again."""
+    counts = [repeated_passages(NoteArray.from_score(score), length=length) for score in drawn]
+    repeated, every = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
+    line = f"passages of {length} notes that a track has played before: {repeated} of {every}"
+    report.text(line)
+    print(line, file=sys.stderr)
 
 
 def tell_requests(

@@ -20,19 +20,20 @@ from etude.core.measuring import Measure, Measured
 from etude.core.task import OptimizerFactory, SchedulerFactory, Task
 from etude.models.symbolic.attention import starts_of_pieces
 from etude.models.symbolic.grid_transformer import GridTransformer
-from etude.models.symbolic.sampling import generate
 from etude.models.symbolic.transformer import Transformer
 from etude.music.passages import Passage
 from etude.music.score import bar_ticks
 from etude.music.theory import Key
+from etude.tasks.decoding_methods import Method
 from etude.tasks.grid_infilling import fill_voices
 from etude.tasks.keyed_samples import samples_in_key
-from etude.tasks.openings import Opening, Rows, drawn_together
+from etude.tasks.openings import Opening
 from etude.tasks.prompted_samples import refuse_contradictions
 from etude.tasks.rated_scores import nats_per_token
 from etude.tasks.remi_infilling import fill_tracks, hole_of
 from etude.tokens.changes import bar_lengths, changes, first_metre
 from etude.tokens.miditok import MidiTokTokenizer
+from etude.tokens.note_stream import StreamedNote
 from etude.tokens.requests import check_trained, control_values, request_notes
 from etude.tokens.satb import SatbGrid
 from etude.tokens.satb_passages import grid_passage
@@ -183,6 +184,8 @@ class LanguageModel(Task):
         transpose_to_key: bool = True,
         on_step: Callable[[int], None] | None = None,
         on_round: Callable[[int, int, int], None] | None = None,
+        on_note: Callable[[int, StreamedNote], None] | None = None,
+        **method: Any,
     ) -> list[Score]:
         """Samples pieces from the model. The grammar of the tokenizer ensures that every sample can be decoded.
 
@@ -200,10 +203,12 @@ class LanguageModel(Task):
             transpose_to_key: whether to enforce a key; False leaves it to the model.
             on_step: called with the number of tokens drawn so far.
             on_round: called before each round of drawing that a key takes, see `samples_in_key`.
+            on_note: called with the number of the sample and each of its notes, as soon as it is drawn (REMI tokens).
+            method: decoding, beams, no_repeat_ngram, ...: see `etude.tasks.decoding_methods.Method`.
 
         Raises:
             ValueError: the tokenizer does not know a label (the message lists the valid ones), the model was not trained with
-                it, or the prompt can't be represented or is longer than `num_bars`.
+                it, the prompt can't be represented or is longer than `num_bars`, or a method that can't draw this.
         """
         prompts = [prompt] if prompt is None or isinstance(prompt, Score) else list(prompt)
         for each in prompts:
@@ -212,30 +217,33 @@ class LanguageModel(Task):
         controls = self.tokenizer.controls(asked)
         openings = [Opening.of(each, tokenizer=self.tokenizer, controls=controls) for each in prompts]
 
+        keyed = transpose_to_key and asked.get("key") is not None and prompt is None
+        self.check_decoding(num_samples=num_samples, labels=asked, prompted=not keyed, streamed=on_note is not None, **method)
+
         def draw(count: int, seed: int) -> list[Score]:
-            found: dict[int, list[Score]] = {}
-            for together in drawn_together(openings, mixed=isinstance(self.model, Transformer)):
-                chosen = [openings[number] for number in together]
-                rows = Rows.of(chosen, count, tokenizer=self.tokenizer, labels=asked, num_bars=num_bars)
-                sequences = generate(
-                    self.model, rows.tokens_bt.to(self.device), decoder=rows.decoder, num_prompts=len(chosen),
-                    padding_b=rows.padding_b, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-                    min_p=min_p, generator=torch.Generator().manual_seed(seed), on_step=on_step,
-                )  # fmt: skip
-                for place, number in enumerate(together):
-                    mine, tempo = sequences[place * count : (place + 1) * count], asked.get("tempo_bpm")
-                    found[number] = [openings[number].completed(s, tokenizer=self.tokenizer, tempo_bpm=tempo) for s in mine]
-            return [score for number in range(len(openings)) for score in found[number]]
+            return Method(**method).scores(
+                self.model, openings, count, tokenizer=self.tokenizer, labels=asked, num_bars=num_bars, seed=seed,
+                device=self.device, on_step=on_step, on_note=on_note, top_k=top_k, max_new_tokens=max_new_tokens,
+                temperature=temperature, top_p=top_p, min_p=min_p,
+            )  # fmt: skip
 
         was_training = self.training
         self.eval()
         try:
-            if transpose_to_key and asked.get("key") is not None and prompt is None:
+            if keyed:
                 key = Key.parse(str(asked["key"]))
                 return samples_in_key(draw, num_samples=num_samples, key=key, seed=seed, on_round=on_round)
             return draw(num_samples, seed)
         finally:
             self.train(was_training)
+
+    def check_decoding(
+        self, *, num_samples: int, labels: Mapping[str, Any], prompted: bool, streamed: bool = False, **method: Any
+    ) -> None:
+        """Checks that samples can be drawn by a method. Raises: ValueError as `sample` does."""
+        Method(**method).check(
+            self.model, self.tokenizer, num_samples=num_samples, key=None if prompted else labels.get("key"), streamed=streamed
+        )
 
     def _with_length(self, labels: Mapping[str, Any], num_bars: int | None) -> dict[str, Any]:
         """The labels with a length in bars, if training pieces had one; the decoder keeps to it in any case."""

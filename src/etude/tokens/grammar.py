@@ -126,6 +126,12 @@ class Decoder:
             self._states[row] = state
             self._features[row] = grammar.features(state)
 
+    def select(self, rows: Sequence[int]) -> None:
+        """Continues with copies of these rows, as many as there are, in this order."""
+        self._states = [self._states[row] for row in rows]
+        self._features = [self._features[row] for row in rows]
+        self._finished = self._finished[list(rows)]
+
     def allowed(self) -> np.ndarray:
         """Returns which tokens may come next in each row: bool [B, V]; a finished row allows only PAD."""
         masks = [
@@ -156,6 +162,12 @@ class JoinedDecoder:
         """Appends one token to each row. Raises: ValueError for a body token that is not allowed in its row."""
         for decoder, ids in zip(self._decoders, np.split(np.asarray(ids_b), self._ends), strict=True):
             decoder.push(ids)
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Continues with copies of these rows, as many as there are, in this order; each stays within its decoder."""
+        starts = [0, *self._ends.tolist()]
+        for decoder, start, part in zip(self._decoders, starts, np.split(np.asarray(rows), self._ends), strict=True):
+            decoder.select((part - start).tolist())
 
     def allowed(self) -> np.ndarray:
         """Returns which tokens may come next in each row: bool [B, V]."""

@@ -33,6 +33,31 @@ def repeated_bar_share(notes: NoteArray) -> float:
     return 1 - (len(contents) - 1) / (len(firsts) - 1) if len(firsts) > 1 else math.nan
 
 
+def repeated_passages(notes: NoteArray, *, length: int) -> tuple[int, int]:
+    """Returns how many passages of `length` notes a track has played before, and how many passages there are.
+
+    A passage is consecutive notes of one track, in the order of onset and pitch; two are equal if their pitches and the distances
+    between their onsets are. Drums are left out.
+
+    Raises:
+        ValueError: length below 1.
+    """
+    if length < 1:
+        raise ValueError(f"length is {length}; give at least 1 note")
+    repeated, every = 0, 0
+    for track in np.unique(notes.track[~notes.is_drum]).tolist():
+        mine = np.flatnonzero(notes.track == track)
+        onset, pitch = notes.onset[mine].tolist(), notes.pitch[mine].tolist()
+        seen: set[tuple[int, ...]] = set()
+        for first in range(len(mine) - length + 1):
+            span = range(first, first + length)
+            passage = tuple(value for i in span for value in (onset[i] - onset[first], pitch[i]))
+            repeated += passage in seen
+            every += 1
+            seen.add(passage)
+    return repeated, every
+
+
 def self_similarity(notes: NoteArray) -> float:
     """Mean over bars of the cosine similarity to the most similar other bar, 0..1; NaN with fewer than two bars.
 

@@ -122,11 +122,15 @@ class KVCache:
         """Returns which of the first `end` tokens are no padding, bool [b, 1, 1, end]; None if all are."""
         return None if self.visible_b11t is None else self.visible_b11t[..., :end]
 
-    def select(self, rows: Tensor) -> None:
-        """Makes row i a copy of the former row rows[i]; their number may change."""
+    def select(self, rows: Tensor, *, last: bool = False) -> None:
+        """Makes row i a copy of the former row rows[i]; their number may change.
+
+        last: copies only the latest token, where rows share all others; their number may not change then.
+        """
         if len(rows) == self.batch:
+            first = self.length - 1 if last else 0
             for buffer in (self.keys, self.values):
-                buffer[:, :, :, : self.length] = buffer[:, rows, :, : self.length]
+                buffer[:, :, :, first : self.length] = buffer[:, rows, :, first : self.length]
         else:
             self.keys, self.values, self.batch = self.keys[:, rows], self.values[:, rows], len(rows)
             self.step = None  # it holds the former buffers

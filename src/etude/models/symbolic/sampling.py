@@ -3,7 +3,7 @@
 Shapes: b batch, t time, v vocabulary, s steps.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -28,6 +28,13 @@ class Decoder(Protocol):
 
     def features(self) -> dict[str, np.ndarray]:
         """Returns each feature of the latest token, int [b]."""
+
+
+class ForkingDecoder(Decoder, Protocol):
+    """A decoder whose rows can be copied, for searches."""
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Continues with copies of these rows, as many as there are, in this order."""
 
 
 def distribution(
@@ -120,7 +127,9 @@ def generate(
     num_prompts: int = 1,
     padding_b: Tensor | None = None,
     positions_t: Tensor | None = None,
+    penalties: Callable[[], np.ndarray] | None = None,
     on_step: Callable[[int], Any] | None = None,
+    on_tokens: Callable[[np.ndarray], Any] | None = None,
 ) -> list[list[int]]:
     """Continues every prompt until the decoder says that the piece has ended, or for max_new_tokens.
 
@@ -139,7 +148,9 @@ def generate(
         padding_b: how many PAD tokens are in front of each row, int64 [b]; the model must be a Transformer. None for none.
         positions_t: the position of each token of the prompt, int64 [t], and of the first one behind it, [t + 1]; sampled tokens
             count on from there. None to count from 0.
+        penalties: returns what is subtracted from the logits before each draw, [b, v].
         on_step: called after each step with the number of tokens sampled so far.
+        on_tokens: called after each step with the sampled tokens, int64 [b]; PAD for rows that have ended.
 
     Returns:
         The prompt and continuation of each row, with EOS if it was reached.
@@ -161,15 +172,17 @@ def generate(
         cache = cast(Any, model).new_cache(batch, prompt_len + max_new_tokens)
         if padding_b is not None:
             cache.pad(padding_b)
-        tokens, features = prompt_bt, _prompt_features(decoder, prompt_bt)
+        tokens, features = prompt_bt, prompt_features(decoder, prompt_bt)
         made: list[Tensor] = []
         finished = np.zeros(batch, dtype=bool) if decoder is None else np.asarray(decoder.finished)
         while len(made) < max_new_tokens and not finished.all():
             where = {} if positions_t is None else {"positions_bt": _positions(positions_t, tokens, len(made)).to(device)}
-            logits_btv = model(tokens.to(device), features=_to(features, device), cache=cache, **where)
+            logits_btv = model(tokens.to(device), features=to_device(features, device), cache=cache, **where)
             logits_bv = logits_btv[:, -1].float().cpu()
             if decoder is not None:
-                logits_bv = _forbid(logits_bv, decoder.allowed(), finished)
+                logits_bv = forbid(logits_bv, decoder.allowed(), finished)
+            if penalties is not None:
+                logits_bv = logits_bv - torch.from_numpy(penalties())
             probabilities = distribution(logits_bv, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
             next_b = draw(probabilities, noise_sb[len(made)])
             if finished.any():
@@ -182,9 +195,11 @@ def generate(
                 finished = np.array(decoder.finished)
             if on_step is not None:
                 on_step(len(made))
+            if on_tokens is not None:
+                on_tokens(next_b.numpy())
     finally:
         model.train(was_training)
-    return _rows(prompt_bt, made, decoder, [0] * batch if padding_b is None else padding_b.tolist())
+    return unpadded(prompt_bt, made, decoder, [0] * batch if padding_b is None else padding_b.tolist())
 
 
 def _positions(positions_t: Tensor, tokens_bt: Tensor, made: int) -> Tensor:
@@ -192,7 +207,8 @@ def _positions(positions_t: Tensor, tokens_bt: Tensor, made: int) -> Tensor:
     return positions_t[:-1].expand(tokens_bt.shape) if made == 0 else positions_t[-1:, None] + made - 1
 
 
-def _prompt_features(decoder: Decoder | None, prompt_bt: Tensor) -> dict[str, np.ndarray]:
+def prompt_features(decoder: Decoder | None, prompt_bt: Tensor) -> dict[str, np.ndarray]:
+    """Gives a decoder the prompt; returns its features, int [b, t] each."""
     if decoder is None:
         return {}
     steps = []
@@ -202,11 +218,13 @@ def _prompt_features(decoder: Decoder | None, prompt_bt: Tensor) -> dict[str, np
     return {name: np.stack([step[name] for step in steps], axis=1) for name in steps[0]}
 
 
-def _to(features: Mapping[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
+def to_device(features: Mapping[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
+    """Returns features as tensors."""
     return {name: torch.as_tensor(values, dtype=torch.int64, device=device) for name, values in features.items()}
 
 
-def _forbid(logits_bv: Tensor, allowed_bv: np.ndarray, finished_b: np.ndarray) -> Tensor:
+def forbid(logits_bv: Tensor, allowed_bv: np.ndarray, finished_b: np.ndarray) -> Tensor:
+    """Returns logits with -inf for forbidden tokens. Raises: ValueError if all are, in a row that has not ended."""
     stuck = ~allowed_bv.any(axis=1) & ~finished_b
     if stuck.any():
         raise ValueError(
@@ -216,7 +234,8 @@ def _forbid(logits_bv: Tensor, allowed_bv: np.ndarray, finished_b: np.ndarray) -
     return logits_bv.masked_fill(torch.from_numpy(~allowed_bv & ~finished_b[:, None]), -torch.inf)
 
 
-def _rows(prompt_bt: Tensor, made: list[Tensor], decoder: Decoder | None, padding: list[int]) -> list[list[int]]:
+def unpadded(prompt_bt: Tensor, made: list[Tensor], decoder: Decoder | None, padding: list[int]) -> list[list[int]]:
+    """Returns the tokens of each row without padding in front and after its end."""
     rows = torch.cat((prompt_bt.cpu(), *(next_b[:, None] for next_b in made)), dim=1).tolist()
     for row in rows if decoder is not None else ():  # remove the padding after an early end
         while len(row) > prompt_bt.shape[1] and row[-1] == PAD:
