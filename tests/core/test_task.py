@@ -1,17 +1,21 @@
 """The one training step: equal to the alternating reference, exact on resume, clear on mistakes."""
 
 import itertools
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
-from torch import nn
+from torch import Tensor, nn
 
+from etude.core.checkpoints import LastCheckpoint
 from etude.core.task import frozen
 from etude.core.technique import Power, Technique
+from tests.techniques.test_swa import Stop
 from tests.toys import Pairs, PairsData, ToyGan, mlp, same, trainer, weights
 
 
@@ -206,3 +210,37 @@ def test_a_metric_that_nothing_logs_is_told(tmp_path: Path) -> None:
     gan.check_metric("val/cycle", "x.monitor", "min")
     with pytest.raises(ValueError, match=r"x.monitor is 'val/nlll', which nothing logs; there are train/loss, val/cycle"):
         gan.check_metric("val/nlll", "x.monitor", "min")
+
+
+class Lazy(ToyGan):
+    """A term that only every fourth batch has."""
+
+    optional_terms = frozenset({"generator/lazy"})
+
+    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        terms = super().losses(batch)
+        if self.batches_trained % 4 == 0:
+            terms["generator/lazy"] = 0.1 * terms["generator/cycle"]
+        return terms
+
+
+def test_a_term_that_some_batches_lack_is_logged_alike_after_resuming(tmp_path: Path) -> None:
+    class Seen(pl.Callback):
+        def __init__(self) -> None:
+            self.values: dict[int, float] = {}
+
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            self.values[trainer.global_step] = float(trainer.callback_metrics.get("train/generator/lazy", math.nan))
+
+    def run(name: str, *others: pl.Callback, resume: Path | None = None) -> dict[int, float]:
+        torch.manual_seed(0)
+        seen, last = Seen(), LastCheckpoint(path=tmp_path / name / "last.ckpt", every_n_steps=1000)
+        fit = trainer(tmp_path / name, max_steps=8, callbacks=[seen, *others, last])
+        fit.fit(Lazy(), PairsData(), ckpt_path=resume, weights_only=True)
+        return seen.values
+
+    whole = run("whole")
+    assert len(set(whole.values())) == 2 and not any(math.isnan(value) for value in whole.values())
+    run("half", Stop(3))
+    rest = run("rest", resume=tmp_path / "half" / "last.ckpt")
+    assert rest == {step: value for step, value in whole.items() if step > 3}

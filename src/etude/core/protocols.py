@@ -106,6 +106,27 @@ class Infills(Composes, Protocol):
 
 
 @runtime_checkable
+class Blends(Composes, Protocol):
+    """A task with latents of bars, from which pieces are written. It has methods only, so that its class can be checked, too."""
+
+    def interpolate(self, first: Any, last: Any, *, steps: int, seed: int = 0, **options: Any) -> Sequence[Any]:
+        """Returns `steps` pieces from one score to another; see `etude.tasks.vae.Vae.interpolate`."""
+        ...
+
+    def check_interpolation(self, first: Any, last: Any, *, steps: int) -> None:
+        """Raises ValueError if there can be no pieces between two scores."""
+        ...
+
+    def slide(self, score: Any, changes: Mapping[str, float], *, num_samples: int = 1, **options: Any) -> Sequence[Any]:
+        """Returns pieces like a score, with attributes changed; see `etude.tasks.vae.Vae.slide`."""
+        ...
+
+    def check_attribute(self, attribute: str) -> None:
+        """Raises ValueError for an attribute that the task can't change."""
+        ...
+
+
+@runtime_checkable
 class ChoosesDecoding(Composes, Protocol):
     """A task that can draw samples in several ways. It has methods only, so that its class can be checked, too."""
 

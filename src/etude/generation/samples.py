@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from symusic import Score
 
-from etude.core.protocols import Composes, Infills
+from etude.core.protocols import Blends, Composes, Infills
 from etude.generation.asking import METHOD, Request, check_method, read_request
+from etude.generation.latents import LatentWish, latent_wish, tell_latents
 from etude.generation.ranking import Kept, best_of_each, ranking, tell_ranking
 from etude.generation.telling import begin, file_names, tell_repetition, tell_requests
 from etude.generation.writing import described, write_sample
@@ -56,6 +58,7 @@ def check_requests(options: Mapping[str, Any], task: Composes) -> list[str]:
 
     Raises ValueError for what can't be asked at all, a prompt that can't be read, or a number out of its range.
     """
+    latent_wish(options, task)
     request = read_request(options, task)
     ranking(options, task, labels=request.labels)
     check_method({name: options[name] for name in METHOD if name in options}, request, task, options)
@@ -77,6 +80,9 @@ def write_samples(
     programs: Sequence[int] | None = None,
     prompt: str | Sequence[str] | None = None,
     infill: Mapping[str, Any] | None = None,
+    interpolate: Sequence[str] | None = None,
+    steps: int = 8,
+    slide: Mapping[str, float] | None = None,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float = 1.0,
@@ -109,6 +115,8 @@ def write_samples(
         prompt: a score file to continue, or to rewrite a passage of; a folder, or a list, of scores to continue, with
             `num_samples` of each, named after them.
         infill: which passage, {"bars": [first, last], "tracks": [...]}, see `etude.music.passages.passage_of`.
+        interpolate: two score files, between which `steps` pieces are written, both ends included (task=vae).
+        slide: attribute (density, pitch) -> by how many standard deviations the bars of `prompt` change (task=vae).
         temperature, top_k, top_p, min_p: see `etude.models.symbolic.sampling.distribution`.
         max_new_tokens: most tokens of a sample.
         seed: the same seed gives the same samples.
@@ -135,7 +143,10 @@ def write_samples(
     # before samples are drawn, which takes longer
     check_rendering({"audio": audio, "soundfont": soundfont, "synthesizer": synthesizer})
     wish = {"genre": genre, "key": key, "tempo_bpm": tempo_bpm, "metre": metre, "programs": programs, "num_bars": num_bars}
-    request = read_request({**wish, "num_samples": num_samples, "prompt": prompt, "infill": infill}, task)
+    asked = {**wish, "num_samples": num_samples, "prompt": prompt, "infill": infill}
+    latent = latent_wish({**asked, "interpolate": interpolate, "steps": steps, "slide": slide, "rank_by": rank_by}, task)
+    num_samples = num_samples if latent is None else latent.count(num_samples)
+    request = read_request(asked, task)
     choice = {"best_of": best_of, "rank_by": rank_by, "rank_order": rank_order, "real": real, "num_bars": num_bars}
     ranked = ranking(choice, task, labels=request.labels)
     method = check_method(
@@ -158,7 +169,7 @@ def write_samples(
     names = file_names(request, num_samples)
     where = {"num_bars": num_bars} if request.passage is None else {"passage": request.passage}
     candidates = _candidates(
-        task, request, num_samples * best_of, seed=seed, **where, max_new_tokens=max_new_tokens, temperature=temperature,
+        task, request, latent, num_samples * best_of, seed=seed, **where, max_new_tokens=max_new_tokens, temperature=temperature,
         top_k=top_k, top_p=top_p, min_p=min_p, **method,
     )  # fmt: skip
     try:
@@ -171,6 +182,8 @@ def write_samples(
         write_table(out, rows)
         if ranked is not None and kept:
             tell_ranking(ranked, kept, [row.name for row in rows], report)
+        if latent is not None:
+            tell_latents(latent, [best.score for best in kept], report)
         if no_repeat_ngram is not None:
             tell_repetition(no_repeat_ngram, [best.score for best in kept], report)
         tell_requests(request, [best.score for best in kept], names, report, num_bars=num_bars)
@@ -178,11 +191,19 @@ def write_samples(
     return files
 
 
-def _candidates(task: Composes, request: Request, per_prompt: int, *, seed: int, **how: Any) -> Iterator[Score]:
+def _candidates(
+    task: Composes, request: Request, latent: LatentWish | None, per_prompt: int, *, seed: int, **how: Any
+) -> Iterator[Score]:
     """Yields the samples of the first prompt, then those of the second, and so on; several prompts are in one batch.
 
     how: options of `LanguageModel.sample` or, with a passage, `LanguageModel.infill`.
     """
+    if latent is not None and isinstance(task, Blends):
+        how = {name: value for name, value in how.items() if name != "num_bars"}
+        with _progress() as (step, _):
+            pieces = latent.pieces(task, num_samples=per_prompt, seed=seed, on_step=step, **how)
+        yield from pieces
+        return
     prompts: list[Any] = list(request.scores) or [None]
     batch = max(BATCH, per_prompt) if how.get("decoding") == "beam" else BATCH  # the best of one search
     together = max(1, batch // per_prompt)
@@ -195,6 +216,15 @@ def _candidates(task: Composes, request: Request, per_prompt: int, *, seed: int,
 
 
 def _draw(task: Composes, size: int, **options: Any) -> Sequence[Score]:
+    with _progress() as (step, begin_round):
+        if "passage" in options and isinstance(task, Infills):
+            return task.infill(num_samples=size, on_step=step, **options)
+        return task.sample(num_samples=size, on_step=step, on_round=begin_round, **options)
+
+
+@contextmanager
+def _progress() -> Iterator[tuple[Callable[[int], None], Callable[[int, int, int], None]]]:
+    """Shows a bar; yields what to call with the number of tokens, and before each round that a key takes."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -207,9 +237,4 @@ def _draw(task: Composes, size: int, **options: Any) -> Sequence[Score]:
                 told = f"sampling again, round {number} of {most} at most, {counted(count, 'sample')} not in the key yet"
                 progress.update(bar, completed=0, description=told)
 
-        def step(tokens: int) -> None:
-            progress.update(bar, completed=tokens)
-
-        if "passage" in options and isinstance(task, Infills):
-            return task.infill(num_samples=size, on_step=step, **options)
-        return task.sample(num_samples=size, on_step=step, on_round=begin_round, **options)
+        yield lambda tokens: progress.update(bar, completed=tokens), begin_round
