@@ -41,6 +41,7 @@ class Measurable(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.validation_means = nn.ModuleDict()  # by the name of the metric
+        self.latest_terms: dict[str, Tensor | float] = {}  # of this epoch, by the name under which they are logged
 
     def measures(self) -> tuple[Measure, ...]:
         """The metrics of this task, the main one first; empty if it has no validation."""
@@ -60,6 +61,19 @@ class Measurable(pl.LightningModule):
         for measure in self.measures():
             if measure.name not in self.validation_means:
                 self.validation_means[measure.name] = MeanMetric()
+
+    def log_terms(self, loss: Tensor, losses: Mapping[str, Tensor]) -> None:
+        """Logs the loss and its terms; one that a batch lacks keeps its latest value of the epoch, also after resuming."""
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.latest_terms |= {f"train/{name}": value.detach() for name, value in losses.items()}
+        self.log_dict(self.latest_terms)
+
+    def logged_terms(self) -> dict[str, float]:
+        """The latest value of each term in this epoch, for the checkpoint."""
+        return {name: float(value) for name, value in self.latest_terms.items()}
+
+    def on_train_epoch_end(self) -> None:
+        self.latest_terms = {}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         if not self.measures():

@@ -116,7 +116,6 @@ class Task(Measurable):
         self.final_weights: dict[str, Tensor] = {}
         self.gradient_norms: dict[str, Tensor] = {}  # by player, before clipping; empty where nothing needs them
         self._terms: dict[str, Tensor] = {}
-        self._logged: dict[str, Tensor | float] = {}  # latest value of each term in this epoch; some are missing on some batches
         self._factors: dict[str, float | Tensor] = {}
         self._observe: Callable[[Task, Batch], None] | None = None  # called on each batch, if the optimizer needs it
 
@@ -227,13 +226,8 @@ class Task(Measurable):
         for name in self.step_trace_names:
             self.step_trace.setdefault(name, []).append(self.trace[name].detach())
         self.trace = {}
-        self.log("train/loss", loss.detach(), prog_bar=True)
-        self._logged |= {f"train/{name}": value.detach() for name, value in losses.items()}
-        self.log_dict(self._logged)
+        self.log_terms(loss, losses)
         return loss
-
-    def on_train_epoch_end(self) -> None:
-        self._logged = {}
 
     def losses_at(
         self, batch: Batch, *, parameters: Mapping[str, Tensor] | None = None, keep_state: bool = True, reduce: bool = False
@@ -390,16 +384,15 @@ class Task(Measurable):
         self.step_trace = {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        counts = {"batches_trained": self.batches_trained, "steps_trained": self.steps_trained}
-        logged = {name: float(value) for name, value in self._logged.items()}
-        checkpoint["etude"] = {**counts, "recipe": self.recipe, "phases": self.phases.state_dict(), "logged": logged}
+        counts = {"batches_trained": self.batches_trained, "steps_trained": self.steps_trained, "logged": self.logged_terms()}
+        checkpoint["etude"] = {**counts, "recipe": self.recipe, "phases": self.phases.state_dict()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint["etude"]
         self.batches_trained = saved["batches_trained"]
         # checkpoints of before the count was saved hold Lightning's
         self.steps_trained = saved["steps_trained"] if "steps_trained" in saved else checkpoint["global_step"]
-        self._logged = saved.get("logged", {})  # checkpoints of before have none
+        self.latest_terms = saved.get("logged", {})  # checkpoints of before have none
         self.phases.load(self, checkpoint)
         if "trained_weights" in checkpoint:  # the run had ended: `state_dict` holds its `final_weights`
             checkpoint["state_dict"] = checkpoint["trained_weights"]
