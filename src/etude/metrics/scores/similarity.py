@@ -84,3 +84,30 @@ def self_similarity_matrix(notes: NoteArray) -> NDArray[np.float64]:
     unit = counts / norms
     similarity: NDArray[np.float64] = np.clip(unit @ unit.T, 0.0, 1.0)
     return similarity
+
+
+def recurrence(similar: NDArray[np.float64], *, bars: int) -> float:
+    """How much passages of so many bars come back, 0..1; NaN for a piece of fewer than twice as many bars.
+
+    A passage is compared with every other that does not overlap it, bar by bar; the mean similarity to the most similar one is
+    averaged over all passages. 1 means that every passage has an equal one. Without repetition the value is above 0, too, since
+    bars of one key and rhythm are alike; so compare with the same bars in random order.
+
+    Args:
+        similar: of a piece's bars, see `self_similarity_matrix`.
+        bars: length of a passage.
+
+    Raises:
+        ValueError: bars below 1.
+
+    Source: a plain form of the structureness indicators of Wu and Yang 2020, "The Jazz Transformer on the front line".
+    """
+    if bars < 1:
+        raise ValueError(f"bars is {bars}; give at least 1")
+    count = len(similar) - bars + 1
+    if len(similar) < 2 * bars:
+        return math.nan
+    together = np.mean([similar[i : i + count, i : i + count] for i in range(bars)], axis=0)
+    apart = np.abs(np.subtract.outer(np.arange(count), np.arange(count))) >= bars
+    best = np.where(apart, together, -1.0).max(axis=1)
+    return float(best[best >= 0].mean())
