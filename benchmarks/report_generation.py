@@ -1,6 +1,9 @@
-"""docs/results/generation.md, from rows of infilling.py, infilling_voices.py and requests_kept.py; called by report.py."""
+"""docs/results/generation.md, from the rows of the benchmarks in SCRIPTS; called by report.py."""
 
 from report import RESULTS, rows, table, where
+from report_structure import latents, structure
+
+SCRIPTS = ("requests_kept", "infilling", "infilling_voices", "latents", "structure")
 
 
 def generation() -> str:
@@ -51,9 +54,12 @@ def generation() -> str:
             [f"infilling chorales against the past alone, {row['case']}: nats per token", f"{row['ratio']:.3f}"]
             for row in voices if row["particles"] == most
         ]  # fmt: skip
+    for more, lines in (latents(), structure()):
+        parts += more
+        short += lines
     if len(parts) == 1:
         return ""
-    scripts = ", ".join(f"`python benchmarks/{name}.py`" for name in ("requests_kept", "infilling", "infilling_voices"))
+    scripts = ", ".join(f"`python benchmarks/{name}.py`" for name in SCRIPTS)
     parts.append(f"Regenerate: {scripts}, then `make report`.")
     notes = RESULTS / "generation_notes.md"
     (RESULTS / "generation.md").write_text(

@@ -1,0 +1,60 @@
+"""Sections of docs/results/generation.md on latents and on material that comes back; called by report_generation.py."""
+
+from report import rows, table, where
+
+
+def latents() -> tuple[list[str], list[list[str]]]:
+    """The section on task=vae, and its lines for the README."""
+    found = rows("latents.jsonl")
+    if not found:
+        return [], []
+    bounds = [
+        [row["data"], f"{row['neg_elbo']:.3f}", f"{row['nll']:.3f}", f"{row['kl']:.3f}", f"{100 * row['active_units']:.0f} %"]
+        for row in found
+    ]
+    slides = [
+        [row["data"], name, f"{slide['correlation']:.2f}", f"{slide['other']:.2f}", f"{slide['explained']:.2f}",
+         f"{slide['change_of_one_deviation']:+.2f} {'notes a bar' if name == 'density' else 'semitones'}"]
+        for row in found for name, slide in row["slides"].items()
+    ]  # fmt: skip
+    between = [
+        [
+            row["data"],
+            str(row["between"]["pairs"]),
+            f"{row['between']['correlation']:.2f}",
+            f"{row['between']['likeness_of_ends']:.2f}",
+        ]
+        for row in found
+    ]
+    parts = [
+        "## Latents of bars (task=vae)",
+        "Held-out pieces, nats per token: the evidence lower bound (negative), its reconstruction and its divergence, and the "
+        "share of the latents that differ between bars.",
+        table(["data", "bound", "reconstruction", "divergence", "active latents"], bounds),
+        "Bars whose latents were moved by -2 to 2 standard deviations of an attribute: the correlation of what was asked with "
+        "what the notes say; of the attribute that was not asked for, which should be 0; how much of it the latents tell "
+        "(R²); and what one standard deviation brings.",
+        table(["data", "attribute", "asked and got", "the other attribute", "R²", "change of one deviation"], slides),
+        "Pieces between two scores: the correlation of their place with how many more notes they share with the last score than "
+        "with the first, and the share of notes that a piece at either end has in common with its score.",
+        table(["data", "pairs", "place and likeness", "likeness at the ends"], between), where(found),
+    ]  # fmt: skip
+    short = [[f"slider of {line[1]}, {line[0]}: correlation of asked and got", line[2]] for line in slides]
+    return parts, short
+
+
+def structure() -> tuple[list[str], list[list[str]]]:
+    """The section on recurrence, and its lines for the README."""
+    found = list({row["music"]: row for row in rows("structure.jsonl")}.values())
+    if not found:
+        return [], []
+    lines = [
+        [row["music"], str(row["pieces"]), *(f"{row['recurrence'][scale]:.2f}" for scale in ("4", "8", "16"))] for row in found
+    ]
+    parts = [
+        "## Material that comes back",
+        "Recurrence of passages of 4, 8 and 16 bars among the first 32 (`recurrence` in `metrics/scores/similarity.py`, 0 to 1). "
+        "*Bars shuffled*: what key and rhythm alone give.",
+        table(["music", "pieces", "4 bars", "8 bars", "16 bars"], lines), where(found),
+    ]  # fmt: skip
+    return parts, [[f"recurrence of 4 and 8 bars: {line[0]}", f"{line[2]}, {line[3]}"] for line in lines]
