@@ -157,7 +157,9 @@ def test_a_job_of_slurm_is_started_again_after_its_warning(
 
 def test_exported_weights_are_used_like_a_checkpoint(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, file = home / "outputs" / "one", tmp_path / "w.safetensors"
-    cfg = OmegaConf.create({"ckpt": str(one), "file": str(file), "outputs": "outputs", "overwrite": False})
+    cfg = OmegaConf.create(
+        {"ckpt": str(one), "file": str(file), "outputs": "outputs", "overwrite": False, "adapter": False, "base": None}
+    )
     export(cfg)
     assert f"{one / 'checkpoints' / 'best.ckpt'}: {file} (" in capsys.readouterr().err
     with pytest.raises(SystemExit):

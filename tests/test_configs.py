@@ -17,6 +17,7 @@ NOT_SET = {  # arguments with a default that stand in no file: why. One without 
     "find": "another run's checkpoint, by parts.build_technique",
     "load": "likewise",
     "datamodule": "the data of a run that trained, by programs.train; generate.py has none",
+    "sections": "what the report of a run shows before its samples, by programs.train",
     "scheduler": "a group of its own",
     "genres": "the data's",
     "trained_labels": "the data's, by programs.train",

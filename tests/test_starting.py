@@ -10,7 +10,9 @@ from omegaconf import OmegaConf
 from etude.core import bundled
 from etude.core.weights_file import read_weights
 from etude.run.parts import load_task
-from etude.run.starting import model_to_sample, named_weights, starting_weights
+from etude.run.starting import check_start, model_to_sample, named_weights, starting_weights
+from etude.techniques.weights.ema import Ema
+from etude.techniques.weights.lora import Lora
 from tests.test_levels import composed
 
 FOLDER = ["data=folder", "data.root=songs"]
@@ -70,3 +72,17 @@ def _texts(node: Any) -> list[str]:
     if isinstance(node, list):
         return [text for value in node for text in _texts(value)]
     return [node] if isinstance(node, str) else []
+
+
+def test_adapters_need_trained_weights() -> None:
+    check_start(bundled.PATH, [Lora()])
+    check_start(None, [Ema()])
+    with pytest.raises(ValueError, match=r"technique lora needs trained weights.*give weights=RUN, or weights=bundled"):
+        check_start(None, [Ema(), Lora()])
+
+
+def test_own_style_starts_from_the_bundled_model_or_says_why_not() -> None:
+    mine = ["experiment=my_style", "data=folder", "data.root=songs"]
+    assert start(*mine) == bundled.PATH and start(*mine, "model.dim=64") is None
+    cfg = composed(*mine)
+    assert list(cfg.technique) == ["lora", "ema", "early_stopping"] and cfg.optimizer._target_ == "torch.optim.AdamW"

@@ -13,7 +13,7 @@ from etude.core.measuring import Measure, Measured, measure_all, measured_batche
 from etude.core.task import Task
 from etude.data.scores.corpora import Folder
 from etude.data.scores.module import MusicDataModule
-from etude.evaluation.scores import _likelihood
+from etude.evaluation.scores import split_likelihood
 from etude.models.symbolic.transformer import Transformer
 from etude.tasks.language_model import LanguageModel
 from etude.tokens.satb import SatbGrid
@@ -71,7 +71,7 @@ def test_validation_evaluation_and_a_plain_sum_agree(songs: Path) -> None:
             tokens += int((batch["targets"] != -100).sum())
     found = measure_all(task, data.val_dataloader())
     assert found == {"nll": pytest.approx(nats / tokens, rel=1e-6)}
-    row = _likelihood(task, data, "val")
+    row = split_likelihood(task, data, "val")
     assert row["tokens"] == tokens
     assert row["nats_per_token"] == pytest.approx(nats / tokens, rel=1e-6)
 
@@ -84,7 +84,7 @@ def test_a_condition_gets_gradients_and_changes_what_is_measured(songs: Path) ->
     assert same["nll"] == pytest.approx(clean, rel=1e-6)
     attacked = measure_all(task, data.val_dataloader(), condition=fgsm)["nll"]
     assert attacked > clean + 0.01
-    row = _likelihood(task, data, "val", condition=fgsm)
+    row = split_likelihood(task, data, "val", condition=fgsm)
     assert row["nats_per_token"] == pytest.approx(attacked, rel=1e-5)
     assert task.training  # as it was
     assert all(parameter.grad is None for parameter in task.parameters())

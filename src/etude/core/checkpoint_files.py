@@ -58,10 +58,11 @@ def saved_weights(path: Path) -> dict[str, "Tensor"]:
     return weights
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path, *, base: Path | None = None) -> dict[str, Any]:
     """Reads a checkpoint and checks all of it, without running code that it might contain.
 
-    Returns: its contents; the recipe is a checked copy (see `recipe_check`).
+    base: of a file of adapters, the model that was adapted; None for the one that the file names.
+    Returns: its contents; the recipe is a checked copy (see `recipe_check`). A file of adapters is joined with its base.
 
     Raises:
         ValueError: the file is damaged, not a checkpoint of Etude, or not safe; one line that names the file, and a good
@@ -69,12 +70,36 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        return _read(path)
+        return _whole(_read(path), path, base)
     except ValueError as error:
         others = (other for other in checkpoints_of(path.parent) if other != path) if path.is_file() else ()
         if offer := next((other for other in others if fault_of(other) is None), None):
             raise ValueError(f"{error}; a good one of this run is {offer}") from error
         raise
+
+
+def _whole(checkpoint: dict[str, Any], path: Path, base: Path | None) -> dict[str, Any]:
+    """Returns the checkpoint; if it holds adapters alone, joined with its base. Raises: ValueError without the right base."""
+    from etude.core.adapter_file import base_of, joined
+
+    try:
+        named = base_of(checkpoint)
+        if named is None:
+            if base is not None:
+                raise ValueError("base= is for files of adapters, and this is a whole model; leave base= out")
+            return checkpoint
+        at = named if base is None else base
+        if not at.is_file():
+            raise ValueError(
+                f"it holds adapters of {at}, which is not there; `{program('export')} ckpt={path.name} base=RUN` joins the two"
+            )
+        if base_of(theirs := _read(at)) is not None:
+            raise ValueError(f"its base {at} holds adapters alone; give the whole model as base=")
+        return joined(checkpoint, theirs, at=at)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except Exception as error:  # a file may be malformed in any way
+        raise ValueError(f"{path}: its adapters are malformed ({type(error).__name__}); export them again") from error
 
 
 def _read(path: Path, *, mmap: bool = False) -> dict[str, Any]:

@@ -144,7 +144,7 @@ class Phases:
         _check_frozen(phase, task)
         frozen = tuple(name for name in phase.frozen if name != "embeddings")
         if "embeddings" in phase.frozen:
-            frozen += tuple(f"{name}." for name in _embeddings(task))
+            frozen += tuple(f"{name}." for name in embeddings_of(task))
         for name, parameter in task.named_parameters():
             parameter.requires_grad_(self._trainable.get(name, True) and not name.startswith(frozen))
         task.loss_weights = {**self._loss_weights, **phase.loss_weights}
@@ -256,7 +256,8 @@ def _check_frozen(phase: Phase, task: AnyTask) -> None:
             )
 
 
-def _embeddings(task: AnyTask) -> list[str]:
+def embeddings_of(task: AnyTask) -> list[str]:
+    """Returns the names of the task's embedding tables, for which `embeddings` stands in options."""
     return [name for name, module in task.named_modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag)]
 
 
@@ -272,6 +273,6 @@ def rate_factors(task: AnyTask, lr: float, decay: float) -> dict[str, float]:
     for stack in stacks.values():
         for place, name in enumerate(reversed(stack)):
             factors[f"{name}."] = lr * decay**place
-    for name in _embeddings(task):
+    for name in embeddings_of(task):
         factors[f"{name}."] = lr * decay ** max(len(stack) for stack in stacks.values())
     return factors

@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from etude.core import gradients, lightning
-from etude.core.averaging import use_training_weights
+from etude.core import gradients, lightning, task_checkpoint
 from etude.core.batch import Batch
 from etude.core.clipping import clip_players
 from etude.core.loss_names import unknown_terms
@@ -384,17 +383,7 @@ class Task(Measurable):
         self.step_trace = {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        counts = {"batches_trained": self.batches_trained, "steps_trained": self.steps_trained, "logged": self.logged_terms()}
-        checkpoint["etude"] = {**counts, "recipe": self.recipe, "phases": self.phases.state_dict()}
+        task_checkpoint.save(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        saved = checkpoint["etude"]
-        self.batches_trained = saved["batches_trained"]
-        # checkpoints of before the count was saved hold Lightning's
-        self.steps_trained = saved["steps_trained"] if "steps_trained" in saved else checkpoint["global_step"]
-        self.latest_terms = saved.get("logged", {})  # checkpoints of before have none
-        self.phases.load(self, checkpoint)
-        if "trained_weights" in checkpoint:  # the run had ended: `state_dict` holds its `final_weights`
-            checkpoint["state_dict"] = checkpoint["trained_weights"]
-        if lightning.trainer_of(self) is not None and self.trainer.state.fn == "fit":
-            use_training_weights(self, checkpoint, {technique.state_key for technique in self.composition.techniques})
+        task_checkpoint.load(self, checkpoint)

@@ -50,6 +50,7 @@ class Power(StrEnum):
     BACKWARD = "the backward pass"
     LOSSES = "how the task's losses are made"
     EVALUATION_WEIGHTS = "the evaluation weights"
+    INITIAL_WEIGHTS = "the weights with which the layers start"
     STEP = "the optimizer step"
     WEIGHING = "the weighting of losses"
 
@@ -63,7 +64,8 @@ class Technique(pl.Callback):
       overrides `after_step`;
     - the matching `Power` in `claims` if it overrides `make_losses`, `weigh` or `backward`;
     - `is_guard` if it changes training only when something goes wrong, such as a loss of NaN;
-    - `only_observes` if it never changes training.
+    - `only_observes` if it never changes training;
+    - `needs_weights` if it makes sense only in a run that starts from trained weights.
 
     All its state is in Lightning's `state_dict` and `load_state_dict`. If the task lacks something that the technique needs,
     `setup` raises a ValueError that names both.
@@ -78,6 +80,7 @@ class Technique(pl.Callback):
     step_slot: ClassVar[StepSlot | None] = None
     is_guard: ClassVar[bool] = False
     only_observes: ClassVar[bool] = False
+    needs_weights: ClassVar[bool] = False
 
     def __init__(self, *, seed: int = 0) -> None:
         self.seed = seed

@@ -81,13 +81,18 @@ def read_weights(path: Path) -> dict[str, Any]:
     return {"etude": own, "global_step": step, "state_dict": weights}
 
 
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """Returns a SHA-256 of tensors in hex: their names, precisions, shapes and values."""
+    return _digest(tensors, {})
+
+
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     digest = hashlib.sha256()
     for key in ("etude", "global_step"):
         text = metadata.get(key, "").encode()
         digest.update(f"{key} {len(text)}\n".encode() + text)
     for name in sorted(tensors):
-        value = tensors[name]
+        value = tensors[name].detach().cpu()
         digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
         digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data if value.numel() else b"")
     return digest.hexdigest()

@@ -69,8 +69,8 @@ def score_model(
         raise ValueError(f"splits={list(splits)}: {sorted(unknown)[0]!r} is not held out; choose from [val, test]")
     made = f", {num_samples} samples beside held-out music" if num_samples else ""
     report = begin_report(f"Evaluation: likelihood of {' and '.join(splits)}{made}", folder)
-    results: dict[str, Any] = {"likelihood": [_likelihood(task, datamodule, split) for split in splits]}
-    _table(report, "Likelihood", results["likelihood"], folder / "likelihood.csv")
+    results: dict[str, Any] = {"likelihood": [split_likelihood(task, datamodule, split) for split in splits]}
+    add_table(report, "Likelihood", results["likelihood"], folder / "likelihood.csv")
     report.text("Nats per frame (a sixteenth) and bits per note compare across tokenizers; nats per token do not.")
     if num_samples:
         real = [datamodule.score("test", row) for row in _rows(datamodule, "test")[:num_real]]
@@ -94,7 +94,11 @@ def score_model(
     return results
 
 
-def _likelihood(task: Scored, datamodule: Any, split: str, *, condition: Condition | None = None) -> Row:
+def split_likelihood(task: Scored, datamodule: Any, split: str, *, condition: Condition | None = None) -> Row:
+    """Returns {"split", "pieces", "tokens"} and the rates of `etude.evaluation.likelihood` of a split's pieces.
+
+    Raises: ValueError if the split has no pieces.
+    """
     rows = datamodule.manifest(split).to_pylist()
     pieces = len(rows)
     if pieces == 0:
@@ -130,7 +134,7 @@ def _copying(report: Report, samples: Sequence[Score], real: Sequence[Score], da
         _progress(training, "copying", total=len(rows_of_training)), names=[every[row] for row in rows_of_training]
     )
     rows = copying_rows({"samples": samples, "held-out real": real}, index=index)
-    _table(report, "Copying from the training set", rows, folder / "copying.csv")
+    add_table(report, "Copying from the training set", rows, folder / "copying.csv")
     report.text(
         "Share of note n-grams (intervals and onset ratios, so transposition and tempo do not hide a copy) that occur "
         "in the training set. Compare with held-out real music: a share far above its share means that the model copies."
@@ -174,7 +178,7 @@ def score_files(*, files: str, folder: Path, seed: int = 0) -> dict[str, Any]:
 
 def _compare(report: Report, groups: Mapping[str, Sequence[Score]], folder: Path, *, reference: str = "real") -> Sequence[Row]:
     rows = compare_scores(groups, reference=reference)
-    _table(report, "Musical metrics", rows, folder / "metrics.csv")
+    add_table(report, "Musical metrics", rows, folder / "metrics.csv")
     report.text(
         "OA: overlapping area of the distances within and between the sets (Yang and Lerch 2020), 1 if they are "
         f"alike. The shuffled control has the notes of '{reference}' at random onsets."
@@ -183,14 +187,15 @@ def _compare(report: Report, groups: Mapping[str, Sequence[Score]], folder: Path
     (folder / "metrics.png").write_bytes(picture)
     report.image(picture, alt=f"Bars: mean and standard deviation of each musical metric for {', '.join(groups)}")
     distances, pooled = compare_histograms(groups, reference=reference)
-    _table(report, "Distributions", distances, folder / "histograms.csv")
+    add_table(report, "Distributions", distances, folder / "histograms.csv")
     picture = histogram_panels(pooled, labels={name: labels for name, (_, labels) in HISTOGRAMS.items()})
     (folder / "histograms.png").write_bytes(picture)
     report.image(picture, alt=f"Histograms of {', '.join(HISTOGRAMS)} for {', '.join(groups)}, side by side")
     return rows
 
 
-def _table(report: Report, heading: str, rows: Sequence[Row], path: Path) -> None:
+def add_table(report: Report, heading: str, rows: Sequence[Row], path: Path) -> None:
+    """Adds a section with a table to a report, and writes its rows as a CSV file."""
     columns = list(rows[0])
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)

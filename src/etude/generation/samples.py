@@ -71,6 +71,7 @@ def write_samples(
     task: Composes,
     folder: Path,
     datamodule: object = None,
+    sections: Report | None = None,
     num_samples: int = 4,
     genre: str | None = None,
     key: str | None = None,
@@ -111,6 +112,7 @@ def write_samples(
         task: a trained model.
         folder: the run's folder.
         datamodule: not used, a language model needs no data to sample.
+        sections: what the report shows before the samples; None for nothing.
         genre, key, tempo_bpm, metre, num_bars, programs: what is asked for, as control tokens; None leaves it open.
         prompt: a score file to continue, or to rewrite a passage of; a folder, or a list, of scores to continue, with
             `num_samples` of each, named after them.
@@ -160,6 +162,8 @@ def write_samples(
     drawing += f"; of {best_of} candidates the one with the {ranked.order} {ranked.metric}" if ranked is not None else ""
     count = num_samples * max(len(request.prompts), 1)
     report = begin(request, folder, count=count, num_bars=num_bars, prompt=prompt, infill=infill, drawing=drawing)
+    if sections is not None:
+        report.extend(sections)
     pieces = Report("")
     play = functools.partial(render, soundfont=Path(soundfont) if soundfont else None, synthesizer=synthesizer)
     out = folder / "samples"

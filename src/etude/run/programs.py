@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from etude.core.called import program
-from etude.run import again, continuing, recipes, starting
+from etude.run import again, before_after, continuing, recipes, starting
 from etude.run.command import check_types, one_line_errors
 from etude.run.folder import locked_folder, run_folder, write_config
 from etude.run.parts import (
@@ -160,6 +160,8 @@ def _run(
     datamodule = prepare_data(cfg.data, tokenizer, folder)
     _tell_changes(datamodule, folder)
     start = starting.starting_weights(cfg, recipe, datamodule) if resume is None else None
+    if resume is None:
+        starting.check_start(start, techniques)
     write_inputs(folder, datamodule, techniques, start)
     labels = {"trained_labels": datamodule.trained_labels()} if isinstance(datamodule, TellsLabels) else {}
     with no_larger_than(saved_weights(resume), path=resume) if resume is not None else nullcontext():
@@ -167,7 +169,9 @@ def _run(
     task.check_metric(cfg.monitor, "monitor", cfg.monitor_mode, techniques)
     if start is not None:
         recipes.start_from(task, start, techniques)
-    task.recipe = {**recipe, "overrides": overrides}
+    started = before_after.remembered(start, resume)
+    before_after.check(cfg, task, started)
+    task.recipe = {**recipe, "overrides": overrides, before_after.STARTED: started}
     if sampling is not None and isinstance(sampling.func, ChecksRequests):
         sampling.func.check_requests(sampling.keywords, task)
     last = folder / "checkpoints" / "last.ckpt"
@@ -197,7 +201,10 @@ def _run(
         if sampling is not None:
             shutil.rmtree(folder / "samples", ignore_errors=True)  # from before the run was continued
             trained, _ = load_task(best)
-            sampling(task=trained, folder=folder, datamodule=datamodule)
+            more = before_after.sections(
+                cfg, trained, started, datamodule=datamodule, folder=folder, **datamodule.parts, **labels
+            )
+            sampling(task=trained, folder=folder, datamodule=datamodule, **more)
         show_end(trainer, folder, monitor=cfg.monitor)
         print(f"checkpoint: {best}\nresults:    {folder}", file=sys.stderr)
         again.mark_finished(folder, step=trainer.global_step, value=value)

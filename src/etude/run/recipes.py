@@ -260,6 +260,17 @@ def start_from(task: "Task", path: Path, techniques: Iterable["Technique"] = ())
 
     Raises: ValueError where the networks or what the task learns from differ.
     """
+    saved = load_weights(task, path)
+    for technique in techniques:
+        state = saved.get("callbacks", {}).get(technique.state_key)
+        carried = None if state is None else technique.carried_state(state)
+        if carried is not None:
+            technique.load_state_dict(carried)
+    print(f"starting from the weights of {path}", file=sys.stderr)
+
+
+def load_weights(task: "Task", path: Path) -> dict[str, Any]:
+    """Loads the weights of a checkpoint into a new task; returns the checkpoint. Raises: ValueError as `start_from`."""
     from etude.core.checkpoint_files import load_checkpoint
 
     saved = load_checkpoint(path)
@@ -270,12 +281,7 @@ def start_from(task: "Task", path: Path, techniques: Iterable["Technique"] = ())
     except RuntimeError as error:
         told = "its networks have other sizes; give the model= and task= options of its run"
         raise ValueError(f"weights={path}: {told}") from error
-    for technique in techniques:
-        state = saved.get("callbacks", {}).get(technique.state_key)
-        carried = None if state is None else technique.carried_state(state)
-        if carried is not None:
-            technique.load_state_dict(carried)
-    print(f"starting from the weights of {path}", file=sys.stderr)
+    return saved
 
 
 def scoring(cfg: DictConfig, kind: str, path: Path, *, logs: Sequence[str]) -> DictConfig:

@@ -1,11 +1,14 @@
 """Which model a program starts from where the user names none."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
+
+if TYPE_CHECKING:
+    from etude.core.technique import Technique
 
 AUTO = "auto"  # of weights=
 
@@ -33,6 +36,16 @@ def starting_weights(cfg: DictConfig, recipe: Mapping[str, Any], datamodule: Any
         return None
     print("few scores: starting from the model that comes with Etude; weights=null starts from random weights", file=sys.stderr)
     return bundled.PATH
+
+
+def check_start(start: Path | None, techniques: Iterable["Technique"]) -> None:
+    """Raises: ValueError where a new run starts from random weights and one of its techniques needs trained ones."""
+    for technique in techniques:
+        if start is None and technique.needs_weights:
+            raise ValueError(
+                f"technique {technique.name} needs trained weights, and this run would start from random ones: give weights=RUN, "
+                f"or weights=bundled for the model that comes with Etude, or leave {technique.name} out of technique=[...]"
+            )
 
 
 def model_to_sample(ckpt: str | None, outputs: str) -> Path:

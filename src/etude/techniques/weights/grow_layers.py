@@ -1,13 +1,13 @@
 """Technique grow_layers: residual blocks are added to training one after another, each starting as the identity."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from etude.core.task import Task
-from etude.core.technique import Technique
+from etude.core.technique import Power, Technique
 from etude.optim.pacing import check_share
 
 
@@ -31,6 +31,8 @@ class GrowLayers(Technique):
     Raises:
         ValueError: a share is out of its range; in setup, the task has fewer than two residual blocks.
     """
+
+    claims: ClassVar[frozenset[Power]] = frozenset({Power.INITIAL_WEIGHTS})
 
     def __init__(self, *, start: float = 0.5, end: float = 0.5) -> None:
         super().__init__()
