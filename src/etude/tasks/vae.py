@@ -233,7 +233,7 @@ class Vae(LanguageModel):
         finally:
             self.train(was_training)
 
-    def sample(  # type: ignore[override]
+    def sample(
         self, *, num_samples: int = 1, prompt: Score | None = None, seed: int = 0, latents: Tensor | None = None, **options: Any
     ) -> list[Score]:
         """Samples pieces as `LanguageModel.sample` does, from latents of the prior; those of a prompt's bars are the prompt's.
@@ -270,7 +270,7 @@ class Vae(LanguageModel):
                 "metre": "{}/{}".format(*first_metre(first)), "programs": programs,
                 "tempo_bpm": tempos[0] ** (1 - share) * tempos[1] ** share,
             }  # fmt: skip
-            latents = between(*ends, share)[None]
+            latents = between(ends[0], ends[1], share)[None]
             pieces += self.sample(num_samples=1, labels=labels, num_bars=bars, seed=seed, latents=latents, **options)
         return pieces
 

@@ -137,9 +137,10 @@ class TransformerVae(nn.Module):
         if self.training and self.token_dropout:
             embedded = embedded * (torch.rand(tokens_bt.shape, device=embedded.device) >= self.token_dropout)[..., None]
         embedded = embedded + self.condition(latents_nz.to(self.condition.weight.dtype))[bar_bt]
-        return self.decoder(
+        logits: Tensor = self.decoder(
             tokens_bt, documents_bt=documents_bt, positions_bt=positions_bt, features=features, embeddings_btd=embedded
         )
+        return logits
 
     def forward(
         self, tokens_bt: Tensor, *, documents_bt: Tensor | None = None, positions_bt: Tensor | None = None,
@@ -157,7 +158,10 @@ class TransformerVae(nn.Module):
         number = (bars - 1).clamp(min=0) % cache.latents.shape[1]
         latents = cache.latents.gather(1, number[..., None].expand(-1, -1, self.latent_dim))
         embedded = self.decoder.embed(tokens_bt) + self.condition(latents)
-        return self.decoder(tokens_bt, positions_bt=positions_bt, features=features, cache=cache.keys, embeddings_btd=embedded)
+        logits: Tensor = self.decoder(
+            tokens_bt, positions_bt=positions_bt, features=features, cache=cache.keys, embeddings_btd=embedded
+        )
+        return logits
 
     @contextmanager
     def generating_from(self, latents_bnz: Tensor) -> Iterator[None]:
