@@ -22,6 +22,7 @@ NOT_SET = {  # arguments with a default that stand in no file: why. One without 
     "genres": "the data's",
     "trained_labels": "the data's, by programs.train",
     "infills": "of a language model: from the data",
+    "label_dropout": "likewise",
     "feature_sizes": "the tokenizer's",
     "n_mels": "the data's mel contract's",
     "style_dim": "the task's",

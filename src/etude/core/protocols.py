@@ -100,8 +100,8 @@ class Infills(Composes, Protocol):
         """Returns copies of a score with other notes in a passage; the options are those of `LanguageModel.infill`."""
         ...
 
-    def check_infill(self, prompt: Any, passage: Any) -> list[str]:
-        """What the task does not see of the score, one line each. Raises ValueError if the passage can't be filled in."""
+    def check_infill(self, prompt: Any, passage: Any, labels: Mapping[str, Any] | None = None) -> list[str]:
+        """What the task does not see of the score, one line each. Raises ValueError if the passage can't be filled in so."""
         ...
 
 

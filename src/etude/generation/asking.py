@@ -15,11 +15,12 @@ from etude.core.protocols import ChoosesDecoding, Composes, Infills
 from etude.data.scores.reading import read_guarded, read_prompt
 from etude.music.passages import Passage, passage_of
 from etude.music.score import SUFFIXES, num_bars, printable
+from etude.tokens.tokenizer import WISHES
 
-ASKED = ("genre", "key", "tempo_bpm", "metre", "programs")
+ASKED = ("genre", "key", "tempo_bpm", "metre", "programs", *WISHES)
 METHOD: Mapping[str, Any] = {  # option of the method by which samples are drawn -> its default
     "decoding": "sample", "beams": 4, "beam_groups": 1, "diversity": 0.5, "alpha": 0.6,
-    "no_repeat_ngram": None, "pitch_penalty": 1.0, "pitch_window": 16,
+    "no_repeat_ngram": None, "pitch_penalty": 1.0, "pitch_window": 16, "guidance": 0.0,
 }  # fmt: skip
 
 
@@ -72,12 +73,13 @@ def read_request(options: Mapping[str, Any], task: Composes) -> Request:
     for name in ("num_samples", "num_bars"):
         if options.get(name) is not None and options[name] < 1:
             raise ValueError(f"{name} is {options[name]}, must be at least 1")
-    labels = {name: options[name] for name in ASKED if options.get(name) is not None}
+    labels = {name: options[name] for name in ASKED if options.get(name) not in (None, False)}
     prompts, left_out = _prompts(options.get("prompt"))
-    passage, notes = _passage(options, task, prompts)
+    passage, notes = _passage(options, task, prompts, labels)
     bars = options.get("num_bars")
     if not prompts or passage is not None:
-        return Request(labels, prompts, passage, [*notes, *task.check_request(labels, prompt=None, num_bars=bars)], left_out)
+        plain = labels if passage is None else {name: value for name, value in labels.items() if name not in WISHES}
+        return Request(labels, prompts, passage, [*notes, *task.check_request(plain, prompt=None, num_bars=bars)], left_out)
     kept = []
     for prompt in prompts:
         try:
@@ -164,7 +166,9 @@ def check_method(method: Mapping[str, Any], request: Request, task: Composes, op
     return given
 
 
-def _passage(options: Mapping[str, Any], task: Composes, prompts: Sequence[Prompt]) -> tuple[Passage | None, list[str]]:
+def _passage(
+    options: Mapping[str, Any], task: Composes, prompts: Sequence[Prompt], labels: Mapping[str, Any]
+) -> tuple[Passage | None, list[str]]:
     """The passage to fill in, None if the prompts are to be continued; and what the task does not see of the rest."""
     wanted = {name: value for name, value in (options.get("infill") or {}).items() if value is not None}
     if not wanted:
@@ -180,7 +184,7 @@ def _passage(options: Mapping[str, Any], task: Composes, prompts: Sequence[Promp
         raise ValueError(
             f"infill: {type(task).__name__} can't fill passages in; take a model that was trained with tokenizer=remi"
         )
-    return passage, task.check_infill(score, passage)
+    return passage, task.check_infill(score, passage, labels)
 
 
 def told_prompts(request: Request) -> list[tuple[str, str, int]]:

@@ -14,8 +14,9 @@ from etude.core.protocols import Blends
 from etude.data.scores.reading import read_prompt
 from etude.music.score import num_bars, num_notes
 from etude.report.reports import Report
+from etude.tokens.tokenizer import WISHES
 
-LEFT_OUT = ("infill", "num_bars", "genre", "key", "tempo_bpm", "metre", "programs", "rank_by")  # the scores have their own
+LEFT_OUT = ("infill", "num_bars", "genre", "key", "tempo_bpm", "metre", "programs", "rank_by", *WISHES)  # of the scores
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def latent_wish(options: Mapping[str, Any], task: object) -> LatentWish | None:
 
 
 def _is_given(value: Any) -> bool:
-    return any(part is not None for part in value.values()) if isinstance(value, Mapping) else value is not None
+    return any(part is not None for part in value.values()) if isinstance(value, Mapping) else value not in (None, False)
 
 
 def tell_latents(wish: LatentWish, pieces: Sequence[Score], report: Report) -> None:

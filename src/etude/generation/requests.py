@@ -42,10 +42,13 @@ def outside(prompt: Score, samples: Sequence[Score], passage: Passage) -> str:
     return f"outside of {bars} {same} of {len(samples)} samples have the notes of the prompt"
 
 
-def told_of_key(asked: Any, scores: Sequence[Score], *, prompt: bool, names: Sequence[str] | None = None) -> list[str]:
+def told_of_key(
+    asked: Any, scores: Sequence[Score], *, prompt: bool, names: Sequence[str] | None = None, chords: bool = False
+) -> list[str]:
     """Returns one line that names the samples which are not in the key that was asked for, and the remedy; none if all are.
 
     prompt: whether the samples continue one, so that none was transposed. names: of the samples; None for 000, 001, ...
+    chords: whether chords were asked for, likewise.
     """
     key = Key.parse(str(asked))
     others: dict[str, list[str]] = {}
@@ -58,7 +61,9 @@ def told_of_key(asked: Any, scores: Sequence[Score], *, prompt: bool, names: Seq
         return []
     found = "; ".join(f"{', '.join(numbers)} ({what})" for what, numbers in others.items())
     remedy = (
-        "a prompt keeps its key; give a prompt in that key, or leave key= out"
+        "chords come before the key; give chords of that key, or leave key= out"
+        if chords
+        else "a prompt keeps its key; give a prompt in that key, or leave key= out"
         if prompt
         else "give another seed=, ask for the other mode, or train the model longer"
     )

@@ -14,7 +14,7 @@ from etude.core.protocols import Blends, Composes, Infills
 from etude.generation.asking import METHOD, Request, check_method, read_request
 from etude.generation.latents import LatentWish, latent_wish, tell_latents
 from etude.generation.ranking import Kept, best_of_each, ranking, tell_ranking
-from etude.generation.telling import begin, file_names, tell_repetition, tell_requests
+from etude.generation.telling import begin, file_names, portions, tell_repetition, tell_requests
 from etude.generation.writing import described, write_sample
 from etude.render.scores import render
 from etude.render.synthesizers import Synthesizer, check_synthesizer
@@ -79,6 +79,11 @@ def write_samples(
     metre: str | None = None,
     num_bars: int | None = None,
     programs: Sequence[int] | None = None,
+    chords: str | None = None,
+    chords_strict: bool = False,
+    register: Any = None,
+    polyphony: Any = None,
+    density: Any = None,
     prompt: str | Sequence[str] | None = None,
     infill: Mapping[str, Any] | None = None,
     interpolate: Sequence[str] | None = None,
@@ -102,6 +107,7 @@ def write_samples(
     no_repeat_ngram: int | None = None,
     pitch_penalty: float = 1.0,
     pitch_window: int = 16,
+    guidance: float = 0.0,
     audio: bool = True,
     soundfont: str | None = None,
     synthesizer: Synthesizer = "tinysoundfont",
@@ -114,6 +120,9 @@ def write_samples(
         datamodule: not used, a language model needs no data to sample.
         sections: what the report shows before the samples; None for nothing.
         genre, key, tempo_bpm, metre, num_bars, programs: what is asked for, as control tokens; None leaves it open.
+        chords: one a bar, "Dm7 G7 Cmaj7 %", see `etude.music.chords`. chords_strict: whether only chord tones may be written.
+        register: lowest and highest pitch. polyphony: most notes at a time. density: fewest and most notes that begin in a bar.
+            For all tracks but drums, or by track: {"violin": [60, 84]}.
         prompt: a score file to continue, or to rewrite a passage of; a folder, or a list, of scores to continue, with
             `num_samples` of each, named after them.
         infill: which passage, {"bars": [first, last], "tracks": [...]}, see `etude.music.passages.passage_of`.
@@ -131,6 +140,7 @@ def write_samples(
             takes top_k as its number of candidates (4 by default).
         no_repeat_ngram: no track plays the same so many notes twice. pitch_penalty: the probabilities of the pitches among the
             last `pitch_window` notes of a track are divided by it.
+        guidance: how far what the labels change is exaggerated, see `etude.models.symbolic.guidance`.
         audio: whether to render audio.
         soundfont: an .sf2 file; None takes the one that comes with a dependency.
         synthesizer: tinysoundfont, or fluidsynth where the system has it.
@@ -145,6 +155,7 @@ def write_samples(
     # before samples are drawn, which takes longer
     check_rendering({"audio": audio, "soundfont": soundfont, "synthesizer": synthesizer})
     wish = {"genre": genre, "key": key, "tempo_bpm": tempo_bpm, "metre": metre, "programs": programs, "num_bars": num_bars}
+    wish |= {"chords": chords, "chords_strict": chords_strict, "register": register, "polyphony": polyphony, "density": density}
     asked = {**wish, "num_samples": num_samples, "prompt": prompt, "infill": infill}
     latent = latent_wish({**asked, "interpolate": interpolate, "steps": steps, "slide": slide, "rank_by": rank_by}, task)
     num_samples = num_samples if latent is None else latent.count(num_samples)
@@ -155,6 +166,7 @@ def write_samples(
         {
             "decoding": decoding, "beams": beams, "beam_groups": beam_groups, "diversity": diversity, "alpha": alpha,
             "no_repeat_ngram": no_repeat_ngram, "pitch_penalty": pitch_penalty, "pitch_window": pitch_window,
+            "guidance": guidance,
         }, request, task, {"num_samples": num_samples, "best_of": best_of},
     )  # fmt: skip
     drawing = f"temperature {temperature}, top-k {top_k or 'off'}, top-p {top_p}, min-p {min_p}, seed {seed}"
@@ -182,7 +194,8 @@ def write_samples(
             files.append(write_sample(best.score, out / f"{name}.mid", pieces, play if audio else None))
     finally:  # Ctrl-C keeps what is done
         wanted = {**request.labels, "num_bars": num_bars} if num_bars else request.labels
-        rows = [described(best, path, wanted, ranked) for best, path in zip(kept, files, strict=False)]
+        written = portions(request, [best.score for best in kept], num_bars=num_bars)
+        rows = [described(best, path, wanted, ranked, piece) for best, path, piece in zip(kept, files, written, strict=False)]
         write_table(out, rows)
         if ranked is not None and kept:
             tell_ranking(ranked, kept, [row.name for row in rows], report)

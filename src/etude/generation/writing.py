@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from symusic import Score
 
+from etude.generation.heard import Portion, heard_values
 from etude.generation.ranking import Kept, Ranking, shown
 from etude.generation.requests import COMPUTED, bars_begun, property_of
 from etude.metrics.scores.tables import piece_metrics
@@ -43,8 +44,13 @@ def write_sample(score: Score, path: Path, report: Report, play: Callable[[Score
     return path
 
 
-def described(kept: Kept, path: Path, asked: Mapping[str, object], ranked: Ranking | None) -> Sample:
-    """Returns the row of a sample in the table: its files, what was asked and came out, its rank, and its metrics."""
+def described(
+    kept: Kept, path: Path, asked: Mapping[str, object], ranked: Ranking | None, piece: Portion | None = None
+) -> Sample:
+    """Returns the row of a sample in the table: its files, what was asked and came out, its rank, and its metrics.
+
+    piece: what was written of it, to tell what it has of what was asked of the notes.
+    """
     score = kept.score
     files = {
         kind: file if (file := path.with_suffix(suffix)).is_file() else None
@@ -56,6 +62,8 @@ def described(kept: Kept, path: Path, asked: Mapping[str, object], ranked: Ranki
             values[f"asked {label}"] = str(asked[label])
         if label in COMPUTED and num_notes(score):
             values[f"got {label}"] = property_of(label, score)
+    if piece is not None:
+        values |= heard_values(asked, piece)
     if ranked is not None:
         values |= {"candidate kept": kept.place, f"kept {ranked.metric}": kept.value, "of the others": shown(kept.others)}
     metrics = piece_metrics(score) if num_notes(score) else {}

@@ -13,6 +13,7 @@ from torch import nn
 
 from etude.models.symbolic.beam import beam_search
 from etude.models.symbolic.contrastive import contrastive_search
+from etude.models.symbolic.guidance import Guided
 from etude.models.symbolic.sampling import generate
 from etude.models.symbolic.transformer import Transformer
 from etude.tasks.openings import Opening, Rows, drawn_together
@@ -21,7 +22,13 @@ from etude.tokens.repetition import Repetition, RestrainedDecoder
 from etude.tokens.tokenizer import Tokenizer
 
 METHODS = ("sample", "contrastive", "beam")
-OWN = {"beams": "beam", "beam_groups": "beam", "diversity": "beam", "alpha": "contrastive"}  # options of one method alone
+OWN = {
+    "guidance": "sample",
+    "beams": "beam",
+    "beam_groups": "beam",
+    "diversity": "beam",
+    "alpha": "contrastive",
+}  # options of one method alone
 CANDIDATES = 4  # of contrastive search, where top_k is not given
 
 
@@ -34,6 +41,7 @@ class Method:
         up to `beams`.
     beams, beam_groups, diversity: of beam search. alpha: of contrastive search.
     no_repeat_ngram, pitch_penalty, pitch_window: see `etude.tokens.repetition.Repetition`.
+    guidance: how far what labels change is exaggerated, see `etude.models.symbolic.guidance`; of sampling.
 
     Raises: ValueError for a value out of its range, or an option of another method.
     """
@@ -46,6 +54,7 @@ class Method:
     no_repeat_ngram: int | None = None
     pitch_penalty: float = 1.0
     pitch_window: int = 16
+    guidance: float = 0.0
 
     def __post_init__(self) -> None:
         if self.decoding not in METHODS:
@@ -60,6 +69,8 @@ class Method:
             raise ValueError(f"diversity={self.diversity} must be finite and at least 0; 0.5 is usual")
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha={self.alpha} must lie in [0, 1]; 0.6 is usual, 0 takes the most probable token")
+        if not 0 <= self.guidance < float("inf"):
+            raise ValueError(f"guidance={self.guidance} must be finite and at least 0; 1.5 is usual, 0 switches it off")
         if self.pitch_window != 16 and self.pitch_penalty == 1.0:
             raise ValueError(f"pitch_window={self.pitch_window} has no effect with pitch_penalty=1; give pitch_penalty=1.5, say")
         assert self.repetition  # checks its values
@@ -82,6 +93,8 @@ class Method:
         if streamed and (key is not None or self.decoding == "beam"):
             what = f"key={key} is met by transposing" if key is not None else "decoding=beam finds"
             raise ValueError(f"notes one by one: {what} whole samples; leave it out, or take the samples when they are done")
+        if self.guidance and not isinstance(model, Transformer):
+            raise ValueError(f"guidance needs a Transformer, this model is a {type(model).__name__}; set guidance=0")
         if self.decoding == "sample":
             return
         if not isinstance(model, Transformer):
@@ -139,6 +152,9 @@ class Method:
             sequences = contrastive_search(model, tokens_bt, top_k=candidates, alpha=self.alpha, **common)
         else:
             generator = torch.Generator().manual_seed(seed)
+            if self.guidance:
+                assert isinstance(model, Transformer)  # see `check`
+                model = Guided(model, weight=self.guidance, num_controls=len(tokenizer.controls(labels)))
             sequences = generate(model, tokens_bt, generator=generator, num_prompts=len(openings), top_k=top_k, **common)
         return [sequences[first : first + count] for first in range(0, len(sequences), count)]
 
@@ -163,6 +179,22 @@ class Method:
             return decoder, None
         restrained = RestrainedDecoder(decoder, tokenizer, self.repetition)
         return restrained, None if self.pitch_penalty == 1.0 else restrained.penalties
+
+
+def check_guidance(weight: float, num_controls: int, *, dropout: float) -> None:
+    """Refuses guidance without labels, or for a model that was always trained with them. Raises: ValueError.
+
+    num_controls: control tokens of what is asked for. dropout: how often they were left out in training.
+    """
+    if not num_controls:
+        raise ValueError(
+            f"guidance={weight} strengthens labels, and none is asked for; give genre=, key= or another, or leave it out"
+        )
+    if not dropout:
+        raise ValueError(
+            f"guidance={weight} needs a model that was also trained without labels; train one with data.control_dropout=0.2, or "
+            "leave guidance out"
+        )
 
 
 def _notes(

@@ -13,9 +13,24 @@ from etude.music.passages import Passage, replaced
 from etude.tokens.grammar import BOS, CONT
 from etude.tokens.satb import SatbGrid
 from etude.tokens.satb_passages import grid_passage, tracks_filled
+from etude.tokens.tokenizer import WISHES, Tokenizer
 
 BEFORE = 384  # frames before a passage that the model sees, a multiple of the bars of 4/4 and 3/4
 BEHIND = 32  # frames behind it: two bars of 4/4 in sixteenths
+
+
+def check_filling(tokenizer: Tokenizer, prompt: Score, passage: Passage, labels: Mapping[str, Any]) -> None:
+    """Checks that a passage can be filled in with what is asked for.
+
+    Raises: ValueError if the score is not in four voices, or something is asked of the notes.
+    """
+    assert isinstance(tokenizer, SatbGrid)
+    if given := [name for name in WISHES if labels.get(name)]:
+        raise ValueError(
+            f"{given[0]} can't be asked for where a chorale model fills a passage in; leave {given[0]} out, or take a model with "
+            "tokenizer=remi, such as ckpt=bundled"
+        )
+    grid_passage(tokenizer, prompt, passage)
 
 
 def fill_voices(
@@ -40,8 +55,9 @@ def fill_voices(
         max_new_tokens: most cells of the grid that may be missing.
         particles: see `fill_grid`, as for `sampling`.
 
-    Raises: ValueError if the score is not in four voices, or too much of it is missing.
+    Raises: ValueError if the score is not in four voices, too much of it is missing, or something is asked of the notes.
     """
+    check_filling(tokenizer, prompt, passage, labels)
     grid = grid_passage(tokenizer, prompt, passage)
     if (count := int(grid.missing.sum())) > max_new_tokens:
         raise ValueError(f"infill: {count} tokens are missing, more than max_new_tokens={max_new_tokens}; raise it")

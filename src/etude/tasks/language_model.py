@@ -24,21 +24,19 @@ from etude.models.symbolic.transformer import Transformer
 from etude.music.passages import Passage
 from etude.music.score import bar_ticks
 from etude.music.theory import Key
-from etude.tasks.decoding_methods import Method
-from etude.tasks.grid_infilling import fill_voices
+from etude.tasks.decoding_methods import Method, check_guidance
+from etude.tasks.grid_infilling import check_filling, fill_voices
 from etude.tasks.keyed_samples import samples_in_key
 from etude.tasks.openings import Opening
-from etude.tasks.prompted_samples import refuse_contradictions
+from etude.tasks.prompted_samples import prompt_changes, refuse_contradictions
 from etude.tasks.rated_scores import nats_per_token
 from etude.tasks.remi_infilling import fill_tracks, hole_of
-from etude.tokens.changes import bar_lengths, changes, first_metre
 from etude.tokens.miditok import MidiTokTokenizer
 from etude.tokens.note_stream import StreamedNote
 from etude.tokens.requests import check_trained, control_values, request_notes
-from etude.tokens.satb import SatbGrid
-from etude.tokens.satb_passages import grid_passage
 from etude.tokens.tokenizer import Tokenizer
 from etude.tokens.vocabulary_weights import rows_by_token
+from etude.tokens.wished_tracks import wishes_of, with_key_of_chords
 
 
 class LanguageModel(Task):
@@ -54,6 +52,7 @@ class LanguageModel(Task):
         trained_labels: the values of each label in training, as the data gives them; requests for other labels are refused,
             for other values reported. None where they are not known. Stored in the checkpoint.
         infills: whether training pieces had holes, so that the model can fill passages in. Stored in the checkpoint.
+        label_dropout: how often labels were left out in training; guidance needs some. Stored in the checkpoint.
         optimizer, scheduler, loss_weights, seed: see `Task`.
     """
 
@@ -67,13 +66,14 @@ class LanguageModel(Task):
         tokenizer: Tokenizer,
         trained_labels: Mapping[str, Sequence[str]] | None = None,
         infills: bool = False,
+        label_dropout: float = 0.0,
         optimizer: OptimizerFactory,
         scheduler: SchedulerFactory | None = None,
         loss_weights: Mapping[str, float] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(optimizer=optimizer, scheduler=scheduler, loss_weights=loss_weights, seed=seed)
-        self.tokenizer, self.infills = tokenizer, infills
+        self.tokenizer, self.infills, self.label_dropout = tokenizer, infills, label_dropout
         self.trained_labels = None if trained_labels is None else {name: list(map(str, v)) for name, v in trained_labels.items()}
         self.model = model(vocab_size=len(tokenizer), feature_sizes=dict(tokenizer.feature_sizes))
         if isinstance(self.model, GridTransformer):
@@ -194,7 +194,8 @@ class LanguageModel(Task):
         is enforced, see `samples_in_key`.
 
         Args:
-            labels: requested properties: genre, key ("G major"), tempo_bpm, metre ("4/4"), programs.
+            labels: requested properties: genre, key ("G major"), tempo_bpm, metre ("4/4"), programs; and what is asked of the
+                notes: chords, chords_strict, register, polyphony, density, see `etude.tokens.wishes`.
             prompt: a score to continue; every sample begins with it. Of several scores, each is continued as it would be alone,
                 in one batch (up to rounding); the samples of the first come first.
             num_bars: length of a sample, the prompt included; None lets the model decide.
@@ -213,11 +214,11 @@ class LanguageModel(Task):
         prompts = [prompt] if prompt is None or isinstance(prompt, Score) else list(prompt)
         for each in prompts:
             self.check_request(labels or {}, prompt=each, num_bars=num_bars)
-        asked = self._with_length(labels or {}, num_bars)
+        asked = with_key_of_chords(self._with_length(labels or {}, num_bars), trained=self.trained_labels)
         controls = self.tokenizer.controls(asked)
         openings = [Opening.of(each, tokenizer=self.tokenizer, controls=controls) for each in prompts]
 
-        keyed = transpose_to_key and asked.get("key") is not None and prompt is None
+        keyed = transpose_to_key and asked.get("key") is not None and prompt is None and asked.get("chords") is None
         self.check_decoding(num_samples=num_samples, labels=asked, prompted=not keyed, streamed=on_note is not None, **method)
 
         def draw(count: int, seed: int) -> list[Score]:
@@ -241,6 +242,9 @@ class LanguageModel(Task):
         self, *, num_samples: int, labels: Mapping[str, Any], prompted: bool, streamed: bool = False, **method: Any
     ) -> None:
         """Checks that samples can be drawn by a method. Raises: ValueError as `sample` does."""
+        if method.get("guidance"):
+            asked = with_key_of_chords(labels, trained=self.trained_labels)
+            check_guidance(method["guidance"], len(self.tokenizer.controls(asked)), dropout=self.label_dropout)
         Method(**method).check(
             self.model, self.tokenizer, num_samples=num_samples, key=None if prompted else labels.get("key"), streamed=streamed
         )
@@ -277,11 +281,11 @@ class LanguageModel(Task):
         """
         check_trained(labels, self.trained_labels)
         self.tokenizer.check_request(labels)
-        self.tokenizer.decoder(1, num_bars=num_bars, labels=labels)
+        self.tokenizer.decoder(1, num_bars=num_bars, labels=labels, wishes=wishes_of(self.tokenizer, labels, prompt=prompt))
         notes = request_notes(self.tokenizer, labels, self.trained_labels)
         if prompt is None:
             return notes
-        if changed := self.prompt_changes(prompt):
+        if changed := prompt_changes(self.tokenizer, prompt):
             notes.append(f"of the prompt, this model can't hold all: {'; '.join(changed)}")
         bars = len(bar_ticks(prompt))
         if num_bars is not None and num_bars < bars:
@@ -337,31 +341,16 @@ class LanguageModel(Task):
             "model=grid tokenizer=satb for four voices"
         )
 
-    def check_infill(self, prompt: Score, passage: Passage) -> list[str]:
+    def check_infill(self, prompt: Score, passage: Passage, labels: Mapping[str, Any] | None = None) -> list[str]:
         """What the model does not see of the score, one line each. Raises: ValueError as `infill` does."""
         if self._infilling() is fill_voices:
-            assert isinstance(self.tokenizer, SatbGrid)
-            grid_passage(self.tokenizer, prompt, passage)
+            check_filling(self.tokenizer, prompt, passage, labels or {})
             return []
         assert isinstance(self.tokenizer, MidiTokTokenizer)
         hole_of(self.tokenizer, prompt, passage)
-        changed = self.prompt_changes(prompt)
+        wishes_of(self.tokenizer, labels or {}, prompt=prompt)
+        changed = prompt_changes(self.tokenizer, prompt)
         return [f"to fill the passage in, the model sees the rest with changes: {'; '.join(changed)}"] if changed else []
-
-    def prompt_changes(self, prompt: Score) -> list[str]:
-        """Returns what the tokenizer changes in a prompt or leaves out of it, one phrase each; empty if nothing.
-
-        Raises:
-            ValueError: the tokenizer can't represent the prompt's metre, so bar lines would move.
-        """
-        written = self.tokenizer.decode(self.tokenizer.encode_prompt(prompt))
-        if len(bar_ticks(prompt)) > 1 and not bar_lengths(prompt) & bar_lengths(written):  # a single bar may be incomplete
-            asked, got = ("{}/{}".format(*first_metre(score)) for score in (prompt, written))
-            raise ValueError(
-                f"prompt: its metre is {asked}, and this model's {type(self.tokenizer).__name__} writes {got}; give a prompt in "
-                f"{got}, or take a model with tokenizer=remi"
-            )
-        return changes(prompt, written)
 
     @classmethod
     def constructor_arguments_from(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -371,7 +360,9 @@ class LanguageModel(Task):
         if trained is None:  # of an older checkpoint: the labels are known, their values are not
             controls = saved["recipe"].get("data", {}).get("controls")
             trained = None if controls is None else {label: control_values(tokenizer)[label] for label in controls}
-        return {"tokenizer": tokenizer, "trained_labels": trained, "infills": bool(saved.get("infills", False))}
+        dropout = saved.get("label_dropout", (saved["recipe"].get("data") or {}).get("control_dropout")) or 0.0
+        own = {"infills": bool(saved.get("infills", False)), "label_dropout": float(dropout)}
+        return {"tokenizer": tokenizer, "trained_labels": trained, **own}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -379,6 +370,7 @@ class LanguageModel(Task):
         checkpoint["etude"]["tokenizer_fingerprint"] = self.tokenizer.fingerprint
         checkpoint["etude"]["trained_labels"] = self.trained_labels
         checkpoint["etude"]["infills"] = self.infills
+        checkpoint["etude"]["label_dropout"] = self.label_dropout
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)

@@ -17,6 +17,7 @@ from torch import Tensor
 from etude.tasks.prompted_samples import at_tempo, continued
 from etude.tokens.grammar import BOS, PAD, JoinedDecoder
 from etude.tokens.tokenizer import Tokenizer
+from etude.tokens.wished_tracks import wishes_of
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,13 @@ class Rows:
         longest = max(len(opening.ids) for opening in openings)
         padding = [longest - len(opening.ids) for opening in openings for _ in range(count)]
         rows = [[PAD] * (longest - len(opening.ids)) + opening.ids for opening in openings for _ in range(count)]
-        decoders = [tokenizer.decoder(count, num_bars=num_bars, labels=labels, prompt=opening.body) for opening in openings]
+        decoders = [
+            tokenizer.decoder(
+                count, num_bars=num_bars, labels=labels, prompt=opening.body,
+                wishes=wishes_of(tokenizer, labels, prompt=opening.prompt),
+            )
+            for opening in openings
+        ]  # fmt: skip
         return cls(torch.tensor(rows), torch.tensor(padding) if any(padding) else None, JoinedDecoder(decoders))
 
 

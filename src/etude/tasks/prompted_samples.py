@@ -8,7 +8,8 @@ from symusic import Score, Tempo, TimeSignature, Track
 
 from etude.music.augmentation import scale_tempo
 from etude.music.passages import Passage, added, replaced
-from etude.tokens.changes import bar_lengths, first_metre, first_tempo
+from etude.music.score import bar_ticks
+from etude.tokens.changes import bar_lengths, changes, first_metre, first_tempo
 from etude.tokens.miditok import MidiTokTokenizer
 from etude.tokens.open_holes import track_owners, tracks_of
 from etude.tokens.tokenizer import Tokenizer
@@ -33,6 +34,22 @@ def refuse_contradictions(labels: Mapping[str, Any], prompt: Score) -> None:
             raise ValueError(f"metre={metre} contradicts the prompt, which is in {found}; leave metre out")
     if tempo is not None and abs(float(tempo) / first_tempo(prompt) - 1) > TEMPO_SHARE:
         raise ValueError(f"tempo_bpm={tempo} contradicts the prompt, which has {first_tempo(prompt):.0f}; leave tempo_bpm out")
+
+
+def prompt_changes(tokenizer: Tokenizer, prompt: Score) -> list[str]:
+    """Returns what a tokenizer changes in a prompt or leaves out of it, one phrase each; empty if nothing.
+
+    Raises:
+        ValueError: the tokenizer can't represent the prompt's metre, so bar lines would move.
+    """
+    written = tokenizer.decode(tokenizer.encode_prompt(prompt))
+    if len(bar_ticks(prompt)) > 1 and not bar_lengths(prompt) & bar_lengths(written):  # a single bar may be incomplete
+        asked, got = ("{}/{}".format(*first_metre(score)) for score in (prompt, written))
+        raise ValueError(
+            f"prompt: its metre is {asked}, and this model's {type(tokenizer).__name__} writes {got}; give a prompt in {got}, or "
+            "take a model with tokenizer=remi"
+        )
+    return changes(prompt, written)
 
 
 def continued(tokenizer: Tokenizer, prompt: Score, sequence: Sequence[int], *, opening: int) -> Score:

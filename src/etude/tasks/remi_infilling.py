@@ -14,6 +14,7 @@ from etude.tokens.grammar import BOS, CONT
 from etude.tokens.infilling import OpenHole
 from etude.tokens.miditok import MidiTokTokenizer
 from etude.tokens.open_holes import hole_decoder, open_hole
+from etude.tokens.wished_tracks import wishes_of
 
 AHEAD_BARS = 8  # bars behind a passage that a model sees when it fills it in, as many as in training at most
 MOST_BEFORE = 768  # tokens before what is missing, at most about: training rows have 1,024 by default
@@ -31,7 +32,8 @@ def fill_tracks(
     """Returns copies of a score whose passage has other notes; all else stays, note for note.
 
     Args:
-        labels: for the control tokens. sampling: more arguments of `etude.models.symbolic.sampling.generate`.
+        labels: for the control tokens, and what is asked of the notes.
+        sampling: more arguments of `etude.models.symbolic.sampling.generate`.
 
     Raises: ValueError as `hole_of` does.
     """
@@ -41,7 +43,8 @@ def fill_tracks(
     positions = [*range(first), *(first + hole.positions).tolist(), first + int(hole.positions[-1]) + 1]
     sequences = generate(
         model, torch.tensor([start] * num_samples, device=next(model.parameters()).device),
-        decoder=hole_decoder(tokenizer, hole, batch=num_samples), generator=torch.Generator().manual_seed(seed),
+        decoder=hole_decoder(tokenizer, hole, batch=num_samples, wishes=wishes_of(tokenizer, labels, prompt=prompt)),
+        generator=torch.Generator().manual_seed(seed),
         positions_t=torch.tensor(positions), **sampling,
     )  # fmt: skip
     return [filled(tokenizer, prompt, passage, sequence[len(start) :]) for sequence in sequences]

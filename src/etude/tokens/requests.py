@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from etude.tokens.tokenizer import FAMILIES, METRES, SPECIALS, Tokenizer, program_family
+from etude.tokens.tokenizer import FAMILIES, METRES, SPECIALS, WISHES, Tokenizer, program_family
 
 PREFIXES = {
     "genre": "genre", "key": "key", "metre": "metre", "tempo": "tempo_bpm", "bars": "num_bars", "instrument": "programs",
@@ -35,7 +35,7 @@ def check_trained(labels: Mapping[str, object], trained: Trained | None) -> None
     """
     known = [label for label, values in (trained or {}).items() if values]
     for label, value in labels.items():
-        if trained is not None and value is not None and label not in known:
+        if trained is not None and value is not None and label not in known and label not in WISHES:
             raise ValueError(
                 f"{label}={value}: this model was trained without that label, so it can't be asked for it; it knows "
                 f"{', '.join(known) or 'no labels'}; leave {label} out, or train with data.controls=[{label}]"
@@ -49,7 +49,7 @@ def request_notes(tokenizer: Tokenizer, labels: Mapping[str, object], trained: T
     """
     notes = []
     for label, value in labels.items():
-        if value is None:
+        if value is None or label in WISHES:
             continue
         told = [tokenizer.vocab[token].partition(":")[2] for token in tokenizer.controls({label: value})]
         rough = _rough(label, value, told)

@@ -52,6 +52,7 @@ FAMILIES = (
 Labels = Mapping[str, object] | None
 Prompt = np.ndarray | None
 LABELS = ("genre", "key", "metre", "tempo_bpm", "num_bars", "programs")
+WISHES = ("chords", "chords_strict", "register", "polyphony", "density")  # kept to in decoding, without tokens, see `wishes`
 
 
 def program_family(program: int) -> int:
@@ -138,13 +139,13 @@ class Tokenizer(ABC):
         Args:
             labels: any of genre (str), key ("G major"), metre ("3/4"; rare ones become "other"), tempo_bpm (the nearest
                 of 11 from 40 to 226), num_bars (the nearest of 30 up to 256), programs (list of General MIDI programs,
-                by family).
+                by family). What is asked of the notes (`WISHES`) has no tokens.
 
         Raises:
             ValueError: an unknown label, genre or key, or an invalid value; the message lists the valid ones.
         """
         for name in labels:
-            if name not in LABELS:
+            if name not in LABELS and name not in WISHES:
                 raise ValueError(f"label {name!r} is unknown; valid: {', '.join(LABELS)}")
         ids: list[int] = []
         for name in LABELS:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from typing import Any
 
 from symusic import Note, Score, Track
 
 from etude.music.instruments import INSTRUMENT_RANGES
+from etude.tokens.changes import first_metre
 from etude.tokens.miditok import MidiTokTokenizer
 from etude.tokens.miditok_parts import Owner
 from etude.tokens.miditok_vocabulary import DRUMS
@@ -16,7 +18,32 @@ from etude.tokens.open_holes import track_owners
 from etude.tokens.restrictions import owner_of_each
 from etude.tokens.satb import CHOIR_AAHS, VOICES, SatbGrid
 from etude.tokens.tokenizer import Tokenizer
-from etude.tokens.wishes import Wishes
+from etude.tokens.wishes import Wishes, parse_wishes
+
+
+def wishes_of(tokenizer: Tokenizer, labels: Mapping[str, Any], *, prompt: Score | None = None) -> Wishes | None:
+    """Returns what labels ask of the notes, with the tracks that they name; None if nothing. prompt: as in `named_wishes`.
+
+    Raises:
+        ValueError: what can't be read, or as `named_wishes` does.
+    """
+    wishes = parse_wishes(labels)
+    if wishes is None:
+        return None
+    metre = labels.get("metre") or (None if prompt is None else "{}/{}".format(*first_metre(prompt)))
+    return named_wishes(tokenizer, wishes, programs=labels.get("programs"), prompt=prompt, metre=metre)
+
+
+def with_key_of_chords(labels: Mapping[str, Any], *, trained: Mapping[str, Sequence[str]] | None) -> dict[str, Any]:
+    """Returns labels with the key that fits the chords, if some are asked for, no key is, and the model knows keys.
+
+    trained: the values of each label in training; None where they are not known.
+    """
+    wishes = parse_wishes(labels)
+    if wishes is None or wishes.progression is None or labels.get("key") is not None:
+        return dict(labels)
+    known = trained is None or trained.get("key")
+    return {**labels, "key": str(wishes.scale)} if known else dict(labels)
 
 
 def named_wishes(

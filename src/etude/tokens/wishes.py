@@ -14,8 +14,8 @@ from etude.music.passages import tracks_named
 from etude.music.theory import ACCIDENTALS, LETTERS, Key
 from etude.tokens.miditok_parts import Owner
 from etude.tokens.miditok_vocabulary import DRUMS
+from etude.tokens.tokenizer import WISHES
 
-WISHES = ("chords", "chords_strict", "register", "polyphony", "density")
 C_MAJOR = Key(0, "major")
 NO_MOST = 10**6  # of notes in a bar, where only a least number is asked for
 EXAMPLES = {

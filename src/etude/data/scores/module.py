@@ -192,8 +192,12 @@ class MusicDataModule(CorpusDataModule, AboutTraining):
 
     @property
     def parts(self) -> dict[str, Any]:
-        """Arguments for building a task: the tokenizer, whether pieces have holes, and the classes of each of `targets`."""
-        return {"tokenizer": self.tokenizer, "infills": self._training.infill > 0, **(self.label_parts)}
+        """Arguments for building a task: the tokenizer, whether pieces have holes, and the classes of each of `targets`.
+
+        And `label_dropout`, the probability with which control tokens are left out in training.
+        """
+        own = {"infills": self._training.infill > 0, "label_dropout": self.augmentation.control_dropout}
+        return {"tokenizer": self.tokenizer, **own, **self.label_parts}
 
     @property
     def quarantine(self) -> list[tuple[str, str, str]]:
