@@ -5,17 +5,25 @@
 Each condition is asked for alone, then all together. The key is estimated from the pitches (Krumhansl and Kessler 1982), metre,
 tempo, bars and programs are read from the score that was decoded. `model alone` is the same without transposition, so that it
 tells how far the model itself keeps to a key.
+
+Chords, registers, simultaneous notes and notes in a bar are held to by decoding. Each is asked for once, and measured on the same
+number of samples that were not asked for it, too. What it costs is read off the model's own likelihood of the notes, given the
+same other labels, and off the share of notes in the best scale.
 """
 
 import argparse
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from peer import append_row, context
 from training import ROOT
 
 from etude.core.checkpoint_search import find_checkpoint
+from etude.generation.heard import heard_rows, portion
 from etude.generation.requests import asked_and_got
+from etude.metrics.scores.tables import piece_metrics
+from etude.music.score import num_notes
 from etude.run import parts as run
 from etude.run.quiet import quiet_lightning
 
@@ -26,6 +34,22 @@ CONDITIONS: dict[str, dict[str, Any]] = {
     "all": {"key": "D major", "metre": "6/8", "tempo_bpm": 77, "programs": [40, 42]},
 }  # fmt: skip
 BARS = 8
+PARTS = {"genre": "chorales", "programs": [0, 0, 0, 0], "metre": "4/4"}
+NOTES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # labels that both sides have, and what is asked of the notes
+    "chords, a tune": ({"genre": "folk", "metre": "4/4"}, {"chords": "G C | D7 G | Em C | D7 G"}),
+    "chords, a tune in 6/8": ({"genre": "folk", "metre": "6/8"}, {"chords": "Am E7 Am % Dm Am E7 Am"}),
+    "chords, a tune, jazz": ({"genre": "folk", "metre": "4/4"}, {"chords": "Dm7 G7 Cmaj7 %"}),
+    "chords, four parts": (PARTS, {"chords": "C Am | F G | C/E F | G C"}),
+    "chords, four parts in 3/4": ({**PARTS, "metre": "3/4"}, {"chords": "Am Dm E7 Am"}),
+    "chords, four parts, strict": (PARTS, {"chords": "C Am | F G | C/E F | G C", "chords_strict": True}),
+    "register": (PARTS, {"register": {1: [60, 79], 4: [36, 57]}}),
+    "polyphony": (PARTS, {"polyphony": 3}),
+    "density, a tune": ({"genre": "folk", "metre": "4/4"}, {"density": [6, 8]}),
+    "density, four parts": (PARTS, {"density": [12, 20]}),
+    "all of them, four parts": (
+        PARTS, {"chords": "C Am | F G | C/E F | G C", "register": [36, 81], "polyphony": 4, "density": [8, 20]},
+    ),
+}  # fmt: skip
 
 
 def kept(task: Any, labels: dict[str, Any], *, samples: int, transpose_to_key: bool) -> dict[str, str]:
@@ -37,15 +61,36 @@ def kept(task: Any, labels: dict[str, Any], *, samples: int, transpose_to_key: b
     return {label: share for label, _, _, share in asked_and_got({**labels, "num_bars": BARS}, drawn)}
 
 
+def notes_kept(task: Any, labels: dict[str, Any], wishes: dict[str, Any], *, samples: int) -> dict[str, Any]:
+    """Returns what samples have of wishes, with and without asking, and what it costs."""
+    sides: dict[str, Any] = {}
+    for side, asked in (("asked", {**labels, **wishes}), ("not asked", labels)):
+        drawn = task.sample(num_samples=samples, labels=asked, num_bars=BARS, max_new_tokens=1400, top_p=0.98, min_p=0.02, seed=0)
+        drawn = [score for score in drawn if num_notes(score)]
+        pieces = [portion(score, num_bars=BARS, programs=labels.get("programs")) for score in drawn]
+        sides[side] = {
+            "heard": [list(row) for row in heard_rows(wishes, pieces)],
+            "bars": asked_and_got({"num_bars": BARS}, drawn)[0][-1],
+            "nats per token": float(np.mean(task.nats_per_token(drawn, labels=labels, num_bars=BARS))),
+            "in scale": float(np.nanmean([piece_metrics(score)["scale consistency"] for score in drawn])),
+        }
+    return sides
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ckpt", default="bundled")
     parser.add_argument("--samples", type=int, default=48)
-    parser.add_argument("--rows", type=Path, default=ROWS, help="JSON lines to append to")
+    parser.add_argument("--rows", type=Path, default=ROWS, help="JSON lines to append to; wishes.jsonl beside it for notes")
+    parser.add_argument("--only", choices=["labels", "notes"], help="what is asked by labels, or of the notes")
     args = parser.parse_args()
     quiet_lightning()
     task: Any = run.load_task(find_checkpoint(args.ckpt, "outputs", best=True))[0]
-    for name, labels in CONDITIONS.items():
+    for name, (labels, wishes) in NOTES.items() if args.only != "labels" else ():
+        sides = notes_kept(task, labels, wishes, samples=args.samples)
+        row = {"model": args.ckpt, "condition": name, "samples": args.samples, "labels": labels, "wishes": wishes, **sides}
+        append_row(args.rows.with_name("wishes.jsonl"), {**row, **context()})
+    for name, labels in CONDITIONS.items() if args.only != "notes" else ():
         for enforced in (True, False) if "key" in labels else (True,):
             shares = kept(task, labels, samples=args.samples, transpose_to_key=enforced)
             shown = name if enforced else f"{name}, model alone"
