@@ -12,7 +12,6 @@ from etude.tokens.grammar import EOS, Decoder
 from etude.tokens.miditok import MidiTokTokenizer
 from etude.tokens.miditok_vocabulary import BAR
 from etude.tokens.open_holes import hole_decoder, open_hole, tracks_of
-from etude.tokens.satb import SatbGrid
 from etude.tokens.wished_tracks import named_wishes
 from etude.tokens.wishes import parse_wishes
 from tests.tokens.test_infilling import quartet
@@ -224,6 +223,6 @@ def test_names_need_tracks_and_wishes_need_tokens_that_can_be_held_to_them() -> 
     assert wishes is not None and parse_wishes({"chords": None, "chords_strict": False}) is None
     with pytest.raises(ValueError, match=r"polyphony names violin.*programs=\[40,42\]"):
         named_wishes(TOKENIZER, wishes)
-    for tokenizer in (MidiTokTokenizer(scheme="TSD"), SatbGrid()):
+    for tokenizer in (MidiTokTokenizer(scheme="TSD"), MidiTokTokenizer(scheme="Octuple")):
         with pytest.raises(ValueError, match=r"chords, polyphony can't be kept to.*tokenizer=remi"):
             named_wishes(tokenizer, wishes, programs=[40])

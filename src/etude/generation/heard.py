@@ -20,7 +20,7 @@ from etude.tokens.open_holes import track_owners
 from etude.tokens.restrictions import owner_of_each
 from etude.tokens.wishes import NO_MOST, Range, parse_wishes
 
-OBEYED = 0.75  # of the sounding time of a bar: then the bar has its chord
+OBEYED = 2 / 3 - 1e-6  # of the sounding time of a bar: then the bar has its chord
 MANY = 64  # tracks of a program that are told apart
 
 
@@ -145,7 +145,8 @@ def heard_rows(labels: Mapping[str, Any], pieces: Sequence[Portion]) -> list[tup
     if wishes.progression is not None:
         shares = np.concatenate([chord_shares(piece, wishes.progression) for piece in pieces])
         shares = shares[~np.isnan(shares)]
-        basses = [share for piece in pieces if (share := bass_shares(piece, wishes.progression)) == share]
+        together = [piece for piece in pieces if len(np.unique(piece.track[piece.covered()])) > 1]  # a tune alone has no bass
+        basses = [share for piece in together if (share := bass_shares(piece, wishes.progression)) == share]
         got = f"{shares.mean():.0%} of the sounding time" if len(shares) else "no chord"
         got += f", the bass note lowest at {np.mean(basses):.0%} of the chords" if basses else ""
         rows.append(("chords", str(labels["chords"]), got, _share(shares >= OBEYED, "bars")))

@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from symusic import Note, Score, Tempo, TimeSignature, Track
 
-from etude.tokens.grammar import Grammar
+from etude.tokens.grammar import Decoder, Grammar
 from etude.tokens.satb_grammar import SatbGrammar
 from etude.tokens.satb_voices import REST, metre, reduce_to_frames, runs, voices_to_frames
-from etude.tokens.tokenizer import METRES, Tokenizer, program_family
+from etude.tokens.tokenizer import METRES, Labels, Prompt, Tokenizer, program_family
+from etude.tokens.wished_satb_grammar import WishedSatbGrammar
+from etude.tokens.wishes import Wishes
 
 TICKS_PER_QUARTER = 480
 VOICES = ("Soprano", "Alto", "Tenor", "Bass")
@@ -223,6 +225,31 @@ class SatbGrid(Tokenizer):
             frame = np.where(is_voice, frame - np.maximum.accumulate(frame_of_bar), 0)
         position = np.where(is_body, frame % self.max_bar_steps + 1, 0)
         return {"position": position, "voice": np.where(is_voice, count % 4 + 1, 0)}
+
+    def check_wishes(self, wishes: Wishes) -> None:
+        if given := [name for name in wishes.options if name not in ("chords", "register")]:
+            raise ValueError(f"{given[0]} can't be asked of the SATB grid, whose four voices always sound; leave {given[0]} out")
+        if self.bar_tokens:
+            raise ValueError(
+                f"{wishes.options[0]} can't be kept to on a grid with bars of any length; take a model with tokenizer=remi, or "
+                "tokenizer.bar_tokens=false"
+            )
+
+    def decoder(
+        self, batch: int, *, num_bars: int | None = None, labels: Labels = None, prompt: Prompt = None,
+        wishes: Wishes | None = None,
+    ) -> Decoder:  # fmt: skip
+        """Like the base class; chords and registers are kept to."""
+        if wishes is None:
+            return super().decoder(batch, num_bars=num_bars, labels=labels, prompt=prompt)
+        self.check_wishes(wishes)
+        inner = self.grammar()
+        assert isinstance(inner, SatbGrammar)
+        grammar = WishedSatbGrammar(
+            inner, wishes, rest_id=self.rest_id, low=self.low, num_pitches=self.high - self.low + 1, bar_steps=self.bar_steps,
+            steps_per_beat=self.steps_per_beat, free=0 if prompt is None else len(prompt),
+        )  # fmt: skip
+        return Decoder(grammar, batch=batch, first_body=self.first_body, num_bars=num_bars)
 
     def grammar(self) -> Grammar:
         if self._grammar is None:
