@@ -126,7 +126,7 @@ def test_distance_is_small_for_what_is_like_the_real_music(tmp_path: Path) -> No
     ("options", "message"),
     [
         ({"rank_by": "likelihood"}, r"rank_by=likelihood chooses among candidates; add best_of=8"),
-        ({"best_of": 8}, r"best_of=8 needs a metric.*scale_consistency"),
+        ({"best_of": 8}, r"best_of=8 needs rank_by=METRIC; choose one of likelihood.*scale_consistency"),
         ({"best_of": 0, "rank_by": "likelihood"}, r"best_of is 0, must be at least 1"),
         (
             {"best_of": 2, "rank_by": "in_scale"},

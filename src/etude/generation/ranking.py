@@ -124,7 +124,7 @@ def ranking(options: Mapping[str, Any], task: Composes, *, labels: Mapping[str, 
     if best_of < 1:
         raise ValueError(f"best_of is {best_of}, must be at least 1; 8 keeps the best of eight")
     if rank_by is None:
-        raise ValueError(f"best_of={best_of} needs a metric to rank by: rank_by=likelihood, or one of {_listed(UNITS)}")
+        raise ValueError(f"best_of={best_of} needs rank_by=METRIC; choose one of {_listed(UNITS)}")
     metric = _metric(str(rank_by))
     if order not in (None, "highest", "lowest"):
         raise ValueError(f"rank_order={order} is unknown; choose highest or lowest")

@@ -25,6 +25,7 @@ VERBS = {
     "compare-hashes": Verb("finds the first step and tensor in which two runs differ", "etude.run.reproduce:hashes", "hashes"),
     "export": Verb("writes a checkpoint's weights to a safetensors file", "etude.run.export:export", "export/export"),
     "compare": Verb("puts runs side by side", "etude.run.comparing:compare", "compare"),
+    "live": Verb("answers phrases that you play, note by note", "etude.studio.live:live", "live"),
     "listen": Verb("asks listeners, blind, which music is real", "etude.studio.listening:listen", "listen"),
 }
 

@@ -90,6 +90,8 @@ class Method:
         """
         if not self.repetition.is_free:
             RestrainedDecoder(tokenizer.decoder(1), tokenizer, self.repetition)
+        if streamed:
+            NoteStream(tokenizer)
         if streamed and (key is not None or self.decoding == "beam"):
             what = f"key={key} is met by transposing" if key is not None else "decoding=beam finds"
             raise ValueError(f"notes one by one: {what} whole samples; leave it out, or take the samples when they are done")
