@@ -92,7 +92,7 @@ def read_request(options: Mapping[str, Any], task: Composes) -> Request:
         kept.append(prompt)
         notes += [f"{prompt.name}: {note}" if prompt.name else note for note in found]
     if not kept:
-        raise ValueError(f"prompt: none of {len(left_out)} can be continued; the first is {left_out[0]}")
+        raise ValueError(f"prompt: none of {len(left_out)} can be continued, for example {left_out[-1]}")
     return Request(labels, kept, passage, notes, left_out)
 
 

@@ -76,7 +76,8 @@ class ScoreSource:
 
         score = read_prompt(path)
         self.name, self._clock = path.name, clock
-        self.metre, self.tempo_bpm = first_metre(score), first_tempo(score)
+        self.metre: tuple[int, int] | None = first_metre(score)
+        self.tempo_bpm: float | None = first_tempo(score)
         self._events: list[Event] = []
         for track in score.tracks:
             notes = track.notes.numpy()
