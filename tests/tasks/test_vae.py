@@ -195,6 +195,13 @@ def test_slides_and_samples_come_from_latents(trained: Vae) -> None:
     assert len(bar_ticks(longer)) == 3
 
 
+def test_each_of_several_prompts_goes_on_from_its_own_latents(trained: Vae) -> None:
+    prompts, options = [song(0), song(3)], {"num_samples": 1, "max_new_tokens": 60, "seed": 4}
+    together = trained.sample(prompt=prompts, **options)
+    alone = [sample for prompt in prompts for sample in trained.sample(prompt=prompt, **options)]
+    assert [score.dumps_midi() for score in together] == [score.dumps_midi() for score in alone]
+
+
 def test_killed_and_resumed_equals_uninterrupted(songs: Path, tmp_path: Path) -> None:
     def run(name: str, *others: Any, resume: Path | None = None) -> Vae:
         data = music(songs)

@@ -234,12 +234,16 @@ class Vae(LanguageModel):
             self.train(was_training)
 
     def sample(
-        self, *, num_samples: int = 1, prompt: Score | None = None, seed: int = 0, latents: Tensor | None = None, **options: Any
-    ) -> list[Score]:
+        self, *, num_samples: int = 1, prompt: Score | Sequence[Score] | None = None, seed: int = 0,
+        latents: Tensor | None = None, **options: Any,
+    ) -> list[Score]:  # fmt: skip
         """Samples pieces as `LanguageModel.sample` does, from latents of the prior; those of a prompt's bars are the prompt's.
 
         latents: [num_samples, bars, z], instead of those of the prior.
         """
+        if prompt is not None and not isinstance(prompt, Score):  # each has its own latents
+            each = [self.sample(num_samples=num_samples, prompt=one, seed=seed, **options) for one in prompt]
+            return [score for scores in each for score in scores]
         if latents is None:
             generator = torch.Generator().manual_seed(seed)
             latents = torch.randn(num_samples, PRIOR_BARS, self._vae.latent_dim, generator=generator).to(self.device)
