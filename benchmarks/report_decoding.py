@@ -1,4 +1,4 @@
-"""Sections on ways of decoding of docs/results/generation.md, and lines for the README's table; called by report_generation.py."""
+"""Sections on ways of decoding of docs/results/generation.md, and lines for the README; called by report_generation.py."""
 
 from report import rows, table, where
 
@@ -16,9 +16,9 @@ def live() -> Section:
         for row in found
     ]  # fmt: skip
     text = (
-        "Milliseconds from the moment at which the phrase counts as ended, of the program alone: without the silence itself, and "
-        "without what a MIDI driver and a synthesizer add. *At once*: nothing was done before that moment. *After a silence*: the "
-        "answer was begun in the silence. *Late*: notes more than 20 ms after they were due."
+        "Milliseconds from the moment at which the phrase counts as ended, of the program alone: without the silence itself, "
+        "and without what a MIDI driver and a synthesizer add. *At once*: nothing was done before that moment. *After a "
+        "silence*: the answer was begun in the silence. *Late*: notes more than 20 ms after they were due."
     )
     short = [
         [f"`etude live`, first note of an answer, {row['bars']} bars, {row['case']}: ms", f"{row['median_ms']:.1f}"]
