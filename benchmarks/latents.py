@@ -23,6 +23,7 @@ from etude.music.score import bar_ticks
 from etude.run import parts as run
 from etude.run.quiet import quiet_lightning
 from etude.tasks.vae import ATTRIBUTES
+from etude.tokens.changes import bar_lengths
 
 ROWS = ROOT / "docs" / "results" / "rows" / "latents.jsonl"
 AMOUNTS = (-2.0, -1.0, 0.0, 1.0, 2.0)
@@ -36,8 +37,8 @@ def excerpts(task: Any, datamodule: Any, count: int) -> list[Any]:
     for number in range(len(view)):
         body = view.body(number)
         starts = task.tokenizer.bar_starts(body)
-        if len(starts) > BARS:
-            found.append(task.tokenizer.decode(body[: starts[BARS]]))
+        if len(starts) > BARS and len(bar_lengths(score := task.tokenizer.decode(body[: starts[BARS]]))) == 1:
+            found.append(score)
         if len(found) == count:
             break
     return found
@@ -64,7 +65,7 @@ def slides(task: Any, scores: list[Any]) -> dict[str, Any]:
         other = next(name for name in ATTRIBUTES if name != attribute)
         per_deviation = float(np.polyfit(asked, notes if attribute == "density" else pitch, 1)[0])
         found[attribute] = {
-            "correlation": told[attribute], "other": told[other], "explained": task.direction(attribute)[1],
+            "correlation": told[attribute], "other": told[other],
             "change_of_one_deviation": per_deviation,
         }  # fmt: skip
     return found
@@ -74,11 +75,12 @@ def between(task: Any, scores: list[Any], steps: int = 5) -> dict[str, Any]:
     places: list[float] = []
     nearer: list[float] = []
     ends: list[float] = []
-    for seed, (first, last) in enumerate(zip(scores[::2], scores[1::2], strict=False)):
-        try:
-            pieces = task.interpolate(first, last, steps=steps, seed=seed, **HOW)
-        except ValueError:  # other metres
-            continue
+    alike: dict[float, list[Any]] = {}
+    for score in scores:
+        alike.setdefault(min(bar_lengths(score)), []).append(score)
+    pairs = [pair for group in alike.values() for pair in zip(group[::2], group[1::2], strict=False)]
+    for seed, (first, last) in enumerate(pairs):
+        pieces = task.interpolate(first, last, steps=steps, seed=seed, **HOW)
         places += [number / (steps - 1) for number in range(steps)]
         nearer += [likeness(piece, last) - likeness(piece, first) for piece in pieces]
         ends += [likeness(pieces[0], first), likeness(pieces[-1], last)]

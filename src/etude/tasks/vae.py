@@ -28,7 +28,8 @@ from etude.tokens.miditok_vocabulary import BAR, PITCH
 from etude.tokens.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
-ATTRIBUTES = ("density", "pitch")  # notes of a bar; their mean MIDI pitch
+ATTRIBUTES = ("density", "pitch")  # logarithm of the notes of a bar plus one; their mean MIDI pitch
+LARGEST = 4.0  # standardised attributes are clipped to so many standard deviations
 PRIOR_BARS = 256  # bars that are drawn from the prior; longer pieces use them again
 ACTIVE = 0.01  # variance of a latent's mean between bars from which it counts as active
 REMEMBERED = 0.99  # share of the running moments that each batch leaves as they are
@@ -39,7 +40,8 @@ class Vae(LanguageModel):
 
     The weight of the divergence grows from 0 to `beta` over the first `ramp` of each of `cycles` equal parts of the run, and
     each latent has `free_bits` nats for nothing; both keep the decoder from ignoring the latents (posterior collapse), which is
-    watched (`val/active_units`) and told. Both losses are in nats per token.
+    watched (`val/active_units`) and told. Both losses are in nats per token. Beside a bar's latent the decoder is told the bar's
+    `ATTRIBUTES`, so that they can be changed alone.
 
     Args:
         beta: weight of the divergence at the end of each cycle, at least 0; 1 is the bound itself.
@@ -49,27 +51,23 @@ class Vae(LanguageModel):
 
     Raises: ValueError for a value out of its range, another network or a tokenizer without bar tokens.
 
-    Source: Kingma and Welling 2014; Kingma et al. 2016 (free bits); Fu et al. 2019 (cycles); Burda et al. 2016 (active units).
+    Source: Kingma and Welling 2014; Kingma et al. 2016 (free bits); Fu et al. 2019 (cycles); Burda et al. 2016 (active units);
+    Wu and Yang 2021 (attributes beside the latents).
     """
 
     terms: ClassVar[tuple[str, ...]] = ("nll", "kl")
     pitches: Tensor
-    sum_weight: Tensor
-    sum_latents: Tensor
-    sum_attributes: Tensor
-    sum_products: Tensor
-    sum_crossed: Tensor
-    sum_squares: Tensor
+    moments: Tensor
 
     def __init__(
         self,
         *,
         model: Callable[..., nn.Module],
         tokenizer: Tokenizer,
-        beta: float = 0.5,
+        beta: float = 0.1,
         cycles: int = 2,
         ramp: float = 0.5,
-        free_bits: float = 0.1,
+        free_bits: float = 0.25,
         trained_labels: Mapping[str, Sequence[str]] | None = None,
         optimizer: OptimizerFactory,
         scheduler: SchedulerFactory | None = None,
@@ -94,12 +92,7 @@ class Vae(LanguageModel):
         self.model.set_bar_ids((kinds == BAR).nonzero().flatten().tolist())
         numbers = torch.from_numpy(self.tokenizer.table.number)
         self.register_buffer("pitches", torch.where(kinds == PITCH, numbers, -1), persistent=False)  # of each token
-        size = self.model.latent_dim
-        for name, shape in (
-            ("weight", ()), ("latents", (size,)), ("attributes", (2,)), ("products", (size, size)), ("crossed", (size, 2)),
-            ("squares", (2,)),
-        ):  # fmt: skip
-            self.register_buffer(f"sum_{name}", torch.zeros(shape))
+        self.register_buffer("moments", torch.zeros(3, len(ATTRIBUTES)))  # sums of 1, x and x^2 of bars, the latest most
 
     # --- training ---
 
@@ -126,19 +119,26 @@ class Vae(LanguageModel):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the reconstruction and the weighted divergence, in nats per counted token; `trace` as of `LanguageModel`."""
         found, targets = self.posterior(batch), batch["targets"]
+        if self.training and not self.in_losses_at:
+            self._remember(batch, found)
         noise = torch.randn_like(found.mean) if self.training else 0.0
-        latents = found.mean + noise * (found.log_variance / 2).exp()
-        logits = self._vae.decode(
-            batch["tokens"], latents, found.bar, documents_bt=batch["documents"], positions_bt=batch["positions"],
-            features=_features(batch),
-        )  # fmt: skip
+        logits = self._decoded(batch, found, found.mean + noise * (found.log_variance / 2).exp())
         token_nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none")
         self.trace = {"logits": logits, "token_nll": token_nll.view_as(targets)}
         count = (targets != -100).sum().clamp(min=1)
         divergence = kl_of_dimensions(found)[found.real].mean(0).clamp(min=self.free_bits).sum() * found.real.sum()
-        if self.training and not self.in_losses_at:
-            self._remember(batch, found)
         return {"nll": token_nll.sum() / count, "kl": self.kl_weight * divergence / count}
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Returns the logits [b, t, v] of each next token, given the mean latents of the bars."""
+        found = self.posterior(batch)
+        return self._decoded(batch, found, found.mean)
+
+    def _decoded(self, batch: Batch, found: Posterior, latents: Tensor) -> Tensor:
+        return self._vae.decode(
+            batch["tokens"], torch.cat([latents, self.attributes(batch, found)], dim=1), found.bar,
+            documents_bt=batch["documents"], positions_bt=batch["positions"], features=_features(batch),
+        )  # fmt: skip
 
     # --- measuring ---
 
@@ -171,53 +171,38 @@ class Vae(LanguageModel):
                 "raise task.free_bits or model.token_dropout, or lower task.beta"
             )
 
-    # --- attributes: running moments of the latents and of what the bars are like ---
+    # --- attributes ---
 
     def attributes(self, batch: Batch, found: Posterior) -> Tensor:
-        """Returns notes and mean pitch of each bar, [n, 2]; the mean pitch of all where a bar has no notes."""
+        """Returns `ATTRIBUTES` of each bar, [n, 2], in standard deviations from training's mean; 0 for the pitch of no notes."""
+        raw, has_notes = self._raw_attributes(batch, found)
+        count, mean = self.moments[0].clamp(min=1), self.moments[1] / self.moments[0].clamp(min=1)
+        deviation = (self.moments[2] / count - mean**2).clamp(min=1e-6).sqrt()
+        standard = ((raw - mean) / deviation).clamp(-LARGEST, LARGEST)
+        return torch.stack([standard[:, 0], torch.where(has_notes, standard[:, 1], 0.0)], dim=1)
+
+    def _raw_attributes(self, batch: Batch, found: Posterior) -> tuple[Tensor, Tensor]:
+        """Returns the attributes as they are, [n, 2], and whether a bar has notes, [n]."""
         pitch = self.pitches[batch["tokens"]].flatten()
         owner, note = found.bar.flatten(), pitch >= 0
         notes = torch.bincount(owner[note], minlength=len(found.mean)).float()
         heights = notes.new_zeros(len(found.mean)).index_add(0, owner[note], pitch[note].float())
-        mean = heights.sum() / notes.sum().clamp(min=1)
-        return torch.stack([notes, torch.where(notes > 0, heights / notes.clamp(min=1), mean)], dim=1)
+        return torch.stack([notes.log1p(), heights / notes.clamp(min=1)], dim=1), notes > 0
 
     @torch.no_grad()
     def _remember(self, batch: Batch, found: Posterior) -> None:
-        latents, attributes = found.mean[found.real].detach(), self.attributes(batch, found)[found.real]
-        new = {
-            "weight": latents.new_tensor(float(len(latents))), "latents": latents.sum(0), "attributes": attributes.sum(0),
-            "products": latents.T @ latents, "crossed": latents.T @ attributes, "squares": (attributes**2).sum(0),
-        }  # fmt: skip
-        for name, value in new.items():
-            getattr(self, f"sum_{name}").mul_(REMEMBERED).add_(value)
-
-    def direction(self, attribute: str) -> tuple[Tensor, float]:
-        """Returns the change of a bar's latent [z] that moves an attribute by one standard deviation, and how well it is told.
-
-        Among all changes that move the best linear prediction of the attribute so far, it is the most probable one. The second
-        value is the share of the attribute's variance that the prediction explains, in [0, 1].
-
-        Raises: ValueError for an attribute that is not one of `ATTRIBUTES`, or a model that has not been trained.
-        """
-        if attribute not in ATTRIBUTES:
-            raise ValueError(f"slide has {attribute!r}; give some of {', '.join(ATTRIBUTES)}, as in slide={{density:1.5}}")
-        if float(self.sum_weight) < 2:
-            raise ValueError("slide: this model has not been trained, so it does not know what its latents stand for")
-        i, count = ATTRIBUTES.index(attribute), self.sum_weight
-        latents, mean = self.sum_latents / count, self.sum_attributes[i] / count
-        covariance = self.sum_products / count - torch.outer(latents, latents)
-        covariance = covariance + 1e-4 * torch.eye(len(latents), device=covariance.device)
-        deviation = (self.sum_squares[i] / count - mean**2).clamp(min=1e-12).sqrt()
-        together = self.sum_crossed[:, i] / count - latents * mean
-        explained = (together @ torch.linalg.solve(covariance, together)) / deviation**2
-        return together / deviation / explained.clamp(min=0.05), float(explained.clamp(0, 1))
+        raw, has_notes = self._raw_attributes(batch, found)
+        counted = torch.stack([found.real, found.real & has_notes], dim=1).float()
+        self.moments.mul_(REMEMBERED).add_(torch.stack([counted.sum(0), (counted * raw).sum(0), (counted * raw**2).sum(0)]))
 
     # --- generating ---
 
     @torch.inference_mode()
     def encode_score(self, score: Score) -> Tensor:
-        """Returns the mean latent of each bar of a score, [bars, z]. Raises: ValueError as `Tokenizer.encode` does."""
+        """Returns the code of each bar of a score, its mean latent and attributes, [bars, z + 2].
+
+        Raises: ValueError as `Tokenizer.encode` does.
+        """
         body = self.tokenizer.encode(score)
         features = self.tokenizer.features(body)
         batch = {
@@ -229,35 +214,37 @@ class Vae(LanguageModel):
         was_training = self.training
         self.eval()
         try:
-            return self.posterior(batch).mean
+            found = self.posterior(batch)
+            return torch.cat([found.mean, self.attributes(batch, found)], dim=1)
         finally:
             self.train(was_training)
 
     def sample(
         self, *, num_samples: int = 1, prompt: Score | Sequence[Score] | None = None, seed: int = 0,
-        latents: Tensor | None = None, **options: Any,
+        codes: Tensor | None = None, **options: Any,
     ) -> list[Score]:  # fmt: skip
         """Samples pieces as `LanguageModel.sample` does, from latents of the prior; those of a prompt's bars are the prompt's.
 
-        latents: [num_samples, bars, z], instead of those of the prior.
+        codes: [num_samples, bars, z + 2], instead of those of the prior, whose attributes are those of one usual bar a piece.
         """
         if prompt is not None and not isinstance(prompt, Score):  # each has its own latents
             each = [self.sample(num_samples=num_samples, prompt=one, seed=seed, **options) for one in prompt]
             return [score for scores in each for score in scores]
-        if latents is None:
+        if codes is None:
             generator = torch.Generator().manual_seed(seed)
-            latents = torch.randn(num_samples, PRIOR_BARS, self._vae.latent_dim, generator=generator).to(self.device)
+            latents = torch.randn(num_samples, PRIOR_BARS, self._vae.latent_dim, generator=generator)
+            attributes = torch.randn(num_samples, 1, len(ATTRIBUTES), generator=generator).expand(-1, PRIOR_BARS, -1)
+            codes = torch.cat([latents, attributes], dim=2).to(self.device)
             if prompt is not None:
-                mine = self.encode_score(prompt)
-                latents = torch.cat([mine.expand(num_samples, -1, -1), latents], dim=1)
-        with self._vae.generating_from(latents):
+                codes = torch.cat([self.encode_score(prompt).expand(num_samples, -1, -1), codes], dim=1)
+        with self._vae.generating_from(codes):
             return super().sample(num_samples=num_samples, prompt=prompt, seed=seed, **options)
 
     def interpolate(self, first: Score, last: Score, *, steps: int, seed: int = 0, **options: Any) -> list[Score]:
         """Returns `steps` pieces whose latents lead from those of one score to those of another, bar by bar, both ends included.
 
-        The latents lie on great circles between those of the scores. All pieces are drawn with the same random numbers, at the
-        tempo between those of the scores, by the instruments of both.
+        The latents lie on great circles between those of the scores, the attributes on lines. All pieces are drawn with the same
+        random numbers, at the tempo between those of the scores, by the instruments of both.
 
         options: as of `sample`, without labels, prompt and num_bars.
         Raises: ValueError if the scores have other metres, or steps is below 2.
@@ -274,8 +261,11 @@ class Vae(LanguageModel):
                 "metre": "{}/{}".format(*first_metre(first)), "programs": programs,
                 "tempo_bpm": tempos[0] ** (1 - share) * tempos[1] ** share,
             }  # fmt: skip
-            latents = between(ends[0], ends[1], share)[None]
-            pieces += self.sample(num_samples=1, labels=labels, num_bars=bars, seed=seed, latents=latents, **options)
+            size = self._vae.latent_dim
+            latents = between(ends[0][:, :size], ends[1][:, :size], share)
+            attributes = (1 - share) * ends[0][:, size:] + share * ends[1][:, size:]
+            codes = torch.cat([latents, attributes], dim=1)[None]
+            pieces += self.sample(num_samples=1, labels=labels, num_bars=bars, seed=seed, codes=codes, **options)
         return pieces
 
     def check_interpolation(self, first: Score, last: Score, *, steps: int) -> None:
@@ -287,24 +277,26 @@ class Vae(LanguageModel):
             raise ValueError(f"interpolate: the scores have other metres ({told}); give two of one metre")
 
     def check_attribute(self, attribute: str) -> None:
-        """Raises: ValueError as `direction` does."""
-        self.direction(attribute)
+        """Raises: ValueError for an attribute that is not one of `ATTRIBUTES`."""
+        if attribute not in ATTRIBUTES:
+            raise ValueError(f"slide has {attribute!r}; give some of {', '.join(ATTRIBUTES)}, as in slide={{density:1.5}}")
 
     def slide(
         self, score: Score, changes: Mapping[str, float], *, num_samples: int = 1, seed: int = 0, **options: Any
     ) -> list[Score]:
-        """Returns pieces whose bars have the latents of a score, moved along attributes by numbers of standard deviations.
+        """Returns pieces whose bars have the latents of a score, and attributes moved by numbers of standard deviations.
 
-        options: as of `sample`, without labels, prompt and num_bars. Raises: ValueError as `direction` does.
+        options: as of `sample`, without labels, prompt and num_bars. Raises: ValueError as `check_attribute` does.
         """
-        latents = self.encode_score(score)
+        codes = self.encode_score(score).clone()
         for attribute, amount in changes.items():
-            latents = latents + amount * self.direction(attribute)[0]
+            self.check_attribute(attribute)
+            codes[:, self._vae.latent_dim + ATTRIBUTES.index(attribute)] += amount
         programs = sorted({track.program for track in score.tracks if not track.is_drum})
         labels = {"metre": "{}/{}".format(*first_metre(score)), "programs": programs, "tempo_bpm": first_tempo(score)}
         return self.sample(
-            num_samples=num_samples, labels=labels, num_bars=len(latents), seed=seed,
-            latents=latents.expand(num_samples, -1, -1), **options,
+            num_samples=num_samples, labels=labels, num_bars=len(codes), seed=seed, codes=codes.expand(num_samples, -1, -1),
+            **options,
         )  # fmt: skip
 
 

@@ -1,6 +1,8 @@
 """A variational autoencoder of bars: an encoder sees a piece and gives each bar a latent vector, a decoder writes it from them.
 
-Shapes: b rows, t tokens, d model width, n bars of all pieces of a batch, z latent size, v vocabulary.
+What the decoder sees of a bar is its code: the latent, and attributes that are told and not learnt, such as the number of notes.
+
+Shapes: b rows, t tokens, d model width, n bars of all pieces of a batch, z latent size, a attributes, v vocabulary.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,11 +30,11 @@ class Posterior(NamedTuple):
 
 
 class VaeCache:
-    """State of generation: the decoder's keys and values, the latents of all bars [b, bars, z], and the bar of each row [b]."""
+    """State of generation: the decoder's keys and values, the codes of all bars [b, bars, z + a], and the bar of each row [b]."""
 
-    def __init__(self, keys: KVCache, latents: Tensor) -> None:
-        self.keys, self.latents = keys, latents
-        self.bar = torch.zeros(len(latents), dtype=torch.long, device=latents.device)  # Bar tokens so far
+    def __init__(self, keys: KVCache, codes: Tensor) -> None:
+        self.keys, self.codes = keys, codes
+        self.bar = torch.zeros(len(codes), dtype=torch.long, device=codes.device)  # Bar tokens so far
 
 
 class TransformerVae(nn.Module):
@@ -42,7 +44,7 @@ class TransformerVae(nn.Module):
         vocab_size, feature_sizes, num_heads, hidden_dim, dropout, max_len, fused: see `Transformer`.
         dim: width of both.
         num_layers, encoder_layers: blocks of the decoder and of the encoder.
-        latent_dim: size z of a bar's latent.
+        latent_dim: size z of a bar's latent. num_attributes: a.
         token_dropout: probability with which the decoder does not see a token in training, so that it needs the latents.
         spread: standard deviation of each mean latent between bars, in (0, 1], which batch normalisation holds it at. So the
             divergence can't fall below spread**2 / 2 nats for each dimension of a bar, and no latent collapses.
@@ -55,8 +57,9 @@ class TransformerVae(nn.Module):
 
     def __init__(
         self, *, vocab_size: int, dim: int = 128, num_layers: int = 4, encoder_layers: int = 2, num_heads: int = 4,
-        hidden_dim: int | None = 384, latent_dim: int = 32, max_len: int = 2048, dropout: float = 0.0, token_dropout: float = 0.2,
-        spread: float = 0.5, feature_sizes: Mapping[str, int] | None = None, fused: bool = True,
+        hidden_dim: int | None = 384, latent_dim: int = 32, num_attributes: int = 2, max_len: int = 2048,
+        dropout: float = 0.0, token_dropout: float = 0.2, spread: float = 0.8, feature_sizes: Mapping[str, int] | None = None,
+        fused: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
         if latent_dim < 1 or not 0.0 <= token_dropout < 1.0:
@@ -64,7 +67,7 @@ class TransformerVae(nn.Module):
                 f"latent_dim={latent_dim} must be at least 1 and token_dropout={token_dropout} in [0, 1); 32 and 0.2 are usual"
             )
         if not 0.0 < spread <= 1.0:
-            raise ValueError(f"spread={spread} must lie in (0, 1]; 0.5 is usual")
+            raise ValueError(f"spread={spread} must lie in (0, 1]; 0.8 is usual")
         self.latent_dim, self.token_dropout, self.spread, self.max_len = latent_dim, token_dropout, spread, max_len
 
         def transformer(layers: int, *, causal: bool) -> Transformer:
@@ -76,13 +79,13 @@ class TransformerVae(nn.Module):
         self.encoder, self.decoder = transformer(encoder_layers, causal=False), transformer(num_layers, causal=True)
         self.posterior = nn.Linear(dim, 2 * latent_dim)
         self.normal = nn.BatchNorm1d(latent_dim, affine=False)
-        self.condition = nn.Linear(latent_dim, dim, bias=False)
+        self.condition = nn.Linear(latent_dim + num_attributes, dim, bias=False)
         nn.init.normal_(self.posterior.weight, std=dim**-0.5)
         nn.init.zeros_(self.posterior.bias)
         nn.init.constant_(self.posterior.bias[latent_dim:], -2.0)  # a posterior that is narrower than the spread of the means
         nn.init.normal_(self.condition.weight, std=0.1 * latent_dim**-0.5)
         self.register_buffer("bar_ids", torch.zeros(0, dtype=torch.long), persistent=False)
-        self._latents: Tensor | None = None
+        self._codes: Tensor | None = None
 
     def set_bar_ids(self, ids: Sequence[int]) -> None:
         """Says which tokens begin a bar."""
@@ -129,54 +132,45 @@ class TransformerVae(nn.Module):
     # --- decoding ---
 
     def decode(
-        self, tokens_bt: Tensor, latents_nz: Tensor, bar_bt: Tensor, *, documents_bt: Tensor | None = None,
+        self, tokens_bt: Tensor, codes_nc: Tensor, bar_bt: Tensor, *, documents_bt: Tensor | None = None,
         positions_bt: Tensor | None = None, features: Mapping[str, Tensor],
     ) -> Tensor:  # fmt: skip
-        """Returns the logits of the next token [b, t, v], given the latent of each token's bar."""
+        """Returns the logits of the next token [b, t, v], given the codes of all bars [n, z + a] and each token's bar."""
         embedded = self.decoder.embed(tokens_bt)
         if self.training and self.token_dropout:
             embedded = embedded * (torch.rand(tokens_bt.shape, device=embedded.device) >= self.token_dropout)[..., None]
-        embedded = embedded + self.condition(latents_nz.to(self.condition.weight.dtype))[bar_bt]
+        embedded = embedded + self.condition(codes_nc.to(self.condition.weight.dtype))[bar_bt]
         logits: Tensor = self.decoder(
             tokens_bt, documents_bt=documents_bt, positions_bt=positions_bt, features=features, embeddings_btd=embedded
         )
         return logits
 
     def forward(
-        self, tokens_bt: Tensor, *, documents_bt: Tensor | None = None, positions_bt: Tensor | None = None,
-        features: Mapping[str, Tensor] | None = None, cache: VaeCache | None = None,
+        self, tokens_bt: Tensor, *, positions_bt: Tensor | None = None, features: Mapping[str, Tensor] | None = None,
+        cache: VaeCache,
     ) -> Tensor:  # fmt: skip
-        """Returns the logits of the next token [b, t, v]: from the mean latents of the bars, with a cache from its latents."""
-        if cache is None:
-            documents_bt = torch.zeros_like(tokens_bt) if documents_bt is None else documents_bt
-            found = self.encode(tokens_bt, documents_bt=documents_bt, positions_bt=positions_bt, features=features or {})
-            return self.decode(
-                tokens_bt, found.mean, found.bar, documents_bt=documents_bt, positions_bt=positions_bt, features=features or {}
-            )
+        """Returns the logits of the next token [b, t, v] from the codes of the cache; arguments as of `Transformer.forward`."""
         bars = cache.bar[:, None] + torch.isin(tokens_bt, self.bar_ids).long().cumsum(1)
         cache.bar = bars[:, -1]
-        number = (bars - 1).clamp(min=0) % cache.latents.shape[1]
-        latents = cache.latents.gather(1, number[..., None].expand(-1, -1, self.latent_dim))
-        embedded = self.decoder.embed(tokens_bt) + self.condition(latents)
-        logits: Tensor = self.decoder(
-            tokens_bt, positions_bt=positions_bt, features=features, cache=cache.keys, embeddings_btd=embedded
-        )
-        return logits
+        number = (bars - 1).clamp(min=0) % cache.codes.shape[1]
+        codes = cache.codes.gather(1, number[..., None].expand(-1, -1, cache.codes.shape[2]))
+        embedded = self.decoder.embed(tokens_bt) + self.condition(codes)
+        return self.decoder(tokens_bt, positions_bt=positions_bt, features=features, cache=cache.keys, embeddings_btd=embedded)
 
     @contextmanager
-    def generating_from(self, latents_bnz: Tensor) -> Iterator[None]:
-        """Within this context, generation writes row i from latents [b, bars, z]; bars beyond the last begin again."""
-        self._latents = latents_bnz
+    def generating_from(self, codes_bnc: Tensor) -> Iterator[None]:
+        """Within this context, generation writes row i from codes [b, bars, z + a]; bars beyond the last begin again."""
+        self._codes = codes_bnc
         try:
             yield
         finally:
-            self._latents = None
+            self._codes = None
 
     def new_cache(self, batch: int, max_len: int | None = None, dtype: torch.dtype | None = None) -> VaeCache:
-        """Returns an empty cache for `batch` rows of at most max_len tokens, with the latents of `generating_from`."""
-        if self._latents is None or len(self._latents) < batch:
+        """Returns an empty cache for `batch` rows of at most max_len tokens, with the codes of `generating_from`."""
+        if self._codes is None or len(self._codes) < batch:
             raise ValueError("model=transformer_vae generates from latents; use it with task=vae, which draws them")
-        return VaeCache(self.decoder.new_cache(batch, max_len, dtype), self._latents[:batch].to(self.condition.weight))
+        return VaeCache(self.decoder.new_cache(batch, max_len, dtype), self._codes[:batch].to(self.condition.weight))
 
     def num_parameters(self) -> int:
         """Returns the number of parameters; a tied matrix counts once."""
