@@ -31,7 +31,15 @@ CASES: dict[str, list[str]] = {
     "adapters alone": ["technique.lora.also_train=[]"],
     "all weights": [FULL, "optimizer.lr=0.0015"],
     "all weights, rates by layer": ["technique=[stages,ema,early_stopping]", LAYERS, "optimizer.lr=0.0015"],
-    "random weights, default optimizer": [FULL, "weights=null", "optimizer=muon", "scheduler=wsd", "ema_decay=0.99"],
+    "random weights, default optimizer": [
+        FULL,
+        "weights=null",
+        "optimizer=muon",
+        "optimizer.lr=0.006",
+        "optimizer.weight_decay=0.1",
+        "scheduler=wsd",
+        "ema_decay=0.99",
+    ],
 }
 NAMES = {  # columns of a row, and what before_after.csv calls them
     "val": "validation pieces, nats per token", "test": "test pieces, nats per token",
