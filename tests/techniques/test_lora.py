@@ -14,6 +14,8 @@ from etude.core.phases import rate_factors
 from etude.core.technique import Composition
 from etude.models.symbolic.transformer import Transformer
 from etude.tasks.language_model import LanguageModel
+from etude.techniques.guards.early_stopping import EarlyStopping
+from etude.techniques.optim.stages import Stages
 from etude.techniques.weights.ema import Ema
 from etude.techniques.weights.grow_layers import GrowLayers
 from etude.techniques.weights.lora import Lora
@@ -140,6 +142,24 @@ def test_a_run_goes_on_only_with_the_adapters_that_it_has(tmp_path: Path, songs:
     for start, technique in (("half", []), ("half", [Lora(rank=4)]), ("half", [Lora(rank=2, alpha=1.0)]), ("bare", with_them)):
         with pytest.raises(ValueError, match=r"give the technique\.lora options of its run, or start a new run from its weights"):
             fit(tmp_path / "no", lambda: model(songs), technique, steps=6, resume=tmp_path / start / "last.ckpt")
+
+
+def test_stages_averages_and_the_best_weights_go_with_adapters_in_any_order(tmp_path: Path, songs: Path) -> None:
+    def together() -> list[Any]:
+        phases = [{"name": "one", "max_steps": 3, "frozen": ["model.blocks.0"]}, {"name": "two", "layer_decay": 0.5}]
+        return [Lora(rank=2), Stages(stages=phases), Ema(decay=0.9, every=1), EarlyStopping(patience=1, min_delta=9.0)]
+
+    whole = fit(tmp_path / "whole", lambda: model(songs), together(), steps=12)
+    other = fit(tmp_path / "other", lambda: model(songs), together()[::-1], steps=12)
+    fit(tmp_path / "half", lambda: model(songs), together(), steps=12, kill_at=2)
+    rest = fit(tmp_path / "rest", lambda: model(songs), together(), steps=12, resume=tmp_path / "half" / "last.ckpt")
+    for again in (other, rest):
+        assert same(whole["trained"], again["trained"]) and same(whole["saved"], again["saved"])
+    saved = torch.load(tmp_path / "whole" / "last.ckpt", weights_only=True)  # ended early, with the best weights for sampling
+    assert saved["global_step"] == 9 and not any("parametrizations" in name for name in saved["state_dict"])
+    best, layer = saved["callbacks"]["EarlyStopping"]["weights"], "model.blocks.1.feed_forward.up"
+    w, a, b = (best[f"{layer}.parametrizations.weight.{part}"] for part in ("original", "0.a", "0.b"))
+    assert torch.allclose(saved["state_dict"][f"{layer}.weight"], w + 8.0 * b @ a, atol=1e-6)
 
 
 def test_a_tied_output_is_left_out_and_layers_keep_their_rates(tmp_path: Path, songs: Path) -> None:

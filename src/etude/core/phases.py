@@ -5,7 +5,7 @@ without a sequence of phases is a single phase. `technique=stages` sets the sequ
 the option group `stage=` describe such sequences, or several runs, one after another.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,6 +83,7 @@ class Phases:
         self.start_step = 0
         self.added_modules: list[dict[str, Any]] = []
         self.pieces = PhasePieces()
+        self._held: frozenset[str] = frozenset()
         self._trainable: dict[str, bool] = {}
         self._loss_weights: dict[str, float] = {}
 
@@ -100,6 +101,17 @@ class Phases:
     def is_last(self) -> bool:
         """Whether the current phase is the last one."""
         return self.index + 1 >= len(self.sequence)
+
+    def hold(self, task: AnyTask, names: Collection[str]) -> None:
+        """Freezes the parameters of these names for the whole run, whatever the phases freeze.
+
+        A technique calls this in its `setup`, before or after the phases are set.
+        """
+        self._held |= frozenset(names)
+        for name, parameter in task.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and name not in self._held)
+        if self.sequence:
+            self._apply(task)
 
     # --- a new sequence ---
 
@@ -146,7 +158,8 @@ class Phases:
         if "embeddings" in phase.frozen:
             frozen += tuple(f"{name}." for name in embeddings_of(task))
         for name, parameter in task.named_parameters():
-            parameter.requires_grad_(self._trainable.get(name, True) and not name.startswith(frozen))
+            trainable = self._trainable.get(name, True) and name not in self._held
+            parameter.requires_grad_(trainable and not name.startswith(frozen))
         task.loss_weights = {**self._loss_weights, **phase.loss_weights}
         task.schedule_steps = phase.max_steps or max(1, task.trainer.max_steps - self.start_step)
         task.schedule_start_step = self.start_step

@@ -80,10 +80,11 @@ class Lora(Technique):
             raise ValueError(f"technique lora adapts whole weights, but trainer=fsdp shards those of {who}; choose trainer=ddp")
         layers = self._layers(pl_module)
         chosen = self._also(pl_module)
-        for name, parameter in pl_module.named_parameters():
-            parameter.requires_grad_(parameter.requires_grad and name in chosen)
         for number, layer in enumerate(layers.values()):
             add_adapter(layer, rank=self.rank, alpha=self.alpha, draws=self.generator(number))
+        adapters = {id(p) for adapter in adapters_of(pl_module).values() for p in adapter.parameters()}
+        held = [name for name, p in pl_module.named_parameters() if id(p) not in adapters and name not in chosen]
+        pl_module.phases.hold(pl_module, held)
         trained = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
         total = sum(p.numel() for p in pl_module.parameters())
         log.warning(
