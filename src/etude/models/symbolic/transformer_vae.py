@@ -155,7 +155,10 @@ class TransformerVae(nn.Module):
         number = (bars - 1).clamp(min=0) % cache.codes.shape[1]
         codes = cache.codes.gather(1, number[..., None].expand(-1, -1, cache.codes.shape[2]))
         embedded = self.decoder.embed(tokens_bt) + self.condition(codes)
-        return self.decoder(tokens_bt, positions_bt=positions_bt, features=features, cache=cache.keys, embeddings_btd=embedded)
+        logits: Tensor = self.decoder(
+            tokens_bt, positions_bt=positions_bt, features=features, cache=cache.keys, embeddings_btd=embedded
+        )
+        return logits
 
     @contextmanager
     def generating_from(self, codes_bnc: Tensor) -> Iterator[None]:
