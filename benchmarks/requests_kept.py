@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from peer import append_row, context
+from symusic import Score
 from training import ROOT
 
 from etude.core.checkpoint_search import find_checkpoint
@@ -61,36 +62,63 @@ def kept(task: Any, labels: dict[str, Any], *, samples: int, transpose_to_key: b
     return {label: share for label, _, _, share in asked_and_got({**labels, "num_bars": BARS}, drawn)}
 
 
-def notes_kept(task: Any, labels: dict[str, Any], wishes: dict[str, Any], *, samples: int) -> dict[str, Any]:
-    """Returns what samples have of wishes, with and without asking, and what it costs."""
-    sides: dict[str, Any] = {}
-    for side, asked in (("asked", {**labels, **wishes}), ("not asked", labels)):
-        drawn = task.sample(num_samples=samples, labels=asked, num_bars=BARS, max_new_tokens=1400, top_p=0.98, min_p=0.02, seed=0)
-        drawn = [score for score in drawn if num_notes(score)]
-        pieces = [portion(score, num_bars=BARS, programs=labels.get("programs")) for score in drawn]
-        sides[side] = {
-            "heard": [list(row) for row in heard_rows(wishes, pieces)],
-            "bars": asked_and_got({"num_bars": BARS}, drawn)[0][-1],
-            "nats per token": float(np.mean(task.nats_per_token(drawn, labels=labels, num_bars=BARS))),
-            "in scale": float(np.nanmean([piece_metrics(score)["scale consistency"] for score in drawn])),
-        }
-    return sides
+def drawn(task: Any, labels: dict[str, Any], wishes: dict[str, Any], *, samples: int) -> tuple[list[Score], dict[str, Any]]:
+    """Returns samples that have notes, and their length and quality."""
+    found = task.sample(
+        num_samples=samples, labels={**labels, **wishes}, num_bars=BARS, max_new_tokens=1400, top_p=0.98, min_p=0.02, seed=0
+    )
+    found = [score for score in found if num_notes(score)]
+    return found, {
+        "bars": asked_and_got({"num_bars": BARS}, found)[0][-1],
+        "nats per token": float(np.mean(task.nats_per_token(found, labels=labels, num_bars=BARS))),
+        "pitches": float(np.mean([piece_metrics(score)["pitches used"] for score in found])),
+        "in scale": float(np.nanmean([piece_metrics(score)["scale consistency"] for score in found])),
+    }
+
+
+def measure_notes(task: Any, args: argparse.Namespace) -> None:
+    """Appends a row for each condition of `NOTES`: what samples have of it, with and without asking, and what it costs."""
+    without: dict[str, tuple[list[Score], dict[str, Any]]] = {}
+    for name, (labels, wishes) in NOTES.items():
+        if str(labels) not in without:
+            without[str(labels)] = drawn(task, labels, {}, samples=args.samples)
+        sides = {"asked": drawn(task, labels, wishes, samples=args.samples), "not asked": without[str(labels)]}
+        row: dict[str, Any] = {"model": args.ckpt, "condition": name, "samples": args.samples, "labels": labels, "wishes": wishes}
+        for side, (scores, quality) in sides.items():
+            pieces = [portion(score, num_bars=BARS, programs=labels.get("programs")) for score in scores]
+            row[side] = {"heard": [list(line) for line in heard_rows(wishes, pieces)], **quality}
+        append_row(args.rows.with_name("wishes.jsonl"), {**row, **context()})
+
+
+def measure_guidance(task: Any, args: argparse.Namespace) -> None:
+    """Appends a row for each weight: how many samples are in the key that the model alone is asked for, and what it costs."""
+    labels = {"key": "D major", "genre": "folk"}
+    for weight in (0.0, 0.5, 1.5, 3.0):
+        found = task.sample(
+            num_samples=args.samples, labels=labels, num_bars=BARS, max_new_tokens=800, top_p=0.98, min_p=0.02, seed=0,
+            transpose_to_key=False, guidance=weight,
+        )  # fmt: skip
+        nats = float(np.mean(task.nats_per_token(found, labels=labels, num_bars=BARS)))
+        pitches = float(np.nanmean([piece_metrics(score)["pitches used"] for score in found]))
+        row = {"model": args.ckpt, "guidance": weight, "samples": args.samples, "labels": labels, "nats per token": nats}
+        row |= {"kept": {label: share for label, _, _, share in asked_and_got(labels, found)}, "pitches": pitches}
+        append_row(args.rows.with_name("guidance.jsonl"), {**row, **context()})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ckpt", default="bundled")
     parser.add_argument("--samples", type=int, default=48)
-    parser.add_argument("--rows", type=Path, default=ROWS, help="JSON lines to append to; wishes.jsonl beside it for notes")
-    parser.add_argument("--only", choices=["labels", "notes"], help="what is asked by labels, or of the notes")
+    parser.add_argument("--rows", type=Path, default=ROWS, help="JSON lines to append to; others are beside it")
+    parser.add_argument("--only", choices=["labels", "notes", "guidance"], help="a part of it")
     args = parser.parse_args()
     quiet_lightning()
     task: Any = run.load_task(find_checkpoint(args.ckpt, "outputs", best=True))[0]
-    for name, (labels, wishes) in NOTES.items() if args.only != "labels" else ():
-        sides = notes_kept(task, labels, wishes, samples=args.samples)
-        row = {"model": args.ckpt, "condition": name, "samples": args.samples, "labels": labels, "wishes": wishes, **sides}
-        append_row(args.rows.with_name("wishes.jsonl"), {**row, **context()})
-    for name, labels in CONDITIONS.items() if args.only != "notes" else ():
+    if args.only in (None, "notes"):
+        measure_notes(task, args)
+    if args.only in (None, "guidance"):
+        measure_guidance(task, args)
+    for name, labels in CONDITIONS.items() if args.only in (None, "labels") else ():
         for enforced in (True, False) if "key" in labels else (True,):
             shares = kept(task, labels, samples=args.samples, transpose_to_key=enforced)
             shown = name if enforced else f"{name}, model alone"
