@@ -24,6 +24,8 @@ def generation() -> str:
         short += [
             [f"asked and got: {row['condition']}", ", ".join(row["kept"].values())] for row in asked if row["condition"] == "all"
         ]
+    part, line = notes_asked()
+    parts, short = parts + part, short + line
     if filled:
         lines = [
             [row["data"], str(row["passages"]), str(row["notes"]), f"{row['left']:.3f}", f"{row['infilled']:.3f}",
@@ -68,3 +70,37 @@ def generation() -> str:
         "\n\n".join([*parts, *([notes.read_text().rstrip()] if notes.exists() else [])]) + "\n"
     )
     return table(["generation, the model that comes with Etude", "measured"], short)
+
+
+def notes_asked() -> tuple[list[str], list[list[str]]]:
+    """The sections on what is asked of the notes and on guidance, and lines of the README's table."""
+    asked, guided = rows("wishes.jsonl"), rows("guidance.jsonl")
+    parts, short = [], []
+    if asked:
+        lines, sounding = [], []
+        for row in asked:
+            mine, free = row["asked"], row["not asked"]
+            for (name, wanted, got, share), (*_, sounds, without) in zip(mine["heard"], free["heard"], strict=True):
+                nats, scale = (f"{mine[key]:.3f} / {free[key]:.3f}" for key in ("nats per token", "in scale"))
+                lines.append([row["condition"], name, wanted.replace("|", "\\|"), share, without, nats, scale])
+                if name == "chords":
+                    sounding.append(f"- {row['condition']}: {got}; not asked: {sounds}")
+                    short.append([f"bars with the chords asked for: {row['condition']}", share])
+        parts += [
+            "## What was asked of the notes",
+            f"{asked[0]['samples']} samples of 8 bars each, with and without asking. A bar has its chords if two thirds of its "
+            "sounding time belong to them; a sample has a register, a polyphony or a density if every note and bar keeps to it. "
+            "*Nats* are those of the model per token, given the same other labels, and *in scale* the share of notes in the best "
+            "scale, both with / without asking.",
+            table(["asked for", "option", "value", "have it", "have it, not asked", "nats", "in scale"], lines),
+            "How much of the time the chords sound:", "\n".join(sounding), where(asked),
+        ]  # fmt: skip
+    if guided:
+        lines = [[f"{r['guidance']:g}", r["kept"]["key"], f"{r['nats per token']:.3f}", f"{r['pitches']:.1f}"] for r in guided]
+        parts += [
+            "## Guidance",
+            "Fiddle tunes in D major, asked of the model alone, without transposing. *Nats* per token are those of the model "
+            "without guidance; *pitches* are the different ones of a sample.",
+            table(["guidance", "in D major", "nats", "pitches"], lines), where(guided),
+        ]  # fmt: skip
+    return parts, short

@@ -80,6 +80,8 @@ def measure_notes(task: Any, args: argparse.Namespace) -> None:
     """Appends a row for each condition of `NOTES`: what samples have of it, with and without asking, and what it costs."""
     without: dict[str, tuple[list[Score], dict[str, Any]]] = {}
     for name, (labels, wishes) in NOTES.items():
+        if args.match not in name:
+            continue
         if str(labels) not in without:
             without[str(labels)] = drawn(task, labels, {}, samples=args.samples)
         sides = {"asked": drawn(task, labels, wishes, samples=args.samples), "not asked": without[str(labels)]}
@@ -111,6 +113,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=48)
     parser.add_argument("--rows", type=Path, default=ROWS, help="JSON lines to append to; others are beside it")
     parser.add_argument("--only", choices=["labels", "notes", "guidance"], help="a part of it")
+    parser.add_argument("--match", default="", help="only what is asked of notes under a name that contains this")
     args = parser.parse_args()
     quiet_lightning()
     task: Any = run.load_task(find_checkpoint(args.ckpt, "outputs", best=True))[0]

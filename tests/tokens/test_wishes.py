@@ -155,6 +155,15 @@ def test_a_single_voice_has_the_notes_asked_for(seed: int, low: int) -> None:
     assert per_bar(found) == [low] * 4
 
 
+@given(seed=seeds, low=st.integers(1, 16), programs=st.sampled_from([[40], None]))
+@settings(max_examples=20, deadline=None)
+def test_a_tune_stays_one_to_have_enough_notes(seed: int, low: int, programs: list[int] | None) -> None:
+    found = written(TOKENIZER, seed, num_bars=3, programs=programs, density=[low, low])
+    assert per_bar(found, 3) == [low] * 3
+    if programs is not None:
+        assert len({onset for _, onset, _, _ in found}) == len(found)
+
+
 @given(seed=seeds)
 @settings(max_examples=10, deadline=None)
 def test_a_prompt_is_free_and_chords_begin_behind_it(seed: int) -> None:

@@ -14,10 +14,13 @@ FULL = 10**9  # a time that is never reached
 
 
 class NoteLimits:
-    """The limits of registers, of simultaneous notes and of notes in a bar."""
+    """The limits of registers, of simultaneous notes and of notes in a bar.
 
-    def __init__(self, wishes: Wishes) -> None:
-        self._wishes = wishes
+    players: the tracks that may play; None if any may.
+    """
+
+    def __init__(self, wishes: Wishes, *, players: frozenset[Owner] | None = None) -> None:
+        self._wishes, self._players = wishes, players
         self.asks_density = any(one.low for one in wishes.density)
         self.register = lru_cache(maxsize=1024)(self._register)
         self.enough_before = lru_cache(maxsize=1024)(self._enough_before)
@@ -77,7 +80,7 @@ class NoteLimits:
 
     def longest(self, now: Written, owner: Owner) -> int:
         """How long the present note may sound, in positions, so that later notes of the bar are not kept from beginning."""
-        if not self.asks_density or now.bar < 1 or not self._would_fill(now, owner):
+        if not self.asks_density or now.bar < 1 or not (self._would_fill(now, owner) or self._alone(now, owner)):
             return FOREVER
         begun = tuple(count + one.covers(owner) for one, count in zip(self._wishes.density, now.begun, strict=True))
         beyond = np.flatnonzero(~self.enough_before(begun, now.size, now.denominator)[now.position + 1 :])
@@ -85,6 +88,24 @@ class NoteLimits:
             return max(1, int(beyond[0]))
         room = min(now.size - one.low * min(SIXTEENTH, now.size / max(1, one.low)) for one in self._wishes.density)
         return now.size + int(min(room, pulse(now.size, now.denominator))) - now.position  # into the next bar
+
+    def waits(self, now: Written, owner: Owner) -> bool:
+        """Whether a track that plays one note at a time has one here, so that it does not add others to have enough in a bar."""
+        if not self.asks_density or now.bar < 1 or all(who != owner for who, _ in now.here):
+            return False
+        if any(one.low > now.size for one in self._wishes.density):  # more than there are positions
+            return False
+        return self._single(now, owner) and not self.enough_before(now.begun, now.size, now.denominator).all()
+
+    def _single(self, now: Written, owner: Owner) -> bool:
+        heard = dict(now.heard).get(owner)
+        return heard is None or not heard.several
+
+    def _alone(self, now: Written, owner: Owner) -> bool:
+        """Whether a track that plays one note at a time is the only one from which enough notes in a bar are asked for."""
+        playing = self._players if self._players is not None else {who for who, _ in now.heard} | {owner}
+        needed = [one for one in self._wishes.density if one.low and one.covers(owner)]
+        return self._single(now, owner) and any({who for who in playing if one.covers(who)} == {owner} for one in needed)
 
     def _would_fill(self, now: Written, owner: Owner) -> bool:
         """Whether no note more could begin while the present one sounds."""

@@ -44,7 +44,7 @@ class WishedGrammar(Grammar):
     def __init__(self, inner: RestrictedGrammar, table: TokenTable, restrictions: Restrictions, wishes: Wishes) -> None:
         self._inner, self._table, self._restrictions, self._wishes = inner, table, restrictions, wishes
         self.vocab_size, self.feature_names = inner.vocab_size, inner.feature_names
-        self._limits = NoteLimits(wishes)
+        self._limits = NoteLimits(wishes, players=restrictions.owners)
         self._rules = None
         if wishes.progression is not None:
             self._rules = ChordRules(
@@ -147,7 +147,9 @@ class WishedGrammar(Grammar):
         return [ANYONE, (DRUMS, 0)] if owners is None else sorted(owners)
 
     def _may_begin(self, now: Written, owner: Owner) -> bool:
-        return self._limits.free_from(now, owner) <= now.position and not self._kept(now, owner)
+        if self._limits.free_from(now, owner) > now.position or self._limits.waits(now, owner):
+            return False
+        return not self._kept(now, owner)
 
     def _kept(self, now: Written, owner: Owner) -> bool:
         """Whether a track has to leave its place to a bass note, or has to wait for it among many that begin together."""

@@ -15,11 +15,15 @@ STEADY = 0.8  # how much a track's mean pitch keeps of its value at each note
 
 
 class Heard(NamedTuple):
-    """What a track has played: its latest pitch, whether that was a passing note, the mean of its pitches (recent ones most)."""
+    """What a track has played: its latest pitch, whether that was a passing note, the mean of its pitches (recent ones most).
+
+    several: whether notes of it have begun together.
+    """
 
     pitch: int
     passing: bool
     mean: float
+    several: bool = False
 
 
 class Written(NamedTuple):
@@ -113,6 +117,7 @@ def follows(before: Written, token: int, inner: State, *, table: TokenTable, fre
 
 def _heard(before: Written, owner: Owner, pitch: int) -> tuple[tuple[Owner, Heard], ...]:
     heard = dict(before.heard)
-    mean = heard[owner].mean if owner in heard else pitch
-    heard[owner] = Heard(pitch, False, round(STEADY * mean + (1 - STEADY) * pitch, 2))
+    old = heard.get(owner, Heard(pitch, False, pitch))
+    several = old.several or any(who == owner for who, _ in before.here)
+    heard[owner] = Heard(pitch, False, round(STEADY * old.mean + (1 - STEADY) * pitch, 2), several)
     return tuple(sorted(heard.items()))
