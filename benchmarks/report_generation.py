@@ -77,7 +77,7 @@ def notes_asked() -> tuple[list[str], list[list[str]]]:
     asked, guided = rows("wishes.jsonl"), rows("guidance.jsonl")
     parts, short = [], []
     if asked:
-        lines, sounding = [], []
+        lines, sounding, shares = [], [], []
         for row in asked:
             mine, free = row["asked"], row["not asked"]
             for (name, wanted, got, share), (*_, sounds, without) in zip(mine["heard"], free["heard"], strict=True):
@@ -85,7 +85,8 @@ def notes_asked() -> tuple[list[str], list[list[str]]]:
                 lines.append([row["condition"], name, wanted.replace("|", "\\|"), share, without, nats, scale])
                 if name == "chords":
                     sounding.append(f"- {row['condition']}: {got}; not asked: {sounds}")
-                    short.append([f"bars with the chords asked for: {row['condition']}", share])
+                    shares.append(float(share.partition("%")[0]))
+        short += [[f"bars with the chords asked for, {len(shares)} conditions", f"{min(shares):.0f} to {max(shares):.0f} %"]]
         parts += [
             "## What was asked of the notes",
             f"{asked[0]['samples']} samples of 8 bars each, with and without asking. A bar has its chords if two thirds of its "
