@@ -29,7 +29,7 @@ from etude.studio.midi_ports import Event
 ROWS = ROOT / "docs" / "results" / "rows" / "live_latency.jsonl"
 SCALE = (60, 62, 64, 65, 67, 69, 71, 72, 74, 76, 77, 79)
 EIGHTH = 0.25  # seconds, at 120 quarters a minute
-SETTINGS = {"temperature": 1.0, "top_k": None, "top_p": 0.98, "min_p": 0.02}  # of conf/live.yaml
+SETTINGS = {"temperature": 0.9, "top_k": None, "top_p": 0.98, "min_p": 0.02}  # of conf/live.yaml
 
 
 class OnePhrase:

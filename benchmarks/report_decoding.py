@@ -5,6 +5,47 @@ from report import rows, table, where
 Section = tuple[list[str], list[list[str]]]  # paragraphs, and lines of the README's table
 
 
+def repetition() -> Section:
+    """From rows of repetition.py."""
+    found = rows("repetition.jsonl")
+    if not found:
+        return [], []
+    lines = [
+        [row["condition"], str(row["samples"]), f"{row['repeated']:.1%} of {row['passages']}", f"{row['repeated_bars']:.1%}",
+         f"{row['nats_per_token']:.3f}"]
+        for row in found
+    ]  # fmt: skip
+    text = (
+        "Samples of 16 bars of the model that comes with Etude; the searches continue the first four bars of the plain samples. "
+        "*Passages*: six notes of a track that it has played before, at the same distances in time. *Bars*: equal to an earlier "
+        "one. Nats per token under the model itself."
+    )
+    columns = ["drawn by", "samples", "passages again", "bars again", "nats per token"]
+    short = [
+        [f"passages of six notes that a track plays again, {row['condition']}", f"{row['repeated']:.1%}"]
+        for row in found if row["condition"] in ("sampling", "no_repeat_ngram=6")
+    ]  # fmt: skip
+    return ["## Repetition", text, table(columns, lines), where(found)], short
+
+
+def speculative() -> Section:
+    """From rows of speculative.py."""
+    found = rows("speculative.jsonl")
+    if not found:
+        return [], []
+    lines = [
+        [f"{row['parameters'] / 1e6:.2f} M", f"{row['draft_parameters'] / 1e6:.2f} M", str(row["draft_length"]),
+         f"{row['accepted']:.0%}", f"{row['ratio']:.2f} ({row['ratio_quartiles'][0]:.2f} to {row['ratio_quartiles'][1]:.2f})"]
+        for row in found
+    ]  # fmt: skip
+    text = (
+        "Seconds per token of plain sampling over those with a draft, at batch 1, in turn; above 1, the draft is faster. The "
+        "median of the pairs, with quartiles. The distribution is the same by construction, which a test plays through."
+    )
+    columns = ["model", "draft", "drafted tokens", "accepted", "ratio"]
+    return ["## Speculative decoding", text, table(columns, lines), where(found)], []
+
+
 def live() -> Section:
     """From rows of live_latency.py."""
     found = rows("live_latency.jsonl")

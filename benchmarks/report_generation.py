@@ -1,11 +1,14 @@
 """docs/results/generation.md, from the rows of the benchmarks in SCRIPTS; called by report.py."""
 
 from report import RESULTS, rows, table, where
-from report_decoding import live
+from report_decoding import live, repetition, speculative
 from report_own_style import own_style
 from report_structure import latents, strangers_case, structure
 
-SCRIPTS = ("requests_kept", "infilling", "infilling_voices", "latents", "structure", "strangers_case", "my_style", "live_latency")
+SCRIPTS = (
+    "requests_kept", "infilling", "infilling_voices", "latents", "structure", "strangers_case", "my_style", "repetition",
+    "speculative", "live_latency",
+)  # fmt: skip
 
 
 def generation() -> str:
@@ -58,7 +61,7 @@ def generation() -> str:
             [f"infilling chorales against the past alone, {row['case']}: nats per token", f"{row['ratio']:.3f}"]
             for row in voices if row["particles"] == most
         ]  # fmt: skip
-    for more, lines in (strangers_case(), latents(), structure(), own_style(), live()):
+    for more, lines in (strangers_case(), latents(), structure(), own_style(), repetition(), speculative(), live()):
         parts += more
         short += lines
     if len(parts) == 1:

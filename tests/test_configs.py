@@ -18,6 +18,8 @@ NOT_SET = {  # arguments with a default that stand in no file: why. One without 
     "load": "likewise",
     "datamodule": "the data of a run that trained, by programs.train; generate.py has none",
     "sections": "what the report of a run shows before its samples, by programs.train",
+    "draft": "another run's model, by programs.generate; while a model trains it samples alone",
+    "draft_length": "likewise",
     "scheduler": "a group of its own",
     "genres": "the data's",
     "trained_labels": "the data's, by programs.train",

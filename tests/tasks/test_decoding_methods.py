@@ -14,6 +14,7 @@ from etude.metrics.scores.similarity import repeated_passages
 from etude.models.symbolic.grid_transformer import GridTransformer
 from etude.models.symbolic.transformer import Transformer
 from etude.music.score import trim
+from etude.tasks.decoding_methods import Method
 from etude.tasks.language_model import LanguageModel
 from etude.tokens.miditok import MidiTokTokenizer
 from etude.tokens.note_stream import StreamedNote
@@ -114,12 +115,39 @@ def test_each_note_is_passed_on_as_it_ends(task: LanguageModel, method: dict[str
         ({"pitch_window": 4}, r"pitch_window=4 has no effect with pitch_penalty=1"),
         ({"decoding": "contrastive", "num_samples": 4}, r"at most 1 of a prompt, not 4; set num_samples=1"),
         ({"decoding": "beam", "best_of": 8, "rank_by": "dissonance"}, r"at most 4 of a prompt, not 8"),
+        ({"draft_length": 2}, r"draft_length=2 has no effect without a model that drafts; add draft=CHECKPOINT"),
         ({"no_repeat_ngram": 1}, r"no_repeat_ngram=1 must be at least 2 notes"),
     ],
 )
 def test_what_has_no_effect_or_no_meaning_is_refused(task: LanguageModel, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_requests(options, task)
+
+
+def test_a_draft_changes_nothing_of_what_is_asked_for_and_must_fit(task: LanguageModel, grid: LanguageModel) -> None:
+    torch.manual_seed(1)
+    network = functools.partial(Transformer, dim=16, num_layers=1, num_heads=2)
+    draft = LanguageModel(model=network, tokenizer=task.tokenizer, optimizer=torch.optim.AdamW)
+    heard: list[int] = []
+    options: Any = {"labels": {"programs": [40, 42], "metre": "3/4"}, "num_bars": 3, "max_new_tokens": 90, "draft": draft}
+    samples = task.sample(num_samples=2, seed=1, on_note=lambda row, _: heard.append(row), **options)
+    assert {track.program for sample in samples for track in sample.tracks} <= {40, 42} and set(heard) == {0, 1}
+    again = task.sample(num_samples=1, seed=1, **options)
+    assert again[0].dumps_midi() == samples[0].dumps_midi() != samples[1].dumps_midi()
+    greedy = [task.sample(temperature=0.0, num_bars=2, max_new_tokens=60, **each)[0] for each in ({}, {"draft": draft})]
+    assert greedy[0].dumps_midi() == greedy[1].dumps_midi()
+    assert repeats(task.sample(**options, no_repeat_ngram=3), 3) == 0
+    with pytest.raises(ValueError, match="draft: its tokens are not those of ckpt"):
+        task.sample(draft=grid)
+    with pytest.raises(ValueError, match="draft needs two Transformers, ckpt holds a GridTransformer"):
+        grid.sample(draft=grid)
+    for other, name in (
+        ({"decoding": "beam"}, "decoding=beam"),
+        ({"pitch_penalty": 2.0}, "pitch_penalty=2"),
+        ({"guidance": 1.5}, "guidance=1.5"),
+    ):
+        with pytest.raises(ValueError, match=f"plain sampling and can't be combined with {name}"):
+            Method(draft=draft, **other)
 
 
 def test_networks_tokens_and_passages_that_do_not_fit(task: LanguageModel, grid: LanguageModel, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ ASKED = ("genre", "key", "tempo_bpm", "metre", "programs", *WISHES)
 METHOD: Mapping[str, Any] = {  # option of the method by which samples are drawn -> its default
     "decoding": "sample", "beams": 4, "beam_groups": 1, "diversity": 0.5, "alpha": 0.6,
     "no_repeat_ngram": None, "pitch_penalty": 1.0, "pitch_window": 16, "guidance": 0.0,
+    "draft": None, "draft_length": 4,
 }  # fmt: skip
 
 
@@ -156,7 +157,8 @@ def check_method(method: Mapping[str, Any], request: Request, task: Composes, op
     given = {name: value for name, value in method.items() if value != METHOD[name]}
     if not given:
         return {}
-    name, value = next(iter(given.items()))
+    name = next(iter(given))
+    value = "..." if name == "draft" else given[name]
     if request.passage is not None:
         raise ValueError(f"{name}={value} can't be combined with infill, which draws by sampling; leave {name} out")
     if not isinstance(task, ChoosesDecoding):

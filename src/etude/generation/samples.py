@@ -108,6 +108,8 @@ def write_samples(
     pitch_penalty: float = 1.0,
     pitch_window: int = 16,
     guidance: float = 0.0,
+    draft: object = None,
+    draft_length: int = 4,
     audio: bool = True,
     soundfont: str | None = None,
     synthesizer: Synthesizer = "tinysoundfont",
@@ -141,6 +143,8 @@ def write_samples(
         no_repeat_ngram: no track plays the same so many notes twice. pitch_penalty: the probabilities of the pitches among the
             last `pitch_window` notes of a track are divided by it.
         guidance: how far what the labels change is exaggerated, see `etude.models.symbolic.guidance`.
+        draft: a smaller model of the same tokens, for speculative decoding, which changes the speed alone. draft_length: how many
+            tokens it drafts at a time.
         audio: whether to render audio.
         soundfont: an .sf2 file; None takes the one that comes with a dependency.
         synthesizer: tinysoundfont, or fluidsynth where the system has it.
@@ -167,10 +171,11 @@ def write_samples(
             "decoding": decoding, "beams": beams, "beam_groups": beam_groups, "diversity": diversity, "alpha": alpha,
             "no_repeat_ngram": no_repeat_ngram, "pitch_penalty": pitch_penalty, "pitch_window": pitch_window,
             "guidance": guidance,
+            "draft": draft, "draft_length": draft_length,
         }, request, task, {"num_samples": num_samples, "best_of": best_of},
     )  # fmt: skip
     drawing = f"temperature {temperature}, top-k {top_k or 'off'}, top-p {top_p}, min-p {min_p}, seed {seed}"
-    drawing += "".join(f", {name} {value}" for name, value in method.items())
+    drawing += "".join(f", {name} {'yes' if name == 'draft' else value}" for name, value in method.items())
     drawing += f"; of {best_of} candidates the one with the {ranked.order} {ranked.metric}" if ranked is not None else ""
     count = num_samples * max(len(request.prompts), 1)
     report = begin(request, folder, count=count, num_bars=num_bars, prompt=prompt, infill=infill, drawing=drawing)

@@ -230,7 +230,8 @@ def generate(cfg: DictConfig) -> None:
         )
     folder = run_folder()
     _keep_options(cfg, folder, "generate", ckpt=path)
-    instantiate(cfg.sampling)(task=task, folder=folder)
+    draft = {} if cfg.draft is None else {"draft": load_task(finder(cfg.outputs)(cfg.draft, "draft", Composes))[0]}
+    instantiate(cfg.sampling)(task=task, folder=folder, **draft)
     print(f"results: {folder / 'report.html'}", file=sys.stderr)
 
 

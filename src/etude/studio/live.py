@@ -47,7 +47,7 @@ class Options:
     bars: int = 4
     tempo_bpm: float | None = None
     metre: str | None = None
-    temperature: float = 1.0
+    temperature: float = 0.9
     top_k: int | None = None
     top_p: float = 0.98
     min_p: float = 0.02

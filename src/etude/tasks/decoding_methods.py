@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from etude.models.symbolic.beam import beam_search
 from etude.models.symbolic.contrastive import contrastive_search
 from etude.models.symbolic.guidance import Guided
 from etude.models.symbolic.sampling import generate
+from etude.models.symbolic.speculative import random_choice, speculative_sample
 from etude.models.symbolic.transformer import Transformer
 from etude.tasks.openings import Opening, Rows, drawn_together
 from etude.tokens.note_stream import NoteStream, StreamedNote
@@ -42,6 +44,8 @@ class Method:
     beams, beam_groups, diversity: of beam search. alpha: of contrastive search.
     no_repeat_ngram, pitch_penalty, pitch_window: see `etude.tokens.repetition.Repetition`.
     guidance: how far what labels change is exaggerated, see `etude.models.symbolic.guidance`; of sampling.
+    draft: a smaller language model with the same tokens, for speculative decoding, see `etude.models.symbolic.speculative`; the
+        samples have the same distribution. None for none. draft_length: how many tokens it drafts at a time.
 
     Raises: ValueError for a value out of its range, or an option of another method.
     """
@@ -55,6 +59,8 @@ class Method:
     pitch_penalty: float = 1.0
     pitch_window: int = 16
     guidance: float = 0.0
+    draft: Any = None
+    draft_length: int = 4
 
     def __post_init__(self) -> None:
         if self.decoding not in METHODS:
@@ -71,6 +77,18 @@ class Method:
             raise ValueError(f"alpha={self.alpha} must lie in [0, 1]; 0.6 is usual, 0 takes the most probable token")
         if not 0 <= self.guidance < float("inf"):
             raise ValueError(f"guidance={self.guidance} must be finite and at least 0; 1.5 is usual, 0 switches it off")
+        if self.draft_length < 1:
+            raise ValueError(f"draft_length={self.draft_length} must be at least 1 token")
+        if self.draft is None and self.draft_length != 4:
+            raise ValueError(f"draft_length={self.draft_length} has no effect without a model that drafts; add draft=CHECKPOINT")
+        others = {
+            "decoding": self.decoding != "sample",
+            "pitch_penalty": self.pitch_penalty != 1.0,
+            "guidance": self.guidance != 0,
+        }
+        if self.draft is not None and any(others.values()):
+            other = next(f"{name}={getattr(self, name)}" for name, used in others.items() if used)
+            raise ValueError(f"draft is for plain sampling and can't be combined with {other}; leave one of them out")
         if self.pitch_window != 16 and self.pitch_penalty == 1.0:
             raise ValueError(f"pitch_window={self.pitch_window} has no effect with pitch_penalty=1; give pitch_penalty=1.5, say")
         assert self.repetition  # checks its values
@@ -97,6 +115,7 @@ class Method:
             raise ValueError(f"notes one by one: {what} whole samples; leave it out, or take the samples when they are done")
         if self.guidance and not isinstance(model, Transformer):
             raise ValueError(f"guidance needs a Transformer, this model is a {type(model).__name__}; set guidance=0")
+        self._check_draft(model, tokenizer)
         if self.decoding == "sample":
             return
         if not isinstance(model, Transformer):
@@ -112,6 +131,15 @@ class Method:
             )
         if key is not None:
             raise ValueError(f"key={key} is met by drawing again, which decoding={self.decoding} can't; leave one of them out")
+
+    def _check_draft(self, model: nn.Module, tokenizer: Tokenizer) -> None:
+        if self.draft is None:
+            return
+        if self.draft.tokenizer.fingerprint != tokenizer.fingerprint:
+            raise ValueError("draft: its tokens are not those of ckpt; give a smaller model of the same data and tokenizer")
+        for name, network in (("ckpt", model), ("draft", self.draft.model)):
+            if not isinstance(network, Transformer):
+                raise ValueError(f"draft needs two Transformers, {name} holds a {type(network).__name__}; leave draft out")
 
     def scores(
         self, model: nn.Module, openings: Sequence[Opening], count: int, *, tokenizer: Tokenizer, labels: Mapping[str, Any],
@@ -142,6 +170,12 @@ class Method:
                 self._searched(model, opening, count, tokenizer, labels, num_bars, device, on_step, top_k=top_k, **cuts)
                 for opening in openings
             ]
+        if self.draft is not None:
+            return [
+                self._speculated(model, opening, count, tokenizer, labels, num_bars, device, seed, first * count, on_note,
+                                 on_step=on_step, top_k=top_k, **cuts)
+                for first, opening in enumerate(openings)
+            ]  # fmt: skip
         candidates = (top_k or CANDIDATES) if self.decoding == "contrastive" else 1
         rows = Rows.of(openings, count * candidates, tokenizer=tokenizer, labels=labels, num_bars=num_bars)
         decoder, penalties = self._restrained(rows.decoder, tokenizer)
@@ -159,6 +193,25 @@ class Method:
                 model = Guided(model, weight=self.guidance, num_controls=len(tokenizer.controls(labels)))
             sequences = generate(model, tokens_bt, generator=generator, num_prompts=len(openings), top_k=top_k, **common)
         return [sequences[first : first + count] for first in range(0, len(sequences), count)]
+
+    def _speculated(
+        self, model: nn.Module, opening: Opening, count: int, tokenizer: Tokenizer, labels: Mapping[str, Any],
+        num_bars: int | None, device: torch.device, seed: int, first: int, on_note: Callable[[int, StreamedNote], None] | None,
+        **how: Any,
+    ) -> list[list[int]]:  # fmt: skip
+        """The rows of one opening, one after another, each at its own pace; first: number of the first."""
+        assert isinstance(model, Transformer)  # see `check`
+        generator, found = torch.Generator().manual_seed(seed), []
+        draft = self.draft.model.to(device)
+        for row in range(count):
+            rows = Rows.of([opening], 1, tokenizer=tokenizer, labels=labels, num_bars=num_bars)
+            choose = random_choice(torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator))))
+            own = None if on_note is None else partial(_renumbered, on_note, first + row)
+            found.append(speculative_sample(
+                model, draft, rows.tokens_bt.to(device), decoder=self._restrained(rows.decoder, tokenizer)[0], choose=choose,
+                draft_length=self.draft_length, on_tokens=None if own is None else _notes([opening.ids], tokenizer, own), **how,
+            ))  # fmt: skip
+        return found
 
     def _searched(
         self, model: nn.Module, opening: Opening, count: int, tokenizer: Tokenizer, labels: Mapping[str, Any],
@@ -197,6 +250,10 @@ def check_guidance(weight: float, num_controls: int, *, dropout: float) -> None:
             f"guidance={weight} needs a model that was also trained without labels; train one with data.control_dropout=0.2, or "
             "leave guidance out"
         )
+
+
+def _renumbered(on_note: Callable[[int, StreamedNote], None], number: int, _: int, note: StreamedNote) -> None:
+    on_note(number, note)
 
 
 def _notes(

@@ -4,9 +4,12 @@ A `Grammar` is an automaton whose states are tuples, so that masks can be cached
 (a byte-pair token is allowed if its expansion is). A `Decoder` runs a grammar for a batch of sequences.
 """
 
+from __future__ import annotations
+
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -132,6 +135,12 @@ class Decoder:
         self._features = [self._features[row] for row in rows]
         self._finished = self._finished[list(rows)]
 
+    def fork(self) -> Self:
+        """Returns an independent copy."""
+        twin = copy.copy(self)
+        twin.select(range(len(self._states)))
+        return twin
+
     def allowed(self) -> np.ndarray:
         """Returns which tokens may come next in each row: bool [B, V]; a finished row allows only PAD."""
         masks = [
@@ -168,6 +177,10 @@ class JoinedDecoder:
         starts = [0, *self._ends.tolist()]
         for decoder, start, part in zip(self._decoders, starts, np.split(np.asarray(rows), self._ends), strict=True):
             decoder.select((part - start).tolist())
+
+    def fork(self) -> JoinedDecoder:
+        """Returns an independent copy."""
+        return JoinedDecoder([decoder.fork() for decoder in self._decoders])
 
     def allowed(self) -> np.ndarray:
         """Returns which tokens may come next in each row: bool [B, V]."""

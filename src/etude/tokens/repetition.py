@@ -182,6 +182,12 @@ class RestrainedDecoder:
         """Returns the features of the last token of each row: name -> int64 [b]."""
         return self._decoder.features()
 
+    def fork(self) -> RestrainedDecoder:
+        """Returns an independent copy."""
+        twin = copy.copy(self)
+        twin._decoder, twin._rows = self._decoder.fork(), [memory.copied() for memory in self._rows]
+        return twin
+
     def select(self, rows: Sequence[int]) -> None:
         """Continues with copies of these rows, as many as there are, in this order."""
         self._decoder.select(rows)
