@@ -67,6 +67,8 @@ def trained_with(*options: str) -> dict[str, Any]:
 
 
 def kind(task: str) -> str:
+    if task == "vae":
+        return "language_model"
     return task if task in ("language_model", "vocoder") else "gan"
 
 

@@ -27,7 +27,8 @@ def load(task: AnyTask, checkpoint: dict[str, Any]) -> None:
     """Takes from a checkpoint what `save` wrote; its weights become those that were trained, not their average."""
     saved = checkpoint["etude"]
     task.batches_trained = saved["batches_trained"]
-    task.steps_trained = saved.get("steps_trained", checkpoint["global_step"])  # older checkpoints hold only Lightning's count
+    # older checkpoints hold only Lightning's count
+    task.steps_trained = saved["steps_trained"] if "steps_trained" in saved else checkpoint["global_step"]
     task.latest_terms = saved.get("logged", {})  # older checkpoints have none
     task.phases.load(task, checkpoint)
     unmerge_adapters(task, checkpoint)

@@ -84,12 +84,17 @@ def _suggestion(key: str, own: list[str]) -> str:
         names.setdefault(known.rpartition(".")[2], []).append(known)
     here = difflib.get_close_matches(key, names, n=1)
     told = names[here[0]][:2] if here else []
-    for verb, keys in _settings_of_programs().items():
-        if (found := difflib.get_close_matches(key, keys, n=1)) and found[0] not in own:
-            told.append(f"{found[0]}, an option of `{program(verb)}`")
-            break
+    elsewhere = {found[0]: verb for verb, keys in reversed(_settings_of_programs().items()) if (found := _near(key, keys, own))}
+    if nearest := difflib.get_close_matches(key, elsewhere, n=1):
+        other = f"{nearest[0]}, an option of `{program(elsewhere[nearest[0]])}`"
+        nearer = not here or difflib.get_close_matches(key, [here[0], nearest[0]], n=1) == nearest != here
+        told = [other] if nearer else [*told, other]
     told = told or difflib.get_close_matches(key, own, n=1)
     return f"did you mean {', or '.join(told)}?" if told else ""
+
+
+def _near(key: str, keys: list[str], own: list[str]) -> list[str]:
+    return [name for name in difflib.get_close_matches(key, keys, n=1) if name not in own]
 
 
 def _settings_of_programs() -> dict[str, list[str]]:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from symusic import Score
 from torch import Tensor, nn
 
+from etude.core import lightning
 from etude.core.batch import Batch
 from etude.core.measuring import Measure, Measured
 from etude.core.task import OptimizerFactory, SchedulerFactory
@@ -99,7 +100,8 @@ class Vae(LanguageModel):
     @property
     def kl_weight(self) -> float:
         """The weight of the divergence at this step."""
-        total = self._trainer.max_steps if self._trainer is not None else -1
+        trainer = lightning.trainer_of(self)
+        total = -1 if trainer is None else trainer.max_steps
         if total < 1:
             return self.beta
         place = self.steps_trained * self.cycles / total % 1.0
