@@ -7,6 +7,7 @@ import pytest
 from symusic import Note, Score, Track
 
 from etude.generation.latents import latent_wish, likeness, mean_pitch, notes_of_bar
+from etude.generation.ranking import ranking
 from etude.generation.samples import check_requests, write_samples
 from tests.songs import song
 
@@ -100,3 +101,20 @@ def test_likeness_counts_common_notes() -> None:
     second.tracks.append(Track(notes=[Note(96 * beat, 96, 60 + beat, 80) for beat in range(2)]))
     assert likeness(first, second) == pytest.approx(2 * 2 / 6)
     assert likeness(first, first) == 1.0 and notes_of_bar(first) == 4.0
+
+
+def test_steps_without_two_scores_are_refused_and_eight_by_default(files: list[str]) -> None:
+    with pytest.raises(ValueError, match="steps=3 is the number of pieces between two scores"):
+        latent_wish({"steps": 3}, Shifts())
+    wish = latent_wish({"interpolate": files}, Shifts())
+    assert wish is not None and wish.steps == 8
+
+
+def test_a_model_with_latents_has_no_likelihood_to_rank_by() -> None:
+    class Rated(Shifts):
+        def nats_per_token(self, *_: Any, **__: Any) -> list[float]:
+            return []
+
+    task: Any = Rated()
+    with pytest.raises(ValueError, match="rank_by=likelihood: Rated has no likelihood"):
+        ranking({"best_of": 2, "rank_by": "likelihood"}, task, labels={})

@@ -16,6 +16,7 @@ from etude.music.score import num_bars, num_notes
 from etude.report.reports import Report
 from etude.tokens.tokenizer import WISHES
 
+STEPS = 8  # pieces from one score to another
 LEFT_OUT = ("infill", "num_bars", "genre", "key", "tempo_bpm", "metre", "programs", "rank_by", *WISHES)  # of the scores
 
 
@@ -48,7 +49,9 @@ def latent_wish(options: Mapping[str, Any], task: object) -> LatentWish | None:
 
     Raises: ValueError for what the task can't do, scores that can't be read, or options that contradict each other.
     """
-    ends, changes = options.get("interpolate"), dict(options.get("slide") or {})
+    ends, changes, steps = options.get("interpolate"), dict(options.get("slide") or {}), options.get("steps")
+    if ends is None and steps is not None:
+        raise ValueError(f"steps={steps} is the number of pieces between two scores; add interpolate=[a.mid,b.mid]")
     if ends is None and not changes:
         return None
     name = "slide" if ends is None else "interpolate"
@@ -63,8 +66,9 @@ def latent_wish(options: Mapping[str, Any], task: object) -> LatentWish | None:
         if isinstance(ends, str) or len(ends) != 2:
             raise ValueError(f"interpolate={ends} must be two scores, as in interpolate=[a.mid,b.mid]")
         first, last = (read_prompt(Path(str(path)).expanduser()) for path in ends)
-        task.check_interpolation(first, last, steps=int(options.get("steps", 8)))
-        return LatentWish((first, last), int(options.get("steps", 8)), None, {})
+        steps = STEPS if steps is None else int(steps)
+        task.check_interpolation(first, last, steps=steps)
+        return LatentWish((first, last), steps, None, {})
     prompt = options.get("prompt")
     if not isinstance(prompt, str):
         raise ValueError("slide changes a score: prompt=my.mid slide={density:1.5}")

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from symusic import Score
 
-from etude.core.protocols import Composes, RatesScores
+from etude.core.protocols import Blends, Composes, RatesScores
 from etude.data.scores.reading import read_guarded
 from etude.metrics.scores.dimensions import measure_features
 from etude.metrics.scores.tables import PIECE_METRICS, piece_metrics
@@ -155,7 +155,7 @@ def _measure(
     if real is not None and metric != DISTANCE:
         raise ValueError(f"real={real} is only for rank_by=distance; leave one of them out")
     if metric == LIKELIHOOD:
-        if not isinstance(task, RatesScores):
+        if not isinstance(task, RatesScores) or isinstance(task, Blends):  # of a model with latents there is only a bound
             raise ValueError(f"rank_by=likelihood: {type(task).__name__} has no likelihood; choose another metric")
         rate, num_bars = task.nats_per_token, options.get("num_bars")
         return lambda scores: [-nats for nats in rate(scores, labels=labels, num_bars=num_bars)]

@@ -87,7 +87,7 @@ def write_samples(
     prompt: str | Sequence[str] | None = None,
     infill: Mapping[str, Any] | None = None,
     interpolate: Sequence[str] | None = None,
-    steps: int = 8,
+    steps: int | None = None,
     slide: Mapping[str, float] | None = None,
     temperature: float = 1.0,
     top_k: int | None = None,
@@ -128,7 +128,8 @@ def write_samples(
         prompt: a score file to continue, or to rewrite a passage of; a folder, or a list, of scores to continue, with
             `num_samples` of each, named after them.
         infill: which passage, {"bars": [first, last], "tracks": [...]}, see `etude.music.passages.passage_of`.
-        interpolate: two score files, between which `steps` pieces are written, both ends included (task=vae).
+        interpolate: two score files, between which `steps` pieces (8 by default) are written, both ends included, whatever
+            num_samples is (task=vae).
         slide: attribute (density, pitch) -> by how many standard deviations the bars of `prompt` change (task=vae).
         temperature, top_k, top_p, min_p: see `etude.models.symbolic.sampling.distribution`.
         max_new_tokens: most tokens of a sample.

@@ -83,12 +83,10 @@ def _suggestion(key: str, own: list[str]) -> str:
     for known in own:
         names.setdefault(known.rpartition(".")[2], []).append(known)
     here = difflib.get_close_matches(key, names, n=1)
-    told = names[here[0]][:2] if here else []
     elsewhere = {found[0]: verb for verb, keys in reversed(_settings_of_programs().items()) if (found := _near(key, keys, own))}
-    if nearest := difflib.get_close_matches(key, elsewhere, n=1):
-        other = f"{nearest[0]}, an option of `{program(elsewhere[nearest[0]])}`"
-        nearer = not here or difflib.get_close_matches(key, [here[0], nearest[0]], n=1) == nearest != here
-        told = [other] if nearer else [*told, other]
+    told = names[here[0]][:2] if here and difflib.get_close_matches(key, [*here, *elsewhere], n=1) == here else []
+    if other := difflib.get_close_matches(key, elsewhere, n=1):
+        told.append(f"{other[0]}, an option of `{program(elsewhere[other[0]])}`")
     told = told or difflib.get_close_matches(key, own, n=1)
     return f"did you mean {', or '.join(told)}?" if told else ""
 

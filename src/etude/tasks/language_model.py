@@ -89,7 +89,7 @@ class LanguageModel(Task):
             batch["tokens"],
             documents_bt=batch["documents"],
             positions_bt=batch["positions"],
-            features=_features(batch),
+            features=token_features(batch),
             **({"embeddings_btd": batch["embeddings"]} if "embeddings" in batch else {}),
         )
         return logits
@@ -110,17 +110,14 @@ class LanguageModel(Task):
 
     def token_nll(self, batch: Batch) -> Tensor:
         """Returns the negative log-likelihood of each target [b, t] in nats, 0 where nothing is counted."""
-        logits, targets = self.logits(batch).float(), batch["targets"]
-        return F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=-100, reduction="none")
+        return _token_nll(self.logits(batch), batch["targets"])
 
     def measures(self) -> tuple[Measure, ...]:
         return (Measure("nll", "nats per token"),)
 
     def measure(self, batch: Batch) -> dict[str, Measured]:
         """Returns {"nll": negative log-likelihood of the counted tokens}, with each token's [b, t] beside the mean."""
-        nll, counted = self.token_nll(batch), batch["targets"] != -100
-        count = counted.sum()
-        return {"nll": Measured(nll.sum() / count.clamp(min=1), count, nll, counted)}
+        return {"nll": nll_of(self.logits(batch), batch["targets"])}
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
         """Returns {"embeddings": the tokens' embeddings [b, t, d]}, which `with_inputs` puts back into a batch.
@@ -141,7 +138,7 @@ class LanguageModel(Task):
         Documents are in the order of the rows, and within a row in the order of time; `documents` gives the piece of each.
         """
         hidden = self._network().hidden(
-            batch["tokens"], documents_bt=batch["documents"], positions_bt=batch["positions"], features=_features(batch),
+            batch["tokens"], documents_bt=batch["documents"], positions_bt=batch["positions"], features=token_features(batch),
             **({"embeddings_btd": batch["embeddings"]} if "embeddings" in batch else {}),
         ).flatten(0, 1)  # fmt: skip
         counted = (batch["targets"] != -100).flatten()
@@ -383,6 +380,17 @@ class LanguageModel(Task):
             )
 
 
-def _features(batch: Batch) -> dict[str, Tensor]:
+def nll_of(logits: Tensor, targets: Tensor) -> Measured:
+    """The negative log-likelihood of the counted targets [b, t] under logits [b, t, v], with each token's beside the mean."""
+    nll, counted = _token_nll(logits, targets), targets != -100
+    count = counted.sum()
+    return Measured(nll.sum() / count.clamp(min=1), count, nll, counted)
+
+
+def _token_nll(logits: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(logits.float().transpose(1, 2), targets, ignore_index=-100, reduction="none")
+
+
+def token_features(batch: Batch) -> dict[str, Tensor]:
     """Returns the features of the input tokens, [b, t] each."""
     return {name.removeprefix("feature_"): values for name, values in batch.items() if name.startswith("feature_")}

@@ -21,7 +21,7 @@ from etude.core.measuring import Measure, Measured
 from etude.core.task import OptimizerFactory, SchedulerFactory
 from etude.models.symbolic.transformer_vae import Posterior, TransformerVae
 from etude.music.score import bar_ticks
-from etude.tasks.language_model import LanguageModel
+from etude.tasks.language_model import LanguageModel, nll_of, token_features
 from etude.tokens.changes import bar_lengths, first_metre, first_tempo
 from etude.tokens.grammar import BOS
 from etude.tokens.miditok import MidiTokTokenizer
@@ -110,7 +110,7 @@ class Vae(LanguageModel):
     def posterior(self, batch: Batch) -> Posterior:
         """Returns what the encoder says of the bars of a batch."""
         return self._vae.encode(
-            batch["tokens"], documents_bt=batch["documents"], positions_bt=batch["positions"], features=_features(batch)
+            batch["tokens"], documents_bt=batch["documents"], positions_bt=batch["positions"], features=token_features(batch)
         )
 
     @property
@@ -139,7 +139,7 @@ class Vae(LanguageModel):
     def _decoded(self, batch: Batch, found: Posterior, latents: Tensor) -> Tensor:
         return self._vae.decode(
             batch["tokens"], torch.cat([latents, self.attributes(batch, found)], dim=1), found.bar,
-            documents_bt=batch["documents"], positions_bt=batch["positions"], features=_features(batch),
+            documents_bt=batch["documents"], positions_bt=batch["positions"], features=token_features(batch),
         )  # fmt: skip
 
     # --- measuring ---
@@ -152,8 +152,8 @@ class Vae(LanguageModel):
 
     def measure(self, batch: Batch) -> dict[str, Measured]:
         """The bound, its two parts at the mean latents, and the share of latents that vary between the bars of a batch."""
-        nll = super().measure(batch)["nll"]
         found = self.posterior(batch)
+        nll = nll_of(self._decoded(batch, found, found.mean), batch["targets"])
         kl = kl_of_dimensions(found)[found.real].sum() / nll.count.clamp(min=1)
         bars = found.mean[found.real]
         active = (bars.var(0) > ACTIVE).float().mean() if len(bars) > 1 else bars.new_zeros(())
@@ -321,7 +321,3 @@ def between(first: Tensor, last: Tensor, share: float) -> Tensor:
     turned = (((1 - share) * angle).sin() * units[0] + (share * angle).sin() * units[1]) / angle.sin()
     result: Tensor = turned * (lengths[0] ** (1 - share) * lengths[1] ** share)
     return result
-
-
-def _features(batch: Batch) -> dict[str, Tensor]:
-    return {name.removeprefix("feature_"): batch[name] for name in batch if name.startswith("feature_")}

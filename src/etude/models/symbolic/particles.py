@@ -32,16 +32,14 @@ class Cell(IntEnum):
 
 @dataclass(frozen=True)
 class Filled:
-    """Pieces with all cells, and how well their particles did.
+    """Pieces with all cells, and how likely what was given is.
 
     tokens: int64 [n, f, 4].
     evidence: estimated log-likelihood of the cells that are given or held, from the first missing cell on, of each piece, [n].
-    effective: smallest effective number of particles before the last cell, as a share of p, of each piece, [n].
     """
 
     tokens: Tensor
     evidence: Tensor
-    effective: Tensor
 
 
 @torch.inference_mode()
@@ -104,7 +102,7 @@ def fill_grid(
             drawn, logits = drawn[rows], logits[rows]
         if on_step is not None:
             on_step(4 * (frame - first + 1))
-    return Filled(drawn[swarm.winners()].cpu(), swarm.evidence(), swarm.effective)
+    return Filled(drawn[swarm.winners()].cpu(), swarm.evidence())
 
 
 def _next(
@@ -130,7 +128,6 @@ class _Swarm:
         self.shape, self.generator = (num_pieces, particles), generator
         self.log_weights = torch.zeros(self.shape, dtype=torch.float64)
         self.log_means = torch.zeros(num_pieces, dtype=torch.float64)  # of the weights at each resampling, summed
-        self.effective = torch.ones(num_pieces, dtype=torch.float64)
 
     def uniform(self) -> Tensor:
         """One number in [0, 1) for each particle, [n p]."""
@@ -143,9 +140,7 @@ class _Swarm:
     def resampled(self) -> Tensor | None:
         """Draws the particles of pieces whose weights have become too unequal anew; their rows, or None if none did."""
         shares = self.log_weights.softmax(1)
-        effective = 1 / (shares**2).sum(1) / self.shape[1]
-        self.effective = torch.minimum(self.effective, effective)
-        uneven = effective < 0.5
+        uneven = (shares**2).sum(1) * self.shape[1] > 2  # the effective number of particles is below half of them
         if not uneven.any():
             return None
         pieces, particles = self.shape
