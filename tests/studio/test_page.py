@@ -114,6 +114,15 @@ def test_a_closed_tab_and_an_ended_server_lose_nothing(options: Callable[..., Op
     assert [each.answer for each in answers(asked)] == ["second"]
 
 
+def test_a_field_that_is_no_longer_shown_takes_no_key(options: Callable[..., Options], tmp_path: Path, window: Browser) -> None:
+    with served(options(), tmp_path / "sounds") as server:
+        window.open(server.address)
+        window.shows("start")
+        focus = "document.activeElement.tagName"
+        assert window.run(f"return {focus}") == "INPUT"
+        assert window.run(f"show('question'); return {focus}") == "BODY"  # at once, not after the next frame
+
+
 def test_everything_is_reachable_by_mouse_on_a_phone(options: Callable[..., Options], tmp_path: Path, window: Browser) -> None:
     asked = options(questions=2)
 

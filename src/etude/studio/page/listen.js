@@ -84,6 +84,7 @@ async function catchUp() {
 
 function show(id) {
   stop();
+  document.activeElement?.blur(); // a hidden field keeps the focus until the next frame, and would take the next key
   for (const section of document.querySelectorAll("section")) section.hidden = section.id !== id;
   document.body.dataset.page = id;
   window.scrollTo(0, 0);
