@@ -31,9 +31,11 @@ from etude.tasks.openings import Opening
 from etude.tasks.prompted_samples import prompt_changes, refuse_contradictions
 from etude.tasks.rated_scores import nats_per_token
 from etude.tasks.remi_infilling import fill_tracks, hole_of
+from etude.tasks.token_nll import nll_of, token_features, token_nll
 from etude.tokens.miditok import MidiTokTokenizer
 from etude.tokens.note_stream import StreamedNote
 from etude.tokens.requests import check_trained, control_values, request_notes
+from etude.tokens.satb import SatbGrid
 from etude.tokens.tokenizer import Tokenizer
 from etude.tokens.vocabulary_weights import rows_by_token
 from etude.tokens.wished_tracks import wishes_of, with_key_of_chords
@@ -83,6 +85,13 @@ class LanguageModel(Task):
                 "task=language_model predicts the next token, which a network with model.causal=false sees; set it to true"
             )
 
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if isinstance(self.model, GridTransformer) and self.model.passages is not None and stage == "fit":
+            assert isinstance(self.tokenizer, SatbGrid)
+            pieces = self.trainer.datamodule.view("train")  # type: ignore[attr-defined]
+            self.model.passages.remember([self.tokenizer.decode_frames(pieces.body(index)) for index in range(len(pieces))])
+
     def logits(self, batch: Batch) -> Tensor:
         """Returns the logits [b, t, v] of each next token."""
         logits: Tensor = self.model(
@@ -110,7 +119,7 @@ class LanguageModel(Task):
 
     def token_nll(self, batch: Batch) -> Tensor:
         """Returns the negative log-likelihood of each target [b, t] in nats, 0 where nothing is counted."""
-        return _token_nll(self.logits(batch), batch["targets"])
+        return token_nll(self.logits(batch), batch["targets"])
 
     def measures(self) -> tuple[Measure, ...]:
         return (Measure("nll", "nats per token"),)
@@ -378,19 +387,3 @@ class LanguageModel(Task):
                 f"(fingerprint {str(found)[:12]}, here {self.tokenizer.fingerprint[:12]}); "
                 "give the data= and tokenizer= options of that run, which are in its config.yaml"
             )
-
-
-def nll_of(logits: Tensor, targets: Tensor) -> Measured:
-    """The negative log-likelihood of the counted targets [b, t] under logits [b, t, v], with each token's beside the mean."""
-    nll, counted = _token_nll(logits, targets), targets != -100
-    count = counted.sum()
-    return Measured(nll.sum() / count.clamp(min=1), count, nll, counted)
-
-
-def _token_nll(logits: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(logits.float().transpose(1, 2), targets, ignore_index=-100, reduction="none")
-
-
-def token_features(batch: Batch) -> dict[str, Tensor]:
-    """Returns the features of the input tokens, [b, t] each."""
-    return {name.removeprefix("feature_"): values for name, values in batch.items() if name.startswith("feature_")}

@@ -21,7 +21,8 @@ from etude.core.measuring import Measure, Measured
 from etude.core.task import OptimizerFactory, SchedulerFactory
 from etude.models.symbolic.transformer_vae import Posterior, TransformerVae
 from etude.music.score import bar_ticks
-from etude.tasks.language_model import LanguageModel, nll_of, token_features
+from etude.tasks.language_model import LanguageModel
+from etude.tasks.token_nll import nll_of, token_features
 from etude.tokens.changes import bar_lengths, first_metre, first_tempo
 from etude.tokens.grammar import BOS
 from etude.tokens.miditok import MidiTokTokenizer

@@ -23,8 +23,9 @@ from etude.models.symbolic.grid_context import (
     clipped_interval,
     turned_chroma,
 )
+from etude.models.symbolic.passage_memory import PassageSearch
 
-MEMORY = 4  # last pitches of a voice that the context looks at
+HISTORY = 4  # last pitches of a voice that the context looks at
 
 
 class RunningContext:
@@ -39,7 +40,7 @@ class RunningContext:
         self.count = 0
         self._tokens = torch.empty(batch, 4 * LAG, dtype=torch.long, device=device)  # grows by doubling
         initial = torch.tensor(INITIAL_PITCHES, device=device)
-        self._pitches = initial[None, :, None].repeat(batch, 1, MEMORY)  # of each voice, the latest first
+        self._pitches = initial[None, :, None].repeat(batch, 1, HISTORY)  # of each voice, the latest first
         self._soprano = initial[0].repeat(batch)  # its last pitch before the frame
         self._latest = initial.repeat(batch, 1)  # the last token of each voice, which may be a rest
         self._age = torch.zeros(batch, 4, dtype=torch.long, device=device)
@@ -138,17 +139,26 @@ class GridCache:
     Args:
         keys: cache of the trunk, with one position per frame.
         batch: number of rows.
+        search: for similar passages of the training pieces; None if the model has no memory of them.
     """
 
-    def __init__(self, keys: KVCache, batch: int) -> None:
-        self.keys, self.batch = keys, batch
+    def __init__(self, keys: KVCache, batch: int, search: PassageSearch | None = None) -> None:
+        self.keys, self.batch, self.search = keys, batch, search
         self.context = RunningContext(batch, keys.keys.device)
         self.condition: Tensor | None = None  # [b, d], once there is a token
         self.current_frame: Tensor | None = None  # the decoder's input [b, 4, e] for the frame that is being generated
 
+    def push(self, pitch_b: Tensor) -> None:
+        """Takes the next token of each row: a MIDI pitch or `REST`."""
+        self.context.push(pitch_b)
+        if self.search is not None:
+            self.search.push(pitch_b.cpu().numpy())
+
     def select(self, rows: Tensor) -> None:
         """Makes row i a copy of the former row rows[i]; their number may change."""
         self.batch = len(rows)
+        if self.search is not None:
+            self.search.select(rows.cpu().numpy())
         self.keys.select(rows)
         self.context.select(rows)
         self.condition = None if self.condition is None else self.condition[rows]

@@ -20,7 +20,9 @@ from etude.models.symbolic import kernels
 from etude.models.symbolic.attention import Attention, KVCache, Packing
 from etude.models.symbolic.blocks import Block, FeedForward
 from etude.models.symbolic.grid_cache import GridCache
-from etude.models.symbolic.grid_context import CHROMA, REST, SIZES, compute_context
+from etude.models.symbolic.grid_context import CHROMA, OWN, REST, SIZES, compute_context
+from etude.models.symbolic.passage_memory import PassageSearch
+from etude.models.symbolic.passage_reader import PassageReader
 
 INIT_STD = 0.02
 IMPOSSIBLE = -1e4  # logit of a token that is impossible at a position in a frame
@@ -108,6 +110,7 @@ class GridTransformer(nn.Module):
         max_len: default capacity of `new_cache`, in tokens.
         dropout: dropout of embeddings and residual branches.
         context_dropout: dropout of each feature of the context.
+        memory: look up what followed in similar passages of the training pieces, which the model then holds; see `PassageReader`.
         feature_sizes: feature sizes of the tokenizer; must contain `voice`.
         fused: see `etude.models.symbolic.transformer.Transformer`.
 
@@ -124,8 +127,8 @@ class GridTransformer(nn.Module):
     def __init__(
         self, *, vocab_size: int, low: int = 31, high: int = 88, dim: int = 192, num_layers: int = 4, num_heads: int = 4,
         hidden_dim: int | None = None, decoder_dim: int = 160, decoder_layers: int = 2, max_len: int = 4096,
-        dropout: float = 0.25, context_dropout: float = 0.25, feature_sizes: Mapping[str, int] | None = None,
-        fused: bool = True,
+        dropout: float = 0.25, context_dropout: float = 0.25, memory: bool = False,
+        feature_sizes: Mapping[str, int] | None = None, fused: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
         first_body = vocab_size - (high - low + 2)
@@ -159,6 +162,7 @@ class GridTransformer(nn.Module):
         decoder_hidden = -(-8 * decoder_dim // (3 * 64)) * 64
         self.decoder = nn.ModuleList(FeedForward(dim=decoder_dim, hidden_dim=decoder_hidden) for _ in range(decoder_layers))
         self.span = high - low
+        self.passages = PassageReader(dim=decoder_dim, dropout=0.6 * context_dropout) if memory else None
         self.relative = nn.Linear(decoder_dim, NUM_REFERENCES * (2 * self.span + 1))
         self.absolute = nn.Linear(decoder_dim, self.span + 3)  # Rest, the pitches, EOS
         half = dim // num_heads // 2
@@ -207,7 +211,10 @@ class GridTransformer(nn.Module):
             return self._extend(tokens_bt, features["voice"], cache)
         frames, trunk_m4e, ids, chroma, references = self._read(tokens_bt, documents_bt, features["voice"])
         voices = torch.arange(4, device=tokens_bt.device).expand(len(trunk_m4e), 4)
-        logits_m4v = self._decode(trunk_m4e, ids, chroma, references, voices)
+        found = None
+        if self.passages is not None:
+            found = self.passages.look_up(frames.pitches, frames.lengths)[frames.piece, frames.number]
+        logits_m4v = self._decode(trunk_m4e, ids, chroma, references, voices, found)
         return self._at_tokens(logits_m4v, frames, tokens_bt, empty=IMPOSSIBLE)
 
     def hidden(
@@ -305,13 +312,18 @@ class GridTransformer(nn.Module):
             x_bmd = block(x_bmd, rotary, packing=packing, cache=cache, layer=layer)
         return torch.unflatten(self.to_decoder(kernels.rms_norm(x_bmd, fused=self.fused)), -1, (4, self.decoder_dim))
 
-    def _decode(self, trunk: Tensor, ids: Tensor, chroma: Tensor, references: Tensor, voices: Tensor) -> Tensor:
+    def _decode(
+        self, trunk: Tensor, ids: Tensor, chroma: Tensor, references: Tensor, voices: Tensor, found: Tensor | None
+    ) -> Tensor:
         """Returns float32 logits [..., v] of the next token.
 
         trunk: its output [..., e]. ids, chroma: the context [..., c] and [..., 24]. references: [..., 5], the pitches from which
-        it is counted. voices: of the token, 0 to 3 [...].
+        it is counted. voices: of the token, 0 to 3 [...]. found: in similar passages, see `PassageReader.look_up`.
         """
         x = trunk + self._drop(self._to_compute_dtype(self.token_context(ids, chroma, voices)))
+        if self.passages is not None and found is not None:
+            remembered, found = self.passages(found)
+            x = x + self._to_compute_dtype(remembered)
         for layer in self.decoder:
             x = x + self._drop(layer(kernels.rms_norm(x, fused=self.fused)))
         x = self._drop(kernels.rms_norm(x, fused=self.fused))
@@ -319,9 +331,12 @@ class GridTransformer(nn.Module):
         relative = torch.unflatten(self.relative(x).float(), -1, (NUM_REFERENCES, 2 * self.span + 1))
         pitch = torch.arange(self.low, self.high + 1, device=ids.device)
         steps = pitch - references.clamp(self.low, self.high)[..., None] + self.span
-        notes = absolute[..., 1:-1] + relative.gather(-1, steps).sum(-2)
+        notes, rest = absolute[..., 1:-1] + relative.gather(-1, steps).sum(-2), absolute[..., :1]
+        if self.passages is not None and found is not None:
+            for_notes, for_rest = self.passages.evidence(x, found, ids[..., OWN], pitch)
+            notes, rest = notes + for_notes, rest + for_rest
         logits: Tensor = notes.new_full((*notes.shape[:-1], self.vocab_size), IMPOSSIBLE)
-        logits[..., self.rest_id :] = torch.cat([absolute[..., :1], notes], dim=-1)
+        logits[..., self.rest_id :] = torch.cat([rest, notes], dim=-1)
         logits[..., EOS] = torch.where(voices == 0, absolute[..., -1], IMPOSSIBLE)
         return logits
 
@@ -341,7 +356,7 @@ class GridTransformer(nn.Module):
             cache.condition = embedded if cache.condition is None else cache.condition + embedded
             logits[:, num_controls - 1] = self._next(cache)
         for place in range(num_controls, tokens_bt.shape[1]):
-            cache.context.push(self._pitch(tokens_bt[:, place]))
+            cache.push(self._pitch(tokens_bt[:, place]))
             logits[:, place] = self._next(cache)
         return logits
 
@@ -360,7 +375,8 @@ class GridTransformer(nn.Module):
             cache.keys.length += 1
         assert cache.current_frame is not None
         voices = torch.full((cache.batch,), voice, device=ids.device)
-        return self._decode(cache.current_frame[:, voice], ids, chroma, references, voices)
+        found = None if cache.search is None else torch.from_numpy(cache.search.propose()).to(ids.device)
+        return self._decode(cache.current_frame[:, voice], ids, chroma, references, voices, found)
 
     def new_cache(self, batch: int, max_len: int | None = None, dtype: torch.dtype | None = None) -> GridCache:
         """Returns an empty cache for `batch` rows of at most max_len tokens."""
@@ -370,7 +386,7 @@ class GridTransformer(nn.Module):
             num_layers=len(self.blocks), batch=batch, num_kv_heads=num_heads, head_dim=head_dim,
             max_len=(max_len or self.max_len) // 4 + 2, dtype=dtype or weight.dtype, device=weight.device,
         )  # fmt: skip
-        return GridCache(keys, batch)
+        return GridCache(keys, batch, None if self.passages is None else PassageSearch(self.passages.memory, batch))
 
     def num_parameters(self) -> int:
         """Returns the number of parameters."""
