@@ -33,16 +33,18 @@ ROOT = Path(__file__).parents[1]
 COMPARED = ("state_dict", "optimizer_states", "lr_schedulers")
 OPTIMIZERS = ("adam", "adafactor", "adamw", "lion", "lookahead_adamw", "muon", "schedule_free", "soap", "sophia")
 TECHNIQUES = (
-    "balance", "bandit", "curriculum", "early_stopping", "ema", "finite", "grow_layers", "length_warmup", "live_quality",
+    "balance", "bandit", "curriculum", "early_stopping", "ema", "finite", "grow_layers", "length_warmup", "live_quality", "lora",
     "loss_schedule", "musical_domain", "self_paced", "stability", "stages", "swa", "switch_optimizer",
 )  # fmt: skip
 FOR_SOUNDS = ("ema", "balance", "curriculum", "finite", "loss_schedule", "stability", "swa")
+KILLS = (2, 3, 4, 6)  # of a case, if it does not end before
 COMMON = ["logger=[csv]", "~sampling", "trainer=smoke", "trainer.log_every_n_steps=2", "data.prepare_workers=1"]
 STEPS = ["max_steps=24", "trainer.max_steps=24", "trainer.val_check_interval=6"]
 SCORES = [
     "data=folder", "model.dim=32", "model.num_layers=2", "model.num_heads=2", "model.num_kv_heads=null", "data.max_len=256",
     "data.max_eval_len=512", "data.batch_size=2", "data.batches_per_epoch=10",
 ]  # fmt: skip
+VAE = [option for option in SCORES if "kv" not in option] + ["task=vae", "model=transformer_vae", "model.encoder_layers=1"]
 SOUNDS = [
     "task=style_transfer", "data=audio_folder", "model.dim=8", "model.num_blocks=1", "discriminator.channels=8",
     "data.segment_frames=32", "data.batch_size=2", "data.batches_per_epoch=10",
@@ -100,14 +102,15 @@ def cases(seed: int) -> Iterator[Case]:
     """Yields cases without end, always the same for a seed."""
     draw = random.Random(seed)
     for number in range(10**6):
-        kind = ("scores", "scores", "scores", "sounds", "scores", "phases", "scores", "sounds", "scores", "ranks")[number % 10]
+        kinds = ("scores", "scores", "vae", "sounds", "scores", "phases", "scores", "sounds", "scores", "ranks")
+        kind = kinds[number % 10]
         often = [f"save_every={draw.choice([3, 5, 7])}", f"seed={draw.randrange(100)}"]
         often += [f"keep_last={draw.choice([1, 2])}", f"keep_best={draw.choice([1, 2])}", f"hash_every={draw.choice([0, 4])}"]
         if kind == "sounds":
             names = draw.sample(FOR_SOUNDS, draw.choice([0, 1, 2]))
             often += [f"data.num_workers={draw.choice([1, 2])}", f"technique=[{','.join(names)}]"]
             what = f"style transfer: {', '.join(names) or 'bare'}"
-            yield Case(what, [*SOUNDS, *COMMON, *STEPS, *often], draw.choice([1, 2, 3]))
+            yield Case(what, [*SOUNDS, *COMMON, *STEPS, *often], draw.choice(KILLS))
             continue
         optimizer = draw.choice(OPTIMIZERS)
         names = draw.sample(TECHNIQUES, draw.choice([0, 1, 1, 2, 3]))
@@ -120,12 +123,14 @@ def cases(seed: int) -> Iterator[Case]:
             yield Case(f"two ranks: {optimizer}", [*SCORES, *common, *ranks, *STEPS, *often], draw.choice([1, 2]), started=True)
         elif kind == "phases":
             stage = "+stage={name:two,phases:[{name:a,options:['seed=1']},{name:b,options:['seed=2','optimizer.lr=0.002']}]}"
-            yield Case(f"two phases: {optimizer}", [*SCORES, *COMMON, *STEPS, *often, stage], draw.choice([1, 2, 3]))
+            yield Case(f"two phases: {optimizer}", [*SCORES, *COMMON, *STEPS, *often, stage], draw.choice(KILLS))
+        elif kind == "vae":
+            yield Case(f"vae: {', '.join([optimizer, *names])}", [*VAE, *COMMON, *STEPS, *often], draw.choice(KILLS))
         else:
             accumulate, workers = draw.choice([1, 1, 2]), draw.choice([0, 0, 2])
             often += [f"trainer.accumulate_grad_batches={accumulate}", f"data.num_workers={workers}"]
             what = ", ".join([optimizer, *names, *(["accumulated"] if accumulate > 1 else []), *(["workers"] if workers else [])])
-            yield Case(what, [*SCORES, *COMMON, *STEPS, *often], draw.choice([1, 2, 3]))
+            yield Case(what, [*SCORES, *COMMON, *STEPS, *often], draw.choice(KILLS))
 
 
 # --- running ---

@@ -10,9 +10,11 @@ from report import RESULTS, Row, rows, table, where
 DATA = {
     "jsb": "JSB chorales, canonical split (229 pieces to train on)",
     "genres": "Five genres, a folder of 371 scores (classical, folk, jazz, pop, rock), REMI tokens",
+    "jsb_muon": "The chorales again, with Muon instead of AdamW in all rows",
+    "genres_muon": "The five genres again, with Muon instead of AdamW in all rows",
     "distillation": "Distillation on JSB: a student of a quarter of the teacher's parameters",
 }
-BASE = {"jsb": "bare", "genres": "bare", "distillation": "student alone"}
+BASE = dict.fromkeys(DATA, "bare") | {"distillation": "student alone"}
 BAR = ("level basic", "level enhanced")
 
 

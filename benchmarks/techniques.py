@@ -33,6 +33,7 @@ SMALL = {  # data and model of about a million parameters: 0.1 s a step on one c
     "jsb": ["data=jsb", "model.dim=96", "model.num_layers=3", "model.decoder_dim=96", "model.decoder_layers=1", "max_steps=400"],
     "genres": ["data=folder", "data.max_len=512", "model.dim=96", "model.num_layers=3", "model.hidden_dim=256", "max_steps=400"],
 }
+SMALL |= {f"{data}_muon": [*options, "optimizer=muon"] for data, options in SMALL.items()}
 STUDENT = ["data=jsb", "model.dim=80", "model.num_layers=3", "model.decoder_dim=64", "model.decoder_layers=1", "max_steps=800"]
 FREE = ["optimizer.lr=0.006", "model.dropout=0.0"]  # small models need a higher learning rate, and do not overfit
 FIRST = "{name:pretrain,max_steps:250}"
@@ -79,6 +80,10 @@ CASES: dict[str, list[str]] = {
     "curriculum, adaptive": [C, "technique.curriculum.adaptive=true"],
     "curriculum, hard first": [C, "technique.curriculum.reverse=true"],
 }
+WITH_MUON = (  # what is measured on an optimizer that tuning left nearly as it was, see optimizers.py
+    "bare", "ema", "swa", "stability", "curriculum", "curriculum, linear", "self_paced", "bandit", "length_warmup", "grow_layers",
+    "stages", "musical_domain",
+)  # fmt: skip
 D = ["technique=[distillation]", "technique.distillation.teacher=TEACHER"]
 DD = ["technique=[distillation]", "technique.distillation.teacher=TEACHER_DEFAULT"]
 DISTILLATION: dict[str, list[str]] = {  # in this order: TEACHER is the checkpoint of the case of that name and this seed
@@ -144,8 +149,9 @@ def done(rows: Path) -> set[tuple[str, str, int]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--data", nargs="+", required=True, help="jsb=FILE, genres=FOLDER, distillation=FILE (of JSB, with --keep)"
-    )
+        "--data", nargs="+", required=True,
+        help="jsb=FILE, genres=FOLDER, jsb_muon=FILE and genres_muon=FOLDER, distillation=FILE (of JSB, with --keep)",
+    )  # fmt: skip
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", default=None, help="names of cases; all without it")
     parser.add_argument("--checks", type=int, default=12, help="validations on the way")
@@ -157,6 +163,8 @@ def main() -> None:
     for place in args.data:
         data, _, root = place.partition("=")
         cases = DISTILLATION if data == "distillation" else CASES
+        if data.endswith("_muon"):
+            cases = {name: CASES[name] for name in WITH_MUON}
         for name, options in cases.items():
             for seed in args.seeds:
                 if (args.only and name not in args.only) or (data, name, seed) in done(args.rows):

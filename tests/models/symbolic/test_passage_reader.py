@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from etude.models.symbolic.grid_transformer import GridTransformer
-from etude.models.symbolic.passage_memory import CLASSES, REACH
+from etude.models.symbolic.passage_memory import CLASSES, KINDS, REACH, WIDTH
 from etude.models.symbolic.passage_reader import PassageReader
 from etude.tokens.grammar import BOS, EOS
 from tests.models.symbolic.test_grid_transformer import TOKENIZER, batch, document, frames, model, run
@@ -72,14 +72,14 @@ def test_in_training_a_piece_does_not_find_itself() -> None:
 def test_evidence_goes_to_the_pitch_and_not_to_others() -> None:
     reader = PassageReader(dim=4, dropout=0.0)
     torch.nn.init.zeros_(reader.gate.weight)
-    reader.gate.bias.data = torch.tensor([2.0, 0.0])  # the melody counts twice, the harmony not at all
-    found = torch.zeros(2, CLASSES + 2)
+    reader.gate.bias.data = torch.tensor([2.0] + [0.0] * (KINDS - 1))  # the melody counts twice, all else not at all
+    found = torch.zeros(KINDS, WIDTH)
     found[0, REACH + 5], found[0, CLASSES - 1], found[1, REACH] = 0.75, 0.25, 1.0
     notes, rest = reader.evidence(torch.zeros(4), found, torch.tensor(60), torch.arange(31, 89))
     assert notes[65 - 31].item() == pytest.approx(2 * np.log(76), rel=1e-5)
     assert rest.item() == pytest.approx(2 * np.log(26), rel=1e-5)
     assert notes.count_nonzero() == 1  # beyond an octave the memory says nothing
-    unknown, _ = reader.evidence(torch.zeros(4), torch.zeros(2, CLASSES + 2), torch.tensor(60), torch.arange(31, 89))
+    unknown, _ = reader.evidence(torch.zeros(4), torch.zeros(KINDS, WIDTH), torch.tensor(60), torch.arange(31, 89))
     assert not unknown.any()
 
 

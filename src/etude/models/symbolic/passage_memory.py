@@ -1,14 +1,14 @@
 """Retrieval from the training pieces: what followed in them where a voice, or all voices, went as they go now.
 
-Chorale melodies recur between pieces. For each token two distributions of the next pitch are looked up: that of the places where
-the same voice moved as it has moved here, for as many notes as possible (*melody*), and that of the places whose soprano and
-chords were most like the last frames (*harmony*). Both count in semitones, so a passage is found in any key. Only places at the
-same sixteenth of a beat are compared. `PassageReader` makes features and evidence of them for a network, in the manner of
-nearest-neighbour language models (Khandelwal et al. 2020), but with learned weights.
+Chorale melodies recur between pieces. For each token three distributions of the next pitch are looked up: that of the places
+where the same voice moved as it has moved here, for as many notes as possible (*melody*), and those of the places whose soprano
+and chords were most like the last frames (*harmony*) and the last beats (*phrase*). All count in semitones, so a passage is found
+in any key. Only places at the same sixteenth of a beat are compared. `PassageReader` makes features and evidence of them for a
+network, in the manner of nearest-neighbour language models (Khandelwal et al. 2020), but with learned weights.
 
 Shapes: f frames, n frames of all pieces, p places (frames of the memory at one sixteenth of a beat, a quarter of n), b rows,
-v voices (0 soprano .. 3 bass), k kinds (0 melody, 1 harmony), c classes of the next pitch: intervals from the last pitch of the
-voice, -REACH to REACH semitones, then a rest.
+v voices (0 soprano .. 3 bass), k kinds (melody, harmony, phrase), c classes of the next pitch: intervals from the last pitch of
+the voice, -REACH to REACH semitones, then a rest.
 """
 
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ from etude.models.symbolic.grid_context import INITIAL_PITCHES, REST
 BEAT = 4  # frames
 REACH = 12  # semitones; larger intervals count as this one
 CLASSES = 2 * REACH + 2
-KINDS = 2
-FACTS = 2  # of the melody: log of one plus the matching notes, and the places; of the harmony: likeness of the best place, and 1
+FACTS = 2  # of the melody: log of one plus the matching notes, and the places; of the others: likeness of the best place, and 1
 WIDTH = CLASSES + FACTS
 STAYS_SILENT, ENDS, BEGINS = 100, 101, 102  # movements that are no interval
 FIRST, NONE = 103, 104  # movement of the first frame in the memory, and of the first one that is given: equal to no other
-DECAY = 0.7  # of the likeness, per frame: half in two frames
+DECAYS = (0.7, 0.9)  # of the likeness, per frame: half in two frames for the harmony, in six and a half for the phrase
+KINDS = 1 + len(DECAYS)
 SOPRANO, CHORD = 2.0, 1.0  # what the voices of the present frame add to the likeness
 SHARPNESS = 5.0  # places weigh exp(SHARPNESS * likeness)
 FAINT = 1.2  # places whose likeness is lower by this much, or 0, are left out
@@ -82,12 +82,12 @@ class PassageMemory:
         return sorted(set((np.searchsorted(self.bounds, found, side="right") - 1).tolist()))
 
     def look_up(self, frames_fv: np.ndarray, *, leave_out: Sequence[int] = ()) -> np.ndarray:
-        """Returns both distributions and their facts for each token of a piece, and of one frame more.
+        """Returns the distributions and their facts for each token of a piece, and of one frame more.
 
         leave_out: pieces that are not searched.
 
         Returns:
-            float32 [f + 1, 4, 2, c + 2]; of the last frame only the soprano.
+            float32 [f + 1, 4, k, c + 2]; of the last frame only the soprano.
         """
         x = np.asarray(frames_fv, np.int16)
         found = np.zeros((len(x) + 1, 4, KINDS, WIDTH), np.float32)
@@ -125,22 +125,23 @@ class PassageSearch:
         self.left_out = [slice(memory.bounds[i] // BEAT, memory.bounds[i + 1] // BEAT) for i in leave_out]
         places = len(memory.pitches) // BEAT
         self._notes = np.zeros((batch, 4, places), np.int16)  # notes that moved alike up to the frame before the place
-        self._likeness = np.zeros((batch, places), np.float32)
-        self._now = np.zeros((batch, places), np.float32)  # the same, with the voices of this frame that are known
+        self._likeness = np.zeros((batch, len(DECAYS), places), np.float32)
+        self._now = np.zeros((batch, len(DECAYS), places), np.float32)  # the same, with the voices of this frame that are known
         self._same = np.zeros((batch, places), bool)  # whether the soprano moved alike into this frame
         self._before = np.full((batch, 4), REST, np.int16)
         self._frame = np.full((batch, 4), REST, np.int16)
         self._last = np.tile(np.array(INITIAL_PITCHES, np.int64), (batch, 1))  # pitch of each voice that sounded last
 
     def propose(self) -> np.ndarray:
-        """Returns both distributions and their facts for the next token, float32 [b, 2, c + 2]; 0 where nothing was found."""
+        """Returns the distributions and their facts for the next token, float32 [b, k, c + 2]; 0 where nothing was found."""
         frame, voice = divmod(self.count, 4)
         found = np.zeros((len(self._last), KINDS, WIDTH), np.float32)
         moved = self.memory.moved_vp[frame % BEAT][voice]
         pitches = self.memory.pitches_vp[frame % BEAT]
         for row in range(len(found)):
             self._melody(found[row, 0], row, voice, moved)
-            self._harmony(found[row, 1], row, voice, moved, pitches)
+            for kind, likeness in enumerate(self._now[row], start=1):
+                self._likest(found[row, kind], likeness, self._last[row], voice, moved, pitches)
         return found
 
     def _melody(self, into: np.ndarray, row: int, voice: int, moved_p: np.ndarray) -> None:
@@ -155,15 +156,16 @@ class PassageSearch:
             into[:CLASSES] = np.bincount(classes, minlength=CLASSES) / len(moved)
             into[CLASSES:] = np.log1p(most), np.log1p(len(moved))
 
-    def _harmony(self, into: np.ndarray, row: int, voice: int, moved_p: np.ndarray, pitches_vp: np.ndarray) -> None:
-        likeness = self._now[row]
+    @staticmethod
+    def _likest(
+        into: np.ndarray, likeness: np.ndarray, last: np.ndarray, voice: int, moved_p: np.ndarray, pitches_vp: np.ndarray
+    ) -> None:
         best = likeness.max(initial=0.0)
         if best <= 0:
             return
         near = np.flatnonzero(likeness > max(best - FAINT, 0))
         moved, weights = moved_p[near], np.exp(SHARPNESS * (likeness[near] - best))
         silent = (moved == STAYS_SILENT) | (moved == ENDS)
-        last = self._last[row]
         if voice == 0:
             known, interval = moved < STAYS_SILENT, moved.astype(np.int64)
         else:
@@ -188,10 +190,10 @@ class PassageSearch:
             self._same = self.memory.moved_vp[place][0] == moved[:, None]
             for piece in self.left_out:
                 self._same[:, piece] = False
-            self._now = self._likeness + np.float32(SOPRANO) * self._same
+            self._now = self._likeness + np.float32(SOPRANO) * self._same[:, None]
         elif voice < 3:
             chord = self.memory.chord_vp[place][voice - 1] == _chord(self._frame)[:, voice - 1, None]
-            self._now += np.float32(CHORD) * (self._same & chord)
+            self._now += np.float32(CHORD) * (self._same & chord)[:, None]
         else:
             self._end_frame(frame)
 
@@ -203,8 +205,8 @@ class PassageSearch:
         self._notes *= self.memory.moved_vp[place] == moved[:, :, None]
         chord = _chord(self._frame)[:, :, None]
         agreeing = 1 + sum((self.memory.chord_vp[place][voice] == chord[:, voice]).view(np.int8) for voice in range(3))
-        self._likeness *= np.float32(DECAY)
-        self._likeness += self._same * (np.float32(0.25) * agreeing)
+        self._likeness *= np.array(DECAYS, np.float32)[:, None]
+        self._likeness += (self._same * (np.float32(0.25) * agreeing))[:, None]
         for piece in self.left_out:
             self._notes[:, :, piece] = 0
         if place == BEAT - 1:  # the next frame is compared with the places one further
