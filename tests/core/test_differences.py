@@ -56,3 +56,10 @@ def test_metrics_are_compared_row_by_row(tmp_path: Path) -> None:
     assert compare_metrics(one, two) == "4 and 2 rows"
     two.write_text("step,loss,val\n9,1.5,\n29,1.25,\n")
     assert compare_metrics(one, two) == "step 19: the other run has step 29 there"
+
+
+def test_times_are_not_compared(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.csv", tmp_path / "two.csv"
+    one.write_text("step,loss,live/seconds,live/share\n9,1.5,3.1,0.02\n")
+    two.write_text("step,loss,live/seconds,live/share\n9,1.5,5.9,0.04\n")
+    assert compare_metrics(one, two) is None

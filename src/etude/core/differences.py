@@ -96,13 +96,18 @@ def _close(one: str, two: str, tolerance: float) -> bool:
         return False
 
 
+def _is_time(name: str) -> bool:
+    """Whether a metric tells how long something took, which no run repeats."""
+    return "seconds" in name or name == "live/share"
+
+
 def _rows(path: Path, up_to: int | None) -> list[tuple[int, dict[str, str]]]:
     if not path.is_file():
         return []
     with path.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if (row.get("step") or "").isdecimal()]
     return [
-        (int(row["step"]), {name: value for name, value in row.items() if value and name != "step" and "seconds" not in name})
+        (int(row["step"]), {name: value for name, value in row.items() if value and name != "step" and not _is_time(name)})
         for row in rows
         if up_to is None or int(row["step"]) <= up_to
     ]
