@@ -149,8 +149,8 @@ def test_what_a_level_writes_out_has_the_values_of_its_file_but_for_the_smoothin
 
 def test_the_benchmark_does_not_depend_on_the_defaults() -> None:
     cfg = trained_with("experiment=jsb")
-    assert cfg == trained_with("data=jsb", "optimizer=adamw", "scheduler=cosine", "technique=[ema]", "technique.ema.decay=0.995",
-                               "save_every=150", "max_steps=1200")  # fmt: skip
+    assert cfg == trained_with("data=jsb", "optimizer=adamw", "scheduler=cosine", "technique=[ema,rdrop]",
+                               "technique.ema.decay=0.995", "model.memory=true", "save_every=100", "max_steps=1200")  # fmt: skip
     assert (cfg["optimizer"]["lr"], cfg["optimizer"]["betas"], cfg["optimizer"]["weight_decay"]) == (0.0015, [0.9, 0.98], 0.1)
     assert (cfg["scheduler"]["warmup"], cfg["scheduler"]["final"]) == (0.05, 0.0)
     assert trained_with("experiment=jsb", "optimizer=schedule_free")["scheduler"]["_target_"] == "etude.optim.schedules.constant"
