@@ -61,6 +61,9 @@ def jsb() -> str:
         ours = [f"**Etude, `experiment=jsb`, {len(runs)} seeds**", *(f"**{spread([r[c] for r in runs])}**" for c in COLUMNS)]
         lines.append(ours)
         curve(runs)
+    for name in dict.fromkeys(row["model"] for row in found if row["seed"] is not None and row["model"] != "etude"):
+        mine = [row for row in found if row["model"] == name]
+        lines.append([f"Etude, {name}, {len(mine)} seeds", *(spread([r[c] for r in mine]) for c in COLUMNS)])
     summary = table(header, lines)
     each = [[f"seed {r['seed']}", *(f"{r[c]:.4f}" for c in COLUMNS), f"{r['minutes']:.1f}", str(r["threads"])] for r in runs]
     tried = [

@@ -62,6 +62,12 @@ def optimizers() -> str:
             _comparison(compared), where(compared),
         ]  # fmt: skip
         short = _comparison([row for row in compared if not row["name"].endswith("tuned")])
+    if longer := rows("optimizers_long.jsonl"):
+        parts += [
+            f"## In runs of {longer[0]['steps']} steps",
+            "Whether settings that 150 steps chose hold in longer runs. *default*: conf/optimizer. One seed.",
+            _comparison(longer), where(longer),
+        ]  # fmt: skip
     parts.append(
         "Regenerate: `python benchmarks/optimizers.py tune`, then `compare`, with `--data jsb=FILE genres=FOLDER`; `make report`."
     )

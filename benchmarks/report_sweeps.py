@@ -1,4 +1,4 @@
-"""docs/results/sweeps.md, from rows of sweep_gain, sweep_speed, sweep_kills and random_kills; called by report.py."""
+"""docs/results/sweeps.md, from rows of its benchmarks; called by report.py."""
 
 import statistics
 from collections import Counter
@@ -26,8 +26,8 @@ def _kills(found: list[Row]) -> str:
     held = sum(bool(row["held"]) for row in ran)
     told = ", ".join(f"{count} {name}" for name, count in signals.most_common())
     return (
-        f"{held} of {len(ran)} runs that were killed ended with the weights, the optimizer's state and the metrics of the "
-        f"uninterrupted run, bit for bit ({told})."
+        f"{held} of {len(ran)} runs that were killed, {signals.total()} times in all, ended with the weights, the optimizer's "
+        f"state and the metrics of the uninterrupted run, bit for bit ({told})."
     )
 
 
@@ -74,11 +74,21 @@ def sweeps() -> str:
         parts += ["## Runs that are killed", _kills(runs)]
         ran = [row for row in runs if row.get("kills")]
         short.append(["killed runs with a bit-identical ending", f"{sum(bool(row['held']) for row in ran)} of {len(ran)}"])
+    if loggers := rows("logger_overhead.jsonl"):
+        row = loggers[-1]
+        parts += [
+            "## What the loggers cost",
+            f"{row['loggers'].replace(',', ', ')} together, written every {row['every']} steps: {100 * row['share']:.1f} % of a "
+            f"training step (a mean over {len(row['shares'])} periods, from {100 * min(row['shares']):.1f} to "
+            f"{100 * max(row['shares']):.1f} %), beside {100 * row['own_process_share']:.1f} % in W&B's own process.",
+            where([row]),
+        ]
+        short.append(["the three loggers, of a training step", f"{100 * row['share']:.1f} %"])
     if len(parts) == 1:
         return ""
     parts.append(
-        "Regenerate: `python benchmarks/sweep_gain.py`; `sweep_speed.py`, `sweep_kills.py` and `random_kills.py --kills 500`, "
-        "each with `--rows docs/results/rows/NAME.jsonl`; then `make report`."
+        "Regenerate: `python benchmarks/sweep_gain.py`; `sweep_speed.py`, `sweep_kills.py`, `logger_overhead.py` and "
+        "`random_kills.py --kills 500`, each with `--rows docs/results/rows/NAME.jsonl`; then `make report`."
     )
     notes = RESULTS / "sweeps_notes.md"
     (RESULTS / "sweeps.md").write_text("\n\n".join([*parts, *([notes.read_text().rstrip()] if notes.exists() else [])]) + "\n")
