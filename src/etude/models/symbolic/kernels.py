@@ -64,15 +64,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, gain: Tensor | None) -> Tensor:
-        width = x.shape[-1]
-        rows = x.reshape(-1, width)
-        length = torch.full((len(rows), 1), math.sqrt(width), dtype=x.dtype, device=x.device)
-        if gain is not None:
-            length.view(-1, len(gain)).mul_(gain)
-        y, norm = torch._weight_norm_interface(rows, length, 0)
-        if not norm.all():  # the kernel divides 0 by 0 for a row of zeros
-            norm.clamp_(min=math.sqrt(width * EPSILON))
-            y = rows * (length / norm).to(x.dtype)
+        y, length, norm = _normed(x, gain)
         ctx.save_for_backward(x, gain, length, norm)  # type: ignore[arg-type]
         ctx.groups = None if gain is None else len(gain)  # type: ignore[attr-defined]
         return y.view(x.shape)
@@ -90,6 +82,20 @@ class _RMSNorm(torch.autograd.Function):
         return grad_x.view(grad.shape), grad_gain
 
 
+def _normed(x: Tensor, gain: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the normalised rows, the length that each was scaled to, and its norm before."""
+    width = x.shape[-1]
+    rows = x.reshape(-1, width)
+    length = torch.full((len(rows), 1), math.sqrt(width), dtype=x.dtype, device=x.device)
+    if gain is not None:
+        length.view(-1, len(gain)).mul_(gain)
+    y, norm = torch._weight_norm_interface(rows, length, 0)
+    if not norm.all():  # the kernel divides 0 by 0 for a row of zeros
+        norm.clamp_(min=math.sqrt(width * EPSILON))
+        y = rows * (length / norm).to(x.dtype)
+    return y, length, norm
+
+
 def rms_norm(x: Tensor, gain: Tensor | None = None, *, fused: bool = True) -> Tensor:
     """Scales the last axis to root mean square 1, then by one gain per group.
 
@@ -104,6 +110,8 @@ def rms_norm(x: Tensor, gain: Tensor | None = None, *, fused: bool = True) -> Te
     Source: Zhang & Sennrich 2019, eq. 4, without its per-channel gain.
     """
     if fused and x.device.type == "cpu":
+        if not torch.is_grad_enabled():
+            return _normed(x, gain)[0].view(x.shape)
         normed: Tensor = _RMSNorm.apply(x, gain)  # type: ignore[no-untyped-call]
         return normed
     y = torch.nn.functional.rms_norm(x, (x.shape[-1],), eps=EPSILON).to(x.dtype)

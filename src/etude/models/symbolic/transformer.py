@@ -277,7 +277,7 @@ class Transformer(nn.Module):
         seen = 0
         for window in self.windows:
             width = min(window or length, length)
-            seen += 2 * width - width * width // length if self.causal else 2 * length
+            seen += 2 * width - width * width // max(length, 1) if self.causal else 2 * length
         return 6 * weights + 6 * seen * self.dim
 
 
