@@ -72,7 +72,7 @@ def along(model: Transformer, length: int, spans: int = 8) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096, 16384])
+    parser.add_argument("--lengths", type=int, nargs="*", default=[1024, 4096, 16384])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--steps", type=int, default=15, help="timed steps of each case")

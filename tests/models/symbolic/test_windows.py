@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from etude.models.symbolic import kernels
+from etude.models.symbolic import kernels, kv_cache
 from etude.models.symbolic.attention import Packing, positions_in
 from etude.models.symbolic.beam import beam_search
 from etude.models.symbolic.contrastive import contrastive_search
@@ -127,9 +127,12 @@ def test_variable_length_attention_is_told_the_window(monkeypatch):
 
 @pytest.mark.parametrize("changes", [{}, {"qk_norm": False}, {"fused": False}, {"num_kv_heads": 4}, {"window_layers": [1]}])
 @pytest.mark.parametrize("window", [1, 6, 11, 40])
+@pytest.mark.parametrize("products_from", [1, 1000])
 @torch.inference_mode()
-def test_the_rolling_cache_equals_the_full_forward(window, changes, monkeypatch):
+def test_the_rolling_cache_equals_the_full_forward(window, changes, products_from, monkeypatch):
+    """Whether attention is computed by two matrix products or by PyTorch's kernel."""
     monkeypatch.setattr(kernels, "QUERY_BLOCK", 4)
+    monkeypatch.setattr(kv_cache, "PRODUCTS_FROM", products_from)
     model = network(window=window, **changes)
     full, cache = model(TOKENS), model.new_cache(2, 40)
     chunks = [slice(0, 3), slice(3, 9), *(slice(t, t + 1) for t in range(9, 22)), slice(22, 38), slice(38, 39), slice(39, 40)]
@@ -145,19 +148,22 @@ def test_the_rolling_cache_in_bfloat16_equals_the_full_forward_to_its_rounding()
         assert (model(TOKENS[:, times], cache=cache) - full[:, times]).abs().max() < 0.03 * full.abs().max()
 
 
-@pytest.mark.parametrize("dtype, contiguous", [(torch.float32, 2), (torch.float64, 2), (torch.bfloat16, 3)])
-def test_the_cache_is_laid_out_for_the_kernel_that_reads_it(dtype, contiguous):
+@pytest.mark.parametrize(
+    "dtype, slots, contiguous",
+    [(torch.float32, 1024, 2), (torch.float64, 1024, 2), (torch.float32, 10, 3), (torch.bfloat16, 1024, 3)],
+)
+def test_the_cache_is_laid_out_for_the_kernel_that_reads_it(dtype, slots, contiguous):
     """Also when rows are copied, which keeps what they hold."""
-    cache = network().new_cache(2, 10, dtype=dtype)
+    cache = network().new_cache(2, slots, dtype=dtype)
     for rows in (None, [1, 0], [0, 0, 1]):
         if rows is not None:
             before = cache.keys[0].clone()
             cache.select(torch.tensor(rows))
             assert torch.equal(cache.keys[0], before[rows])
-        assert all(buffer.stride(contiguous) == 1 and buffer.shape[1:] == (2, 10, 16) for buffer in cache.keys + cache.values)
+        assert all(buffer.stride(contiguous) == 1 and buffer.shape[1:] == (2, slots, 16) for buffer in cache.keys + cache.values)
         for buffer in cache.keys:
             buffer.copy_(torch.randn(buffer.shape))
-        cache.length = 10
+        cache.length = slots
 
 
 def test_the_cache_of_a_window_does_not_grow_with_the_length():
@@ -166,8 +172,10 @@ def test_the_cache_of_a_window_does_not_grow_with_the_length():
     assert network(window=16, window_layers=[1]).new_cache(1, 160).num_bytes == 2 * 2 * (16 + 160) * 16 * 4
 
 
-@pytest.mark.parametrize("window", [4, 9])
-def test_padded_rows_go_on_as_they_would_alone(window):
+@pytest.mark.parametrize("products_from", [1, 1000])
+@pytest.mark.parametrize("window", [4, 9, None])
+def test_padded_rows_go_on_as_they_would_alone(window, products_from, monkeypatch):
+    monkeypatch.setattr(kv_cache, "PRODUCTS_FROM", products_from)
     model, generator = network(window=window), torch.Generator()
     prompts = [TOKENS[0, :13], TOKENS[1, :5]]
     settings = {"decoder": None, "max_new_tokens": 20, "temperature": 0.0}

@@ -203,7 +203,7 @@ def _attend_with_cache(
             visible = _seen(q, k, window)
             if shown is not None:  # padding sees itself, since the softmax over nothing is not defined
                 visible = visible & (shown[..., start : before + last] | visible.triu(k.shape[2] - q.shape[2]))
-        mixed.append(_grouped_attention(q, k, v, visible, by_products=cache.by_products))
+        mixed.append(_grouped_attention(q, k, v, visible, by_products=cache.by_products[layer]))
     return torch.cat(mixed, dim=2).transpose(1, 2).to(q_hnk.dtype)
 
 

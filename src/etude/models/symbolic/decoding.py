@@ -67,10 +67,10 @@ class SingleStep:
         self.num_heads, self.num_kv_heads, self.head_dim = first.num_heads, first.num_kv_heads, first.head_dim
         self.scale = self.head_dim**-0.5 if first.temperature is None else 1.0
         self.layers = [self._layer(block, cache.batch) for block in blocks]
-        self.by_channel: list[tuple[Tensor, Tensor]] = []  # of each layer the keys [b g, k, s] and the values [b g, s, k]
-        if cache.by_products:
-            flat = [[buffer.transpose(2, 3).flatten(0, 1) for buffer in buffers] for buffers in (cache.keys, cache.values)]
-            self.by_channel = [(keys, values.transpose(1, 2)) for keys, values in zip(*flat, strict=True)]
+        self.by_channel = [  # of each layer the keys [b g, k, s] and the values [b g, s, k], where they are read by products
+            (keys.transpose(2, 3).flatten(0, 1), values.transpose(2, 3).flatten(0, 1).transpose(1, 2)) if products else None
+            for keys, values, products in zip(cache.keys, cache.values, cache.by_products, strict=True)
+        ]
         self.nothing = torch.zeros(1, 1, 1, dtype=cache.dtype)
         weight = first.output.weight
         self.length = torch.full((cache.batch, 1), weight.shape[0] ** 0.5, dtype=weight.dtype)
@@ -138,11 +138,12 @@ class SingleStep:
         count = min(cache.length + 1, slots)
         visible = None if cache.padding_b is None else cache.visible(layer, 1)
         query = _as(q_bhk, keys.dtype)
-        if not cache.by_products:
+        by_channel = self.by_channel[layer]
+        if by_channel is None:
             query = query.reshape(batch, groups, -1, width)
             seen, mixable = keys.narrow(2, 0, count), values.narrow(2, 0, count)
             return F.scaled_dot_product_attention(query, seen, mixable, attn_mask=visible, scale=self.scale)
-        seen, mixable = self.by_channel[layer]
+        seen, mixable = by_channel
         query = query.reshape(batch * groups, -1, width)
         scores = torch.baddbmm(self.nothing, query, seen.narrow(2, 0, count), beta=0, alpha=self.scale)
         if visible is not None:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+PRODUCTS_FROM = 1024  # slots from which two matrix products are faster than PyTorch's attention kernel (float32 on CPU)
+
 
 class KVCache:
     """Key-value cache in preallocated buffers, so that adding a token copies nothing.
@@ -17,8 +19,8 @@ class KVCache:
     A layer with a window of w tokens has w slots: token p lies in slot p mod w, where it replaces token p - w. So its memory and
     the cost of a token stop growing at w tokens.
 
-    Where attention is computed as two matrix products (float32 on CPU), the tokens of a channel follow each other in memory;
-    elsewhere the channels of a token do, as PyTorch's attention kernels expect. The shapes are equal, only the strides differ.
+    Where attention is computed as two matrix products (float32 on CPU, many slots), the tokens of a channel follow each other in
+    memory; elsewhere the channels of a token do, as PyTorch's attention kernels expect. The shapes are equal, the strides differ.
 
     Args:
         num_layers, batch, num_kv_heads, head_dim: sizes of the model and of the batch.
@@ -39,11 +41,12 @@ class KVCache:
         device: torch.device,
         windows: Sequence[int | None] | None = None,
     ) -> None:
-        self.by_products = device.type == "cpu" and dtype in (torch.float32, torch.float64)
+        exact = device.type == "cpu" and dtype in (torch.float32, torch.float64)
         slots = [max_len if window is None else min(window, max_len) for window in windows or [None] * num_layers]
+        self.by_products = [exact and count >= PRODUCTS_FROM for count in slots]
 
         def buffer(count: int) -> Tensor:
-            if self.by_products:
+            if exact and count >= PRODUCTS_FROM:
                 return torch.zeros(batch, num_kv_heads, head_dim, count, dtype=dtype, device=device).transpose(2, 3)
             return torch.zeros(batch, num_kv_heads, count, head_dim, dtype=dtype, device=device)
 
