@@ -3,7 +3,8 @@
     python benchmarks/generate_speed.py [--tokens 128] [--rounds 5] [--threads 2] [--json OUT.jsonl]
 
 Both sides sample at temperature 1 from one prompt token, with equal precision of the weights, in turn in one process.
-Then the cost of a token along a sequence of --long tokens, Etude only: medians over spans of its steps.
+Then the cost of a token along a sequence of --long tokens, Etude only: medians over spans of its steps; 0 leaves it out. For long
+sequences on a shared machine see long_context.py, which needs no whole sequence for it and counts CPU time.
 """
 
 import argparse
@@ -72,6 +73,8 @@ def main() -> None:
             rows.append({"case": f"batch {batch}, {dtype}", "tokens": batch * args.tokens} | timing)
     report(f"Generation of {args.tokens} tokens", rows, args.json)
 
+    if not args.long:
+        return
     print(f"\nMilliseconds a step along {args.long} tokens (medians of eighths)\n")
     for dtype in args.dtypes:
         ours.to(DTYPES[dtype])

@@ -140,6 +140,7 @@ def speed() -> str:
             parts.append(f"{row['case']}: " + ", ".join(f"{ms:.2f}" for ms in row["step_ms"]) + " ms a step in each eighth")
         parts.append(where(pairs))
         short += [[f"{title.split(' (')[0]}: {row['case']}", f"{row['ratio']:.2f}"] for row in pairs]
+    parts += long_context()
     path = RESULTS / "rows" / "metrics.json"
     if path.exists():
         found = json.loads(path.read_text())
@@ -180,6 +181,36 @@ def speed() -> str:
     parts.append(again + ("\n\n" + notes.read_text() if notes.exists() else ""))
     (RESULTS / "speed.md").write_text("\n\n".join(parts) + "\n")
     return table(["comparison, one run, two sides in turn", "ratio"], short) if short else ""
+
+
+def long_context() -> list[str]:
+    """The parts of docs/results/speed.md about long pieces with and without a window."""
+    found = rows("long_context.jsonl")
+    timed = [row for row in found if "length" in row]
+    if not timed:
+        return []
+    lengths = sorted({row["length"] for row in timed})
+    groups: dict[tuple[str, int], dict[int, Row]] = {}
+    for row in timed:
+        groups.setdefault((row["case"], row["batch"]), {})[row["length"]] = row
+    header = ["case", "batch", *(f"{n:,} tokens, ms" for n in lengths), *(f"{n:,} tokens, MB" for n in lengths)]
+    lines = [
+        [
+            case,
+            str(batch),
+            *(f"{each[n]['cpu_ms']:.1f}" for n in lengths),
+            *(f"{each[n]['cache_bytes'] / 1e6:.1f}" for n in lengths),
+        ]
+        for (case, batch), each in groups.items()
+    ]
+    parts = [
+        "## A token behind long pieces\n\nCPU time of one step of all rows, and memory of the cache, behind that many tokens "
+        "(dim 256, 6 layers, 4 heads, float32, 1 thread).\n\n" + table(header, lines)
+    ]
+    for row in (row for row in found if "step_cpu_ms" in row):
+        times = ", ".join(f"{ms:.2f}" for ms in row["step_cpu_ms"])
+        parts.append(f"{row['case']}, a piece of {row['along']:,} tokens: {times} CPU ms a step in each eighth")
+    return [*parts, where(found)]
 
 
 def main() -> None:

@@ -1,11 +1,10 @@
-"""Self-attention over packed pieces, causal or bidirectional, with rotary positions, grouped heads and a key-value cache.
+"""Self-attention over packed pieces, causal or bidirectional, with rotary positions, grouped heads, windows and a cache.
 
 Shapes: b batch, t time, n = b * t tokens, d model width, h query heads, g key-value heads, k head width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from etude.models.symbolic import kernels
+from etude.models.symbolic.kv_cache import KVCache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,77 +75,6 @@ def positions_in(documents_bt: Tensor) -> Tensor:
     return (index - starts.cummax(0).values).view_as(documents_bt)
 
 
-class KVCache:
-    """Key-value cache in preallocated buffers, so that adding a token copies nothing.
-
-    Args:
-        num_layers, batch, num_kv_heads, head_dim: sizes of the model and of the batch.
-        max_len: number of tokens that fit.
-        dtype, device: dtype and device of the buffers; keys and values are cast to dtype when they are written.
-    """
-
-    def __init__(
-        self,
-        *,
-        num_layers: int,
-        batch: int,
-        num_kv_heads: int,
-        head_dim: int,
-        max_len: int,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        shape = (num_layers, batch, num_kv_heads, max_len, head_dim)
-        self.keys, self.values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
-        self.batch, self.max_len, self.length = batch, max_len, 0
-        self.visible_b11t: Tensor | None = None  # False for padding in front of a row; None without padding
-        self.rotary: tuple[Tensor, Tensor] | None = None  # cos and sin of every position, set by the model
-        self.step: Callable[[Tensor, Tensor, Tensor, KVCache], Tensor | None] | None = (
-            None  # a `decoding.SingleStep`, set by the model
-        )
-
-    def reserve(self, time: int) -> None:
-        """Raises a ValueError unless `time` more tokens fit."""
-        end = self.length + time
-        if end > self.max_len:
-            raise ValueError(
-                f"cache max_len={self.max_len} is full: {end} tokens do not fit; "
-                f"create it with new_cache(..., max_len={end}) or more"
-            )
-
-    def pad(self, padding_b: Tensor) -> None:
-        """Hides the first tokens of each row, which only fill it up to the length of the longest: int64 [b]."""
-        slots = torch.arange(self.max_len, device=self.keys.device)
-        self.visible_b11t = (slots >= padding_b.to(slots.device)[:, None])[:, None, None]
-
-    def visible(self, end: int) -> Tensor | None:
-        """Returns which of the first `end` tokens are no padding, bool [b, 1, 1, end]; None if all are."""
-        return None if self.visible_b11t is None else self.visible_b11t[..., :end]
-
-    def select(self, rows: Tensor, *, last: bool = False) -> None:
-        """Makes row i a copy of the former row rows[i]; their number may change.
-
-        last: copies only the latest token, where rows share all others; their number may not change then.
-        """
-        if len(rows) == self.batch:
-            first = self.length - 1 if last else 0
-            for buffer in (self.keys, self.values):
-                buffer[:, :, :, first : self.length] = buffer[:, rows, :, first : self.length]
-        else:
-            self.keys, self.values, self.batch = self.keys[:, rows], self.values[:, rows], len(rows)
-            self.step = None  # it holds the former buffers
-        if self.visible_b11t is not None:
-            self.visible_b11t = self.visible_b11t[rows]
-
-    def append(self, layer: int, k_bgtk: Tensor, v_bgtk: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds new keys and values of one layer; returns all keys and values of that layer, [b, g, length + t, k]."""
-        end = self.length + k_bgtk.shape[2]
-        keys, values = self.keys[layer], self.values[layer]
-        keys[:, :, self.length : end] = k_bgtk
-        values[:, :, self.length : end] = v_bgtk
-        return keys[:, :, :end], values[:, :, :end]
-
-
 class Attention(nn.Module):
     """Multi-head attention, softmax(q k' / sqrt(k)) v, without bias and without dropout on the weights.
 
@@ -159,14 +88,15 @@ class Attention(nn.Module):
         fused: use the functions of `kernels`, which raise on second derivatives; False uses plain PyTorch, which supports them.
         rotate_values: rotate the values, too, and the result back (Miyato et al. 2024, eq. 7).
         causal: whether a token attends only to itself and earlier tokens; False is bidirectional and takes no cache.
+        window: a token attends only to the last `window` tokens, itself included; None for all. Needs causal.
 
     Source: Vaswani et al. 2017; Henry et al. 2020 (query-key normalisation; here with one temperature per head);
-    Ainslie et al. 2023 (grouped heads).
+    Ainslie et al. 2023 (grouped heads); Beltagy et al. 2020, section 3.1 (windows).
     """
 
     def __init__(
         self, *, dim: int, num_heads: int, num_kv_heads: int, qk_norm: bool, fused: bool, rotate_values: bool = False,
-        causal: bool = True,
+        causal: bool = True, window: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, dim // num_heads
@@ -174,7 +104,7 @@ class Attention(nn.Module):
         self.query_key = nn.Linear(dim, (num_heads + num_kv_heads) * self.head_dim, bias=False)
         self.value = nn.Linear(dim, num_kv_heads * self.head_dim, bias=False)
         self.output = nn.Linear(dim, dim, bias=False)
-        self.causal = causal
+        self.causal, self.window = causal, window
         self.temperature = nn.Parameter(torch.ones(num_heads)) if qk_norm else None
 
     def forward(
@@ -192,13 +122,13 @@ class Attention(nn.Module):
         v_ngk = self.value(x_btd).view(batch * time, self.num_kv_heads, self.head_dim)
         v_gnk = kernels.rotary(v_ngk, *rotary, fused=self.fused) if self.rotate_values else v_ngk.transpose(0, 1)
         if cache is not None:
-            mixed = _attend_with_cache(q_hnk, k_gnk, v_gnk, batch, cache, layer)
+            mixed = _attend_with_cache(q_hnk, k_gnk, v_gnk, batch, cache, layer, self.window)
         elif self.fused and self.causal and q_hnk.is_cpu and torch.is_grad_enabled() and _lengths(packing, batch, time):
-            mixed = kernels.causal_attention(q_hnk, k_gnk, v_gnk, lengths=_lengths(packing, batch, time))
+            mixed = kernels.causal_attention(q_hnk, k_gnk, v_gnk, lengths=_lengths(packing, batch, time), window=self.window)
         else:
             exact = not self.fused and torch.is_grad_enabled()  # only PyTorch's math kernel can be differentiated twice
             with sdpa_kernel(SDPBackend.MATH) if exact else nullcontext():
-                mixed = _scaled_dot_product(q_hnk, k_gnk, v_gnk, batch, packing, causal=self.causal)
+                mixed = _scaled_dot_product(q_hnk, k_gnk, v_gnk, batch, packing, causal=self.causal, window=self.window)
         if self.rotate_values:  # rotate back, so that values are rotated by the difference of the two angles
             cos, sin = rotary
             rotated_hnk = kernels.rotary(mixed.reshape(batch * time, self.num_heads, -1), cos, -sin, fused=self.fused)
@@ -234,8 +164,7 @@ class Attention(nn.Module):
         for q, k in zip(torch.split(q_hnk, runs, 1), torch.split(k_hnk, runs, 1), strict=True):
             scores = (q @ k.transpose(1, 2)).float()
             if self.causal:
-                hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
-                scores = scores.masked_fill(hidden, float("-inf"))
+                scores = scores.masked_fill(~_seen(q, k, self.window), float("-inf"))
             found.append(scores.softmax(-1))
         return found
 
@@ -251,49 +180,104 @@ def _batched(x_hnk: Tensor, batch: int) -> Tensor:
     return x_hnk.reshape(heads, batch, tokens // batch, width).transpose(0, 1)
 
 
-def _attend_with_cache(q_hnk: Tensor, k_gnk: Tensor, v_gnk: Tensor, batch: int, cache: KVCache, layer: int) -> Tensor:
-    q_bhtk = _batched(q_hnk, batch)
+def _seen(q: Tensor, k: Tensor, window: int | None) -> Tensor:
+    """Returns which keys each query sees if the queries belong to the last keys, bool [queries, keys]."""
+    before = k.shape[-2] - q.shape[-2]
+    seen = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril(before)
+    return seen if window is None else seen.triu(before - window + 1)
+
+
+def _attend_with_cache(
+    q_hnk: Tensor, k_gnk: Tensor, v_gnk: Tensor, batch: int, cache: KVCache, layer: int, window: int | None
+) -> Tensor:
+    q_bhtk, k_bgtk, v_bgtk = (_batched(x, batch).to(cache.dtype) for x in (q_hnk, k_gnk, v_gnk))
+    time, shown = q_bhtk.shape[2], cache.visible(layer, q_bhtk.shape[2])
+    keys, values = cache.append(layer, k_bgtk, v_bgtk)
+    before, mixed = keys.shape[2] - time, []
+    if time > 1 and before == 0 and shown is None:
+        return _causal_attention(q_bhtk, k_bgtk, v_bgtk, window).transpose(1, 2).to(q_hnk.dtype)
+    for first, last, start in _query_blocks(time, before, window):
+        q, k, v = q_bhtk[:, :, first:last], keys[:, :, start : before + last], values[:, :, start : before + last]
+        visible = shown
+        if time > 1:
+            visible = _seen(q, k, window)
+            if shown is not None:  # padding sees itself, since the softmax over nothing is not defined
+                visible = visible & (shown[..., start : before + last] | visible.triu(k.shape[2] - q.shape[2]))
+        mixed.append(_grouped_attention(q, k, v, visible, by_products=cache.by_products[layer]))
+    return torch.cat(mixed, dim=2).transpose(1, 2).to(q_hnk.dtype)
+
+
+def _query_blocks(time: int, before: int, window: int | None) -> list[tuple[int, int, int]]:
+    """Returns (first query, end of the queries, first key) of each block of queries; `before` keys precede the first query."""
+    size = kernels.QUERY_BLOCK
+    starts = [(i, 0 if window is None else max(0, before + i - window + 1)) for i in range(0, time, size)]
+    return [(i, min(i + size, time), start if time > 1 else 0) for i, start in starts]
+
+
+def _grouped_attention(q_bhtk: Tensor, k_bguk: Tensor, v_bguk: Tensor, visible: Tensor | None, *, by_products: bool) -> Tensor:
+    """Returns softmax(q k') v, [b, h, t, k]; keys and values are read where they are, and not repeated for each query head.
+
+    by_products: computes two matrix products; False takes PyTorch's kernels.
+    """
+    batch, heads, time, width = q_bhtk.shape
+    if time > 1 and not by_products:
+        return F.scaled_dot_product_attention(q_bhtk, k_bguk, v_bguk, attn_mask=visible, enable_gqa=True, scale=1.0)
+    stacked = q_bhtk.reshape(batch, k_bguk.shape[1], -1, width)  # the heads that share a key-value head are queries of it
+    if not by_products:
+        mixed = F.scaled_dot_product_attention(stacked, k_bguk, v_bguk, attn_mask=visible, scale=1.0)
+    else:
+        scores = torch.matmul(stacked, k_bguk.transpose(2, 3)).view(batch, heads, time, -1)
+        if visible is not None:
+            scores = scores.masked_fill(~visible, float("-inf"))
+        mixed = torch.matmul(scores.softmax(-1).view(*stacked.shape[:3], -1), v_bguk)
+    return mixed.view(batch, heads, time, width)
+
+
+def _causal_attention(q_bhtk: Tensor, k_bgtk: Tensor, v_bgtk: Tensor, window: int | None) -> Tensor:
+    """Returns causal attention within rows by PyTorch's kernels, [b, h, t, k]; with a window in blocks of queries."""
     time = q_bhtk.shape[2]
-    keys, values = cache.append(layer, _batched(k_gnk, batch), _batched(v_gnk, batch))
-    query, shown = q_bhtk.to(keys.dtype), cache.visible(keys.shape[2])
-    if time == 1:  # treat the heads that share a key-value head as its queries, so that the cache is not repeated
-        query = query.reshape(batch, keys.shape[1], -1, query.shape[-1])
-        mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=shown, scale=1.0)
-        return mixed.reshape(batch, -1).to(q_hnk.dtype)
-    visible = None
-    if cache.length or shown is not None:
-        visible = torch.ones(time, keys.shape[2], dtype=torch.bool, device=query.device).tril(cache.length)
-    if shown is not None and visible is not None:  # padding sees itself, since the softmax over nothing is not defined
-        visible = visible & (shown | visible.triu(cache.length))
-    mixed = F.scaled_dot_product_attention(
-        query, keys, values, attn_mask=visible, is_causal=visible is None, enable_gqa=True, scale=1.0
-    )
-    return mixed.transpose(1, 2).to(q_hnk.dtype)
+    attend = partial(F.scaled_dot_product_attention, enable_gqa=True, scale=1.0)
+    if window is None or window >= time:
+        return attend(q_bhtk, k_bgtk, v_bgtk, is_causal=True)
+    mixed = []
+    for first, last, start in _query_blocks(time, 0, window):
+        q, k, v = q_bhtk[:, :, first:last], k_bgtk[:, :, start:last], v_bgtk[:, :, start:last]
+        mixed.append(attend(q, k, v, attn_mask=_seen(q, k, window)))
+    return torch.cat(mixed, dim=2)
 
 
 def _scaled_dot_product(
-    q_hnk: Tensor, k_gnk: Tensor, v_gnk: Tensor, batch: int, packing: Packing | None, *, causal: bool
+    q_hnk: Tensor, k_gnk: Tensor, v_gnk: Tensor, batch: int, packing: Packing | None, *, causal: bool, window: int | None
 ) -> Tensor:
     """Returns attention by PyTorch's kernels, [b, t, h, k] or [n, h, k] depending on the packing."""
     if packing is not None and packing.offsets is not None:
-        return _variable_length_attention(q_hnk, k_gnk, v_gnk, packing.offsets, causal=causal)
+        return _variable_length_attention(q_hnk, k_gnk, v_gnk, packing.offsets, causal=causal, window=window)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        if causal and mask is None:
+            return _causal_attention(q, k, v, window)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True, scale=1.0)
+
     if packing is not None and packing.lengths is not None:
         pieces = zip(*(torch.split(x, list(packing.lengths), 1) for x in (q_hnk, k_gnk, v_gnk)), strict=True)
-        attend = partial(F.scaled_dot_product_attention, is_causal=causal, enable_gqa=True, scale=1.0)
         return torch.cat([attend(q[None], k[None], v[None])[0] for q, k, v in pieces], dim=1).transpose(0, 1)
     q, k, v = (_batched(x, batch) for x in (q_hnk, k_gnk, v_gnk))
     mask = None if packing is None else packing.mask_b1tt
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and mask is None, enable_gqa=True, scale=1.0)
-    return mixed.transpose(1, 2)
+    if mask is not None and window is not None:
+        mask = mask & _seen(q, k, window)
+    return attend(q, k, v, mask).transpose(1, 2)
 
 
-def _variable_length_attention(q_hnk: Tensor, k_gnk: Tensor, v_gnk: Tensor, offsets: Tensor, *, causal: bool) -> Tensor:
+def _variable_length_attention(
+    q_hnk: Tensor, k_gnk: Tensor, v_gnk: Tensor, offsets: Tensor, *, causal: bool, window: int | None
+) -> Tensor:
     from torch.nn.attention import varlen  # CUDA only
 
     longest = int((offsets[1:] - offsets[:-1]).max())
     groups = q_hnk.shape[0] // k_gnk.shape[0]
     q, k, v = (x.transpose(0, 1).contiguous() for x in (q_hnk, k_gnk, v_gnk))
     k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
-    mixed = varlen.varlen_attn(q, k, v, offsets, offsets, longest, longest, scale=1.0, window_size=(-1, 0 if causal else -1))
+    seen = (-1 if window is None else window - 1, 0 if causal else -1)  # tokens before and behind each token, -1 for all
+    mixed = varlen.varlen_attn(q, k, v, offsets, offsets, longest, longest, scale=1.0, window_size=seen)
     assert isinstance(mixed, Tensor)  # it is a tuple only if auxiliary outputs are requested
     return mixed

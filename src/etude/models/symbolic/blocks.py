@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from etude.models.symbolic import kernels
-from etude.models.symbolic.attention import Attention, KVCache, Packing
+from etude.models.symbolic.attention import Attention, Packing
+from etude.models.symbolic.kv_cache import KVCache
 
 
 class FeedForward(nn.Module):

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from etude.models.symbolic.attention import KVCache
 from etude.models.symbolic.grid_context import (
     AGES,
     CHROMA_DECAY,
@@ -23,6 +22,7 @@ from etude.models.symbolic.grid_context import (
     clipped_interval,
     turned_chroma,
 )
+from etude.models.symbolic.kv_cache import KVCache
 from etude.models.symbolic.passage_memory import PassageSearch
 
 HISTORY = 4  # last pitches of a voice that the context looks at
@@ -144,7 +144,7 @@ class GridCache:
 
     def __init__(self, keys: KVCache, batch: int, search: PassageSearch | None = None) -> None:
         self.keys, self.batch, self.search = keys, batch, search
-        self.context = RunningContext(batch, keys.keys.device)
+        self.context = RunningContext(batch, keys.device)
         self.condition: Tensor | None = None  # [b, d], once there is a token
         self.current_frame: Tensor | None = None  # the decoder's input [b, 4, e] for the frame that is being generated
 

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from etude.models.symbolic import kernels
-from etude.models.symbolic.attention import Attention, KVCache, Packing
+from etude.models.symbolic.attention import Attention, Packing
 from etude.models.symbolic.blocks import Block, FeedForward
 from etude.models.symbolic.grid_cache import GridCache
 from etude.models.symbolic.grid_context import CHROMA, OWN, REST, SIZES, compute_context
+from etude.models.symbolic.kv_cache import KVCache
 from etude.models.symbolic.passage_memory import PassageSearch
 from etude.models.symbolic.passage_reader import PassageReader
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from etude.models.symbolic.attention import KVCache
+from etude.models.symbolic.kv_cache import KVCache
 from etude.models.symbolic.sampling import PAD
 from etude.models.symbolic.transformer import Transformer
 

@@ -64,15 +64,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, gain: Tensor | None) -> Tensor:
-        width = x.shape[-1]
-        rows = x.reshape(-1, width)
-        length = torch.full((len(rows), 1), math.sqrt(width), dtype=x.dtype, device=x.device)
-        if gain is not None:
-            length.view(-1, len(gain)).mul_(gain)
-        y, norm = torch._weight_norm_interface(rows, length, 0)
-        if not norm.all():  # the kernel divides 0 by 0 for a row of zeros
-            norm.clamp_(min=math.sqrt(width * EPSILON))
-            y = rows * (length / norm).to(x.dtype)
+        y, length, norm = _normed(x, gain)
         ctx.save_for_backward(x, gain, length, norm)  # type: ignore[arg-type]
         ctx.groups = None if gain is None else len(gain)  # type: ignore[attr-defined]
         return y.view(x.shape)
@@ -90,6 +82,20 @@ class _RMSNorm(torch.autograd.Function):
         return grad_x.view(grad.shape), grad_gain
 
 
+def _normed(x: Tensor, gain: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the normalised rows, the length that each was scaled to, and its norm before."""
+    width = x.shape[-1]
+    rows = x.reshape(-1, width)
+    length = torch.full((len(rows), 1), math.sqrt(width), dtype=x.dtype, device=x.device)
+    if gain is not None:
+        length.view(-1, len(gain)).mul_(gain)
+    y, norm = torch._weight_norm_interface(rows, length, 0)
+    if not norm.all():  # the kernel divides 0 by 0 for a row of zeros
+        norm.clamp_(min=math.sqrt(width * EPSILON))
+        y = rows * (length / norm).to(x.dtype)
+    return y, length, norm
+
+
 def rms_norm(x: Tensor, gain: Tensor | None = None, *, fused: bool = True) -> Tensor:
     """Scales the last axis to root mean square 1, then by one gain per group.
 
@@ -104,6 +110,8 @@ def rms_norm(x: Tensor, gain: Tensor | None = None, *, fused: bool = True) -> Te
     Source: Zhang & Sennrich 2019, eq. 4, without its per-channel gain.
     """
     if fused and x.device.type == "cpu":
+        if not torch.is_grad_enabled():
+            return _normed(x, gain)[0].view(x.shape)
         normed: Tensor = _RMSNorm.apply(x, gain)  # type: ignore[no-untyped-call]
         return normed
     y = torch.nn.functional.rms_norm(x, (x.shape[-1],), eps=EPSILON).to(x.dtype)
@@ -150,40 +158,45 @@ def rotary(x_nhk: Tensor, cos: Tensor, sin: Tensor, *, fused: bool = True) -> Te
 
 
 class _CausalAttention(torch.autograd.Function):
-    """Causal attention within each piece; saves the probabilities of the lower block triangle."""
+    """Causal attention within each piece; saves the probabilities of the lower block triangle, or of the window."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], window: int | None) -> Tensor:
         heads, tokens, width = q.shape
         groups = heads // k.shape[0]
         out = torch.empty(tokens, heads, width, dtype=q.dtype, device=q.device)
         block = min(QUERY_BLOCK, max(lengths))
         future = torch.full((block, block), -math.inf, dtype=q.dtype, device=q.device).triu_(1)
         probabilities = []
-        for start, first, last in _blocks(lengths):
+        for start, first, last in _blocks(lengths, window):
             scores = torch.bmm(_grouped(q[:, first:last], groups), k[:, start:last].transpose(1, 2))
             size = last - first
             scores.view(-1, groups, size, last - start)[..., first - start :] += future[:size, :size]
+            if window is not None and last - start > window:
+                past = torch.full((size, last - start), -math.inf, dtype=q.dtype, device=q.device)
+                scores.view(-1, groups, size, last - start).add_(past.tril_(first - start - window))
             probability = torch._softmax(scores, -1, False)
             mixed = torch.bmm(probability, v[:, start:last])
             out[first:last] = mixed.view(heads, size, width).transpose(0, 1)
             probabilities.append(probability)
         ctx.save_for_backward(q, k, v, *probabilities)
-        ctx.lengths = lengths  # type: ignore[attr-defined]
+        ctx.lengths, ctx.window = lengths, window  # type: ignore[attr-defined]
         return out
 
     @staticmethod
     @first_derivative_only
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         q, k, v, *probabilities = ctx.saved_tensors  # type: ignore[attr-defined]
         groups = q.shape[0] // k.shape[0]
         grad = grad.transpose(0, 1).contiguous()
-        grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        blocks = zip(_blocks(ctx.lengths), probabilities, strict=True)  # type: ignore[attr-defined]
-        ends = set(itertools.accumulate(ctx.lengths))  # type: ignore[attr-defined]
+        window: int | None = ctx.window  # type: ignore[attr-defined]
+        empty = torch.empty_like if window is None else torch.zeros_like
+        grad_q, grad_k, grad_v = torch.empty_like(q), empty(k), empty(v)
+        blocks = zip(_blocks(ctx.lengths, window), probabilities, strict=True)  # type: ignore[attr-defined]
+        ends = set(itertools.accumulate(ctx.lengths)) if window is None else set()  # type: ignore[attr-defined]
         for (start, first, last), probability in reversed(list(blocks)):
             keys = slice(start, last)
-            # The last block of a piece has all of its keys: it is processed first and overwrites, the others add.
+            # Without a window, the last block of a piece has all keys: it is processed first and overwrites, the others add.
             beta = 0 if last in ends else 1
             grad_out = _grouped(grad[:, first:last], groups)
             grad_v[:, keys].baddbmm_(probability.transpose(1, 2), grad_out, beta=beta)
@@ -191,14 +204,17 @@ class _CausalAttention(torch.autograd.Function):
             grad_s = torch._softmax_backward_data(grad_p, probability, -1, probability.dtype)
             grad_q[:, first:last] = torch.bmm(grad_s, k[:, keys]).view(q.shape[0], last - first, -1)
             grad_k[:, keys].baddbmm_(grad_s.transpose(1, 2), _grouped(q[:, first:last], groups), beta=beta)
-        return grad_q, grad_k, grad_v, None
+        return grad_q, grad_k, grad_v, None, None
 
 
-def _blocks(lengths: tuple[int, ...]) -> list[tuple[int, int, int]]:
-    """Returns (start of the piece, first query, end of the queries) of each block of queries, as indices of tokens."""
+def _blocks(lengths: tuple[int, ...], window: int | None) -> list[tuple[int, int, int]]:
+    """Returns (first key, first query, end of the queries) of each block of queries, as indices of tokens."""
     blocks, start = [], 0
+    size = QUERY_BLOCK if window is None else min(QUERY_BLOCK, max(64, window))  # a narrow window wastes more in large blocks
     for length in lengths:
-        blocks += [(start, i, min(i + QUERY_BLOCK, start + length)) for i in range(start, start + length, QUERY_BLOCK)]
+        for first in range(start, start + length, size):
+            seen = start if window is None else max(start, first - window + 1)
+            blocks.append((seen, first, min(first + size, start + length)))
         start += length
     return blocks
 
@@ -209,23 +225,26 @@ def _grouped(q_hnk: Tensor, groups: int) -> Tensor:
     return q_hnk.reshape(heads // groups, groups * tokens, width)
 
 
-def causal_attention(q_hnk: Tensor, k_hnk: Tensor, v_hnk: Tensor, *, lengths: tuple[int, ...]) -> Tensor:
+def causal_attention(
+    q_hnk: Tensor, k_hnk: Tensor, v_hnk: Tensor, *, lengths: tuple[int, ...], window: int | None = None
+) -> Tensor:
     """Returns causal attention, softmax(q k' + mask) v, within each of the consecutive pieces.
 
-    Saves the probabilities for the backward pass, h * length^2 / 2 numbers per piece. On CPU this makes the backward pass several
-    times as fast as that of PyTorch's flash kernel.
+    Saves the probabilities for the backward pass, h * length^2 / 2 numbers per piece, fewer with a window. On CPU
+    this makes the backward pass several times as fast as that of PyTorch's flash kernel.
 
     Args:
         q_hnk: [h, n, k], already scaled by 1 / sqrt(k).
         k_hnk, v_hnk: [h/g, n, k].
         lengths: tokens of each piece, in order; they sum to n.
+        window: a token attends to at most the last `window` tokens of its piece, itself included; None for all.
 
     Returns:
         [n, h, k].
 
     Source: Vaswani et al. 2017, eq. 1; grouped heads: Ainslie et al. 2023.
     """
-    mixed: Tensor = _CausalAttention.apply(q_hnk, k_hnk, v_hnk.contiguous(), lengths)  # type: ignore[no-untyped-call]
+    mixed: Tensor = _CausalAttention.apply(q_hnk, k_hnk, v_hnk.contiguous(), lengths, window)  # type: ignore[no-untyped-call]
     return mixed
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from etude.models.symbolic.attention import KVCache
+from etude.models.symbolic.kv_cache import KVCache
 from etude.models.symbolic.sampling import Decoder, distribution, draw, forbid, prompt_features, to_device
 from etude.models.symbolic.transformer import Transformer
 
@@ -132,6 +132,11 @@ def speculative_sample(
     device, first = prompt_1t.device, prompt_1t.shape[1]
     most = first + max_new_tokens + draft_length + 1
     large, small = (_Reader(each, each.new_cache(1, most), device) for each in (model, draft))
+    if large.cache.rolls or small.cache.rolls:
+        raise ValueError(
+            f"speculative decoding takes tokens back, which a model with model.window can't do beyond its window: {most} tokens "
+            "are needed; leave out draft=, or generate fewer"
+        )
     features = {name: values[0].tolist() for name, values in prompt_features(decoder, prompt_1t).items()}
     sequence, told = _Sequence(decoder, prompt_1t[0].tolist(), features), told or Speculation()
     modes = [(each, each.training) for each in (model, draft)]
@@ -170,7 +175,7 @@ def _round(
         chance = min(1.0, float(p_v[token] / q_v[token]))
         if chance < 1.0 and choose(torch.tensor([chance, 1 - chance], dtype=torch.float64)) == 1:
             for reader in (large, small):
-                reader.cache.length = min(reader.cache.length, len(before.tokens))
+                reader.cache.rewind(min(reader.cache.length, len(before.tokens)))
             return before.extended(choose(residual(p_v, q_v)))
         told.accepted += 1
     last = drafted[-1]

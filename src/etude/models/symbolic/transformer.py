@@ -3,18 +3,20 @@
 Shapes: b batch, t time, n = b * t tokens, d model width, f hidden width, k head width, v vocabulary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from etude.models.symbolic import kernels
-from etude.models.symbolic.attention import Attention, KVCache, Packing, positions_in
+from etude.models.symbolic.attention import Attention, Packing, positions_in
 from etude.models.symbolic.blocks import Block, FeedForward
 from etude.models.symbolic.decoding import SingleStep
+from etude.models.symbolic.kv_cache import KVCache
 
 INIT_STD = 0.02
+ANGLES_AT_ONCE = 1024  # positions whose rotary angles are computed together while generating
 NO_CACHE = "a network with causal=false can't generate token by token; set model.causal=true"
 
 
@@ -44,8 +46,12 @@ class Transformer(nn.Module):
             supports double backward and `torch.func`.
         causal: whether a token attends only to itself and earlier tokens. With False it attends to its whole piece; such a
             network has no cache and can't generate token by token.
+        window: each token attends to at most the last `window` tokens of its piece, itself included, in training, evaluation and
+            generation, whose cost and memory then stop growing at that length; None for all tokens. Needs causal.
+        window_layers: indices of the blocks that have the window, from 0; None for all blocks.
 
-    Source: Radford et al. 2019 (pre-norm decoder, scaled init); Touvron et al. 2023 (RMSNorm, SwiGLU, rotary).
+    Source: Radford et al. 2019 (pre-norm decoder, scaled init); Touvron et al. 2023 (RMSNorm, SwiGLU, rotary);
+    Beltagy et al. 2020 (windows).
     """
 
     def __init__(
@@ -66,6 +72,8 @@ class Transformer(nn.Module):
         checkpoint_activations: bool = False,
         fused: bool = True,
         causal: bool = True,
+        window: int | None = None,
+        window_layers: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         num_kv_heads = num_kv_heads or num_heads
@@ -77,6 +85,7 @@ class Transformer(nn.Module):
         self.head_dim, self.num_kv_heads = dim // num_heads, num_kv_heads
         self.rope_base, self.fused, self.checkpoint_activations = rope_base, fused, checkpoint_activations
         self.causal = causal
+        self.windows = _windows(window, window_layers, num_layers=num_layers, causal=causal)
         self.features = frozenset(feature_sizes or ())
         self.embedding = nn.Embedding(vocab_size, dim)
         self.feature_embeddings = nn.ModuleDict(
@@ -85,14 +94,15 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(
             Block(
                 attention=Attention(
-                    dim=dim, num_heads=num_heads, num_kv_heads=num_kv_heads, qk_norm=qk_norm, fused=fused, causal=causal
+                    dim=dim, num_heads=num_heads, num_kv_heads=num_kv_heads, qk_norm=qk_norm, fused=fused, causal=causal,
+                    window=span,
                 ),
                 feed_forward=FeedForward(dim=dim, hidden_dim=hidden_dim),
                 dropout=dropout,
                 fused=fused,
             )
-            for _ in range(num_layers)
-        )
+            for span in self.windows
+        )  # fmt: skip
         self.gain = nn.Parameter(torch.ones(dim))
         self.unembedding = nn.Linear(dim, vocab_size, bias=False)
         if tie_embeddings:
@@ -216,9 +226,12 @@ class Transformer(nn.Module):
             if positions_bt is None:
                 positions_bt = torch.arange(time, device=tokens_bt.device).expand(batch, time)
             return self._angles(positions_bt.reshape(-1), dtype)
-        if cache.rotary is None:
-            cache.rotary = self._angles(torch.arange(cache.max_len, device=tokens_bt.device), dtype)
-        cos, sin = (table[cache.length : cache.length + time] for table in cache.rotary)
+        first = cache.length
+        if cache.rotary is None or not cache.rotary[0] <= first <= first + time <= cache.rotary[0] + len(cache.rotary[1]):
+            positions = torch.arange(first, first + max(time, ANGLES_AT_ONCE), device=tokens_bt.device)
+            cache.rotary = first, *self._angles(positions, dtype)
+        begin = first - cache.rotary[0]
+        cos, sin = (table[begin : begin + time] for table in cache.rotary[1:])
         return (cos, sin) if time == 1 else (cos.repeat(batch, 1, 1), sin.repeat(batch, 1, 1))
 
     def _angles(self, positions_n: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -244,6 +257,7 @@ class Transformer(nn.Module):
             max_len=max_len or self.max_len,
             dtype=dtype or weight.dtype,
             device=weight.device,
+            windows=self.windows,
         )
 
     def num_parameters(self) -> int:
@@ -253,14 +267,18 @@ class Transformer(nn.Module):
     def flops_per_token(self, length: int) -> int:
         """Returns the floating-point operations of a forward and backward pass per token, in pieces of `length` tokens.
 
-        6 for each weight of a matrix product (2 forward, 4 backward), and 6 * length * d per layer for the causal half of the
-        two products of attention, twice that if the model is not causal. Recomputation is not counted.
+        6 for each weight of a matrix product (2 forward, 4 backward), and 12 d for each token that a token sees on average in a
+        layer: half of the length, all if the model is not causal, fewer in a window. Recomputation is not counted.
 
         Source: Kaplan et al. 2020, section 2.1; Chowdhery et al. 2022, appendix B, halved for causality.
         """
         weights = self.vocab_size * self.dim
         weights += sum(p.numel() for p in self.blocks.parameters() if p.dim() == 2)
-        return 6 * weights + (6 if self.causal else 12) * len(self.blocks) * length * self.dim
+        seen = 0
+        for window in self.windows:
+            width = min(window or length, length)
+            seen += 2 * width - width * width // max(length, 1) if self.causal else 2 * length
+        return 6 * weights + 6 * seen * self.dim
 
 
 def _check(*, vocab_size: int, dim: int, num_layers: int, num_heads: int, num_kv_heads: int, dropout: float) -> None:
@@ -276,3 +294,19 @@ def _check(*, vocab_size: int, dim: int, num_layers: int, num_heads: int, num_kv
         raise ValueError(f"num_kv_heads={num_kv_heads} must divide num_heads={num_heads}; use null for num_heads")
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout={dropout} must lie in [0, 1); 0.1 is usual, 0 switches it off")
+
+
+def _windows(window: int | None, layers: Sequence[int] | None, *, num_layers: int, causal: bool) -> list[int | None]:
+    """Returns the window of each block. Raises: ValueError if the settings contradict each other."""
+    if window is None:
+        if layers is not None:
+            raise ValueError(f"window_layers={list(layers)} has no effect without model.window; set model.window=512, say")
+        return [None] * num_layers
+    if window < 1 or not causal:
+        raise ValueError(f"window={window} must be at least 1 and needs model.causal=true; use model.window=null for no window")
+    wrong = [layer for layer in layers or () if not 0 <= layer < num_layers]
+    if wrong or (layers is not None and not len(layers)):
+        raise ValueError(
+            f"window_layers={list(layers or ())} must name blocks from 0 to {num_layers - 1}; use null for all blocks"
+        )
+    return [window if layers is None or layer in layers else None for layer in range(num_layers)]

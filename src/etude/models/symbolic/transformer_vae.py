@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from etude.models.symbolic.attention import KVCache, starts_of_pieces
+from etude.models.symbolic.attention import starts_of_pieces
+from etude.models.symbolic.kv_cache import KVCache
 from etude.models.symbolic.transformer import Transformer
 
 
