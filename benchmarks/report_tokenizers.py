@@ -89,7 +89,7 @@ def adversarial() -> str:
         return ""
     lines = [
         [row["case"], str(row["seed"]), str(row["steps"]), f"{row['val']['bits_per_note']:.3f}",
-         f"{row['test']['bits_per_note']:.3f}", "{:.2f} ({:.2f} to {:.2f})".format(*row["turing"]),
+         "{:.2f} ({:.2f} to {:.2f})".format(*row["turing"]),
          *(f"{row['closeness'][name]:.3f}" for name in ("rhythm", "harmony", "melody", "structure", "quality"))]
         for row in found
     ]  # fmt: skip
@@ -100,6 +100,6 @@ def adversarial() -> str:
         "accuracy of a classifier that tells them apart (0.5: it can't), and how close they are in each dimension (1: as close "
         "as other real music)."
     )
-    header = ["", "seed", "steps", "val, bits per note", "test, bits per note", "told apart", "rhythm", "harmony", "melody",
+    header = ["", "seed", "steps", "val, bits per note", "told apart", "rhythm", "harmony", "melody",
               "structure", "mean"]  # fmt: skip
     return "\n\n".join((text, table(header, lines), where(found)))
