@@ -25,6 +25,17 @@ def _rates(row: Row) -> list[str]:
     return [*cells, f"{test['tokens_per_note']:.2f}", f"{test['nats_per_token']:.3f}"]
 
 
+def _comparison(found: list[Row]) -> str:
+    lines = [
+        [row["case"], _group(row), *_rates(row), str(row["steps"]), f"{row['trained_tokens'] / 1000:.0f}", str(row["vocabulary"]),
+         f"{row['parameters'] / 1e6:.2f}", str(row["seed"])]
+        for row in found
+    ]  # fmt: skip
+    header = ["tokenizer", "group", "val, bits per note", "test, bits per note", "tokens per note", "test, nats per token",
+              "steps", "tokens trained on, thousands", "vocabulary", "parameters, M", "seed"]  # fmt: skip
+    return table(header, lines)
+
+
 def _classes(found: list[Row]) -> str:
     mine = [row for row in found if "bits_by_class" in row["test"]]
     names = [name for name in mine[0]["test"]["bits_by_class"] if name != "control"] if mine else []
@@ -39,15 +50,13 @@ def tokenizers() -> str:
         return ""
     longest = max(row["seconds"] for row in every)
     found = sorted(
-        {(row["case"], row["seed"]): row for row in every if row["seconds"] == longest}.values(),
+        {(row["case"], row["seed"], row.get("iteration")): row for row in every if row["seconds"] == longest}.values(),
         key=lambda row: (_group(row), row["test"]["bits_per_note"]),
     )
-    lines = [
-        [row["case"], _group(row), *_rates(row), str(row["steps"]), f"{row['trained_tokens'] / 1000:.0f}", str(row["vocabulary"]),
-         f"{row['parameters'] / 1e6:.2f}", str(row["seed"])]
-        for row in found
-    ]  # fmt: skip
-    kept = [[row["case"], *(f"{100 * row['kept'][name]:.1f} %" for name in KEPT)] for row in found]
+    now = [row for row in found if row.get("iteration") != "bfloat16"]
+    before = [row for row in found if row.get("iteration") == "bfloat16"]
+    told = list({row["case"]: row for row in found}.values())
+    kept = [[row["case"], *(f"{100 * row['kept'][name]:.1f} %" for name in KEPT)] for row in told]
     tried = [
         f"{row['case']}: " + ", ".join(f"{rate}: {nats:.3f}" for rate, nats in row["tried"].items())
         for row in found if "tried" in row
@@ -63,16 +72,15 @@ def tokenizers() -> str:
         "defaults else, in rows of 512 tokens. Bits per note: the sum over all tokens of the pieces, divided by the notes of the "
         "scores as they are, with its standard error over pieces. Only rows of one group pay for the same content and can be "
         "compared.",
-        table(
-            ["tokenizer", "group", "val, bits per note", "test, bits per note", "tokens per note", "test, nats per token",
-             "steps", "tokens trained on, thousands", "vocabulary", "parameters, M", "seed"],
-            lines,
-        ),
+        _comparison(now),
+        "## With Muon in emulated bfloat16\n\nThe same before Muon iterated in float32 on CPUs without instructions for "
+        "bfloat16: in the same time less than half of the steps. The peer, which has AdamW, is the same run." if before else "",
+        _comparison([row for row in found if row in before or "iteration" not in row]) if before else "",
         "## What is encoded\n\nWhat encoding and decoding leaves of the held-out pieces. Notes: onset (on a grid of a twelfth "
         "of a quarter) and pitch; then the same with the duration, with the velocity (to half a bin of 8), with the program, and "
         "with the track among those of one program. A note that lacks its onset lacks the rest, too.",
         table(["tokenizer", *KEPT.values()], kept),
-        "## Where the bits go", _classes(found),
+        "## Where the bits go", _classes(now),
         f"The peer's learning rate was chosen on every tenth training piece, in a third of the time each; nats per token: "
         f"{'; '.join(tried)}." if tried else "",
         "Regenerate: `python benchmarks/tokenizer_choice.py --root FOLDER`, then `make report`.",

@@ -38,6 +38,7 @@ from etude.core.checkpoints import LastCheckpoint
 from etude.core.measuring import measured_batches
 from etude.core.technique import Composition
 from etude.evaluation.likelihood import likelihood, sixteenths
+from etude.optim.muon import iteration_dtype
 from etude.run import parts as run
 from etude.run import recipes
 from etude.run.quiet import quiet_lightning
@@ -117,6 +118,7 @@ def train(
     )  # fmt: skip
     trainer.fit(task, datamodule=datamodule)
     found = {
+        "iteration": str(iteration_dtype(torch.device("cpu"))).removeprefix("torch."),  # of Muon
         "parameters": sum(p.numel() for p in task.parameters()), "vocabulary": len(datamodule.tokenizer),
         "steps": trainer.global_step, "cpu_s": round(budget.spent, 1), "trained_tokens": budget.tokens,
         "epochs": budget.tokens / datamodule.view("train").num_tokens if cfg.tokenizer.bpe_vocab_size is None else None,
