@@ -1,6 +1,6 @@
 """What technique=adversarial gives beside the same run without it; rows for docs/results/techniques.md.
 
-    OMP_NUM_THREADS=1 python benchmarks/adversarial_gain.py --root FOLDER [--seconds 30] [--cases bare adversarial] [--seeds 0]
+    OMP_NUM_THREADS=1 python benchmarks/adversarial_gain.py --root FOLDER [--seconds 30] [--cases bare ...] [--seeds 0]
 
 task=language_model with the defaults of a folder of few scores (the weights that come with Etude, REMI tokens, labels told), one
 row of 1,024 tokens a step, for the same CPU-seconds of training, the critic's included. Then the likelihood of validation pieces,
@@ -29,7 +29,7 @@ GAME = ["technique=[ema,adversarial]", "technique.adversarial.warmup=20"]  # the
 CASES: dict[str, list[str]] = {
     "bare": [],
     "adversarial": GAME,
-    "adversarial, weight 1": [*GAME, "technique.adversarial.weight=1.0"],
+    "adversarial, weight 0.1": [*GAME, "technique.adversarial.weight=0.1"],
 }
 BARS, SAMPLES = 16, 32
 HOW: dict[str, Any] = {"temperature": 0.9, "top_p": 0.98, "min_p": 0.02, "max_new_tokens": 1024}
@@ -58,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True, help="a folder of scores; its subfolders are the genres")
     parser.add_argument("--seconds", type=float, default=30.0, help="CPU-seconds of training of each case")
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=["bare", "adversarial"])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--rows", type=Path, default=ROWS, help="JSON lines to append to")
     parser.add_argument("options", nargs="*", help="more options, as for train.py (after --)")
