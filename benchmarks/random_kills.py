@@ -33,8 +33,9 @@ ROOT = Path(__file__).parents[1]
 COMPARED = ("state_dict", "optimizer_states", "lr_schedulers")
 OPTIMIZERS = ("adam", "adafactor", "adamw", "lion", "lookahead_adamw", "muon", "schedule_free", "soap", "sophia")
 TECHNIQUES = (
-    "balance", "bandit", "curriculum", "early_stopping", "ema", "finite", "grow_layers", "length_warmup", "live_quality", "lora",
-    "loss_schedule", "musical_domain", "rdrop", "self_paced", "stability", "stages", "swa", "switch_optimizer",
+    "adversarial", "balance", "bandit", "curriculum", "early_stopping", "ema", "finite", "grow_layers", "length_warmup",
+    "live_quality", "lora", "loss_schedule", "musical_domain", "rdrop", "self_paced", "stability", "stages", "swa",
+    "switch_optimizer",
 )  # fmt: skip
 FOR_SOUNDS = ("ema", "balance", "curriculum", "finite", "loss_schedule", "stability", "swa")
 KILLS = (2, 3, 4, 6)  # of a case, if it does not end before

@@ -221,10 +221,21 @@ def main() -> None:
     from report_styles import style_transfer
     from report_sweeps import sweeps
     from report_techniques import techniques
+    from report_tokenizers import tokenizers
 
     block = "\n\n".join(
         part
-        for part in (jsb(), defaults(), techniques(), optimizers(), generation(), style_transfer(), sweeps(), speed())
+        for part in (
+            jsb(),
+            defaults(),
+            techniques(),
+            optimizers(),
+            generation(),
+            tokenizers(),
+            style_transfer(),
+            sweeps(),
+            speed(),
+        )
         if part
     )
     readme = ROOT / "README.md"

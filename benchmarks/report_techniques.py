@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from report import RESULTS, Row, rows, table, where
+from report_tokenizers import adversarial
 
 DATA = {
     "jsb": "JSB chorales, canonical split (229 pieces to train on)",
@@ -168,7 +169,7 @@ def techniques() -> str:
         mine = [row for row in found if row["data"] == data]
         if mine:
             parts += [f"## {title}", section(data, mine), against_basic(mine), pictures(data, mine), options(mine), where(mine)]
-    parts.append(overhead())
+    parts += [overhead(), adversarial()]
     notes = RESULTS / "techniques_notes.md"
     parts.append(
         "Regenerate: `make effects JSB=Jsb16thSeparated.json SCORES=FOLDER` measures what has no row yet, `make report` writes "

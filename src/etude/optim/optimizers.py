@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from pytorch_optimizer.optimizer.lion import Lion
 from pytorch_optimizer.optimizer.lookahead import Lookahead
-from pytorch_optimizer.optimizer.muon import Muon
 from pytorch_optimizer.optimizer.schedulefree import ScheduleFreeAdamW
 from pytorch_optimizer.optimizer.soap import SOAP
 from pytorch_optimizer.optimizer.sophia import SophiaH
@@ -26,6 +25,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from etude.core.protocols import PredictsTokens
+from etude.optim.muon import Muon
 
 if TYPE_CHECKING:
     from etude.core.task import Task
@@ -80,8 +80,9 @@ def muon(
     are about as large as those of an AdamW update, so that learning rates are comparable. A player's own learning rate is for
     its matrices; its other parameters get that rate times adamw_lr / lr.
 
-    Matrices that trainer=fsdp shards are gathered before NewtonSchulz. That runs in bfloat16, so a difference in a
-    gradient's last bits, as between fsdp and ddp, may change a weight by up to a tenth of a step.
+    Matrices that trainer=fsdp shards are gathered before NewtonSchulz. That runs in bfloat16, or in float32 on a CPU without
+    instructions for bfloat16. In bfloat16 a difference in a gradient's last bits, as between fsdp and ddp, may change a weight by
+    up to a tenth of a step.
 
     When to use: networks whose parameters are mostly matrices; they need fewer steps. It costs little with large batches.
 

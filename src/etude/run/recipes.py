@@ -50,10 +50,11 @@ def fastest_precision(accelerator: str) -> str:
     """
     import torch
 
+    from etude.core.processor import cpu_computes_bfloat16
+
     if accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available()):
         return "bf16-mixed"
-    able = torch.cpu.get_capabilities()
-    return "bf16-mixed" if able.get("avx512_bf16") or able.get("amx_bf16") else "32-true"
+    return "bf16-mixed" if cpu_computes_bfloat16() else "32-true"
 
 
 OmegaConf.register_new_resolver("pick", pick, replace=True)

@@ -153,7 +153,7 @@ class Balance(Technique):
         for name in losses.keys() - self._state.keys() - task.optional_terms:
             self._state[name] = torch.tensor(INITIAL_STATE[self.method], device=like.device)
         factors: dict[str, Tensor] = {}
-        for names in _by_player(task, self._state).values():
+        for names in _by_player(self._state).values():
             values = torch.stack([self._values[name].float() if name in self._values else missing for name in names])
             values = task.trainer.strategy.reduce(values, reduce_op="mean")
             state = torch.stack([self._state[name].to(values) for name in names])
@@ -178,7 +178,7 @@ class Balance(Technique):
         self._factors = {}
         terms = _with_corrections(task, terms)
         differentiable = {name: term for name, term in terms.items() if term.requires_grad}
-        for names in _by_player(task, differentiable).values():
+        for names in _by_player(differentiable).values():
             balanced = [name for name in names if name not in task.optional_terms]
             balanced = balanced if len(balanced) > 1 else []
             if plain := [terms[name] for name in names if name not in balanced]:
@@ -264,13 +264,14 @@ def _with_corrections(task: Task, terms: Mapping[str, Tensor]) -> dict[str, Tens
     return found
 
 
-def _by_player(task: Task, names: Iterable[str]) -> dict[str, list[str]]:
-    """Groups the names of terms by player, sorted; names without a player are one group."""
-    players = task.players
+def _by_player(names: Iterable[str]) -> dict[str, list[str]]:
+    """Groups the names of terms by player, sorted; names without a player are one group.
+
+    A player may also be one of a technique, such as a critic.
+    """
     found: dict[str, list[str]] = {}
     for name in sorted(names):
-        prefix = name.partition("/")[0]
-        found.setdefault(prefix if prefix in players else "", []).append(name)
+        found.setdefault(name.rpartition("/")[0].partition("/")[0], []).append(name)
     return found
 
 
