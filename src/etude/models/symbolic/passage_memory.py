@@ -125,8 +125,9 @@ class PassageSearch:
         self.left_out = [slice(memory.bounds[i] // BEAT, memory.bounds[i + 1] // BEAT) for i in leave_out]
         places = len(memory.pitches) // BEAT
         self._notes = np.zeros((batch, 4, places), np.int16)  # notes that moved alike up to the frame before the place
-        self._likeness = np.zeros((batch, len(DECAYS), places), np.float32)
-        self._now = np.zeros((batch, len(DECAYS), places), np.float32)  # the same, with the voices of this frame that are known
+        self._likeness: np.ndarray = np.zeros((batch, len(DECAYS), places), np.float32)
+        # the same, with the voices of this frame that are known
+        self._now: np.ndarray = np.zeros((batch, len(DECAYS), places), np.float32)
         self._same = np.zeros((batch, places), bool)  # whether the soprano moved alike into this frame
         self._before = np.full((batch, 4), REST, np.int16)
         self._frame = np.full((batch, 4), REST, np.int16)

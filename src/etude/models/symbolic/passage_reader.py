@@ -67,7 +67,7 @@ class PassageReader(nn.Module):
         for name in ("pitches", "lengths"):  # as many as the checkpoint holds
             if (saved := state_dict.get(f"{prefix}{name}")) is not None:
                 setattr(self, name, torch.empty_like(saved, device=getattr(self, name).device))
-        super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[arg-type]
+        super()._load_from_state_dict(state_dict, prefix, *rest)
         self._forget_found()
 
     def look_up(self, frames_pfv: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -99,7 +99,7 @@ class PassageReader(nn.Module):
         """
         if self.training and self.dropout:
             found = found * (torch.rand(*found.shape[:-1], 1, device=found.device) >= self.dropout)
-        probability, facts = found.split([CLASSES, WIDTH - CLASSES], dim=-1)
+        probability, facts = found[..., :CLASSES], found[..., CLASSES:]
         agreement = probability.prod(-2).sum(-1, keepdim=True)
         known = torch.cat([facts.flatten(-2), probability.amax(-1), agreement], dim=-1)
         features: Tensor = self.embed(known.to(self.embed.weight.dtype))

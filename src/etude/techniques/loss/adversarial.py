@@ -33,7 +33,7 @@ class TokenCritic(nn.Module):
 
     def context(self, tokens_bt: Tensor) -> Tensor:
         """Returns what the critic knows of the tokens up to each one, [b, t, c]."""
-        x_bct = self.embedding(tokens_bt).transpose(1, 2)
+        x_bct: Tensor = self.embedding(tokens_bt).transpose(1, 2)
         for layer in (self.near, self.far):
             past = (KERNEL - 1) * layer.dilation[0]
             x_bct = F.leaky_relu(layer(F.pad(x_bct, (past, 0))), 0.2)

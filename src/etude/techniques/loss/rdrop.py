@@ -45,7 +45,8 @@ class RDrop(Technique):
         if stage != "fit":
             return
         kind = type(pl_module).__name__
-        if not isinstance(pl_module, PredictsTokens) or type(pl_module).recompute_trace is Task.recompute_trace:
+        predicts = isinstance(pl_module, PredictsTokens)
+        if not isinstance(pl_module, Task) or not predicts or type(pl_module).recompute_trace is Task.recompute_trace:
             raise ValueError(f"technique rdrop needs a language model, this is a {kind}; remove it from technique=[...]")
         if not drops(pl_module):
             raise ValueError(
@@ -53,7 +54,7 @@ class RDrop(Technique):
                 "model.dropout=0.2, or remove it from technique=[...]"
             )
 
-    def extra_losses(self, task: Task, batch: Batch, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:  # type: ignore[override]
+    def extra_losses(self, task: Task, batch: Batch, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         first, second = task.trace["logits"], task.recompute_trace(batch, task.trace)["logits"]
         counted = batch["targets"] != -100
         one, two = (logits[counted].float().log_softmax(-1) for logits in (first, second))
