@@ -113,6 +113,19 @@ def test_a_run_that_goes_on_elsewhere_names_its_files_by_their_own_steps(tmp_pat
     }  # fmt: skip
 
 
+def test_the_best_of_a_run_that_was_killed_before_it_was_listed_stays_among_the_best(tmp_path: Path) -> None:
+    def run(max_steps: int, *, listed: bool, resume: Path | None = None) -> None:
+        best = BestCheckpoint(tmp_path, "best", monitor="val/cycle", mode="min", enable_version_counter=False)
+        kept = KeptBest(path=tmp_path / "best.ckpt", monitor="val/cycle", mode="min", keep=2)
+        each = [best, kept] if listed else [best]
+        fit = trainer(tmp_path, max_steps=max_steps, callbacks=each, val_check_interval=2, check_val_every_n_epoch=None)
+        fit.fit(Falling([1.0, 3.0, 2.0, 9.0]), PairsData(), ckpt_path=resume, weights_only=True)
+
+    run(2, listed=False)
+    run(8, listed=True, resume=tmp_path / "best.ckpt")
+    assert steps(tmp_path) == {"best.ckpt": 2, "best_step_000002.ckpt": 2, "best_step_000006.ckpt": 6}
+
+
 def test_fewer_than_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="keep_best is 0, must be at least 1 checkpoint"):
         kept_best(tmp_path, monitor="x", mode="min", keep=0)

@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 
 from etude.core import lightning
+from etude.core.checkpoint_files import step_if_whole
 from etude.core.kept_checkpoints import at_step, keep_copy, remove_others
 from etude.durable import copy_durably
 
@@ -64,9 +65,7 @@ class KeptBest(Checkpoint):
         if trainer.sanity_checking or trainer.state.fn != "fit" or current is None or bool(torch.isnan(current)):
             return
         file = at_step(self.path, trainer.global_step)
-        self.values[file.name] = float(current)
-        ranked = sorted(self.values, key=self._is_worse)
-        self.values = {name: self.values[name] for name in ranked[: self.keep]}
+        self._rank(file, float(current))
         if file.name in self.values:
             if lightning.wrote_now(trainer, self.path):  # by BestCheckpoint
                 if trainer.is_global_zero:
@@ -75,6 +74,24 @@ class KeptBest(Checkpoint):
                 trainer.save_checkpoint(file)
         if trainer.is_global_zero:
             remove_others(self.path, [self.path.with_name(name) for name in self.values])
+
+    def _rank(self, file: Path, value: float) -> None:
+        self.values[file.name] = value
+        ranked = sorted(self.values, key=self._is_worse)
+        self.values = {name: self.values[name] for name in ranked[: self.keep]}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Takes in a best.ckpt that is not listed yet: a run without a last.ckpt continues from it, and it was written before."""
+        best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
+        here = trainer.ckpt_path is not None and Path(trainer.ckpt_path).resolve().parent == self.path.resolve().parent
+        step = step_if_whole(self.path) if here and best is not None and best.best_model_score is not None else None
+        if best is None or step is None or step > trainer.global_step:  # one after the checkpoint is written again
+            return
+        file = at_step(self.path, step)
+        if file.name not in self.values:
+            self._rank(file, float(best.best_model_score))  # type: ignore[arg-type]
+            if trainer.is_global_zero:
+                keep_copy(self.path, file)
 
     def state_dict(self) -> dict[str, Any]:
         return {"values": dict(self.values)}
