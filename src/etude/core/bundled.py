@@ -20,8 +20,12 @@ def fits(recipe: Mapping[str, Any], *, num_pieces: int) -> bool:
     from etude.core.weights_file import read_weights
 
     theirs = read_weights(PATH)["etude"]["recipe"]
-    same = ("model", "tokenizer")
-    return {name: recipe.get(name) for name in same} == {name: theirs.get(name) for name in same}
+    return all(_set(recipe, name) == _set(theirs, name) for name in ("model", "tokenizer"))
+
+
+def _set(recipe: Mapping[str, Any], group: str) -> dict[str, Any]:
+    """The options of a group that are not null: an option that came later than the model is null where it changes nothing."""
+    return {name: value for name, value in (recipe.get(group) or {}).items() if value is not None}
 
 
 def _target(recipe: Mapping[str, Any], *names: str) -> str:
