@@ -8,14 +8,13 @@ and samples of 16 bars, drawn as by generate.py, beside the first 16 bars of the
 (1: as close as other real music), and the balanced accuracy of a classifier that tells them apart (0.5: it can't).
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from peer import append_row, context
-from tokenizer_choice import done, nats_of_pieces, rates, train
+from tokenizer_choice import arguments, done, nats_of_pieces, rates, train
 from training import ROOT
 
 from etude.core import bundled
@@ -55,14 +54,7 @@ def music(task: Any, datamodule: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", required=True, help="a folder of scores; its subfolders are the genres")
-    parser.add_argument("--seconds", type=float, default=30.0, help="CPU-seconds of training of each case")
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--rows", type=Path, default=ROWS, help="JSON lines to append to")
-    parser.add_argument("options", nargs="*", help="more options, as for train.py (after --)")
-    args = parser.parse_args()
+    args = arguments(__doc__, list(CASES), ROWS)
     quiet_lightning()
     for seed in args.seeds:
         for name in args.cases:

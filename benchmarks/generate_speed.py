@@ -11,6 +11,7 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,13 +23,15 @@ from etude.models.symbolic.transformer import Transformer
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def milliseconds_along(model: Transformer, *, batch: int, length: int, spans: int = 8) -> list[float]:
-    """Median milliseconds of a step in each of `spans` equal parts of a sequence."""
-    clock = [time.perf_counter()]
+def milliseconds_along(
+    model: Transformer, *, batch: int, length: int, spans: int = 8, now: Callable[[], float] = time.perf_counter
+) -> list[float]:
+    """Median milliseconds of a step in each of `spans` equal parts of a sequence, by the clock `now`."""
+    clock = [now()]
     prompt_bt = torch.ones(batch, 1, dtype=torch.int64)
     generate(
         model, prompt_bt, decoder=None, max_new_tokens=length, generator=torch.Generator().manual_seed(0),
-        on_step=lambda _: clock.append(time.perf_counter()),
+        on_step=lambda _: clock.append(now()),
     )  # fmt: skip
     steps = [1000 * (b - a) for a, b in zip(clock, clock[1:], strict=False)]  # noqa: RUF007
     size = len(steps) // spans

@@ -13,11 +13,12 @@ import time
 from pathlib import Path
 
 import torch
+from generate_speed import milliseconds_along
 from peer import append_row, context
 from training import ROOT
 
 from etude.models.symbolic.kv_cache import KVCache
-from etude.models.symbolic.sampling import distribution, draw, generate
+from etude.models.symbolic.sampling import distribution, draw
 from etude.models.symbolic.transformer import Transformer
 
 ROWS = ROOT / "docs" / "results" / "rows" / "long_context.jsonl"
@@ -58,18 +59,6 @@ def compare(models: dict[str, Transformer], lengths: list[int], batch: int, step
     return rows
 
 
-def along(model: Transformer, length: int, spans: int = 8) -> list[float]:
-    """Median CPU milliseconds of a step in each of `spans` equal parts of a piece that is generated."""
-    clock = [time.process_time()]
-    generate(
-        model, torch.ones(1, 1, dtype=torch.int64), decoder=None, max_new_tokens=length,
-        generator=torch.Generator().manual_seed(0), on_step=lambda _: clock.append(time.process_time()),
-    )  # fmt: skip
-    steps = [1000 * (b - a) for a, b in zip(clock, clock[1:], strict=False)]  # noqa: RUF007
-    size = len(steps) // spans
-    return [statistics.median(steps[i * size : (i + 1) * size]) for i in range(spans)]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="*", default=[1024, 4096, 16384])
@@ -91,7 +80,8 @@ def main() -> None:
             append_row(args.rows, {**row, **context()})
     if args.along:
         name, model = list(models.items())[-1]
-        row = {"case": name, "window": args.window, "batch": 1, "along": args.along, "step_cpu_ms": along(model, args.along)}
+        steps = milliseconds_along(model, batch=1, length=args.along, now=time.process_time)
+        row = {"case": name, "window": args.window, "batch": 1, "along": args.along, "step_cpu_ms": steps}
         append_row(args.rows, {**row, **context()})
 
 

@@ -244,15 +244,20 @@ def done(rows: Path) -> set[tuple[str, float, int]]:
     return {(row["case"], row["seconds"], row["seed"]) for row in map(json.loads, lines)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(doc: str | None, cases: Sequence[str], rows: Path) -> argparse.Namespace:
+    """The command line of a benchmark that trains each case for the same CPU time."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True, help="a folder of scores; its subfolders are the genres")
     parser.add_argument("--seconds", type=float, default=30.0, help="CPU-seconds of training of each case")
-    parser.add_argument("--cases", nargs="+", choices=[*CASES, LLAMA], default=[*CASES, LLAMA])
+    parser.add_argument("--cases", nargs="+", choices=cases, default=list(cases))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--rows", type=Path, default=ROWS, help="JSON lines to append to")
+    parser.add_argument("--rows", type=Path, default=rows, help="JSON lines to append to")
     parser.add_argument("options", nargs="*", help="more options, as for train.py (after --)")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments(__doc__, [*CASES, LLAMA], ROWS)
     quiet_lightning()
     for seed in args.seeds:
         for name in args.cases:

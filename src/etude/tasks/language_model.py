@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from etude.core.batch import Batch
 from etude.core.checkpoint_files import unusable_checkpoint
 from etude.core.measuring import Measure, Measured
+from etude.core.protocols import TokenViews
 from etude.core.task import OptimizerFactory, SchedulerFactory, Task
 from etude.models.symbolic.attention import starts_of_pieces
 from etude.models.symbolic.grid_transformer import GridTransformer
@@ -89,7 +90,10 @@ class LanguageModel(Task):
         super().setup(stage)
         if isinstance(self.model, GridTransformer) and self.model.passages is not None and stage == "fit":
             assert isinstance(self.tokenizer, SatbGrid)
-            pieces = self.trainer.datamodule.view("train")  # type: ignore[attr-defined]
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            if not isinstance(data, TokenViews):
+                raise ValueError("model.memory=true reads the training pieces of a datamodule of scores; set model.memory=false")
+            pieces = data.view("train")
             self.model.passages.remember([self.tokenizer.decode_frames(pieces.body(index)) for index in range(len(pieces))])
 
     def logits(self, batch: Batch) -> Tensor:

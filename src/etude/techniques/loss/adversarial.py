@@ -61,8 +61,8 @@ class Adversarial(Technique):
     The critic is a player of the same step: its gradient is that of the same backward pass, and its own Adam follows it. It is
     no part of the task, so averages and weights for sampling do not contain it; a checkpoint does, and resuming is exact.
 
-    When to use: to study whether samples gain. The likelihood is what the model is trained on already; in short runs of equal CPU
-    time it was 18 to 23 % worse with a critic (docs/results/techniques.md). Suggested: weight 0.01, a warm-up of 100 batches.
+    When to use: to study whether samples gain. The likelihood is what the model is trained on already, and was worse with a
+    critic in short runs of equal CPU time (docs/results/techniques.md). Suggested: weight 0.01, a warm-up of 100 batches.
 
     Args:
         weight: of `adversarial` after the warm-up, above 0.
