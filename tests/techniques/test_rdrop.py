@@ -1,12 +1,16 @@
 """R-Drop against hand-made predictions, and what it refuses."""
 
+import functools
 import math
 from typing import Any
 
 import pytest
 import torch
 
+from etude.models.symbolic.transformer import Transformer
+from etude.tasks.language_model import LanguageModel
 from etude.techniques.loss.rdrop import RDrop, drops
+from etude.tokens.satb import SatbGrid
 
 
 class TwoPasses:
@@ -64,3 +68,11 @@ def test_refusals() -> None:
     technique: Any = RDrop()
     with pytest.raises(ValueError, match="needs a language model, this is a Linear"):
         technique.setup(None, torch.nn.Linear(1, 1), "fit")
+
+
+def test_a_task_whose_network_drops_nothing_is_refused_although_its_data_leave_labels_out() -> None:
+    model = functools.partial(Transformer, dim=16, num_layers=1, num_heads=2, dropout=0.0)
+    task = LanguageModel(model=model, tokenizer=SatbGrid(), label_dropout=0.2, optimizer=torch.optim.SGD)  # type: ignore[arg-type]
+    technique: Any = RDrop()
+    with pytest.raises(ValueError, match=r"this network has none; set model\.dropout=0\.2"):
+        technique.setup(None, task, "fit")

@@ -48,7 +48,7 @@ class RDrop(Technique):
         predicts = isinstance(pl_module, PredictsTokens)
         if not isinstance(pl_module, Task) or not predicts or type(pl_module).recompute_trace is Task.recompute_trace:
             raise ValueError(f"technique rdrop needs a language model, this is a {kind}; remove it from technique=[...]")
-        if not drops(pl_module):
+        if not any(drops(network) for network in pl_module.children()):  # the task's label_dropout is the data's
             raise ValueError(
                 "technique rdrop compares two passes with different dropout, but this network has none; set "
                 "model.dropout=0.2, or remove it from technique=[...]"
