@@ -23,7 +23,13 @@ def owners(score: Score, *, parts: int) -> list[Owner]:
     for track in score.tracks:
         found.append((DRUMS, 0) if track.is_drum else (track.program, min(seen[track.program], parts - 1)))
         seen[track.program] += not track.is_drum
-    while parts > 1 and len(set(found)) > PROGRAMS:  # more than there are numbers
+    return _numberable(found)
+
+
+def _numberable(found: list[Owner]) -> list[Owner]:
+    """Returns the owners with so many parts left out that there is a number for each; those beyond share the last part."""
+    parts = 1 + max((part for _, part in found), default=0)
+    while parts > 1 and len(set(found)) > PROGRAMS:
         parts -= 1
         found = [(program, min(part, parts - 1)) for program, part in found]
     return found
@@ -62,7 +68,7 @@ def numbered(ids: np.ndarray, table: TokenTable) -> tuple[np.ndarray, list[Owner
         return ids, []
     at = np.flatnonzero(kind == PROGRAM)
     part = np.where(np.append(kind, 0)[at + 1] == PART, np.append(number, 0)[at + 1], 0)
-    each = [(int(number[i]), int(p)) for i, p in zip(at, part, strict=True)]
+    each = _numberable([(int(number[i]), int(p)) for i, p in zip(at, part, strict=True)])
     pitched = sorted({owner for owner in each if owner[0] != DRUMS})
     programs = {int(table.number[i]): int(i) for i in table.of_kind[PROGRAM]}
     result = ids.copy()
