@@ -9,9 +9,9 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchdata.stateful_dataloader import StatefulDataLoader
 
 from etude.core.task import Task, frozen
+from etude.data.base import ResumableLoader
 
 
 def mlp(inputs: int, outputs: int) -> nn.Module:
@@ -128,9 +128,9 @@ class PairsData(pl.LightningDataModule):
         super().__init__()
         self.num_workers, self.shuffle = num_workers, shuffle
 
-    def train_dataloader(self) -> StatefulDataLoader:
+    def train_dataloader(self) -> ResumableLoader:
         data: Any = self.dataset()
-        return StatefulDataLoader(
+        return ResumableLoader(
             data,
             batch_sampler=Shuffled(len(data), shuffle=self.shuffle),
             num_workers=self.num_workers,

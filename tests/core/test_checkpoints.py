@@ -51,13 +51,15 @@ class Count(pl.Callback):
         self.seen = list(state_dict["seen"])
 
 
-def fit(folder: Path, every: int, *, kill: int = 1000, steps: int = 24, resume: Path | None = None, **options: Any) -> Any:
+def fit(
+    folder: Path, every: int, *, kill: int = 1000, steps: int = 24, resume: Path | None = None, workers: int = 0, **options: Any
+) -> Any:
     torch.manual_seed(0)
     task, count, last = ToyGan(), Count(), LastCheckpoint(path=folder / "last.ckpt", every_n_steps=every)
     options = {"val_check_interval": 4, "check_val_every_n_epoch": None, **options}
     run = trainer(folder, max_steps=steps, callbacks=[count, Killer(kill), last], **options)
     with suppress(KillError, SystemExit):
-        run.fit(task, PairsData(), ckpt_path=resume, weights_only=True)
+        run.fit(task, PairsData(workers), ckpt_path=resume, weights_only=True)
     return task, count.seen
 
 
@@ -69,6 +71,14 @@ def test_a_validation_that_is_due_with_the_checkpoint_is_not_lost(tmp_path: Path
     fit(tmp_path / "half", every, kill=kill)
     rest, again = fit(tmp_path / "rest", 100, resume=tmp_path / "half" / "last.ckpt")
     assert again == validations and same(weights(whole), weights(rest))
+
+
+def test_what_reader_processes_read_ahead_after_an_epoch_is_not_lost(tmp_path: Path) -> None:
+    """The checkpoint is written after a validation at the end of an epoch; Lightning then makes two iterators of the next."""
+    whole, _ = fit(tmp_path / "whole", 100)
+    fit(tmp_path / "half", 16, kill=17, workers=2)
+    rest, _ = fit(tmp_path / "rest", 100, resume=tmp_path / "half" / "last.ckpt", workers=2)
+    assert same(weights(whole), weights(rest))
 
 
 def test_nor_at_the_end_of_a_run_that_is_made_longer(tmp_path: Path) -> None:

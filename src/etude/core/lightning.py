@@ -100,19 +100,7 @@ class _ResumedEpochLoop(_TrainingEpochLoop):
 
 
 class _ResumedFitLoop(_FitLoop):
-    """Runs a validation that is due even if the last step has been made.
-
-    If it was due at the end of an epoch, the loaders are put back to that end once Lightning has begun to read: reader processes
-    read ahead, and what they read of the next epoch would be lost with this iterator.
-    """
-
-    def setup_data(self) -> None:
-        states = list(self._combined_loader_states_to_load)
-        super().setup_data()
-        loaders: Any = self._combined_loader
-        ended = self.epoch_loop.batch_progress.current.ready >= self.max_batches
-        if states and ended and any(loader.num_workers for loader in loaders.flattened):
-            loaders._load_state_dicts(states)
+    """Runs a validation that is due even if the last step has been made."""
 
     @property
     def done(self) -> bool:

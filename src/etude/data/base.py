@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -164,7 +164,7 @@ class CorpusDataModule(pl.LightningDataModule):
         raise TypeError(f"{type(self).__name__} must define _evaluation(split)")
 
     def _loader(self, rows: Dataset[Any], batches: Any) -> StatefulDataLoader:
-        return StatefulDataLoader(rows, batch_sampler=batches, num_workers=self.num_workers, collate_fn=_as_it_is)
+        return ResumableLoader(rows, batch_sampler=batches, num_workers=self.num_workers, collate_fn=_as_it_is)
 
     # --- state ---
 
@@ -183,6 +183,41 @@ class CorpusDataModule(pl.LightningDataModule):
                     f"the checkpoint was trained on {name} {state_dict[name]}, here it is {value}; resume with "
                     "the same files and options, or start a new run from its weights"
                 )
+
+
+class ResumableLoader(StatefulDataLoader[Batch]):
+    """A loader that goes on from the position of `load_state_dict` until a batch was read, however many iterators are made.
+
+    Lightning makes two iterators where a run goes on from the end of an epoch. Reader processes of the first one have read ahead
+    in the next epoch, and without this class those batches would be lost, so that training would go on with others.
+    """
+
+    _position: dict[str, Any] | None = None  # loaded, and not read from yet
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._position = state_dict
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # an iterator is all that Lightning needs
+        if self._position is not None and self.num_workers:
+            super().load_state_dict(self._position)
+        return _Reading(self, super().__iter__())
+
+    def begin(self) -> None:
+        """Forgets the loaded position, since a batch is read from the current iterator."""
+        self._position = None
+
+
+class _Reading(Iterator[Batch]):
+    """Tells the loader of the first batch that is read."""
+
+    def __init__(self, loader: ResumableLoader, batches: Iterator[Batch]) -> None:
+        self._loader, self._batches = loader, batches
+
+    def __next__(self) -> Batch:
+        batch = next(self._batches)
+        self._loader.begin()
+        return batch
 
 
 def at_root(corpus: SomeCorpus, root: str | None) -> SomeCorpus:

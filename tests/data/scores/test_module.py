@@ -109,6 +109,24 @@ def test_resume_in_the_middle_of_an_epoch_is_exact(ready: tuple[Path, Path], wor
     assert all(same(*pair) for pair in zip(taken, expected, strict=True))
 
 
+@pytest.mark.parametrize("taken", [3, 6])  # in an epoch, and at its end
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_iterator_that_nobody_reads_loses_no_batch(ready: tuple[Path, Path], workers: int, taken: int) -> None:
+    straight = module(*ready).train_dataloader()
+    expected = [*straight, *straight]
+    first = module(*ready, num_workers=workers).train_dataloader()
+    stream = iter(first)
+    for _ in range(taken):
+        next(stream)
+    second = module(*ready, num_workers=workers).train_dataloader()
+    second.load_state_dict(first.state_dict())
+    iter(second)
+    iter(second)
+    rest = list(second)
+    assert len(rest) == (6 - taken or 6)
+    assert all(same(*pair) for pair in zip(rest, expected[taken:], strict=False))
+
+
 def test_resume_survives_weights_only_loading(ready: tuple[Path, Path], tmp_path: Path) -> None:
     loader = module(*ready).train_dataloader()
     stream = iter(loader)
