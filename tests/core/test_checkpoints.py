@@ -1,5 +1,6 @@
 """The checkpoint that a run continues from: nothing is lost with it, above all no validation that was due."""
 
+import csv
 import os
 import resource
 import signal
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
 from etude.core.best_checkpoints import BestCheckpoint
@@ -79,6 +81,33 @@ def test_what_reader_processes_read_ahead_after_an_epoch_is_not_lost(tmp_path: P
     fit(tmp_path / "half", 16, kill=17, workers=2)
     rest, _ = fit(tmp_path / "rest", 100, resume=tmp_path / "half" / "last.ckpt", workers=2)
     assert same(weights(whole), weights(rest))
+
+
+def test_a_run_that_goes_on_twice_from_the_end_of_an_epoch_counts_its_epochs(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"every": 16, "steps": 40, "val_check_interval": 6}
+    fit(tmp_path / "whole", kill=33, **options)
+    fit(tmp_path / "one", kill=17, **options)
+    fit(tmp_path / "two", kill=33, resume=tmp_path / "one" / "last.ckpt", **options)
+    whole, two = (torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("whole", "two"))
+    assert whole["global_step"] == two["global_step"] == 32 and whole["epoch"] == two["epoch"]
+    assert whole["loops"]["fit_loop"]["epoch_progress"] == two["loops"]["fit_loop"]["epoch_progress"]
+
+
+def test_the_metrics_of_a_step_are_written_before_its_checkpoint_and_once(tmp_path: Path) -> None:
+    class Dies(LastCheckpoint):
+        def _save(self, trainer: pl.Trainer) -> None:
+            super()._save(trainer)
+            if trainer.global_step == 10:
+                raise KillError
+
+    logger = CSVLogger(tmp_path, name="", version="")
+    last = Dies(path=tmp_path / "last.ckpt", every_n_steps=5)
+    with pytest.raises(KillError):
+        trainer(tmp_path, max_steps=20, callbacks=[last], logger=logger, log_every_n_steps=1, val_check_interval=16).fit(
+            ToyGan(), PairsData()
+        )
+    with (tmp_path / "metrics.csv").open() as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(10))
 
 
 def test_nor_at_the_end_of_a_run_that_is_made_longer(tmp_path: Path) -> None:

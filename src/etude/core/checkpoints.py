@@ -84,6 +84,7 @@ class LastCheckpoint(Checkpoint):
         if trainer.is_global_zero and self.path.parent.is_dir():
             for left in self.path.parent.glob("*.part"):  # of a run that was killed while it wrote a file
                 left.unlink()
+        lightning.count_epochs(trainer)
         if self._interrupted:
             lightning.repeat_validation(trainer)
             self._validation_follows = self._save_after_validation = True
@@ -153,6 +154,7 @@ class LastCheckpoint(Checkpoint):
             return
         stop = self._is_stop_due(trainer)
         if due or stop:
+            lightning.log_before_saving(trainer)
             self._save(trainer)
         self._stop_before_next_batch = stop
 

@@ -12,8 +12,9 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loops.fit_loop import _FitLoop
+from pytorch_lightning.loops.fit_loop import RestartStage, _FitLoop
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
+from pytorch_lightning.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
@@ -67,6 +68,14 @@ def interrupt_validation(trainer: pl.Trainer) -> None:
     progress.current.reset()
 
 
+def count_epochs(trainer: pl.Trainer) -> None:
+    """Lets a run that goes on from the end of an epoch count the next one; for `on_fit_start`.
+
+    Without this, `current_epoch` and the checkpoints of a run that is continued twice there would be one epoch behind.
+    """
+    trainer.fit_loop.__class__ = _CountingFitLoop
+
+
 def repeat_validation(trainer: pl.Trainer) -> None:
     """Lets a run whose checkpoint was written in a validation begin with that validation; for `on_fit_start`.
 
@@ -99,7 +108,17 @@ class _ResumedEpochLoop(_TrainingEpochLoop):
         self.validation_due = False
 
 
-class _ResumedFitLoop(_FitLoop):
+class _CountingFitLoop(_FitLoop):
+    """Begins the next epoch as usual if the checkpoint was written after the last batch of one."""
+
+    def reset(self) -> None:
+        super().reset()
+        progress = self.epoch_progress.current
+        if self.restarted_mid_epoch and progress.processed == progress.started:
+            self._restart_stage = RestartStage.NONE
+
+
+class _ResumedFitLoop(_CountingFitLoop):
     """Runs a validation that is due even if the last step has been made."""
 
     @property
@@ -120,6 +139,28 @@ def is_logged(trainer: pl.Trainer) -> bool:
     run: Any = trainer
     often = run.val_check_batch not in (0, float("inf")) and (run.fit_loop.total_batch_idx + 1) % run.val_check_batch == 0
     return bool(run.global_step % max(1, run.log_every_n_steps) == 0 or often or run.is_last_batch)
+
+
+def log_before_saving(trainer: pl.Trainer) -> None:
+    """Writes this step's metrics to the loggers, which Lightning would do after `on_train_batch_end`; it then does not repeat it.
+
+    Without this, a run that is killed just after it wrote a checkpoint would lack the metrics of that step when it goes on.
+    """
+    connector: Any = trainer._logger_connector
+    connector.__class__ = _OnceAStep
+    connector.on_batch_end()
+    connector.update_train_step_metrics()
+
+
+class _OnceAStep(_LoggerConnector):
+    """Logs the metrics of an optimizer step once."""
+
+    logged_step = -1
+
+    def update_train_step_metrics(self) -> None:
+        if self.trainer.global_step != self.logged_step:
+            super().update_train_step_metrics()
+            self.logged_step = self.trainer.global_step
 
 
 def is_accumulating(trainer: pl.Trainer) -> bool:
