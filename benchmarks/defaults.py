@@ -38,6 +38,8 @@ CASES: dict[str, tuple[int, list[str]]] = {  # steps and options; both stand her
     "former": (1200, FORMER),
     "new, 500 steps": (500, []),
     "new, 1200 steps": (1200, []),
+    "memory": (800, ["model.memory=true"]),  # of chorales
+    "memory and R-Drop": (800, ["model.memory=true", "technique=level/little_data"]),
 }
 CHECK_EVERY = 100  # steps between two validations
 KEYS = ("G major", "D minor")  # asked of 12 samples each
