@@ -38,6 +38,10 @@ CASES: dict[str, tuple[int, list[str]]] = {  # steps and options; both stand her
     "former": (1200, FORMER),
     "new, 500 steps": (500, []),
     "new, 1200 steps": (1200, []),
+    "Muon's shared settings": (  # of benchmarks/optimizers.py
+        800,
+        ["optimizer.lr=0.0069", "optimizer.adamw_lr=0.0073", "optimizer.weight_decay=0.16", "scheduler.warmup=0.11"],
+    ),
     "memory": (800, ["model.memory=true"]),  # of chorales
     "memory and R-Drop": (800, ["model.memory=true", "technique=level/little_data"]),
 }

@@ -113,7 +113,7 @@ class _CountingFitLoop(_FitLoop):
 
     def reset(self) -> None:
         super().reset()
-        progress = self.epoch_progress.current
+        progress: Any = self.epoch_progress.current
         if self.restarted_mid_epoch and progress.processed == progress.started:
             self._restart_stage = RestartStage.NONE
 

@@ -153,7 +153,7 @@ class Task(Measurable):
     def recompute_trace(self, batch: Batch, trace: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns this task's outputs for the inputs that another task of its class recorded in `trace`, by the same names.
 
-        Distillation compares a student's outputs with its teacher's this way. {} if a task does not offer it.
+        Distillation compares a student's outputs with its teacher's this way, on training data. {} if a task does not offer it.
         """
         return {}
 

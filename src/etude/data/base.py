@@ -185,7 +185,7 @@ class CorpusDataModule(pl.LightningDataModule):
                 )
 
 
-class ResumableLoader(StatefulDataLoader[Batch]):
+class ResumableLoader(StatefulDataLoader):  # type: ignore[misc]  # torchdata has no types
     """A loader that goes on from the position of `load_state_dict` until a batch was read, however many iterators are made.
 
     Lightning makes two iterators where a run goes on from the end of an epoch. Reader processes of the first one have read ahead
@@ -198,7 +198,7 @@ class ResumableLoader(StatefulDataLoader[Batch]):
         super().load_state_dict(state_dict)
         self._position = state_dict
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # an iterator is all that Lightning needs
+    def __iter__(self) -> Iterator[Batch]:
         if self._position is not None and self.num_workers:
             super().load_state_dict(self._position)
         return _Reading(self, super().__iter__())

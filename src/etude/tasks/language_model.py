@@ -6,6 +6,7 @@ Shapes: b rows, t tokens of a row, v tokens of the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -119,7 +120,9 @@ class LanguageModel(Task):
         return tuple(self.model.blocks) if isinstance(self.model, Transformer | GridTransformer) else ()
 
     def recompute_trace(self, batch: Batch, trace: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {"logits": self.logits(batch)}
+        passages = self.model.passages if isinstance(self.model, GridTransformer) else None
+        with passages.own_pieces_left_out() if passages is not None else nullcontext():
+            return {"logits": self.logits(batch)}
 
     def token_nll(self, batch: Batch) -> Tensor:
         """Returns the negative log-likelihood of each target [b, t] in nats, 0 where nothing is counted."""

@@ -1,5 +1,7 @@
 """The grid model with a memory of training pieces: causal, the same step by step, never finding the piece it learns from."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from etude.models.symbolic.grid_transformer import GridTransformer
 from etude.models.symbolic.passage_memory import CLASSES, KINDS, REACH, WIDTH
 from etude.models.symbolic.passage_reader import PassageReader
+from etude.tasks.language_model import LanguageModel
 from etude.tokens.grammar import BOS, EOS
 from tests.models.symbolic.test_grid_transformer import TOKENIZER, batch, document, frames, model, run, step_by_step
 
@@ -61,6 +64,29 @@ def test_in_training_a_piece_does_not_find_itself() -> None:
     alone.remember([other])
     reader.remember([mine, other])
     torch.testing.assert_close(reader.look_up(*looked_up), alone.look_up(*looked_up))
+    with reader.eval().own_pieces_left_out():
+        torch.testing.assert_close(reader.look_up(*looked_up), alone.look_up(*looked_up))
+
+
+def test_nor_does_the_teacher_of_a_distillation_find_the_pieces_that_it_reads() -> None:
+    task = LanguageModel(
+        model=partial(GridTransformer, dim=32, num_layers=1, num_heads=2, decoder_dim=16, memory=True),
+        tokenizer=TOKENIZER,
+        optimizer=partial(torch.optim.AdamW, lr=1e-3),
+    ).eval()
+    passages, piece = task.model.passages, frames(24, 20)
+    assert isinstance(passages, PassageReader)
+    inputs = batch(piece_of(piece))
+    data = {
+        "tokens": inputs["tokens"], "documents": inputs["documents"], "feature_voice": inputs["voice"],
+        "positions": torch.arange(inputs["tokens"].shape[1])[None],
+    }  # fmt: skip
+    with torch.no_grad():
+        passages.gate.bias.fill_(3.0)
+        alone = task.recompute_trace(data, {})["logits"]
+        passages.remember([piece])
+        assert not torch.allclose(task.logits(data), alone, atol=1e-3)
+        torch.testing.assert_close(task.recompute_trace(data, {})["logits"], alone)
 
 
 @pytest.mark.parametrize("at", [0, 12], ids=["a voice rests at first", "a voice rests within"])

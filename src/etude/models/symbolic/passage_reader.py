@@ -5,7 +5,8 @@ Shapes: as in `passage_memory`; e width of the network, m frames + 1.
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,9 @@ KEPT = 1000  # pieces whose passages are kept once they were found
 class PassageReader(nn.Module):
     """Holds the training pieces, and reads what followed in similar passages of them.
 
-    The pieces are buffers, so that a checkpoint holds them; `remember` sets them before training. In training, a piece that
-    contains all of the music that is looked up is not searched: otherwise a training piece would find itself.
+    The pieces are buffers, so that a checkpoint holds them; `remember` sets them before training. In training, and in
+    `own_pieces_left_out`, a piece that contains all of the music that is looked up is not searched: otherwise a training piece
+    would find itself.
 
     Args:
         dim: width e of the network.
@@ -43,6 +45,7 @@ class PassageReader(nn.Module):
         self.register_buffer("pitches", torch.empty(0, 4, dtype=torch.int16))
         self.register_buffer("lengths", torch.empty(0, dtype=torch.long))
         self._memory: PassageMemory | None = None
+        self._in_training_pieces = False
         self._found: OrderedDict[tuple[bool, bytes], Tensor] = OrderedDict()
 
     def remember(self, pieces: Sequence[np.ndarray]) -> None:
@@ -56,6 +59,15 @@ class PassageReader(nn.Module):
     def _forget_found(self) -> None:
         self._memory = None
         self._found.clear()
+
+    @contextmanager
+    def own_pieces_left_out(self) -> Iterator[None]:
+        """Looks up as in training also in evaluation mode, for a model that reads training pieces, such as a teacher."""
+        self._in_training_pieces = True
+        try:
+            yield
+        finally:
+            self._in_training_pieces = False
 
     @property
     def memory(self) -> PassageMemory:
@@ -83,9 +95,10 @@ class PassageReader(nn.Module):
         return found
 
     def _look_up_one(self, frames_fv: np.ndarray) -> Tensor:
-        key = self.training, _without_key(frames_fv)
+        leave_out = self.training or self._in_training_pieces
+        key = leave_out, _without_key(frames_fv)
         if key not in self._found:
-            own = self.memory.containing(frames_fv[:-1]) if self.training else []  # the last frame may not be complete
+            own = self.memory.containing(frames_fv[:-1]) if leave_out else []  # the last frame may not be complete
             self._found[key] = torch.from_numpy(self.memory.look_up(frames_fv, leave_out=own)).half()
             if len(self._found) > KEPT:
                 self._found.popitem(last=False)
