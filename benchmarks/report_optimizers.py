@@ -57,7 +57,7 @@ def optimizers() -> str:
         parts += [
             "## Compared on pieces that no setting was chosen on",
             "The lowest validation likelihood of a run. *shared*: one setting for both data sets, that of the trial which loses "
-            "least on both together; the defaults of `optimizer=`. *tuned*: the best setting of this data set. The levels have "
+            "least on both together. *tuned*: the best setting of this data set. The levels have "
             "the defaults.",
             _comparison(compared), where(compared),
         ]  # fmt: skip
@@ -65,7 +65,7 @@ def optimizers() -> str:
     if longer := rows("optimizers_long.jsonl"):
         parts += [
             f"## In runs of {longer[0]['steps']} steps",
-            "Whether settings that 150 steps chose hold in longer runs. *default*: conf/optimizer. One seed.",
+            "Whether settings that 150 steps chose hold in longer runs. *default*: conf/optimizer.",
             _comparison(longer), where(longer),
         ]  # fmt: skip
     parts.append(

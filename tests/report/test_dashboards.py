@@ -67,6 +67,15 @@ def test_a_curve_goes_on_behind_the_checkpoint(tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir() if file.is_file()) == ["metrics.csv"]
 
 
+@pytest.mark.filterwarnings("ignore:Experiment logs directory .* exists:UserWarning")
+@pytest.mark.parametrize("due", [False, True])
+def test_a_validation_that_is_made_again_is_logged_once(tmp_path: Path, due: bool) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("loss,step,val/nll\n3,0,\n,0,8\n2,1,\n,1,9\n1,2,\n")
+    continue_curves([CSVLogger(str(tmp_path), name="", version="")], step=2, validation_due=due)
+    assert path.read_text().split() == ["loss,step,val/nll", "3,0,", ",0,8", "2,1,", *([] if due else [",1,9"])]
+
+
 @pytest.mark.filterwarnings("ignore")  # W&B's own
 def test_a_run_that_goes_on_keeps_its_id_at_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pytorch_lightning.loggers import WandbLogger

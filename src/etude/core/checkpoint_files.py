@@ -41,6 +41,13 @@ def saved_step(path: Path) -> int:
     return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
 
 
+def validation_is_due(path: Path) -> bool:
+    """Returns whether a validation that follows the checkpoint's step was not made before it was written."""
+    import torch
+
+    return "LastCheckpoint" in torch.load(path, map_location="cpu", weights_only=True, mmap=True)["callbacks"]
+
+
 def step_if_whole(path: Path) -> int | None:
     """Returns the number of optimizer steps of a checkpoint; None if there is no such file, or it is damaged."""
     try:

@@ -72,7 +72,7 @@ class Measurable(pl.LightningModule):
         """The latest value of each term in this epoch, for the checkpoint."""
         return {name: float(value) for name, value in self.latest_terms.items()}
 
-    def on_train_epoch_end(self) -> None:
+    def on_train_epoch_start(self) -> None:  # and not at the end of one: a run that goes on from there would not forget them
         self.latest_terms = {}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -41,14 +41,17 @@ def one_run(target: str, folder: Path, *, step: int | None) -> dict[str, Any]:
 
 
 @rank_zero_only
-def continue_curves(loggers: Sequence[Any], *, step: int) -> None:
-    """Continues each metrics.csv after the first `step` steps: rows logged after the checkpoint are removed and logged again."""
+def continue_curves(loggers: Sequence[Any], *, step: int, validation_due: bool = False) -> None:
+    """Continues each metrics.csv after the first `step` steps: rows logged after the checkpoint are removed and logged again.
+
+    validation_due: the validation that follows the last of these steps is made again, too.
+    """
     for logger in loggers:
         if isinstance(logger, CSVLogger):
-            _continue(logger, step)
+            _continue(logger, step, validation_due)
 
 
-def _continue(logger: CSVLogger, step: int) -> None:
+def _continue(logger: CSVLogger, step: int, validation_due: bool) -> None:
     path = Path(logger.log_dir) / "metrics.csv"
     aside = path.with_name("metrics.csv.earlier")  # moved away, since Lightning deletes an existing metrics.csv
     if path.is_file() and not aside.is_file():
@@ -59,6 +62,9 @@ def _continue(logger: CSVLogger, step: int) -> None:
         reader = csv.DictReader(file)
         names = list(reader.fieldnames or [])
         rows = [row for row in reader if (row.get("step") or "").isdecimal() and int(row["step"]) < step]
+    if validation_due:
+        validated = [name for name in names if name.startswith("val/")]
+        rows = [row for row in rows if int(row["step"]) < step - 1 or not any(row[name] for name in validated)]
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, fieldnames=names, extrasaction="ignore")
     writer.writeheader()

@@ -123,7 +123,7 @@ def _run(
     from pytorch_lightning import seed_everything
 
     from etude.core.building import no_larger_than
-    from etude.core.checkpoint_files import saved_step, saved_weights, verify_archive
+    from etude.core.checkpoint_files import saved_step, saved_weights, validation_is_due, verify_archive
     from etude.core.protocols import ChecksOptions, ChecksRequests, TellsLabels
     from etude.core.stopping import find_stopped
     from etude.core.technique import Composition
@@ -154,8 +154,8 @@ def _run(
 
     done = None if resume is None else saved_step(resume)
     trainer = build_trainer(cfg, folder, techniques, step=done, trial=trial, new_settings=new_settings)
-    if done is not None:
-        continue_curves(trainer.loggers, step=done)
+    if resume is not None and done is not None:
+        continue_curves(trainer.loggers, step=done, validation_due=validation_is_due(resume))
     tokenizer = instantiate(cfg.tokenizer) if cfg.get("tokenizer") is not None else None
     datamodule = prepare_data(cfg.data, tokenizer, folder)
     _tell_changes(datamodule, folder)
