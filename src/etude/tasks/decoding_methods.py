@@ -154,8 +154,9 @@ class Method:
         """
         prompts = len(openings)
         if isinstance(tokenizer, MidiTokTokenizer) and tokenizer.can_plan and openings[0].prompt is not None:
-            cuts = {name: how[name] for name in ("temperature", "top_p", "min_p") if name in how}
-            cuts = {**cuts, "top_k": top_k} if self.decoding == "sample" else {"temperature": 0.0}
+            cuts: dict[str, Any] = {"temperature": 0.0}
+            if self.decoding == "sample":
+                cuts = {"top_k": top_k, **{name: how[name] for name in ("temperature", "top_p", "min_p") if name in how}}
             openings = planned(
                 model, tokenizer, openings, count, labels=labels, num_bars=num_bars, seed=seed, device=device, **cuts
             )

@@ -80,8 +80,8 @@ def form_of_prompt(tokenizer: Tokenizer, labels: Mapping[str, Any], prompt: Scor
     if not others:
         return []
     return [
-        f"form={form.sections}: {counted(len(others), 'bar')} of the prompt, the first of them bar {others[0] + 1}, do not repeat "
-        "what they would have to; the prompt stays as it is, and the form holds for what follows"
+        f"form={form.sections}: {counted(len(others), 'bar')} of the prompt, the first of them bar {others[0] + 1}, do not "
+        "repeat what they would have to; the prompt stays as it is, and the form holds for what follows"
     ]
 
 

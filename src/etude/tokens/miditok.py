@@ -8,9 +8,9 @@ from symusic import Note, Score
 
 from etude.music.form import mark_plan
 from etude.tokens.bpe import BytePairGrammar, BytePairs
+from etude.tokens.form_grammar import FormGrammar
 from etude.tokens.grammar import Decoder, Grammar
 from etude.tokens.infilling import Bars, Infilled, draw_holes, reordered, uncounted
-from etude.tokens.form_grammar import FormGrammar
 from etude.tokens.miditok_config import DRUM_PITCHES, build
 from etude.tokens.miditok_parts import apart, named, numbered, restore
 from etude.tokens.miditok_preparation import cut_at_next_onset, prepare, supported_metre

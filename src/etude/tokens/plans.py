@@ -1,10 +1,10 @@
 """A plan in front of a REMI sequence: one Form token for each bar, and at each bar the bar's Form token once more.
 
-    Form_1 Form_2 Form_1 Form_3   Bar Form_1 TimeSig ...   Bar Form_2 TimeSig ...   Bar Form_1 TimeSig ...   Bar Form_3 TimeSig ...
+    Form_1 Form_2 Form_1 Form_3   Bar Form_1 TimeSig ...  Bar Form_2 TimeSig ...  Bar Form_1 TimeSig ...  Bar Form_3 TimeSig ...
 
-Bars with the same Form token are alike, see `etude.music.form`: so the token at a bar says which earlier bars it may copy. Numbers
-follow the order of first appearance; Form_0 stands for a bar without a letter. The plan of the beginning of a piece is the
-beginning of its plan, so that a plan can be continued.
+Bars with the same Form token are alike, see `etude.music.form`: so the token at a bar says which earlier bars it may copy.
+Numbers follow the order of first appearance; Form_0 stands for a bar without a letter. The plan of the beginning of a piece is
+the beginning of its plan, so that a plan can be continued.
 """
 
 import numpy as np
@@ -43,7 +43,8 @@ def with_plan(ids: np.ndarray, table: TokenTable, *, plan: tuple[int, ...] | Non
 def without_plan(ids: np.ndarray, table: TokenTable) -> np.ndarray:
     """Returns the ids without Form tokens."""
     ids = np.asarray(ids)
-    return ids[table.kind[ids] != FORM]
+    kept: np.ndarray = ids[table.kind[ids] != FORM]
+    return kept
 
 
 def plan_of(ids: np.ndarray, table: TokenTable) -> tuple[int, ...]:
