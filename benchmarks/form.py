@@ -34,7 +34,10 @@ from etude.tokens.miditok_vocabulary import FORM
 
 ROWS = ROOT / "docs" / "results" / "rows" / "form.jsonl"
 BARS = 32
-COMMON = ["data=folder", "max_steps=1000000", "data.infill=0", "data.split=[0.7,0.15,0.15]"]
+COMMON = [
+    "data=folder", "max_steps=1000000", "data.infill=0", "data.split=[0.7,0.15,0.15]",
+    "data.max_len=2048", "data.batch_size=1", "ema_decay=0.9",  # whole pieces behind their plans, many steps in a short time
+]  # fmt: skip
 SAMPLING = {"temperature": 0.9, "top_p": 0.98, "min_p": 0.02, "max_new_tokens": 2048}
 CASES = {"no plan": [], "plan": ["tokenizer.form=true"]}
 
