@@ -74,6 +74,7 @@ def test_sections_are_alike_if_their_bars_are_on_average() -> None:
     [
         ("A1BA", {}, "form=A1BA can't be read"),
         ("", {}, "form= can't be read"),
+        (True, {}, "form=True can't be read"),
         ("ÄB", {}, "one letter for each section"),
         ("AABA", {"bars": 0}, "form_bars is 0"),
         ("AABA", {"bars": True}, "form_bars is True"),
@@ -83,7 +84,7 @@ def test_sections_are_alike_if_their_bars_are_on_average() -> None:
         ("ABCDEFG", {"bars": 8}, "56 different bars, a plan has letters for 52"),
     ],
 )  # fmt: skip
-def test_a_form_that_makes_no_sense_is_refused_in_one_line(text: str, options: dict[str, int], words: str) -> None:
+def test_a_form_that_makes_no_sense_is_refused_in_one_line(text: object, options: dict[str, int], words: str) -> None:
     with pytest.raises(ValueError, match=words) as error:
         parse_form(text, **options)
     assert "\n" not in str(error.value)

@@ -66,7 +66,7 @@ def parse_form(text: object, *, bars: object = None, num_bars: int | None = None
     Raises:
         ValueError: no letters, bars that are no whole number above 0, or another length than the one that is asked for.
     """
-    sections = str(text).upper()
+    sections = text.upper() if isinstance(text, str) else ""  # form=true is no form
     if not sections or any(letter not in string.ascii_uppercase for letter in sections):
         raise ValueError(f"form={text} can't be read; write one letter for each section, such as form=AABA")
     if bars is None and num_bars is not None:
