@@ -3,10 +3,10 @@
 from report import RESULTS, rows, table, where
 from report_decoding import live, repetition, speculative
 from report_own_style import own_style
-from report_structure import latents, strangers_case, structure
+from report_structure import form, latents, strangers_case, structure
 
 SCRIPTS = (
-    "requests_kept", "infilling", "infilling_voices", "latents", "structure", "strangers_case", "my_style", "repetition",
+    "requests_kept", "infilling", "infilling_voices", "latents", "structure", "form", "strangers_case", "my_style", "repetition",
     "speculative", "live_latency",
 )  # fmt: skip
 
@@ -61,7 +61,7 @@ def generation() -> str:
             [f"infilling chorales against the past alone, {row['case']}: nats per token", f"{row['ratio']:.3f}"]
             for row in voices if row["particles"] == most
         ]  # fmt: skip
-    for more, lines in (strangers_case(), latents(), structure(), own_style(), repetition(), speculative(), live()):
+    for more, lines in (strangers_case(), latents(), structure(), form(), own_style(), repetition(), speculative(), live()):
         parts += more
         short += lines
     if len(parts) == 1:

@@ -1,5 +1,7 @@
 """Sections of docs/results/generation.md on latents and on material that comes back; called by report_generation.py."""
 
+from typing import Any
+
 from report import rows, table, where
 
 
@@ -91,3 +93,45 @@ def structure() -> tuple[list[str], list[list[str]]]:
         table(["music", "pieces", "4 bars", "8 bars", "16 bars"], lines), where(found),
     ]  # fmt: skip
     return parts, [[f"recurrence of 4 and 8 bars: {line[0]}", f"{line[2]}, {line[3]}"] for line in lines]
+
+
+def form() -> tuple[list[str], list[list[str]]]:
+    """The section on plans of bars, and its lines for the README."""
+    found = rows("form.jsonl")
+    cases = {row["case"]: row for row in found}
+    if "plan" not in cases or "no plan" not in cases:
+        return [], []
+    plain, plan, real = (cases[name] for name in ("no plan", "plan", "real"))
+    told = plan["asked"]
+
+    def line(who: str, row: dict[str, Any], recurrence: dict[str, float], pairs: dict[str, float] | None) -> list[str]:
+        shares = ["", "", ""] if pairs is None else [f"{pairs[name]:.2f}" for name in ("kept", "strayed", "rand_index")]
+        asked = told if recurrence is plan["recurrence_asked"] else row["by_itself"]
+        return [who, *(f"{recurrence[bars]:.2f}" for bars in ("4", "8", "16")), *shares, f"{asked['has_form']:.2f}"]
+
+    lines = [
+        line("real, held out", real, real["recurrence"], None),
+        line("no plan", plain, plain["recurrence"], None),
+        line("plan, its own", plan, plan["recurrence"], plan["own_plan"]),
+        line(f"plan, form={told['form'][:4]} asked for", plan, plan["recurrence_asked"], told["plan"]),
+    ]
+    nats = [
+        [name, str(row["steps"]), *(f"{row['nats_per_note'][part]:.3f}" for part in ("all", "letters", "notes"))]
+        for name, row in (("no plan", plain), ("plan", plan))
+    ]
+    parts = [
+        "## A plan of the bars (tokenizer.form=true)",
+        f"The bundled model, trained on for {plan['seconds']:.0f} CPU-seconds with and without a plan on folk tunes; "
+        f"{plan['samples']} samples of 32 bars beside the first 32 bars of {real['samples']} held-out pieces.",
+        table(["music", "4 bars", "8 bars", "16 bars", "same letter, alike", "different letters, alike", "Rand index",
+               f"sections are {told['form'][:4]}"], lines),
+        "Held-out pieces, nats per note: all, the letters of the plan and of the bars, and the notes given these.",
+        table(["case", "steps", "all", "letters", "notes"], nats), where(found),
+    ]  # fmt: skip
+    short = [
+        ["plan of bars: bars with the same letter that come back; with different ones",
+         f"{plan['own_plan']['kept']:.2f}, {plan['own_plan']['strayed']:.2f}"],
+        [f"form={told['form'][:4]}, samples that have it: asked for, without a plan",
+         f"{told['has_form']:.2f}, {plain['by_itself']['has_form']:.2f}"],
+    ]  # fmt: skip
+    return parts, short

@@ -37,7 +37,7 @@ def start(*options: str, pieces: int = 100) -> Path | None:
         (FOLDER, 100, bundled.PATH), (FOLDER, bundled.MOST_PIECES + 1, None), ([*FOLDER, "weights=null"], 100, None),
         ([*FOLDER, "model.dim=64"], 100, None), ([*FOLDER, "tokenizer=tsd"], 100, None), ([], 100, None),
         (["data=folk"], 100, None), ([*FOLDER, "stage=pretrain"], 100, None), ([*FOLDER, "experiment=baseline"], 100, None),
-        (["data=folk", "weights=bundled"], 100, bundled.PATH),
+        (["data=folk", "weights=bundled"], 100, bundled.PATH), ([*FOLDER, "tokenizer.form=true"], 100, bundled.PATH),
     ],
 )  # fmt: skip
 def test_a_folder_of_few_scores_starts_from_the_bundled_model(options: list[str], pieces: int, expected: Path | None) -> None:

@@ -35,3 +35,16 @@ def notes_of(score: Score) -> list[tuple[int, ...]]:
     return sorted(
         (-1 if track.is_drum else track.program, note.time, note.pitch) for track in score.tracks for note in track.notes
     )
+
+
+def tune(bars: str, *, metre: tuple[int, int] = (4, 4), program: int = 40) -> Score:
+    """A tune of a letter for each bar: bars of one letter are equal, others share no note, and "-" is silent."""
+    score, length = Score(480), 1920 * metre[0] // metre[1]
+    score.time_signatures.append(TimeSignature(0, *metre))
+    score.tempos.append(Tempo(0, qpm=120.0))
+    score.tracks.append(Track(program=program))
+    for number, letter in enumerate(bars):
+        for beat in range(4 if letter != "-" else 0):
+            pitch = 60 + (5 * (ord(letter) - ord("A")) + (beat * (ord(letter) - ord("A") + 2))) % 12
+            score.tracks[0].notes.append(Note(number * length + beat * length // 4, length // 4, pitch, 64))
+    return score

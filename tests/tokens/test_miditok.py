@@ -19,7 +19,8 @@ from tests.music.pieces import notes_of, random_score
 
 TOKENIZERS = {scheme: MidiTokTokenizer(genres=["folk", "jazz"], scheme=scheme) for scheme in SCHEMES}
 EXPLICIT = {f"{s} explicit": MidiTokTokenizer(scheme=s, program_changes=False) for s in SCHEMES[:3]}
-ALL = TOKENIZERS | EXPLICIT
+PLANNED = {"REMI with a plan": MidiTokTokenizer(genres=["folk"], parts=2, infill=True, form=True)}
+ALL = TOKENIZERS | EXPLICIT | PLANNED
 seeds = st.integers(0, 2**31 - 1)
 each = pytest.mark.parametrize("name", ALL)
 

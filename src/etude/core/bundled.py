@@ -9,6 +9,8 @@ PATH = Path(__file__).parents[1] / "pretrained" / "scores.safetensors"
 CARD = PATH.with_name("README.md")
 MOST_PIECES = 2000  # with more pieces to train on, a model of this size gains nothing by starting from another
 
+ADDED = {"form": None}  # options whose tokens are added to those of the model, see `vocabulary_weights`
+
 
 def fits(recipe: Mapping[str, Any], *, num_pieces: int) -> bool:
     """Whether a run starts better from the bundled model: on a folder of few scores, with its network and tokenizer.
@@ -20,7 +22,7 @@ def fits(recipe: Mapping[str, Any], *, num_pieces: int) -> bool:
     from etude.core.weights_file import read_weights
 
     theirs = read_weights(PATH)["etude"]["recipe"]
-    return all(_set(recipe, name) == _set(theirs, name) for name in ("model", "tokenizer"))
+    return all(_set(recipe, name) | ADDED == _set(theirs, name) | ADDED for name in ("model", "tokenizer"))
 
 
 def _set(recipe: Mapping[str, Any], group: str) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from etude.core.protocols import ChoosesDecoding, Composes, Infills
 from etude.data.scores.reading import read_guarded, read_prompt
 from etude.music.passages import Passage, passage_of
 from etude.music.score import SUFFIXES, num_bars, printable
-from etude.tokens.tokenizer import WISHES
+from etude.tokens.tokenizer import FORM, WISHES
 
-ASKED = ("genre", "key", "tempo_bpm", "metre", "programs", *WISHES)
+ASKED = ("genre", "key", "tempo_bpm", "metre", "programs", *WISHES, *FORM)
 METHOD: Mapping[str, Any] = {  # option of the method by which samples are drawn -> its default
     "decoding": "sample", "beams": 4, "beam_groups": 1, "diversity": 0.5, "alpha": 0.6,
     "no_repeat_ngram": None, "pitch_penalty": 1.0, "pitch_window": 16, "guidance": 0.0,
@@ -179,7 +179,7 @@ def _passage(
         few = "needs a score" if not prompts else f"takes one score, prompt= names {len(prompts)}"
         raise ValueError(f"infill {few}: prompt=my.mid infill.bars=[4,8]")
     score = prompts[0].score
-    if given := [name for name in ("num_bars", "key", "tempo_bpm", "metre", "programs") if options.get(name) is not None]:
+    if given := [name for name in ("num_bars", "key", "tempo_bpm", "metre", "programs", *FORM) if options.get(name) is not None]:
         raise ValueError(f"{given[0]} can't be asked for with infill, where the piece has its own; leave {given[0]} out")
     passage = passage_of(score, bars=wanted.get("bars"), tracks=wanted.get("tracks"))
     if not isinstance(task, Infills):

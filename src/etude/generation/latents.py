@@ -14,10 +14,10 @@ from etude.core.protocols import Blends
 from etude.data.scores.reading import read_prompt
 from etude.music.score import num_bars, num_notes
 from etude.report.reports import Report
-from etude.tokens.tokenizer import WISHES
+from etude.tokens.tokenizer import FORM, WISHES
 
 STEPS = 8  # pieces from one score to another
-LEFT_OUT = ("infill", "num_bars", "genre", "key", "tempo_bpm", "metre", "programs", "rank_by", *WISHES)  # of the scores
+LEFT_OUT = ("infill", "num_bars", "genre", "key", "tempo_bpm", "metre", "programs", "rank_by", *WISHES, *FORM)  # of the scores
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,8 @@ def write_samples(
     register: Any = None,
     polyphony: Any = None,
     density: Any = None,
+    form: str | None = None,
+    form_bars: int | None = None,
     prompt: str | Sequence[str] | None = None,
     infill: Mapping[str, Any] | None = None,
     interpolate: Sequence[str] | None = None,
@@ -125,6 +127,8 @@ def write_samples(
         chords: one a bar, "Dm7 G7 Cmaj7 %", see `etude.music.chords`. chords_strict: whether only chord tones may be written.
         register: lowest and highest pitch. polyphony: most notes at a time. density: fewest and most notes that begin in a bar.
             For all tracks but drums, or by track: {"violin": [60, 84]}.
+        form: the sections of a piece, such as AABA; those of one letter are alike. form_bars: the bars of each, see
+            `etude.music.form.parse_form`. Both need a model with a plan of its bars (tokenizer.form=true).
         prompt: a score file to continue, or to rewrite a passage of; a folder, or a list, of scores to continue, with
             `num_samples` of each, named after them.
         infill: which passage, {"bars": [first, last], "tracks": [...]}, see `etude.music.passages.passage_of`.
@@ -161,6 +165,7 @@ def write_samples(
     check_rendering({"audio": audio, "soundfont": soundfont, "synthesizer": synthesizer})
     wish = {"genre": genre, "key": key, "tempo_bpm": tempo_bpm, "metre": metre, "programs": programs, "num_bars": num_bars}
     wish |= {"chords": chords, "chords_strict": chords_strict, "register": register, "polyphony": polyphony, "density": density}
+    wish |= {"form": form, "form_bars": form_bars}
     asked = {**wish, "num_samples": num_samples, "prompt": prompt, "infill": infill}
     latent = latent_wish({**asked, "interpolate": interpolate, "steps": steps, "slide": slide, "rank_by": rank_by}, task)
     num_samples = num_samples if latent is None else latent.count(num_samples)

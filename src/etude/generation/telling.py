@@ -8,6 +8,7 @@ from typing import Any
 from symusic import Score
 
 from etude.generation.asking import Request, told_prompts
+from etude.generation.forms import form_rows, tell_plans
 from etude.generation.heard import Portion, heard_rows, portion
 from etude.generation.requests import asked_and_got, outside, told_of_key
 from etude.metrics.scores.notes import NoteArray
@@ -54,10 +55,15 @@ def tell_repetition(length: int, drawn: Sequence[Score], report: Report) -> None
     print(line, file=sys.stderr)
 
 
+def prompts_of(request: Request, count: int) -> list[Score] | list[None]:
+    """Returns the prompt of each of `count` samples; None for each without prompts."""
+    per_prompt = max(1, -(-count // max(1, len(request.prompts))))
+    return [score for score in request.scores for _ in range(per_prompt)] or [None] * count
+
+
 def portions(request: Request, drawn: Sequence[Score], *, num_bars: int | None) -> list[Portion | None]:
     """Returns what was written of each sample; None of one without notes."""
-    per_prompt = max(1, -(-len(drawn) // max(1, len(request.prompts))))
-    prompts = [score for score in request.scores for _ in range(per_prompt)] or [None] * len(drawn)
+    prompts = prompts_of(request, len(drawn))
     how: dict[str, Any] = {"num_bars": num_bars, "passage": request.passage, "programs": request.labels.get("programs")}
     return [
         portion(score, prompt=prompt, **how) if num_notes(score) else None for score, prompt in zip(drawn, prompts, strict=False)
@@ -70,11 +76,13 @@ def tell_requests(
     """Tells on the terminal and in the report which samples have what was asked for. names: of the samples."""
     wanted = {**request.labels, "num_bars": num_bars} if num_bars else request.labels
     pieces = [piece for piece in portions(request, drawn, num_bars=num_bars) if piece is not None]
-    if shares := asked_and_got(wanted, drawn) + heard_rows(request.labels, pieces):
+    shares = asked_and_got(wanted, drawn) + heard_rows(request.labels, pieces) + form_rows(wanted, drawn)
+    if shares:
         report.heading("Asked and got").table(("label", "asked", "got most often", "samples that have it"), shares)
         for label, value, often, share in shares:
             print(f"asked {label} {value}: {share} have it, most often {often}", file=sys.stderr)
     lines = [] if request.passage is None or not drawn else [outside(request.scores[0], drawn, request.passage)]
+    lines += tell_plans(drawn, prompts_of(request, len(drawn)), names, report)
     if "key" in request.labels:
         lines += told_of_key(
             request.labels["key"], drawn, prompt=bool(request.prompts), names=names, chords="chords" in request.labels

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from symusic import Score
 
+from etude.generation.forms import plan_values
 from etude.generation.heard import Portion, heard_values
 from etude.generation.ranking import Kept, Ranking, shown
 from etude.generation.requests import COMPUTED, bars_begun, property_of
@@ -64,6 +65,7 @@ def described(
             values[f"got {label}"] = property_of(label, score)
     if piece is not None:
         values |= heard_values(asked, piece)
+    values |= plan_values(asked, score)
     if ranked is not None:
         values |= {"candidate kept": kept.place, f"kept {ranked.metric}": kept.value, "of the others": shown(kept.others)}
     metrics = piece_metrics(score) if num_notes(score) else {}

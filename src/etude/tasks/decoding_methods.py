@@ -19,6 +19,8 @@ from etude.models.symbolic.sampling import generate
 from etude.models.symbolic.speculative import random_choice, speculative_sample
 from etude.models.symbolic.transformer import Transformer
 from etude.tasks.openings import Opening, Rows, drawn_together
+from etude.tasks.planning import planned
+from etude.tokens.miditok import MidiTokTokenizer
 from etude.tokens.note_stream import NoteStream, StreamedNote
 from etude.tokens.repetition import Repetition, RestrainedDecoder
 from etude.tokens.tokenizer import Tokenizer
@@ -143,9 +145,26 @@ class Method:
 
     def scores(
         self, model: nn.Module, openings: Sequence[Opening], count: int, *, tokenizer: Tokenizer, labels: Mapping[str, Any],
-        **how: Any,
+        num_bars: int | None, seed: int, device: torch.device, top_k: int | None = None, **how: Any,
     ) -> list[Score]:  # fmt: skip
-        """Returns `count` scores for each opening, those of the first opening first; how: as of `draw`."""
+        """Returns `count` scores for each opening, those of the first opening first; how: as of `draw`.
+
+        Where the tokenizer has plans of bars, those of prompts are drawn first, one for each score; the searches take the most
+        probable letters.
+        """
+        prompts = len(openings)
+        if isinstance(tokenizer, MidiTokTokenizer) and tokenizer.can_plan and openings[0].prompt is not None:
+            cuts: dict[str, Any] = {"temperature": 0.0}
+            if self.decoding == "sample":
+                cuts = {"top_k": top_k, **{name: how[name] for name in ("temperature", "top_p", "min_p") if name in how}}
+            openings = planned(
+                model, tokenizer, openings, count, labels=labels, num_bars=num_bars, seed=seed, device=device, **cuts
+            )
+            if self.decoding == "sample":
+                count = 1
+            else:  # plans of one prompt are equal
+                openings = openings[::count]
+        how = {**how, "num_bars": num_bars, "seed": seed, "device": device, "top_k": top_k, "num_prompts": prompts}
         found: dict[int, list[Score]] = {}
         for together in drawn_together(openings, mixed=isinstance(model, Transformer)):
             chosen = [openings[number] for number in together]
@@ -158,9 +177,13 @@ class Method:
     def draw(
         self, model: nn.Module, openings: Sequence[Opening], count: int, *, tokenizer: Tokenizer, labels: Mapping[str, Any],
         num_bars: int | None, seed: int, device: torch.device, on_step: Callable[[int], None] | None = None,
-        on_note: Callable[[int, StreamedNote], None] | None = None, top_k: int | None = None, **cuts: Any,
+        on_note: Callable[[int, StreamedNote], None] | None = None, top_k: int | None = None, num_prompts: int | None = None,
+        **cuts: Any,
     ) -> list[list[list[int]]]:  # fmt: skip
         """Returns `count` sequences for each opening.
+
+        num_prompts: of how many prompts the openings are, equally many of each; None if each is of its own. What is drawn at
+            random is the same for each prompt, and differs between the openings of one.
 
         on_note: called with the number of the row, from 0 for the first sequence of the first opening, and each note as it ends.
         cuts: max_new_tokens, temperature, top_p and min_p; see `etude.models.symbolic.sampling.generate`.
@@ -170,10 +193,12 @@ class Method:
                 self._searched(model, opening, count, tokenizer, labels, num_bars, device, on_step, top_k=top_k, **cuts)
                 for opening in openings
             ]
+        prompts = num_prompts or len(openings)
+        each = len(openings) // prompts
         if self.draft is not None:
             return [
-                self._speculated(model, opening, count, tokenizer, labels, num_bars, device, seed, first * count, on_note,
-                                 on_step=on_step, top_k=top_k, **cuts)
+                self._speculated(model, opening, count, tokenizer, labels, num_bars, device, seed + first % each,
+                                 first * count, on_note, on_step=on_step, top_k=top_k, **cuts)
                 for first, opening in enumerate(openings)
             ]  # fmt: skip
         candidates = (top_k or CANDIDATES) if self.decoding == "contrastive" else 1
@@ -191,7 +216,7 @@ class Method:
             if self.guidance:
                 assert isinstance(model, Transformer)  # see `check`
                 model = Guided(model, weight=self.guidance, num_controls=len(tokenizer.controls(labels)))
-            sequences = generate(model, tokens_bt, generator=generator, num_prompts=len(openings), top_k=top_k, **common)
+            sequences = generate(model, tokens_bt, generator=generator, num_prompts=prompts, top_k=top_k, **common)
         return [sequences[first : first + count] for first in range(0, len(sequences), count)]
 
     def _speculated(

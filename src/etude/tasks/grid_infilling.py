@@ -13,7 +13,7 @@ from etude.music.passages import Passage, replaced
 from etude.tokens.grammar import BOS, CONT
 from etude.tokens.satb import SatbGrid
 from etude.tokens.satb_passages import grid_passage, tracks_filled
-from etude.tokens.tokenizer import WISHES, Tokenizer
+from etude.tokens.tokenizer import FORM, WISHES, Tokenizer
 
 BEFORE = 384  # frames before a passage that the model sees, a multiple of the bars of 4/4 and 3/4
 BEHIND = 32  # frames behind it: two bars of 4/4 in sixteenths
@@ -25,7 +25,7 @@ def check_filling(tokenizer: Tokenizer, prompt: Score, passage: Passage, labels:
     Raises: ValueError if the score is not in four voices, or something is asked of the notes.
     """
     assert isinstance(tokenizer, SatbGrid)
-    if given := [name for name in WISHES if labels.get(name)]:
+    if given := [name for name in (*WISHES, *FORM) if labels.get(name)]:
         raise ValueError(
             f"{given[0]} can't be asked for where a chorale model fills a passage in; leave {given[0]} out, or take a model with "
             "tokenizer=remi, such as ckpt=bundled"

@@ -30,6 +30,7 @@ from etude.tasks.decoding_methods import Method, check_guidance
 from etude.tasks.grid_infilling import check_filling, fill_voices
 from etude.tasks.keyed_samples import samples_in_key
 from etude.tasks.openings import Opening
+from etude.tasks.planning import form_of_prompt, length_asked
 from etude.tasks.prompted_samples import prompt_changes, refuse_contradictions
 from etude.tasks.rated_scores import nats_per_token
 from etude.tasks.remi_infilling import fill_tracks, hole_of
@@ -208,7 +209,8 @@ class LanguageModel(Task):
 
         Args:
             labels: requested properties: genre, key ("G major"), tempo_bpm, metre ("4/4"), programs; and what is asked of the
-                notes: chords, chords_strict, register, polyphony, density, see `etude.tokens.wishes`.
+                notes: chords, chords_strict, register, polyphony, density, see `etude.tokens.wishes`; or of a plan of the bars:
+                form ("AABA") and form_bars, see `etude.music.form.parse_form`.
             prompt: a score to continue; every sample begins with it. Of several scores, each is continued as it would be alone,
                 in one batch (up to rounding); the samples of the first come first.
             num_bars: length of a sample, the prompt included; None lets the model decide.
@@ -227,6 +229,7 @@ class LanguageModel(Task):
         prompts = [prompt] if prompt is None or isinstance(prompt, Score) else list(prompt)
         for each in prompts:
             self.check_request(labels or {}, prompt=each, num_bars=num_bars)
+        num_bars = length_asked(self.tokenizer, labels or {}, num_bars)
         asked = with_key_of_chords(self._with_length(labels or {}, num_bars), trained=self.trained_labels)
         controls = self.tokenizer.controls(asked)
         openings = [Opening.of(each, tokenizer=self.tokenizer, controls=controls) for each in prompts]
@@ -294,6 +297,7 @@ class LanguageModel(Task):
         """
         check_trained(labels, self.trained_labels)
         self.tokenizer.check_request(labels)
+        num_bars = length_asked(self.tokenizer, labels, num_bars)
         self.tokenizer.decoder(1, num_bars=num_bars, labels=labels, wishes=wishes_of(self.tokenizer, labels, prompt=prompt))
         notes = request_notes(self.tokenizer, labels, self.trained_labels)
         if prompt is None:
@@ -304,7 +308,7 @@ class LanguageModel(Task):
         if num_bars is not None and num_bars < bars:
             raise ValueError(f"num_bars is {num_bars}, the prompt alone has {bars} bars; give more, or a shorter prompt")
         refuse_contradictions(labels, prompt)
-        return notes
+        return notes + form_of_prompt(self.tokenizer, labels, prompt, num_bars)
 
     @torch.inference_mode()
     def infill(

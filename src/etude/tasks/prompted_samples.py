@@ -7,6 +7,7 @@ import numpy as np
 from symusic import Score, Tempo, TimeSignature, Track
 
 from etude.music.augmentation import scale_tempo
+from etude.music.form import copy_plan
 from etude.music.passages import Passage, added, replaced
 from etude.music.score import bar_ticks
 from etude.tokens.changes import bar_lengths, changes, first_metre, first_tempo
@@ -73,7 +74,9 @@ def continued(tokenizer: Tokenizer, prompt: Score, sequence: Sequence[int], *, o
             result.tracks[mine[owner]].notes.sort()
         elif len(new.notes):
             result.tracks.append(new)
-    return _with_later_marks(result, tokenizer.decode(sequence), tokenizer.decode(sequence[:opening]))
+    whole = tokenizer.decode(sequence)
+    copy_plan(whole, result)
+    return _with_later_marks(result, whole, tokenizer.decode(sequence[:opening]))
 
 
 def _with_later_marks(result: Score, whole: Score, opening: Score) -> Score:

@@ -37,6 +37,8 @@ def fill_tracks(
 
     Raises: ValueError as `hole_of` does.
     """
+    if labels.get("form") is not None:
+        raise ValueError("form is for whole pieces and continuations, not for infill; leave it out")
     hole = hole_of(tokenizer, prompt, passage)
     start = [CONT if hole.inside else BOS, *tokenizer.controls(dict(labels)), *hole.ids.tolist()]
     first = len(start) - len(hole.ids)

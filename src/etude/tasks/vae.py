@@ -90,6 +90,8 @@ class Vae(LanguageModel):
             raise ValueError(f"task=vae trains model=transformer_vae, not {type(self.model).__name__}; set model=transformer_vae")
         if not isinstance(self.tokenizer, MidiTokTokenizer) or self.tokenizer.scheme != "REMI":
             raise ValueError("task=vae needs tokens that name bars; set tokenizer=remi")
+        if self.tokenizer.can_plan:
+            raise ValueError("task=vae has latents of bars in place of a plan; set tokenizer.form=null")
         kinds = torch.from_numpy(self.tokenizer.table.kind)
         self.model.set_bar_ids((kinds == BAR).nonzero().flatten().tolist())
         numbers = torch.from_numpy(self.tokenizer.table.number)

@@ -6,7 +6,9 @@ from functools import cached_property
 import numpy as np
 from symusic import Note, Score
 
+from etude.music.form import mark_plan
 from etude.tokens.bpe import BytePairGrammar, BytePairs
+from etude.tokens.form_grammar import FormGrammar
 from etude.tokens.grammar import Decoder, Grammar
 from etude.tokens.infilling import Bars, Infilled, draw_holes, reordered, uncounted
 from etude.tokens.miditok_config import DRUM_PITCHES, build
@@ -24,7 +26,9 @@ from etude.tokens.miditok_vocabulary import (
 )
 from etude.tokens.octuple_decoding import decode_rows
 from etude.tokens.octuple_grammar import NAMES, OctupleGrammar
+from etude.tokens.plans import FORM_TOKENS, plan_of, with_plan, without_plan, written_letters
 from etude.tokens.remi_grammar import RemiGrammar
+from etude.tokens.requests import form_asked
 from etude.tokens.restrictions import Restrictions, owners_of_programs
 from etude.tokens.shift_grammar import ShiftGrammar
 from etude.tokens.tokenizer import Labels, Prompt, Tokenizer
@@ -60,6 +64,7 @@ class MidiTokTokenizer(Tokenizer):
         merges: learnt pairs, as in `state_dict`.
         parts: for REMI, how many tracks of one program stay apart; with 1 they become one track.
         infill: for REMI without byte pairs, whether there are tokens for infilling, see `etude.tokens.infilling`.
+        form: for REMI without byte pairs, whether a plan of its bars precedes each piece, see `etude.tokens.plans`.
     """
 
     def __init__(
@@ -77,20 +82,22 @@ class MidiTokTokenizer(Tokenizer):
         merges: Sequence[Sequence[int]] | None = None,
         parts: int = 1,
         infill: bool = False,
+        form: bool | None = None,
     ) -> None:
         if scheme not in SCHEMES:
             raise ValueError(f"scheme is {scheme!r}; valid: {', '.join(SCHEMES)}")
         if not 1 <= parts <= MAX_PARTS or (parts > 1 and scheme != "REMI"):
             raise ValueError(f"parts is {parts}; give 1 to {MAX_PARTS} with scheme=REMI, and 1 with {scheme}")
-        if infill and (scheme != "REMI" or bpe_vocab_size is not None):
-            raise ValueError("infill=true needs scheme=REMI without byte pairs; set infill=false, or tokenizer=remi")
+        for name, wanted in (("infill", infill), ("form", form)):
+            if wanted and (scheme != "REMI" or bpe_vocab_size is not None):
+                raise ValueError(f"{name}=true needs scheme=REMI without byte pairs; set {name}=false, or tokenizer=remi")
         if not (1 <= num_velocities <= 127 and num_tempos >= 2 and 0 < tempo_low < tempo_high and max_bars >= 1):
             raise ValueError(
                 f"num_velocities, num_tempos, tempo_low, tempo_high, max_bars are {num_velocities}, {num_tempos}, "
                 f"{tempo_low}, {tempo_high}, {max_bars}; give 1-127, at least 2, 0 < low < high, at least 1"
             )
         self.scheme, self.max_bars, self.bpe_vocab_size = scheme, max_bars, bpe_vocab_size
-        self.parts, self.can_infill = parts, infill
+        self.parts, self.can_infill, self.can_plan = parts, infill, bool(form)
         self.program_changes = program_changes and scheme != "Octuple"
         params = {
             "scheme": scheme,
@@ -104,6 +111,7 @@ class MidiTokTokenizer(Tokenizer):
             "merges": None,
             **({"parts": parts} if parts > 1 else {}),  # left out where they are off, as in checkpoints from before they existed
             **({"infill": True} if infill else {}),
+            **({"form": True} if form else {}),
         }
         self._miditok = build(
             scheme,
@@ -125,7 +133,8 @@ class MidiTokTokenizer(Tokenizer):
         if self.scheme != "Octuple":
             body = [token for token in sorted(vocab, key=vocab.get) if token != "PAD_None"]
             parts = [f"Part_{part}" for part in range(1, self.parts)]
-            return [*body, *parts, *(["Ahead_None", "Back_None"] if self.can_infill else [])]
+            holes = ["Ahead_None", "Back_None"] if self.can_infill else []
+            return [*body, *parts, *holes, *(FORM_TOKENS if self.can_plan else [])]
         # the fields of MidiTok's compound tokens in our order; its Pitch field includes drums
         self._order = [self._miditok.vocab_types_idx[name] for name in NAMES]
         fields = [[t for t in sorted(vocab[i], key=vocab[i].get) if t != "PAD_None"] for i in self._order]
@@ -185,7 +194,8 @@ class MidiTokTokenizer(Tokenizer):
         ids = ids + np.int32(self.first_body - 1)  # MidiTok's own PAD is dropped
         if not self.table.mask(VELOCITY)[ids].any():
             raise ValueError(NO_NOTES)
-        return named(ids, owners, self.table) if owners else ids
+        ids = named(ids, owners, self.table) if owners else ids
+        return with_plan(ids, self.table) if self.can_plan else ids
 
     def _quantised(self, prepared: Score) -> Score:
         """Rounds the score to MidiTok's grid and sorts notes with the same onset by pitch, which MidiTok does not do."""
@@ -229,7 +239,8 @@ class MidiTokTokenizer(Tokenizer):
         ids = np.asarray(ids, dtype=np.int64)
         tempo = self._control_tempo(ids)
         base = self.expand(ids)
-        body = base[base >= self.first_body]
+        whole = base[base >= self.first_body]
+        body = without_plan(whole, self.table)
         if self.scheme == "MIDILike":
             body = np.append(body, missing_offs(body, self.table, self._id)).astype(np.int64)
         if self.scheme == "Octuple":
@@ -243,6 +254,8 @@ class MidiTokTokenizer(Tokenizer):
             tokens = TokSequence(tokens=[self._base_vocab[i] for i in body.tolist()])
             score = self._miditok.decode(tokens).resample(TICKS_PER_QUARTER, min_dur=1)
             restore(score, owners)
+            if self.can_plan:
+                mark_plan(score, *written_letters(whole, self.table))
         for track in score.tracks:
             track.notes.sort()
         if tempo is not None and not (self.table.kind[body] == TEMPO).any():
@@ -268,15 +281,19 @@ class MidiTokTokenizer(Tokenizer):
     ) -> Decoder:
         """Like the base class; with REMI, programs, metre and tempo that are asked for are all that may be written.
 
-        With a prompt and no programs, its tracks alone go on. With byte pairs, labels are kept to only without a prompt.
+        With a prompt and no programs, its tracks alone go on. With byte pairs, labels are kept to only without a prompt. Where
+        there is a plan, it is kept to, and to the form that is asked for.
         """
         wanted = self._restrictions(labels or {}, None if prompt is None else np.asarray(prompt))
         if wishes is not None:
             self.check_wishes(wishes)
-        elif self.scheme != "REMI" or wanted is None or (self._pairs.merges and wanted.free):
+        elif self.scheme != "REMI" or (wanted is None and not self.can_plan) or (self._pairs.merges and wanted and wanted.free):
             return super().decoder(batch, num_bars=num_bars)
         grammar: Grammar = restricted(self.table, wanted or Restrictions(), program_changes=self.program_changes, wishes=wishes)
         grammar = BytePairGrammar(grammar, self._pairs) if self._pairs.merges else grammar
+        if self.can_plan:
+            given = () if prompt is None else plan_of(np.asarray(prompt), self.table)
+            grammar = FormGrammar(grammar, self.table, form=form_asked(self, labels or {}, num_bars), given=given)
         return Decoder(grammar, batch=batch, first_body=self.first_body, num_bars=num_bars)
 
     def check_wishes(self, wishes: Wishes) -> None:
@@ -295,7 +312,7 @@ class MidiTokTokenizer(Tokenizer):
             owners=owners,
             metres=() if metre is None else (self._metre_token(str(metre)),),
             tempos=None if tempo is None else frozenset({self._tempo_token(float(tempo))}),  # type: ignore[arg-type]
-            free=0 if prompt is None else len(prompt),
+            free=0 if prompt is None else len(without_plan(prompt, self.table)) if self.can_plan else len(prompt),
         )
 
     def _metre_token(self, metre: str) -> int:
@@ -311,7 +328,7 @@ class MidiTokTokenizer(Tokenizer):
     def infilled(self, ids: np.ndarray, *, seed: int, most_tokens: int) -> Infilled:
         if not self.can_infill:
             return super().infilled(ids, seed=seed, most_tokens=most_tokens)
-        bars = Bars(np.asarray(ids), self.table)
+        bars = Bars(without_plan(ids, self.table), self.table)
         holes = draw_holes(bars, np.random.default_rng(seed), most_tokens=most_tokens)
         return reordered(bars, holes, program_changes=self.program_changes)
 
@@ -369,6 +386,7 @@ class MidiTokTokenizer(Tokenizer):
         base: Grammar
         if self.scheme == "REMI":
             base = RemiGrammar(self.table, program_changes=self.program_changes)
+            base = FormGrammar(base, self.table) if self.can_plan else base
         elif self.scheme == "Octuple":
             base = OctupleGrammar(self.table)
         else:

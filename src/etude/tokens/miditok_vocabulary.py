@@ -9,10 +9,12 @@ from etude.tokens.tokenizer import program_family
 KINDS = (
     "none", "Bar", "Position", "TimeSig", "Tempo", "TimeShift", "Program", "Pitch", "PitchDrum",
     "NoteOn", "DrumOn", "NoteOff", "DrumOff", "Velocity", "Duration", "Part", "Ahead", "Back",
+    "Form",
 )  # fmt: skip
 (
     NONE, BAR, POSITION, TIME_SIG, TEMPO, TIME_SHIFT, PROGRAM, PITCH, PITCH_DRUM,
     NOTE_ON, DRUM_ON, NOTE_OFF, DRUM_OFF, VELOCITY, DURATION, PART, AHEAD, BACK,
+    FORM,
 ) = range(len(KINDS))  # fmt: skip
 PITCHED = (PITCH, NOTE_ON, NOTE_OFF)
 DRUMS = -1
@@ -24,7 +26,8 @@ class TokenTable:
     """Arrays over ids [V]; 0 where a kind of token has no such value.
 
     kind: index into KINDS.
-    number: the pitch, program, position, bar or velocity; of a Part, which track of its program, from 1 on (0 has no token).
+    number: the pitch, program, position, bar or velocity; of a Part, which track of its program, from 1 on (0 has no token);
+        of a Form, which letter, see `plans`.
     units: of a TimeShift or Duration, twelfths of a beat; of a TimeSig, the length of the bar in units.
     denominator: of a TimeSig.
     family: of a Program, the program family + 1, 17 for drums.

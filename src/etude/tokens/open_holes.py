@@ -11,6 +11,7 @@ from etude.tokens.grammar import Decoder
 from etude.tokens.infilling import Bars, Hole, OpenHole, only, opening
 from etude.tokens.miditok import MidiTokTokenizer
 from etude.tokens.miditok_parts import Owner, owners
+from etude.tokens.plans import without_plan
 from etude.tokens.restrictions import Restrictions
 from etude.tokens.wished_grammar import restricted
 from etude.tokens.wishes import Wishes
@@ -59,7 +60,7 @@ def open_hole(tokenizer: MidiTokTokenizer, score: Score, passage: Passage, *, ah
 
 def _with_all_bars(tokenizer: MidiTokTokenizer, score: Score) -> np.ndarray:
     """The ids of a score, with empty bars at the end for those in which its last notes only ring on."""
-    ids = tokenizer.encode(score)
+    ids = without_plan(tokenizer.encode(score), tokenizer.table)
     bars = Bars(ids, tokenizer.table)
     missing = len(bar_ticks(score)) - len(bars)
     start = int(bars.starts[len(bars) - 1])

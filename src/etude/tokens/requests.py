@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from etude.tokens.tokenizer import FAMILIES, METRES, SPECIALS, WISHES, Tokenizer, program_family
+from etude.music.form import Form, parse_form
+from etude.tokens.tokenizer import FAMILIES, FORM, METRES, SPECIALS, WISHES, Tokenizer, program_family
 
 PREFIXES = {
     "genre": "genre", "key": "key", "metre": "metre", "tempo": "tempo_bpm", "bars": "num_bars", "instrument": "programs",
@@ -35,11 +36,30 @@ def check_trained(labels: Mapping[str, object], trained: Trained | None) -> None
     """
     known = [label for label, values in (trained or {}).items() if values]
     for label, value in labels.items():
-        if trained is not None and value is not None and label not in known and label not in WISHES:
+        if trained is not None and value is not None and label not in (*known, *WISHES, *FORM):
             raise ValueError(
                 f"{label}={value}: this model was trained without that label, so it can't be asked for it; it knows "
                 f"{', '.join(known) or 'no labels'}; leave {label} out, or train with data.controls=[{label}]"
             )
+
+
+def form_asked(tokenizer: Tokenizer, labels: Mapping[str, object], num_bars: int | None) -> Form | None:
+    """Returns the form among labels, None where none is asked for.
+
+    Raises:
+        ValueError: one that can't be read or has another length than `num_bars`, or a tokenizer without a plan.
+    """
+    text, bars = labels.get("form"), labels.get("form_bars")
+    if text is None:
+        if bars is not None:
+            raise ValueError(f"form_bars={bars} tells the bars of a section of a form; give form=AABA, too, or leave it out")
+        return None
+    if not tokenizer.can_plan:
+        raise ValueError(
+            f"form={text}: this model was trained without a plan of its bars; train one with tokenizer=remi tokenizer.form=true, "
+            "or leave form out"
+        )
+    return parse_form(text, bars=bars, num_bars=num_bars)
 
 
 def request_notes(tokenizer: Tokenizer, labels: Mapping[str, object], trained: Trained | None) -> list[str]:
@@ -49,7 +69,7 @@ def request_notes(tokenizer: Tokenizer, labels: Mapping[str, object], trained: T
     """
     notes = []
     for label, value in labels.items():
-        if value is None or label in WISHES:
+        if value is None or label in (*WISHES, *FORM):
             continue
         told = [tokenizer.vocab[token].partition(":")[2] for token in tokenizer.controls({label: value})]
         rough = _rough(label, value, told)

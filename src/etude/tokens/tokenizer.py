@@ -53,6 +53,7 @@ Labels = Mapping[str, object] | None
 Prompt = np.ndarray | None
 LABELS = ("genre", "key", "metre", "tempo_bpm", "num_bars", "programs")
 WISHES = ("chords", "chords_strict", "register", "polyphony", "density")  # kept to in decoding, without tokens, see `wishes`
+FORM = ("form", "form_bars")  # kept to by a plan, see `plans`
 
 
 def program_family(program: int) -> int:
@@ -139,13 +140,13 @@ class Tokenizer(ABC):
         Args:
             labels: any of genre (str), key ("G major"), metre ("3/4"; rare ones become "other"), tempo_bpm (the nearest
                 of 11 from 40 to 226), num_bars (the nearest of 30 up to 256), programs (list of General MIDI programs,
-                by family). What is asked of the notes (`WISHES`) has no tokens.
+                by family). What is asked of the notes (`WISHES`) or of the plan (`FORM`) has none here.
 
         Raises:
             ValueError: an unknown label, genre or key, or an invalid value; the message lists the valid ones.
         """
         for name in labels:
-            if name not in LABELS and name not in WISHES:
+            if name not in (*LABELS, *WISHES, *FORM):
                 raise ValueError(f"label {name!r} is unknown; valid: {', '.join(LABELS)}")
         ids: list[int] = []
         for name in LABELS:
@@ -256,6 +257,8 @@ class Tokenizer(ABC):
         Raises:
             ValueError: no pitch.
         """
+
+    can_plan = False  # whether a plan of its bars precedes each piece, see `etude.tokens.plans`
 
     # --- infilling ---
 

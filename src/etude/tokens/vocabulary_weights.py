@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from etude.tokens.plans import FORM_TOKENS
 from etude.tokens.tokenizer import Tokenizer
 
 
@@ -21,9 +22,10 @@ def rows_by_token(
         path: the file of the checkpoint, for messages.
 
     Raises:
-        ValueError: the body tokens of the tokenizers differ.
+        ValueError: the body tokens of the tokenizers differ, but for those of a plan, which may be new.
     """
-    if theirs.vocab[theirs.first_body :] != tokenizer.vocab[tokenizer.first_body :]:
+    planless = [token for token in tokenizer.vocab[tokenizer.first_body :] if token not in FORM_TOKENS]
+    if theirs.vocab[theirs.first_body :] not in (tokenizer.vocab[tokenizer.first_body :], planless):
         raise ValueError(
             f"weights={path}: its tokens ({type(theirs).__name__}, {len(theirs)}) are not those of this run "
             f"({type(tokenizer).__name__}, {len(tokenizer)}); give the data= and tokenizer= options of its run"

@@ -21,7 +21,8 @@ AUDIO_COMPLEXITY = "188313e3842a"
 
 # The ids that a tokenizer gives a score, by its class; a change of vocabulary or parameters shows by itself.
 TOKENS = {
-    "MidiTokTokenizer": "d85669b17e09",  # tokens/miditok.py, tokens/miditok_preparation.py, tokens/miditok_config.py
+    # tokens/miditok.py, tokens/miditok_preparation.py, tokens/miditok_config.py, tokens/plans.py, music/form.py
+    "MidiTokTokenizer": "d85669b17e09",
     "SatbGrid": "6cc15d191fc2",  # tokens/satb.py, tokens/satb_voices.py
 }
 

@@ -10,7 +10,7 @@ from etude.metrics.scores.notes import NoteArray
 GRID = 12  # ticks per beat at which bars are compared
 
 
-def _bars_of(notes: NoteArray) -> tuple[NoteArray, NDArray[np.int64], NDArray[np.int64]]:
+def bars_of(notes: NoteArray) -> tuple[NoteArray, NDArray[np.int64], NDArray[np.int64]]:
     """Returns the notes on the grid, the bar of each note and its position inside that bar."""
     notes = notes.resample(GRID)
     bar = np.searchsorted(notes.bar_starts, notes.onset, side="right") - 1
@@ -23,7 +23,7 @@ def repeated_bar_share(notes: NoteArray) -> float:
     Two bars are equal if the same pitches begin at the same positions (12 per beat) and have the same durations. Bars in
     which no note begins are left out.
     """
-    notes, bar, position = _bars_of(notes)
+    notes, bar, position = bars_of(notes)
     if len(notes) == 0:
         return math.nan
     order = np.lexsort((notes.is_drum, notes.duration, notes.pitch, position, bar))
@@ -75,7 +75,7 @@ def self_similarity(notes: NoteArray) -> float:
 
 def self_similarity_matrix(notes: NoteArray) -> NDArray[np.float64]:
     """Cosine similarity of every two bars in which a pitched note begins: float64 [bars, bars], 0..1."""
-    notes, bar, position = _bars_of(notes.pitched)
+    notes, bar, position = bars_of(notes.pitched)
     bars, row = np.unique(bar, return_inverse=True)
     cells, column = np.unique(position * 12 + notes.pitch % 12, return_inverse=True)
     counts = np.zeros((len(bars), len(cells)))
