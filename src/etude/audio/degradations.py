@@ -20,7 +20,7 @@ Samples = NDArray[np.float32]
 Marks = NDArray[np.bool_]
 
 LEVEL_DB = -23.0  # root mean square that `normalise_level` gives, in decibels of full scale
-FADE_SECONDS = 0.01  # with which a degradation of a part of the audio begins and ends
+FADE_SECONDS, SLOW_FADE_SECONDS = 0.01, 0.25  # with which a degradation of a part of the audio begins and ends; of `wow`
 OVERSAMPLING = 4  # of the interpolation in `wow`, whose error is then below -50 dB up to half of the highest frequency
 
 
@@ -146,7 +146,7 @@ def wow(samples_n: Samples, strength: float, generator: np.random.Generator, sam
 
     Strength: the greatest deviation of the speed, from 0.5 % (0) to 6 % (1, a semitone), geometric.
     """
-    mask_n, marks_n = _part(len(samples_n), generator, sample_rate)
+    mask_n, marks_n = _part(len(samples_n), generator, sample_rate, fade_seconds=SLOW_FADE_SECONDS)
     rate = float(generator.uniform(0.5, 4))
     time_n = np.arange(len(samples_n)) / sample_rate
     delay_n = _between(0.005, 0.06, strength) / (2 * math.pi * rate) * np.sin(
@@ -233,7 +233,9 @@ def _rms(samples_n: np.ndarray) -> float:
     return math.sqrt(float(np.mean(np.square(samples_n, dtype=np.float64))))
 
 
-def _part(length: int, generator: np.random.Generator, sample_rate: int) -> tuple[np.ndarray, Marks]:
+def _part(
+    length: int, generator: np.random.Generator, sample_rate: int, *, fade_seconds: float = FADE_SECONDS
+) -> tuple[np.ndarray, Marks]:
     """Returns the weight in [0, 1] of the degradation at each sample, and where it is: everywhere in half of the cases,
     in a random part of 30 to 80 % in the others."""
     everywhere, share, place = generator.random(3)
@@ -243,7 +245,7 @@ def _part(length: int, generator: np.random.Generator, sample_rate: int) -> tupl
     start = round(place * (length - size))
     inside = np.zeros(length, bool)
     inside[start : start + size] = True
-    fade = max(1, round(FADE_SECONDS * sample_rate))
+    fade = max(1, round(fade_seconds * sample_rate))
     at = np.arange(length)
     return np.clip(np.minimum(at - start, start + size - 1 - at) / fade, 0, 1), inside
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 Curve = tuple[ArrayLike, ArrayLike]
 LINES = ("-", "--", ":")
+BORDERS = {"onsets": ("#7CFC9A", 0.08), "sections": ("#56B4E9", 1.0)}  # colour, and height as a share of the mel's
 
 
 def precision_recall_curves(curves: Mapping[str, Curve], *, title: str = "") -> bytes:
@@ -86,7 +87,7 @@ def graded_timeline(
 
     Args:
         mel_mf: natural-log mels. rows: probability in each frame, by defect. truth: 0 or 1 in each frame, drawn as lines.
-        borders: times in seconds, drawn as ticks on the mel. quality: (seconds, quality) of windows.
+        borders: times in seconds of "onsets" and "sections". quality: (seconds, quality) of windows.
     """
     from matplotlib.figure import Figure
 
@@ -97,11 +98,11 @@ def graded_timeline(
     low, high = np.percentile(mel, [2, 99.8])
     axes[0].imshow(mel, origin="lower", aspect="auto", extent=(0, seconds, 0, len(mel)), vmin=low, vmax=high, cmap="magma")
     axes[0].set_ylabel("mel band", fontsize=8)
-    for place, (name, times) in enumerate((borders or {}).items()):
-        colour, height = ("white", 0.08) if place == 0 else ("#56B4E9", 1.0)
+    for name, times in (borders or {}).items():
+        colour, height = BORDERS[name]
         for time in times:
-            axes[0].axvline(time, 1 - height, 1, color=colour, linewidth=0.8 if place == 0 else 1.6)
-        axes[0].plot([], [], color="#888" if place == 0 else colour, label=name)
+            axes[0].axvline(time, 1 - height, 1, color=colour, linewidth=1.2)
+        axes[0].plot([], [], color=colour, label=name)
     if borders:
         axes[0].legend(fontsize=7, loc="lower right")
     _defect_rows(axes[1], rows, truth, seconds, frame_seconds)

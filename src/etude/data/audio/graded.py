@@ -51,18 +51,12 @@ class Spoiler:
         self.defects, self.contract, self.gain_db = tuple(defects), contract, gain_db
         self.in_bands = [name for name in self.defects if name in BAND_DEFECTS]
 
-    def __call__(
-        self,
-        samples_n: np.ndarray,
-        onsets_f: np.ndarray,
-        other_n: np.ndarray,
-        other_f: np.ndarray,
-        generator: np.random.Generator,
-    ) -> dict[str, np.ndarray]:
+    def __call__(self, clean: Clean, other: Clean, generator: np.random.Generator) -> dict[str, np.ndarray]:
         """Returns the entries of one row; see `GradedSegments`.
 
-        samples_n, onsets_f: a clean segment. other_n, other_f: the piece that may take its place. generator: of all draws.
+        clean: samples [n] and onsets [f] of a segment. other: those that may take its place. generator: of all draws.
         """
+        (samples_n, onsets_f), (other_n, other_f) = clean, other
         hop, rate, frames = self.contract.hop_length, self.contract.sample_rate, len(onsets_f)
         sections_f = np.zeros(frames, np.float32)
         samples_n, other_n = normalise_level(samples_n), normalise_level(other_n)
