@@ -48,10 +48,10 @@ def normalise_level(samples_n: Samples) -> Samples:
 def clipping(samples_n: Samples, strength: float, generator: np.random.Generator, sample_rate: int) -> Degraded:
     """Limits the magnitude of samples, as an input driven too hard does.
 
-    Strength: the share of the samples that are limited, from 0.5 % (0) to 25 % (1), geometric.
+    Strength: the share of the samples that are limited, from 1 % (0) to 30 % (1), geometric.
     """
     mask_n, marks_n = _part(len(samples_n), generator, sample_rate)
-    share = _between(0.005, 0.25, strength)
+    share = _between(0.01, 0.3, strength)
     limit = float(np.quantile(np.abs(samples_n[marks_n]), 1 - share))
     return Degraded(_faded(samples_n, np.clip(samples_n, -limit, limit), mask_n), marks_n)
 
@@ -98,7 +98,7 @@ def dropout(samples_n: Samples, strength: float, generator: np.random.Generator,
 def hum(samples_n: Samples, strength: float, generator: np.random.Generator, sample_rate: int) -> Degraded:
     """Adds mains hum: 50 or 60 Hz with nine overtones that fall off.
 
-    Strength: the hum's root mean square relative to the audio's, from -32 dB (0) to -2 dB (1).
+    Strength: the hum's root mean square relative to the audio's, from -26 dB (0) to 0 dB (1).
     """
     mask_n, marks_n = _part(len(samples_n), generator, sample_rate)
     base = float(generator.choice([50.0, 60.0])) * float(generator.uniform(0.998, 1.002))
@@ -109,19 +109,19 @@ def hum(samples_n: Samples, strength: float, generator: np.random.Generator, sam
         phase, size = generator.uniform(0, 2 * math.pi), float(generator.uniform(0.3, 1)) * overtone**-slope
         if overtone * base < sample_rate / 2:
             tone_n += size * np.sin(2 * math.pi * overtone * base * time_n + phase)
-    return Degraded(_added(samples_n, tone_n, -32 + 30 * strength, mask_n), marks_n)
+    return Degraded(_added(samples_n, tone_n, -26 + 26 * strength, mask_n), marks_n)
 
 
 def hiss(samples_n: Samples, strength: float, generator: np.random.Generator, sample_rate: int) -> Degraded:
     """Adds steady noise, as tape and preamplifiers do, whose power falls by 1.5 dB an octave to rises by 3 dB an octave.
 
-    Strength: the noise's root mean square relative to the audio's, from -45 dB (0) to -12 dB (1).
+    Strength: the noise's root mean square relative to the audio's, from -40 dB (0) to -10 dB (1).
     """
     mask_n, marks_n = _part(len(samples_n), generator, sample_rate)
     spectrum = np.fft.rfft(generator.standard_normal(len(samples_n)))
     tilt = float(generator.uniform(-0.25, 0.5))
     spectrum *= np.maximum(np.arange(len(spectrum)) / len(spectrum), 0.01) ** tilt
-    return Degraded(_added(samples_n, np.fft.irfft(spectrum, len(samples_n)), -45 + 33 * strength, mask_n), marks_n)
+    return Degraded(_added(samples_n, np.fft.irfft(spectrum, len(samples_n)), -40 + 30 * strength, mask_n), marks_n)
 
 
 def codec(samples_n: Samples, strength: float, generator: np.random.Generator, sample_rate: int) -> Degraded:
