@@ -59,8 +59,8 @@ def grader() -> str:
         f"{found[0]['parameters'] / 1e6:.2f} M parameters, {seeds} seed{'s' * (seeds > 1)}), on 180 tunes that are arranged as "
         "folk, rock and jazz and rendered. Tested on 40 other tunes in the three styles: as they are rendered in training, and "
         "played by FluidSynth with another soundfont, which nothing was chosen on. Segments of two seconds get none to three of "
-        "seven defects (`audio/degradations.py`), each of a random strength from 0.1 to 1 and, in half of the cases, in a part of "
-        "the segment. Temperatures and thresholds are fitted on validation tunes of training's soundfont.",
+        "seven defects (`audio/degradations.py`), each of a random strength from 0.1 to 1 and, in half of the cases, in a part "
+        "of the segment. Temperatures and thresholds are fitted on validation tunes of training's soundfont.",
         table(["", *tests], lines),
     ]
     for test in tests:

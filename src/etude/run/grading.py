@@ -14,12 +14,12 @@ from etude.run.quiet import quiet_lightning
 @one_line_errors
 def grade(cfg: DictConfig) -> None:
     """Grades the files of `audio`; writes a CSV and report.html."""
-    from etude.audio.grades import GradesAudio, GradesSegments
+    from etude.core.protocols import Grades
 
     quiet_lightning()
-    path = finder(cfg.outputs)(cfg.run or "last", "run", GradesSegments)
+    path = finder(cfg.outputs)(cfg.run or "last", "run", Grades)
     task, _ = load_task(path)
-    if not isinstance(task, GradesAudio):
+    if not isinstance(task, Grades):
         raise ValueError(
             f"run={cfg.run} holds a {type(task).__name__}, which grades no audio; give a run of `{program('train')} task=grader`"
         )

@@ -78,7 +78,7 @@ def _graded(task: GradesAudio, places: Sequence[tuple[Clips, int]]) -> list[dict
 def _line(found: list[dict[str, Any]], count: int, grader: str) -> str:
     bad = sorted((each for each in found if each["quality"] is not None and each["quality"] < LOW_QUALITY), key=_quality)
     left = sum(each["quality"] is None for each in found)
-    rest = f"; {counted(left, 'file is', 'files are')} too short to be graded" if left else ""
+    rest = f"; {counted(left, 'file is', 'files are')} too short or silent to be graded" if left else ""
     if not bad:
         return f"data.grader: no file of {count} is below quality {LOW_QUALITY:g}{rest}"
     named = "; ".join(f"{each['name']} ({each['told']})" for each in bad[:SHOWN])
