@@ -105,7 +105,7 @@ def build(name: str, songs: Path, workers: int = 0) -> tuple[Task, pl.LightningD
         lazy: dict[str, Any] = {"r1_every": 3, "identity_every": 2, "identity_until": 9, "pool_size": 6}
         return style_transfer(loss_weights=EVERY, seed=1, **lazy), MelsData(workers)
     if name == "grader":
-        return grader(seed=1), GradedData(workers)
+        return grader(seed=1, optimizer=partial(torch.optim.AdamW, lr=1e-4)), GradedData(workers)
     data = music(songs, workers)
     model = partial(Transformer, dim=16, num_layers=1, num_heads=2, dropout=0.1)
     optimizer = partial(torch.optim.AdamW, lr=1e-2)

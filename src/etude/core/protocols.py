@@ -200,15 +200,6 @@ class Synthesises(Protocol):
 
 
 @runtime_checkable
-class Grades(Protocol):
-    """A task that grades audio. It has methods only, so that its class can be checked, too."""
-
-    def grade(self, samples_bn: Tensor) -> Mapping[str, Tensor]:
-        """Returns what `etude.tasks.grader.Grader.grade` does of segments [b, n] at the rate of its mel contract."""
-        ...
-
-
-@runtime_checkable
 class UsesReferenceClips(Translates, Protocol):
     """A translating task that may take the target style from a reference clip."""
 

@@ -14,7 +14,7 @@ from etude.run.quiet import quiet_lightning
 @one_line_errors
 def grade(cfg: DictConfig) -> None:
     """Grades the files of `audio`; writes a CSV and report.html."""
-    from etude.core.protocols import Grades
+    from etude.core.grades import Grades
 
     quiet_lightning()
     path = finder(cfg.outputs)(cfg.run or "last", "run", Grades)

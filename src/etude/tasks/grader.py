@@ -113,7 +113,6 @@ class Grader(Task):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the loss terms; see `loss_weights` for their names."""
         grades = self.grades(batch)
-        self.trace = {"frames": grades.frames, "clip": grades.clip, "mel": batch["mel"].flatten(0, 1)}
         truth = {name: batch[name].flatten(0, 1).float() for name in ("defects", "bands", "quality", "onsets", "sections")}
         with torch.autocast(self.device.type, enabled=False):
             scaled = (truth["quality"] - LOWEST) / (HIGHEST - LOWEST)
@@ -177,10 +176,6 @@ class Grader(Task):
         return rows
 
     # --- for techniques ---
-
-    def recompute_trace(self, batch: Batch, trace: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        grades: Grades = self.model(trace["mel"])
-        return {"frames": grades.frames, "clip": grades.clip}
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
         """Returns {"mel": the normalised mels [s, b, m, f]}."""

@@ -32,11 +32,11 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.norm = nn.GroupNorm(8, dim)
         self.conv = nn.Conv1d(dim, dim, 3, padding=dilation, dilation=dilation)
-        self.out = nn.Conv1d(dim, dim, 1)
+        self.output = nn.Conv1d(dim, dim, 1)
 
     def forward(self, x_bhf: Tensor) -> Tensor:
         """Returns [b, h, f]."""
-        hidden: Tensor = self.out(F.gelu(self.conv(self.norm(x_bhf))))
+        hidden: Tensor = self.output(F.gelu(self.conv(self.norm(x_bhf))))
         return x_bhf + hidden
 
 
@@ -82,7 +82,7 @@ class GraderNetwork(nn.Module):
         self.frames = nn.Conv1d(dim, num_defects, 1)
         self.bands = nn.Conv1d(dim, num_band_defects * num_bands, 1) if num_band_defects else None
         self.borders = nn.Conv1d(dim, 2, 1)
-        self.quality = nn.Sequential(nn.Linear(2 * dim, dim), nn.GELU(), nn.Linear(dim, 1))
+        self.quality = nn.Sequential(nn.Conv1d(2 * dim, dim, 1), nn.GELU(), nn.Conv1d(dim, 1, 1))
         self.sharpness = nn.Parameter(torch.ones(num_defects))
         nn.init.constant_(self.frames.bias, -2.0)  # defects are rarer than not
         nn.init.constant_(self.borders.bias, -3.0)
@@ -106,13 +106,13 @@ class GraderNetwork(nn.Module):
         hidden_bhf = self.dropout(self.hidden(mel_bmf))
         frames_bdf, borders_b2f = self.frames(hidden_bhf).float(), self.borders(hidden_bhf).float()
         weights = (self.sharpness[:, None] * frames_bdf).softmax(-1)
-        pooled = torch.cat([hidden_bhf.mean(-1), hidden_bhf.amax(-1)], dim=1)
+        pooled = torch.cat([hidden_bhf.mean(-1, keepdim=True), hidden_bhf.amax(-1, keepdim=True)], dim=1)
         in_bands = frames_bdf[:, :0].repeat(1, self.num_bands, 1) if self.bands is None else self.bands(hidden_bhf).float()
         return Grades(
             frames=frames_bdf,
             clip=(weights * frames_bdf).sum(-1),
             bands=in_bands.unflatten(1, (self.num_band_defects, self.num_bands)),
-            quality=self.quality(pooled).float()[:, 0],
+            quality=self.quality(pooled).float()[:, 0, 0],
             onsets=borders_b2f[:, 0],
             sections=borders_b2f[:, 1],
         )
