@@ -226,7 +226,7 @@ def quality(strengths: Mapping[str, float]) -> float:
 
 
 def _between(low: float, high: float, strength: float) -> float:
-    return low * (high / low) ** strength
+    return float(low * (high / low) ** strength)
 
 
 def _rms(samples_n: np.ndarray) -> float:
@@ -251,12 +251,14 @@ def _part(
 
 
 def _faded(before_n: Samples, after_n: np.ndarray, mask_n: np.ndarray) -> Samples:
-    return (before_n + mask_n * (after_n - before_n)).astype(np.float32)
+    mixed: Samples = (before_n + mask_n * (after_n - before_n)).astype(np.float32)
+    return mixed
 
 
 def _added(samples_n: Samples, noise_n: np.ndarray, level_db: float, mask_n: np.ndarray) -> Samples:
     size = _rms(samples_n) * 10 ** (level_db / 20) / max(_rms(noise_n), 1e-12)
-    return (samples_n + mask_n * size * noise_n).astype(np.float32)
+    mixed: Samples = (samples_n + mask_n * size * noise_n).astype(np.float32)
+    return mixed
 
 
 def _coded(samples_n: Samples, kind: str, level: float, sample_rate: int) -> Samples:

@@ -141,7 +141,7 @@ def grade_audio(task: GradesAudio, samples_n: Floats, sample_rate: int, *, name:
     )
 
 
-def borders(probability_f: NDArray[np.float32], name: str, contract: Any, threshold: float) -> Floats:
+def borders(probability_f: ArrayLike, name: str, contract: Any, threshold: float) -> Floats:
     """Returns the times in seconds of the borders `name`, "onsets" or "sections", in the probabilities of frames."""
     rate = contract.sample_rate / contract.hop_length
     return pick_peaks(probability_f, frame_rate=rate, apart_seconds=APART_SECONDS[name], threshold=threshold)

@@ -216,7 +216,7 @@ def pictures(task: TrainedGrader, seen: Seen) -> dict[str, bytes]:
     for label, values in (("as the network says", plain), ("with temperatures", said)):
         bins = reliability(values, true)
         error = 100 * expected_calibration_error(values, true)
-        reliable[f"{label} (error {error:.1f} %)"] = (bins.confidence, bins.frequency, bins.count)
+        reliable[f"{label} (error {error:.1f} %)"] = (bins.confidence, bins.frequency, bins.number)
     shown = (
         {"precision_recall": precision_recall_curves(curves, title="Defects of segments (average precision)")} if curves else {}
     )

@@ -33,7 +33,7 @@ def test_the_error_is_the_gap_weighted_by_the_bins() -> None:
 
 def test_bins_hold_every_example_once() -> None:
     bins = reliability([0.0, 0.2, 0.5, 1.0], [0, 1, 0, 1], num_bins=5)
-    assert bins.count.tolist() == [1, 1, 1, 0, 1] and bins.frequency[4] == 1 and np.isnan(bins.frequency[3])
+    assert bins.number.tolist() == [1, 1, 1, 0, 1] and bins.frequency[4] == 1 and np.isnan(bins.frequency[3])
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])

@@ -65,7 +65,7 @@ def _graded(task: GradesAudio, places: Sequence[tuple[Clips, int]]) -> list[dict
     found = []
     with progress("grading audio", len(places), "pieces") as advance:
         for clip, number in places:
-            name, samples_n = clip.pieces[number].name, clip.samples_n(number).astype(np.float32) / UNIT
+            name, samples_n = clip.pieces[number].name, clip.samples_n(number).astype(np.float32) / np.float32(UNIT)
             try:
                 grades = grade_audio(task, samples_n, clip.contract.sample_rate, name=name)
                 found.append({"name": name, "quality": grades.quality, "told": grades.told()})

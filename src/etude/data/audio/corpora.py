@@ -250,9 +250,9 @@ class AudioFolder(AudioCorpus):
                 else:
                     failures.append((name, "", "can't be read; give a file that you may read"))
         hashes = build.hash_files(sources, cache_dir)
-        made = [
-            _recording(each, digest, root if flat else root / each.genre) for each, digest in zip(sources, hashes, strict=True)
-        ]
+        folders = {style: root if flat else root / style for style in styles}
+        files = zip(sources, hashes, strict=True)
+        made: list[Recording] = [_recording(source, digest, folders[source.genre]) for source, digest in files]
         return made, failures
 
 

@@ -157,7 +157,9 @@ class GradedSegments(torch.utils.data.Dataset[dict[str, Tensor]]):
                 generator = np.random.default_rng(int(keys[style][row]))
                 found.append(self.spoiler(_row(clean, style, row), _row(other, partner, row), generator))
         names = [name for name in found[0] if name != "samples" or self.waveform]
-        made = {name: torch.from_numpy(np.stack([row[name] for row in found])).unflatten(0, (styles, rows)) for name in names}
+        made = {
+            name: torch.unflatten(torch.from_numpy(np.stack([row[name] for row in found])), 0, (styles, rows)) for name in names
+        }
         return made | {name: value for name, value in clean.items() if name.startswith("label_") or name == "style"}
 
 

@@ -20,7 +20,7 @@ class Reliability(NamedTuple):
 
     confidence: Floats
     frequency: Floats
-    count: NDArray[np.int64]
+    number: NDArray[np.int64]
 
 
 def sigmoid(logits: ArrayLike) -> Floats:
@@ -49,10 +49,10 @@ def expected_calibration_error(probabilities: ArrayLike, truths: ArrayLike, *, n
     Source: Guo et al. 2017, equation 3, for the probability of the positive class instead of that of the predicted class.
     """
     bins = reliability(probabilities, truths, num_bins=num_bins)
-    if not bins.count.sum():
+    if not bins.number.sum():
         return math.nan
     gap = np.nan_to_num(np.abs(bins.frequency - bins.confidence))
-    return float((gap * bins.count).sum() / bins.count.sum())
+    return float((gap * bins.number).sum() / bins.number.sum())
 
 
 def log_loss(logits: ArrayLike, truths: ArrayLike) -> float:

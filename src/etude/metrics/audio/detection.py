@@ -93,7 +93,8 @@ THRESHOLDS = tuple(round(0.1 + 0.05 * step, 2) for step in range(15))
 
 def border_times(marks_f: ArrayLike, *, frame_rate: float) -> Floats:
     """Returns the centres, in seconds, of the marked frames of [f]."""
-    return (np.flatnonzero(np.asarray(marks_f) > 0.5) + 0.5) / frame_rate
+    frames = np.flatnonzero(np.asarray(marks_f) > 0.5).astype(np.float64)
+    return (frames + 0.5) / frame_rate
 
 
 def score_borders(probability_bf: ArrayLike, marks_bf: ArrayLike, *, kind: str, frame_rate: float, threshold: float) -> Matched:

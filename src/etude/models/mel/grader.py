@@ -84,8 +84,10 @@ class GraderNetwork(nn.Module):
         self.borders = nn.Conv1d(dim, 2, 1)
         self.quality = nn.Sequential(nn.Conv1d(2 * dim, dim, 1), nn.GELU(), nn.Conv1d(dim, 1, 1))
         self.sharpness = nn.Parameter(torch.ones(num_defects))
-        nn.init.constant_(self.frames.bias, -2.0)  # defects are rarer than not
-        nn.init.constant_(self.borders.bias, -3.0)
+        with torch.no_grad():  # defects and borders are rarer than not
+            for head, logit in ((self.frames, -2.0), (self.borders, -3.0)):
+                assert head.bias is not None
+                head.bias.fill_(logit)
 
     def hidden(self, mel_bmf: Tensor) -> Tensor:
         """Returns the last hidden states, [b, h, f], of normalised mels."""
