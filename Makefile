@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.installed
 .DEFAULT_GOAL := help
-.PHONY: help setup train techniques test test-all check lint docs lock report bench styles effects dashboard tidy clean
+.PHONY: help setup train techniques test test-all check lint docs lock report bench styles grader effects dashboard tidy clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -54,6 +54,11 @@ styles: setup  ## measure style transfer: 90 CPU-seconds, then 15 CPU-minutes, t
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/style_stress.py --rows docs/results/rows/style_stress.jsonl
 	$(BIN)/python benchmarks/style_speed.py --rows docs/results/rows/style_speed.jsonl
 	$(BIN)/python benchmarks/transfer_speed.py --ckpt last --rows docs/results/rows/transfer_speed.jsonl
+
+grader: setup  ## train the grader for 6 CPU-minutes and test it: make grader [SOUNDFONT=other.sf2, which FluidSynth plays]
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/grader.py $(if $(SOUNDFONT),--soundfont $(SOUNDFONT)) \
+	  --rows docs/results/rows/grader.jsonl --pictures docs/results
+	$(BIN)/python benchmarks/report.py
 
 effects: setup  ## measure the techniques: make effects JSB=Jsb16thSeparated.json SCORES=FOLDER (6 hours on one core; rows that are there stay)
 	@test -n "$(JSB)" -a -n "$(SCORES)" || { echo "error: which data? make effects JSB=Jsb16thSeparated.json SCORES=FOLDER"; exit 1; }

@@ -217,6 +217,7 @@ def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     from report_defaults import defaults
     from report_generation import generation
+    from report_grader import grader
     from report_optimizers import optimizers
     from report_styles import style_transfer
     from report_sweeps import sweeps
@@ -233,6 +234,7 @@ def main() -> None:
             generation(),
             tokenizers(),
             style_transfer(),
+            grader(),
             sweeps(),
             speed(),
         )

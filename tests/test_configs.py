@@ -28,6 +28,8 @@ NOT_SET = {  # arguments with a default that stand in no file: why. One without 
     "feature_sizes": "the tokenizer's",
     "n_mels": "the data's mel contract's",
     "style_dim": "the task's",
+    "temperatures": "fitted in training; from the checkpoint",
+    "border_thresholds": "likewise",
 }
 
 

@@ -48,6 +48,7 @@ DEFAULTS = {
     "language_model": ["optimizer=muon", "scheduler=wsd", "technique=[ema]", "technique.ema.decay=0.99"],
     "vocoder": ["optimizer=adamw", "scheduler=cosine", "technique=[ema]", "technique.ema.decay=0.999"],
     "gan": ["optimizer=adam", "scheduler=wsd_half", "technique=[ema]", "technique.ema.decay=0.999"],
+    "grader": ["optimizer=adamw", "scheduler=cosine", "technique=[ema]", "technique.ema.decay=0.99"],
 }
 
 
@@ -69,6 +70,8 @@ def trained_with(*options: str) -> dict[str, Any]:
 def kind(task: str) -> str:
     if task == "vae":
         return "language_model"
+    if task == "grader":
+        return "vocoder"
     return task if task in ("language_model", "vocoder") else "gan"
 
 
@@ -92,7 +95,7 @@ def test_a_bundle_is_what_its_single_options_are(bundle: str, task: str) -> None
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_defaults_suit_the_task(task: str) -> None:
-    assert trained_with(f"task={task}") == trained_with(f"task={task}", *DEFAULTS[kind(task)])
+    assert trained_with(f"task={task}") == trained_with(f"task={task}", *DEFAULTS.get(task, DEFAULTS[kind(task)]))
 
 
 def test_the_vocoder_keeps_its_steps() -> None:

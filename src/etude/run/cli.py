@@ -21,6 +21,7 @@ VERBS = {
     "generate": Verb("samples music from a checkpoint", "etude.run.programs:generate", "generation/generate"),
     "evaluate": Verb("measures a checkpoint, or a folder of scores", "etude.run.programs:evaluate", "evaluation/evaluate"),
     "transfer": Verb("restyles audio files", "etude.run.programs:transfer", "transfer"),
+    "grade": Verb("grades audio files: defects, their places, quality", "etude.run.grading:grade", "grade"),
     "reproduce": Verb("repeats a run from its folder and compares", "etude.run.reproduce:reproduce", "reproduce"),
     "compare-hashes": Verb("finds the first step and tensor in which two runs differ", "etude.run.reproduce:hashes", "hashes"),
     "export": Verb("writes a checkpoint's weights to a safetensors file", "etude.run.export:export", "export/export"),

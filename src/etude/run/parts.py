@@ -47,8 +47,18 @@ def load_task(path: Path) -> tuple["Task", DictConfig]:
 
 
 def build_task(cfg: DictConfig, **parts: Any) -> "Task":
-    """Builds the task with its networks, optimizer and schedule; `parts` are constructor arguments that come from the data."""
+    """Builds the task with its networks, optimizer and schedule; `parts` are constructor arguments that come from the data.
+
+    Raises: ValueError for data with defects and a task that does not learn them; as `build_with`.
+    """
+    from hydra.utils import get_object
+
     names = ("model", "discriminator", "optimizer", "scheduler")
+    if "defects" in parts and "defects" not in inspect.signature(get_object(cfg.task._target_)).parameters:
+        raise ValueError(
+            f"data.defects={list(parts['defects'])} would have {cfg.task._target_.rpartition('.')[2]} trained on spoilt audio; "
+            "it is for task=grader, set data.defects=null"
+        )
     builders = {name: instantiate(cfg[name]) for name in names if cfg.get(name) is not None}
     task: Task = build_with(cfg.task, **builders, **parts)
     return task
@@ -90,11 +100,15 @@ def finder(outputs: str) -> Callable[..., Path]:
     return lambda ckpt, option, offers=None: find_checkpoint(ckpt, outputs, option=option, offers=offers, best=True)
 
 
-def prepare_data(node: DictConfig, tokenizer: Callable[..., Any] | None, folder: Path) -> Any:
-    """Builds the data module, reads files that are not cached yet, and lists unreadable files in the run's folder."""
+def prepare_data(node: DictConfig, tokenizer: Callable[..., Any] | None, folder: Path, *, outputs: str = "outputs") -> Any:
+    """Builds the data module, reads files that are not cached yet, and lists unreadable files in the run's folder.
+
+    outputs: the folder of runs, among which `data.grader=last` looks.
+    """
     from etude.report.files import write_atomically
 
-    datamodule = build_with(node, **({} if tokenizer is None else {"tokenizer": tokenizer}))
+    made = {} if tokenizer is None else {"tokenizer": tokenizer}
+    datamodule = build_with(node, **made, find=finder(outputs), load=load_task)
     datamodule.prepare_data()
     if rows := datamodule.quarantine:
         lines = ["\t".join(row) for row in [("file", "piece", "reason"), *rows]]

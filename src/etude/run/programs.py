@@ -157,7 +157,7 @@ def _run(
     if resume is not None and done is not None:
         continue_curves(trainer.loggers, step=done, validation_due=validation_is_due(resume))
     tokenizer = instantiate(cfg.tokenizer) if cfg.get("tokenizer") is not None else None
-    datamodule = prepare_data(cfg.data, tokenizer, folder)
+    datamodule = prepare_data(cfg.data, tokenizer, folder, outputs=cfg.outputs)
     _tell_changes(datamodule, folder)
     start = starting.starting_weights(cfg, recipe, datamodule) if resume is None else None
     if resume is None:
@@ -268,7 +268,8 @@ def evaluate(cfg: DictConfig) -> None:
         score = recipes.scoring(cfg, kind, path, logs=task.logged_metrics)
         with told_of_data(path):
             data: Any = recipe.data if cfg.data is None else OmegaConf.merge(recipe.data, cfg.data)
-            datamodule = prepare_data(data, _existing_tokenizer(task.tokenizer) if isinstance(task, Tokenized) else None, folder)
+            tokenizer = _existing_tokenizer(task.tokenizer) if isinstance(task, Tokenized) else None
+            datamodule = prepare_data(data, tokenizer, folder, outputs=cfg.outputs)
         _keep_options(cfg, folder, "evaluate", ckpt=path)
         instantiate(score)(task=task, datamodule=datamodule, folder=folder)
     print(f"results: {folder / 'report.html'}", file=sys.stderr)

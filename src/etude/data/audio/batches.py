@@ -74,8 +74,10 @@ class _Segments(torch.utils.data.Dataset[dict[str, Tensor]]):
         segment: int,
         waveform: bool,
         labels: Sequence[Mapping[str, np.ndarray]] | None = None,
+        onsets: Sequence[Sequence[np.ndarray]] | None = None,
     ):
         self.clips, self.segment, self.waveform = list(clips), segment, waveform
+        self.onsets = onsets  # for each style and piece: whether a note begins in each frame, bool [f]; None for no such entry
         self.labels = list(labels or [{} for _ in clips])  # for each style: name -> class of each piece, int64 [n]
         self.contract = self.clips[0].contract
 
@@ -84,12 +86,16 @@ class _Segments(torch.utils.data.Dataset[dict[str, Tensor]]):
         arrays = {"mel": np.empty((*shape, self.segment, self.contract.n_mels), np.float32)}
         if self.waveform:
             arrays["samples"] = np.zeros((*shape, self.segment * self.contract.hop_length), np.float32)
+        if self.onsets is not None:
+            arrays["onsets"] = np.zeros((*shape, self.segment), np.float32)
         return arrays | {f"label_{name}": np.full(shape, -1, np.int64) for name in self.labels[0]}
 
     def _write(self, arrays: dict[str, np.ndarray], style: int, row: int, piece: int, start: int, gain_db: float = 0.0) -> None:
         stop = start + self.segment
         for name, classes in self.labels[style].items():
             arrays[f"label_{name}"][style, row] = classes[piece]
+        if self.onsets is not None:
+            arrays["onsets"][style, row] = self.onsets[style][piece][start:stop]
         mel_fm = arrays["mel"][style, row]
         mel_fm[:] = self.clips[style].mel_fm(piece)[start:stop]
         if gain_db:
@@ -104,9 +110,7 @@ class _Segments(torch.utils.data.Dataset[dict[str, Tensor]]):
             "mel": mel_sbmf,
             **{name: torch.from_numpy(array) for name, array in arrays.items() if name.startswith("label_")},
         }
-        if self.waveform:
-            batch["samples"] = torch.from_numpy(arrays["samples"])
-        return batch
+        return batch | {name: torch.from_numpy(arrays[name]) for name in ("samples", "onsets") if name in arrays}
 
 
 class RestrictedDraws(NamedTuple):
@@ -139,8 +143,9 @@ class RandomSegments(_Segments):
         gain_db: tuple[float, float] | None,
         waveform: bool,
         labels: Sequence[Mapping[str, np.ndarray]] | None = None,
+        onsets: Sequence[Sequence[np.ndarray]] | None = None,
     ):
-        super().__init__(clips, segment=segment, waveform=waveform, labels=labels)
+        super().__init__(clips, segment=segment, waveform=waveform, labels=labels, onsets=onsets)
         self.seed, self.gain_db = seed, gain_db
         self._names = np.array([int(hashlib.sha256(name.encode()).hexdigest()[:15], 16) for name in styles], np.uint64)
         self._ends = [np.cumsum([piece.frames - segment + 1 for piece in clip.pieces]) for clip in clips]

@@ -201,6 +201,8 @@ def _distinct(files: Sequence[tuple[Source, str, list[dict[str, Any]]]], folder:
 class AudioFolder(AudioCorpus):
     """The user's own audio: a subfolder for each style, files of any length, sample rate and number of channels.
 
+    A folder without subfolders is one style, named after the folder; that is enough for a vocoder and a grader.
+
     root: the folder; '' means that it must be given.
     paired: whether files of the same name are the same song in every style. None: if all subfolders have the same names.
     """
@@ -210,6 +212,10 @@ class AudioFolder(AudioCorpus):
 
     def available(self) -> list[str]:
         root = self._root()
+        return self._subfolders(root) or ([root.resolve().name] if _audio_files([(root, f.name) for f in root.iterdir()]) else [])
+
+    @staticmethod
+    def _subfolders(root: Path) -> list[str]:
         return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
     def _root(self) -> Path:
@@ -223,13 +229,18 @@ class AudioFolder(AudioCorpus):
         return root
 
     def recordings(self, styles: Sequence[str], *, cache_dir: Path, num_workers: int) -> tuple[list[Recording], Failures]:
-        root, sources, failures = self._root(), [], []
+        root = self._root()
+        sources: list[Source] = []
+        failures: Failures = []
+        flat = not self._subfolders(root)
+        loose = [] if flat else _audio_files([(root, path.name) for path in root.iterdir() if path.is_file()])
+        failures += [(printable(path.name), "", "lies beside the folders of the styles; move it into one") for path in loose]
         for style in styles:
-            paths = sorted(Path(parent, name) for parent, _, names in os.walk(root / style) for name in names)
-            paths = [path for path in paths if path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".")]
+            folder = root if flat else root / style
+            paths = _audio_files([(Path(parent), name) for parent, _, names in os.walk(folder) for name in names])
             if not paths:
                 raise ValueError(
-                    f"{printable(root / style)} holds no audio; put {', '.join(sorted(AUDIO_SUFFIXES))} files there, remove "
+                    f"{printable(folder)} holds no audio; put {', '.join(sorted(AUDIO_SUFFIXES))} files there, remove "
                     "the folder, or choose others: styles=[...]"
                 )
             for path in paths:
@@ -239,14 +250,22 @@ class AudioFolder(AudioCorpus):
                 else:
                     failures.append((name, "", "can't be read; give a file that you may read"))
         hashes = build.hash_files(sources, cache_dir)
-        return [_recording(source, digest, root) for source, digest in zip(sources, hashes, strict=True)], failures
+        folders = {style: root if flat else root / style for style in styles}
+        files = zip(sources, hashes, strict=True)
+        made: list[Recording] = [_recording(source, digest, folders[source.genre]) for source, digest in files]
+        return made, failures
 
 
-def _recording(source: Source, digest: str, root: Path) -> FileRecording:
+def _audio_files(names: list[tuple[Path, str]]) -> list[Path]:
+    paths = sorted(folder / name for folder, name in names)
+    return [path for path in paths if path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".")]
+
+
+def _recording(source: Source, digest: str, folder: Path) -> FileRecording:
     return FileRecording(
         name=source.name,
         style=source.genre,
-        song=printable(source.path.relative_to(root / source.genre).with_suffix("")),
+        song=printable(source.path.relative_to(folder).with_suffix("")),
         split="",
         group=digest,
         source=source.source,

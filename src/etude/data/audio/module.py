@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from etude.audio.degradations import check_defects
 from etude.audio.mel import MelContract
 from etude.data.audio.batches import Clips, DrawSampler, FixedSegments, RandomSegments, evaluation_batches, evaluation_rows
 from etude.data.audio.build import UNIT, clips_folder, encode_all
+from etude.data.audio.checked import faulty_files
 from etude.data.audio.corpora import AudioCorpus, Failures
+from etude.data.audio.graded import FixedGraded, RandomGraded, Spoiler, onset_frames, partners_of
 from etude.data.audio.splits import Piece, assign, is_paired, refuse_empty, same_songs, usable, whole_songs
 from etude.data.audio.statistics import band_statistics, complexities
 from etude.data.base import CorpusDataModule, at_root, checked_range
@@ -56,6 +59,10 @@ class StyleDataModule(CorpusDataModule):
         waveform: bool = False,
         targets: Sequence[str] = (),
         labels_file: str | None = None,
+        defects: Sequence[str] | None = None,
+        grader: str | None = None,
+        find: Callable[..., Any] | None = None,
+        load: Callable[..., Any] | None = None,
     ):
         """Checks the arguments; reads nothing.
 
@@ -75,6 +82,10 @@ class StyleDataModule(CorpusDataModule):
         waveform: batches also hold the samples. Then one style is enough, as for a vocoder.
         targets: columns of the manifest or of `labels_file` whose classes are in the batches as `label_COLUMN`.
         labels_file: a CSV with a column `file`, with names as in the manifest, and any other columns; one line per file.
+        defects: defects of `audio.degradations` that segments are given; batches are then those of `graded.GradedSegments`, for
+            task=grader, one style is enough, and gain_db acts on segments of equal level. None for clean audio.
+        grader: a run of task=grader that looks for defects in all files before training and tells them; None for none.
+        find, load: how to find and load that run, as `run/parts.py` gives them.
 
         Raises: ValueError for an argument out of range.
         """
@@ -85,6 +96,8 @@ class StyleDataModule(CorpusDataModule):
         self.corpus, self.contract, self.waveform = at_root(corpus, root), contract, waveform
         self.segment_frames, self._wanted = segment_frames, styles
         self.gain_db = checked_range("gain_db", gain_db, -LOUDEST_CHANGE_DB, LOUDEST_CHANGE_DB)
+        self.defects = None if defects is None else check_defects(defects)
+        self.grader, self._find, self._load = grader, find, load
         self._check_lowest(segment_frames=1)
         self._styles: tuple[str, ...] = ()
         self._pieces: list[Piece] | None = None
@@ -120,9 +133,17 @@ class StyleDataModule(CorpusDataModule):
             cache=self.cache_dir / "statistics",
             name=self._digest(pieces, styles),
         )
+        if self.defects is not None:
+            each, cache = [(split, style) for split in SPLITS for style in styles], self.cache_dir / "statistics"
+            name = self._digest(pieces, styles)
+            found = onset_frames(recordings, [self._clips[place] for place in each], cache=cache, name=name)
+            self._onsets = dict(zip(each, found, strict=True))
         self._styles, self._pieces, self._paired = styles, pieces, is_paired(pieces, styles)
         if clipping:
             lines.append(f"{counted(len(clipping), 'file clips', 'files clip')}, such as {clipping[0]}; kept nevertheless")
+        if self.grader is not None:
+            clips = [self._clips[split, style] for split in SPLITS for style in styles]
+            lines += faulty_files(self.grader, clips, cache=self.cache_dir / "statistics", find=self._find, load=self._load)
         if self._quarantine:
             left = counted(len(self._quarantine), "file is", "files are")
             lines.append(f"{left} left out, such as {': '.join(filter(None, self._quarantine[0]))}")
@@ -134,7 +155,7 @@ class StyleDataModule(CorpusDataModule):
             raise ValueError(f"styles={list(chosen)}: {unknown[0]!r} is not there; there are {', '.join(available) or 'none'}")
         if len(set(chosen)) < len(chosen):
             raise ValueError(f"styles={list(chosen)} names a style twice; name each once")
-        if len(chosen) < (1 if self.waveform else 2):
+        if len(chosen) < (1 if self.waveform or self.defects is not None else 2):
             where = self.corpus.root or type(self.corpus).__name__
             raise ValueError(
                 f"{where}: style transfer needs at least 2 styles, and here are {len(chosen)} ({', '.join(chosen) or 'none'}); "
@@ -180,8 +201,9 @@ class StyleDataModule(CorpusDataModule):
 
     @property
     def parts(self) -> dict[str, Any]:
-        """Arguments for building a task: contract, styles, statistics, and the classes of each of `targets`."""
-        return {"contract": self.contract, "styles": self.styles, "statistics": self.statistics, **self.label_parts}
+        """Arguments for building a task: contract, styles, statistics, defects, and the classes of each of `targets`."""
+        graded = {} if self.defects is None else {"defects": self.defects, "segment_frames": self.segment_frames}
+        return {"contract": self.contract, "styles": self.styles, "statistics": self.statistics, **graded, **self.label_parts}
 
     @property
     def quarantine(self) -> Failures:
@@ -284,19 +306,36 @@ class StyleDataModule(CorpusDataModule):
             styles=self.styles,
             seed=self.seed,
             segment=self.segment_frames,
-            gain_db=self.gain_db,
-            waveform=self.waveform,
+            gain_db=None if self.defects is not None else self.gain_db,
+            waveform=self.waveform or self.defects is not None,
             labels=self._style_classes("train"),
+            onsets=self._onsets_of("train"),
         )
-        return self._loader(segments, sampler)
+        if self.defects is None:
+            return self._loader(segments, sampler)
+        spoiler = Spoiler(self.defects, self.contract, self.gain_db)
+        return self._loader(RandomGraded(segments, spoiler=spoiler, styles=self.styles, waveform=self.waveform), sampler)
+
+    def _onsets_of(self, split: str) -> list[list[np.ndarray]] | None:
+        return None if self.defects is None else [self._onsets[split, style] for style in self.styles]
 
     def _evaluation(self, split: str) -> StatefulDataLoader:
         rank, world = self._place()
         clips = [self._of(split, style) for style in self.styles]
         rows = evaluation_rows(clips, segment=self.segment_frames, paired=self.paired)
         batches = evaluation_batches(rows, batch_size=self.batch_size, rank=rank, world=world)
-        segments = FixedSegments(clips, segment=self.segment_frames, waveform=self.waveform, labels=self._style_classes(split))
-        return self._loader(segments, batches)
+        segments = FixedSegments(
+            clips,
+            segment=self.segment_frames,
+            waveform=self.waveform or self.defects is not None,
+            labels=self._style_classes(split),
+            onsets=self._onsets_of(split),
+        )
+        if self.defects is None:
+            return self._loader(segments, batches)
+        spoiler = Spoiler(self.defects, self.contract, None)
+        graded = FixedGraded(segments, partners=partners_of(rows), spoiler=spoiler, styles=self.styles, waveform=self.waveform)
+        return self._loader(graded, batches)
 
     # --- state ---
 

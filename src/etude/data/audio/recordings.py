@@ -14,7 +14,7 @@ from etude.audio.resampling import Resampler
 from etude.data.cache.version import ARRANGING, DECODING
 from etude.data.scores import build
 from etude.music.arrangement import arrange
-from etude.music.score import duration_seconds
+from etude.music.score import duration_seconds, seconds_at
 from etude.render.scores import render
 from etude.render.synthesizers import Synthesizer, synthesizer_version
 
@@ -53,6 +53,10 @@ class Recording(ABC):
         Raises: ValueError for a recording that can't be decoded.
         """
 
+    def onsets(self) -> np.ndarray | None:
+        """Returns the times of its notes' onsets in seconds, ascending, where its score is known; otherwise None."""
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class ArrangedRecording(Recording):
@@ -82,6 +86,10 @@ class ArrangedRecording(Recording):
         sound = render(score, sample_rate=sample_rate, soundfont=self.soundfont, synthesizer=self.synthesizer)
         # without the decay of the last chord: its seconds of near silence would dominate the band statistics of the styles
         yield sound.mean(axis=0)[: round(duration_seconds(score) * sample_rate)]
+
+    def onsets(self) -> np.ndarray:
+        score = arrange(build.load_score(self.scores, self.row), self.style, max_seconds=self.max_seconds)
+        return seconds_at(score, np.unique(np.concatenate([track.notes.numpy()["time"] for track in score.tracks])))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,7 +54,8 @@ class LengthWarmup(Technique):
             raise ValueError(f"technique length_warmup cuts scores or mels, {type(pl_module).__name__} has neither; remove it")
         if isinstance(pl_module, HasMelContract) and not isinstance(pl_module, Styled):
             raise ValueError(
-                f"technique length_warmup cuts mels but not waveforms, and {type(pl_module).__name__} needs both; remove it"
+                f"technique length_warmup cuts mels alone, and {type(pl_module).__name__} also needs the waveforms, or truths of "
+                "frames, that belong to them; remove it"
             )
         if trainer.max_steps < 1:
             raise ValueError("technique length_warmup needs the length of the run; set max_steps")
