@@ -29,9 +29,7 @@ def limited(samples: Tensor, ceiling: float) -> Tensor:
 
 def test_a_peak_between_two_samples_is_found() -> None:
     time = torch.arange(RATE, dtype=torch.float64)
-    quarter = torch.sin(math.pi / 2 * time + math.pi / 4)[
-        None
-    ].float()  # a quarter of the rate, its peaks half-way between samples
+    quarter = torch.sin(math.pi / 2 * time + math.pi / 4)[None].float()  # its peaks lie half-way between samples
     assert quarter.abs().max() == pytest.approx(math.sqrt(0.5), abs=1e-3)
     assert peaks_of(quarter)[2:-2].min() == pytest.approx(1.0, abs=0.01)
 

@@ -93,8 +93,8 @@ def polarities(path: Path | str) -> Tensor:
     """Returns the sign of each channel in the mono mix, float32 [c]: all 1, unless the plain mean would cancel the sound.
 
     The mean cancels if it has less than a tenth of the energy that the mean of independent channels of these energies has, as
-    with a stereo file in antiphase. Then channels whose correlation with the loudest one is below -0.5 get -1. Reads the whole file
-    if it has several channels.
+    with a stereo file in antiphase. Then channels whose correlation with the loudest one is below -0.5 get -1. A file of several
+    channels is read as a whole.
 
     Raises:
         AudioError: see `stream_audio`.

@@ -78,7 +78,7 @@ class BandStatistics(nn.Module):
 
 
 def silence(sounding_n1f: Tensor) -> Tensor:
-    """Returns how silent each frame is, 0 to 1: its distance to the nearest sounding frame divided by `FADE_FRAMES`, at most 1."""
+    """Returns how silent each frame is, 0 to 1: the distance to the nearest sounding frame over `FADE_FRAMES`, at most 1."""
     heard = sounding_n1f.float()
     near = [F.max_pool1d(heard, 2 * reach + 1, stride=1, padding=reach) for reach in range(FADE_FRAMES)]
     return 1 - torch.stack(near).mean(0)
