@@ -58,7 +58,11 @@ class SplitFolder(AudioCorpus):
         found: list[Recording] = []
         for split in COUNTS:
             for style in styles:
-                paths = [p for p in sorted((Path(self.root) / split / style).iterdir()) if p.suffix.lower() in AUDIO_SUFFIXES]
+                paths = [
+                    p
+                    for p in sorted((Path(self.root) / split / style).iterdir())
+                    if p.suffix in AUDIO_SUFFIXES and p.name[0] != "."
+                ]
                 for path in paths:
                     digest = hashlib.sha256(path.read_bytes()).hexdigest()
                     about = {"style": style, "song": path.stem, "split": split, "source": self.root, "licence": "unknown"}
@@ -202,13 +206,17 @@ def arranged(tune: Score, style: str) -> Score:
 
 
 def render_one(job: tuple[Path, bytes, str, Path]) -> None:
-    """Writes the audio of one tune in one style, without the decay of the last chord, as the first bed does."""
+    """Writes the audio of one tune in one style, if it is not there yet, without the decay of the last chord, as the first bed does."""
     path, score, style, soundfont = job
+    if path.is_file():
+        return
     made = arranged(Score.from_midi(score), style)
     sound = render(made, sample_rate=RATE, soundfont=soundfont, synthesizer="fluidsynth")
     end = max(note.end for track in made.tracks for note in track.notes)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_audio(path, sound[:, : round(end / 480 * 60 / BPM * RATE)], RATE)
+    aside = path.with_name(f".{path.name}")
+    write_audio(aside, sound[:, : round(end / 480 * 60 / BPM * RATE)], RATE)
+    aside.replace(path)
 
 
 def main() -> None:
