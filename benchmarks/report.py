@@ -215,6 +215,7 @@ def long_context() -> list[str]:
 
 def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
+    from report_audio import audio
     from report_defaults import defaults
     from report_generation import generation
     from report_optimizers import optimizers
@@ -233,6 +234,7 @@ def main() -> None:
             generation(),
             tokenizers(),
             style_transfer(),
+            audio(),
             sweeps(),
             speed(),
         )

@@ -1,7 +1,7 @@
 """A second test bed of style transfer, on which nothing is ever chosen: other tunes, arranger, synthesizer and soundfont.
 
     python benchmarks/second_bed.py --out outputs/second_bed        # needs fluidsynth and an .sf2 file other than the default
-    python benchmarks/style_second.py --bed outputs/second_bed      # measures on it; any folder of this form will do
+    python benchmarks/style_transfer.py --bed outputs/second_bed    # measures on it; any folder of this form will do
 
 The folder holds SPLIT/STYLE/TUNE.flac: for `train` other tunes in each style, for `val` and `test` the same tunes in all styles.
 The tunes are those of Aird's Airs, which the first bed (Ryan's Mammoth, O'Neill's) does not use. The arranger below shares no
@@ -44,9 +44,11 @@ class SplitFolder(AudioCorpus):
     """Audio files in SPLIT/STYLE/ below a folder; the styles and splits are those of the folders.
 
     root: the folder.
+    paired: None, since the splits tell which songs are paired.
     """
 
     root: str = ""
+    paired: bool | None = None
 
     def available(self) -> list[str]:
         found = [style for style in STYLES if all((Path(self.root) / split / style).is_dir() for split in COUNTS)]
@@ -58,11 +60,8 @@ class SplitFolder(AudioCorpus):
         found: list[Recording] = []
         for split in COUNTS:
             for style in styles:
-                paths = [
-                    p
-                    for p in sorted((Path(self.root) / split / style).iterdir())
-                    if p.suffix in AUDIO_SUFFIXES and p.name[0] != "."
-                ]
+                listed = sorted((Path(self.root) / split / style).iterdir())
+                paths = [path for path in listed if path.suffix in AUDIO_SUFFIXES and path.name[0] != "."]
                 for path in paths:
                     digest = hashlib.sha256(path.read_bytes()).hexdigest()
                     about = {"style": style, "song": path.stem, "split": split, "source": self.root, "licence": "unknown"}
@@ -206,7 +205,7 @@ def arranged(tune: Score, style: str) -> Score:
 
 
 def render_one(job: tuple[Path, bytes, str, Path]) -> None:
-    """Writes the audio of one tune in one style, if it is not there yet, without the decay of the last chord, as the first bed does."""
+    """Writes the audio of one tune in one style, if it is not there yet; without the last chord's decay, as on the first bed."""
     path, score, style, soundfont = job
     if path.is_file():
         return
@@ -228,7 +227,7 @@ def main() -> None:
     try:
         check_synthesizer("fluidsynth", args.soundfont)
     except ValueError as error:
-        sys.exit(f"error: {error}; or give style_second.py a folder that was rendered elsewhere, --bed FOLDER")
+        sys.exit(f"error: {error}; or give style_transfer.py a folder that was rendered elsewhere, --bed FOLDER")
     jobs, supply = [], tunes()
     for split, count in COUNTS.items():
         for number in range(count * (len(STYLES) if split == "train" else 1)):
