@@ -55,9 +55,9 @@ def goals(found: list[Row]) -> str:
 
 def audio() -> str:
     """Writes docs/results/audio.md; returns the README's table, '' if nothing was measured."""
-    latest = {tuple(row[key] for key in ("recipe", "pair", "budget_s", "seed", "source", "target", "row")): row
-              for row in rows("style_second.jsonl")}  # fmt: skip
-    found = [row for row in latest.values() if row["recipe"] == "default"]
+    latest = {tuple(row[key] for key in ("pair", "budget_s", "seed", "source", "target", "row")): row
+              for row in rows("style_second.jsonl") if row["recipe"] == "default"}  # fmt: skip
+    found = list(latest.values())
     if not found:
         return ""
     parts, summary = ["# Restyled audio on a second test bed", INTRODUCTION], []
@@ -70,7 +70,7 @@ def audio() -> str:
         both = [f"{cell(mine, 'affine', c)} → **{cell(mine, 'model', c)}**" for c in ("l1_nats", "note_f1", "fad")]
         chroma = f"{cell(mine, 'copy', 'chroma_r')} → **{cell(mine, 'model', 'chroma_r')}**"
         summary.append([f"{source} to {target}", *both, chroma, cell(mine, "model", "squeals")])
-    parts += tried([row for row in latest.values() if row["recipe"] != "default"]) + real()
+    parts += real()
     notes = RESULTS / "audio_notes.md"
     parts += [notes.read_text() if notes.exists() else "", "## Where the rows come from\n\n" + where(found)]
     (RESULTS / "audio.md").write_text("\n\n".join(part for part in parts if part).rstrip() + "\n")
@@ -86,17 +86,6 @@ def first_bed(source: str, target: str) -> str:
         mine = [row for row in found if row["budget_s"] == budget]
         told.append(f"{100 * mean(mine, 'model', 'l1_nats') / mean(mine, 'affine', 'l1_nats'):.0f} % at {budget:.0f} CPU-seconds")
     return f"On the first bed, the L1 of the mel as a share of affine's was {', '.join(told)}." if told else ""
-
-
-def tried(found: list[Row]) -> list[str]:
-    """Returns the section on what was tried on the first bed, one change each."""
-    lines = [
-        [f"{row['recipe']}: `{' '.join(row['options'].split()[3:])}`", f"{row['source']} to {row['target']}",
-         f"{row['budget_s']:.0f}", *(cell([row], "model", c) for c in ("l1_nats", "chroma_r", "note_f1", "squeals"))]
-        for row in found if row["row"] == "model"
-    ]  # fmt: skip
-    header = ["change", "direction", "CPU-s", "L1, nats", "chroma r", "note F1", "squeals, %"]
-    return ["## What was tried", table(header, lines)] if lines else []
 
 
 def real() -> list[str]:

@@ -199,9 +199,9 @@ def test_digital_silence_stays_free_of_clicks(tmp_path: Path, options: dict[str,
     samples[:, 32_000:80_000] = 0
     (out,) = restyle(**{**options, "task": Hum(), "intensity": 0.9999}, input=str(file(tmp_path / "a.wav", samples)))
     middle = read_audio(out)[0][0, 34_000:78_000]
-    assert middle.abs().max() < 5 * middle.std()  # noise; a click in each frame had 13
+    assert middle.abs().max() < 5 * middle.std()  # noise; a click in each frame had 16
     hops = middle[: len(middle) // 256 * 256].unflatten(0, (-1, 256)).square().mean(0)
-    assert hops.max() < 2 * hops.mean()  # no place within a hop is louder than others
+    assert hops.max() < 2 * hops.mean()  # no place within a hop is louder than others; clicks had 255
 
 
 def test_a_stereo_file_in_antiphase_is_restyled_as_what_it_sounds_like(

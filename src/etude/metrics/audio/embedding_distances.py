@@ -61,7 +61,8 @@ def kernel_audio_distance(embeddings: ArrayLike, reference: ArrayLike) -> float:
 def _squared_distances(a: Floats, b: Floats) -> Floats:
     centre = b.mean(axis=0)  # a large common offset would lose the precision of the differences
     a, b = a - centre, b - centre
-    return np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T, 0.0)
+    found: Floats = np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T, 0.0)
+    return found
 
 
 def _checked(embeddings: ArrayLike, reference: ArrayLike) -> tuple[Floats, Floats]:

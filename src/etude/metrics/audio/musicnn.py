@@ -80,7 +80,7 @@ class Musicnn:
 
     def _hidden(self, mel_ptm: Tensor) -> Tensor:
         """Returns the last hidden layer [p, d] of patches, a few at a time."""
-        return torch.cat([self._forward(part) for part in mel_ptm.split(4)])
+        return torch.cat([self._forward(part) for part in torch.split(mel_ptm, 4)])
 
     def _forward(self, mel_ptm: Tensor) -> Tensor:
         x = self._normalised(mel_ptm[:, None], 0)

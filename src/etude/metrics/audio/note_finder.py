@@ -69,7 +69,8 @@ class NoteFinder:
         count = -(-frames // INNER)
         padded = np.pad(wave, (EDGE * HOP, count * INNER * HOP + WINDOW - len(wave)))
         windows = np.stack([padded[w * INNER * HOP :][:WINDOW] for w in range(count)])[:, :, None]
-        sounding, onsets = [], []
+        sounding: list[NDArray[np.float32]] = []
+        onsets: list[NDArray[np.float32]] = []
         for start in range(0, count, AT_ONCE):
             inputs = {self._input: windows[start : start + AT_ONCE]}
             made = self._session.run(["StatefulPartitionedCall:1", "StatefulPartitionedCall:2"], inputs)

@@ -45,7 +45,7 @@ def read_variables(folder: Path | str) -> dict[str, NDArray[np.float32]]:
         for name, value in _entries(table, begin, length, index):
             fields = _fields(value)
             if name and fields.get(1, [0])[0] == FLOAT32:  # the entry without a name is the header
-                offset, count = int(fields.get(4, [0])[0]), int(fields[5][0])  # type: ignore[call-overload]
+                offset, count = int(fields.get(4, [0])[0]), int(fields[5][0])
                 array = np.frombuffer(numbers, "<f4", count // 4, offset)
                 found[name] = array.reshape(_shape(fields[2][0])) if 2 in fields else array.reshape(())
     return found
