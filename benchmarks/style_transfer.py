@@ -56,14 +56,18 @@ class StepClock(pl.Callback):
         self.curve.append([round(self.seconds, 1), *(round(float(found[name]), 4) for name in ("val/frechet", "val/l1"))])
 
 
-def fit(cfg: Any, folder: Path, *, steps: int, checks: int) -> tuple[Any, Any, StepClock]:
-    """Trains as train.py does, with `checks` validations, and returns (task with its averaged weights, data, clock)."""
+def fit(cfg: Any, folder: Path, *, steps: int, checks: int, bed: bool = False) -> tuple[Any, Any, StepClock]:
+    """Trains as train.py does, with `checks` validations, and returns (task with its averaged weights, data, clock).
+
+    bed: whether data.root is a folder of second_bed.py. Checkpoints call it a folder of audio: they name Etude's classes only.
+    """
     pl.seed_everything(cfg.seed, verbose=False)
     with open_dict(cfg):
         cfg.trainer.max_steps = steps
         cfg.trainer.val_check_interval = max(1, steps // checks) if checks else None
         cfg.trainer.limit_val_batches = 1.0 if checks else 0
-    datamodule = run.prepare_data(cfg.data, None, folder)
+    data = OmegaConf.merge(cfg.data, {"corpus": {"_target_": "second_bed.SplitFolder"}}) if bed else cfg.data
+    datamodule = run.prepare_data(data, None, folder)
     task = run.build_task(cfg, **datamodule.parts)
     task.recipe = OmegaConf.to_container(cfg, resolve=True)
     techniques = Composition(run.instantiate(node) for node in (cfg.get("technique") or {}).values()).techniques
@@ -96,16 +100,16 @@ def main() -> None:
     if args.bed is not None:
         if not args.bed.is_dir():
             sys.exit(f"error: --bed {args.bed} is not a folder; make it with benchmarks/second_bed.py")
-        bed = ["data=audio_folder", f"data.root={args.bed}", "data.corpus._target_=second_bed.SplitFolder"]
+        bed = ["data=audio_folder", f"data.root={args.bed}"]
     for pair in args.pairs:
         for seed in args.seeds:
             with tempfile.TemporaryDirectory() as scratch:
                 folder = (args.keep or Path(scratch)) / f"{args.name}_{pair.replace(',', '-')}_{args.budget:.0f}_{seed}"
                 folder.mkdir(parents=True, exist_ok=True)
                 options = ["task=style_transfer", f"styles=[{pair}]", f"seed={seed}", *bed, *args.options]
-                _, _, trial = fit(composed(options, folder), folder, steps=40, checks=0)
+                _, _, trial = fit(composed(options, folder), folder, steps=40, checks=0, bed=bool(bed))
                 steps = max(50, int(args.budget / (trial.seconds / trial.steps)))
-                task, datamodule, clock = fit(composed(options, folder), folder, steps=steps, checks=args.checks)
+                task, datamodule, clock = fit(composed(options, folder), folder, steps=steps, checks=args.checks, bed=bool(bed))
                 rows = score_styles(
                     task=task, datamodule=datamodule, folder=folder, num_songs=args.songs, perceptual_songs=args.heard
                 )
