@@ -11,7 +11,7 @@ from symusic import Note, Score, Tempo, Track
 from torch import Tensor
 
 from etude.audio.mel import MelContract
-from etude.evaluation.perceptual import COLUMNS, SECONDS, Listener, opening, training_reference
+from etude.evaluation.perceptual import COLUMNS, SECONDS, Listener, opening
 from etude.render.scores import render
 
 CONTRACT = MelContract()
@@ -19,15 +19,15 @@ CONTRACT = MelContract()
 
 @cache
 def tune(seed: int, program: int = 0) -> Tensor:
-    """Five seconds of notes on a chord, mono [n]."""
+    """Seven seconds of notes on a chord, mono [n]."""
     draws = np.random.default_rng(seed)
     score = Score(480)
     score.tempos.append(Tempo(0, 120))
     track = Track(program=program)
-    for number in range(10):
+    for number in range(14):
         track.notes.append(Note(480 * number, 440, int(draws.choice([55, 60, 64, 67, 69, 72])), 90))
     score.tracks.append(track)
-    samples = torch.from_numpy(render(score, sample_rate=16_000).mean(0))[: 5 * 16_000]
+    samples = torch.from_numpy(render(score, sample_rate=16_000).mean(0))[: 7 * 16_000]
     return samples[: len(samples) // 256 * 256]
 
 
@@ -51,7 +51,7 @@ def listener() -> Any:
 
 def test_the_truth_is_perfect_and_another_song_is_not(listener: Listener) -> None:
     sources, truths = [tune(0), tune(1)], [tune(0, 73), tune(1, 73)]
-    reference = training_reference(listener, Data(), "any")
+    reference = listener.reference(Data(), "any")
     assert reference.shape[1] == 200 and len(reference) >= 4
     options: dict[str, Any] = {"sources": sources, "truths": truths, "reference_pd": reference}
     oracle, copy, stranger = (listener.compare(x, **options) for x in (truths, sources, truths[::-1]))

@@ -51,6 +51,7 @@ class Listener:
         self.contract, self._vocoder = contract, GriffinLim(contract)
         self._finder, self._embedder = NoteFinder(), Musicnn()
         self._notes: dict[int, tuple[Tensor, Floats]] = {}  # of tensors that are heard again, such as sources
+        self._references: dict[str, Floats] = {}
 
     def sound(self, log_mel_mf: Tensor, source_n: Tensor) -> Tensor:
         """Returns the waveform [n] of a mel, beginning with the phases of its source [n], as `transfer.py` makes it."""
@@ -61,6 +62,13 @@ class Listener:
     def embeddings(self, songs: Sequence[Tensor]) -> Floats:
         """Returns the embeddings of all songs [p, d]."""
         return np.concatenate([self._embedder(song, sample_rate=self.contract.sample_rate) for song in songs])
+
+    def reference(self, datamodule: Any, style: str) -> Floats:
+        """Returns the embeddings of up to `REFERENCE_SONGS` training songs of a style [p, d]; those of a style are made once."""
+        if style not in self._references:
+            count = min(REFERENCE_SONGS, datamodule.num_pieces("train", style))
+            self._references[style] = self.embeddings([opening(datamodule, "train", style, i) for i in range(count)])
+        return self._references[style]
 
     def notes(self, song_n: Tensor) -> Floats:
         """Returns the notes of a song; those of the same tensor are found once."""
@@ -107,12 +115,6 @@ class Listener:
         meter = LoudnessMeter(self.contract.sample_rate)
         meter.push(song_n[None])
         return meter.loudness()
-
-
-def training_reference(listener: Listener, datamodule: Any, style: str) -> Floats:
-    """Returns the embeddings of up to `REFERENCE_SONGS` training songs of a style [p, d]."""
-    count = min(REFERENCE_SONGS, datamodule.num_pieces("train", style))
-    return listener.embeddings([opening(datamodule, "train", style, i) for i in range(count)])
 
 
 def opening(datamodule: Any, split: str, style: str, index: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from etude.audio.griffin_lim import GriffinLim
 from etude.core.protocols import HasAffineBaseline, Translates
-from etude.evaluation.perceptual import Listener, opening, training_reference
+from etude.evaluation.perceptual import Listener, opening
 from etude.evaluation.style_comparison import COLUMNS, compare_mels
 from etude.metrics.audio.artefacts import squeal_share
 from etude.metrics.audio.mel_distances import frechet_distance, mmd
@@ -184,30 +184,23 @@ def _direction(
 def _listened(
     listener: Listener, datamodule: Any, made: Mapping[str, Sequence[Tensor]], source: str, target: str, split: str, songs: int
 ) -> dict[str, dict[str, float]]:
-    """Returns the values of `perceptual.COLUMNS` of each row, of the openings of the first songs."""
-    count = min(songs, len(made["copy"]))
+    """Returns the values of `perceptual.COLUMNS` of each row but `stranger`, of the openings of the first songs."""
+    count, hop = min(songs, len(made["copy"])), listener.contract.hop_length
     sources = [opening(datamodule, split, source, i) for i in range(count)]
     truths = [opening(datamodule, split, target, i) for i in range(count)] if datamodule.paired else None
+    if truths is not None:  # the versions of a song may end at different times
+        ends = [min(map(len, pair)) // hop * hop for pair in zip(sources, truths, strict=True)]
+        sources, truths = ([song[:end] for song, end in zip(side, ends, strict=True)] for side in (sources, truths))
     sounds: dict[str, Sequence[Tensor]] = {"copy": sources}
     for name in ("affine", "model"):
-        cut = [mel[:, : listener.contract.num_frames(len(song))] for mel, song in zip(made[name], sources, strict=False)]
-        sounds[name] = [
-            listener.sound(mel, song[: mel.shape[1] * listener.contract.hop_length])
-            for mel, song in zip(cut, sources, strict=True)
-        ]
+        pairs = zip(made[name], sources, strict=False)
+        sounds[name] = [listener.sound(mel[:, : listener.contract.num_frames(len(song))], song) for mel, song in pairs]
     if truths is not None:
         sounds["oracle"] = truths
-    if truths is not None and "stranger" in made and count > 1:
-        sounds["stranger"] = [*truths[1:], *truths[:1]]
-    reference = training_reference(listener, datamodule, target)
-    found = {}
-    for name, fakes in sounds.items():
-        others = truths
-        if truths is not None:  # versions of a song, and other songs, end at different times
-            ends = [min(map(len, pair)) for pair in zip(fakes, truths, strict=True)]
-            fakes, others = ([song[:end] for song, end in zip(side, ends, strict=True)] for side in (fakes, truths))
-        found[name] = listener.compare(fakes, sources=sources, truths=others, reference_pd=reference)
-    return found
+    reference = listener.reference(datamodule, target)
+    return {
+        name: listener.compare(fakes, sources=sources, truths=truths, reference_pd=reference) for name, fakes in sounds.items()
+    }
 
 
 def _other_songs(truths: list[Tensor]) -> list[Tensor]:

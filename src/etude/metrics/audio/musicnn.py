@@ -18,7 +18,7 @@ from etude.audio.resampling import Resampler
 from etude.metrics.audio.tf_checkpoint import read_variables
 
 SAMPLE_RATE, N_FFT, HOP, N_MELS = 16_000, 512, 256, 96
-PATCH, STEP = 187, 94  # frames of a patch, and from one to the next: 3 s, 1.5 s
+PATCH = 187  # frames of a patch: 3 s
 EPSILON = 1e-3  # of TensorFlow's batch normalisation
 NAMES = (
     "guitar,classical,slow,techno,strings,drums,electronic,rock,fast,piano,ambient,beat,violin,vocal,synth,female,indian,opera,"
@@ -76,7 +76,7 @@ class Musicnn:
         spectrum = torch.stft(wave_1n, N_FFT, HOP, window=window, center=True, pad_mode="constant", return_complex=True)[0]
         mel_tm = torch.log10(10_000 * (_filterbank() @ spectrum.abs().square()) + 1).T
         mel_tm = mel_tm.repeat(-(-PATCH // len(mel_tm)), 1) if len(mel_tm) < PATCH else mel_tm
-        return mel_tm.unfold(0, PATCH, STEP).transpose(1, 2)
+        return mel_tm.unfold(0, PATCH, PATCH).transpose(1, 2)
 
     def _hidden(self, mel_ptm: Tensor) -> Tensor:
         """Returns the last hidden layer [p, d] of patches, a few at a time."""
