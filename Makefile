@@ -70,8 +70,10 @@ effects: setup  ## measure the techniques: make effects JSB=Jsb16thSeparated.jso
 
 lock:  ## pin pyproject.toml again into requirements.lock
 	@{ echo "# Complete pin of pyproject.toml with all extras; written by 'make lock'. Installed with --no-deps: tinysoundfont's"; \
-	   echo "# pyaudio is left out, because it does not build without PortAudio and rendering does not need it."; \
-	   $(BIN)/uv pip compile --quiet --no-annotate --no-header --all-extras --python-version 3.11 pyproject.toml | grep -v '^pyaudio'; \
+	   echo "# pyaudio is left out, because it does not build without PortAudio and rendering does not need it; so are TensorFlow and"; \
+	   echo "# librosa, which basic-pitch and musicnn ask for, because only the networks in their wheels are read."; \
+	   $(BIN)/uv pip compile --quiet --no-annotate --no-header --all-extras --python-version 3.11 --override \
+	     <(printf "%s; sys_platform == 'never'\n" tensorflow librosa resampy mir-eval; echo "numpy>=2") pyproject.toml | grep -v '^pyaudio'; \
 	 } > requirements.lock.new && mv requirements.lock.new requirements.lock
 
 dashboard: setup  ## open a sweep's trials in the browser: make dashboard [STORAGE=outputs/sweeps/STUDY/study.journal]; without, the newest

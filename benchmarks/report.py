@@ -215,6 +215,7 @@ def long_context() -> list[str]:
 
 def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
+    from report_audio import audio
     from report_defaults import defaults
     from report_generation import generation
     from report_grader import grader
@@ -235,6 +236,7 @@ def main() -> None:
             tokenizers(),
             style_transfer(),
             grader(),
+            audio(),
             sweeps(),
             speed(),
         )

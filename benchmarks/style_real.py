@@ -4,8 +4,10 @@
         --pictures docs/results
 
 For each recording and style: distance of its band means and deviations to the style's training audio before and after (root
-of the mean square over bands, nats, loudness apart), and agreement of onsets and of the chroma of the waveform with the
-recording itself. A recording that is far from all styles is also far from the training data.
+of the mean square over bands, nats, loudness apart), and agreement of onsets, of the chroma of the waveform and of the notes that
+a network finds with the recording itself; the share of frames with a band more than 6 dB above all training frames of the style,
+clicks at the hop rate and the loudness range, before and after. A recording that is far from all styles is also far from the
+training data.
 """
 
 import argparse
@@ -21,7 +23,10 @@ from etude.audio.files import AudioWriter, read_audio
 from etude.audio.griffin_lim import GriffinLim
 from etude.core.checkpoint_search import find_checkpoint
 from etude.core.protocols import Restyles
+from etude.metrics.audio.artefacts import click_level, loudness_range, squeal_share
 from etude.metrics.audio.mel_features import onset_agreement, waveform_chroma_correlation
+from etude.metrics.audio.note_finder import NoteFinder
+from etude.metrics.audio.notes import note_f1
 from etude.report.style_plots import mel_panels
 from etude.run import parts as run
 from etude.run.quiet import quiet_lightning
@@ -44,7 +49,9 @@ def measure(task: Any, path: Path, folder: Path, name: str, pictures: Path | Non
     frame_rate = contract.sample_rate / contract.hop_length
     source_n = read_audio(path, sample_rate=contract.sample_rate, mono=True)[0]
     source_mf = contract.log_mel(source_n)[0]
-    before = task.bands.distances(source_mf)
+    before, rate = task.bands.distances(source_mf), contract.sample_rate
+    finder = NoteFinder()
+    source_notes = finder(source_n[0], sample_rate=rate)
     panels = {"as it is": source_mf}
     for number, style in enumerate(task.styles):
         out = folder / f"{path.stem}_{style}.wav"
@@ -57,7 +64,11 @@ def measure(task: Any, path: Path, folder: Path, name: str, pictures: Path | Non
             "distance_before": math.sqrt(float(before[number]) / contract.n_mels),
             "distance_after": math.sqrt(float(task.bands.distances(fake_mf)[number]) / contract.n_mels),
             "onset_f": onset_agreement(source_mf, fake_mf, frame_rate=frame_rate),
-            "chroma_r": waveform_chroma_correlation(source_n[0], fake_n[0], sample_rate=contract.sample_rate),
+            "chroma_r": waveform_chroma_correlation(source_n[0], fake_n[0], sample_rate=rate),
+            "note_f1": note_f1(finder(fake_n[0], sample_rate=rate), source_notes),
+            "squeals": [squeal_share(mel, task.bands.statistics[number, 2]) for mel in (source_mf, fake_mf)],
+            "clicks_db": [click_level(x[0], sample_rate=rate, click_rate=frame_rate) for x in (source_n, fake_n)],
+            "range_db": [loudness_range(x[0], sample_rate=rate) for x in (source_n, fake_n)],
         })  # fmt: skip
     if pictures is not None:
         (pictures / f"style_real_{name}.png").write_bytes(mel_panels(panels, frame_seconds=1 / frame_rate))

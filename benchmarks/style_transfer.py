@@ -5,11 +5,17 @@
 
 The budget covers the training steps: losses, backward pass, clipping, optimizer, average. It does not cover drawing batches
 (under 1 ms each) and validation. The number of steps is computed from the speed of a trial of 40 steps.
+
+With --bed FOLDER, the audio is that of another test bed, see second_bed.py; --heard N listens to N songs, too:
+
+    OMP_NUM_THREADS=1 python benchmarks/style_transfer.py --bed outputs/second_bed --heard 12 --budget 600 --seeds 0 \
+        --rows docs/results/rows/style_second.jsonl
 """
 
 import argparse
 import json
 import shutil
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -50,14 +56,18 @@ class StepClock(pl.Callback):
         self.curve.append([round(self.seconds, 1), *(round(float(found[name]), 4) for name in ("val/frechet", "val/l1"))])
 
 
-def fit(cfg: Any, folder: Path, *, steps: int, checks: int) -> tuple[Any, Any, StepClock]:
-    """Trains as train.py does, with `checks` validations, and returns (task with its averaged weights, data, clock)."""
+def fit(cfg: Any, folder: Path, *, steps: int, checks: int, bed: bool = False) -> tuple[Any, Any, StepClock]:
+    """Trains as train.py does, with `checks` validations, and returns (task with its averaged weights, data, clock).
+
+    bed: whether data.root is a folder of second_bed.py. Checkpoints call it a folder of audio: they name Etude's classes only.
+    """
     pl.seed_everything(cfg.seed, verbose=False)
     with open_dict(cfg):
         cfg.trainer.max_steps = steps
         cfg.trainer.val_check_interval = max(1, steps // checks) if checks else None
         cfg.trainer.limit_val_batches = 1.0 if checks else 0
-    datamodule = run.prepare_data(cfg.data, None, folder)
+    data = OmegaConf.merge(cfg.data, {"corpus": {"_target_": "second_bed.SplitFolder"}}) if bed else cfg.data
+    datamodule = run.prepare_data(data, None, folder)
     task = run.build_task(cfg, **datamodule.parts)
     task.recipe = OmegaConf.to_container(cfg, resolve=True)
     techniques = Composition(run.instantiate(node) for node in (cfg.get("technique") or {}).values()).techniques
@@ -80,20 +90,29 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=None, help="JSON lines to append to")
     parser.add_argument("--keep", type=Path, default=None, help="folder for checkpoints, pictures and reports")
     parser.add_argument("--pictures", type=Path, default=None, help="folder for the first seed's mels, style_<from>_to_<to>.png")
+    parser.add_argument("--bed", type=Path, default=None, help="folder of second_bed.py; the rendered tunes of Etude without it")
+    parser.add_argument("--heard", type=int, default=0, help="held-out songs that are compared as sound, too")
     parser.add_argument("--name", default="default", help="what the table calls this recipe")
     parser.add_argument("options", nargs="*", help="more options, as for train.py (after --)")
     args = parser.parse_args()
     quiet_lightning()
+    bed = []
+    if args.bed is not None:
+        if not args.bed.is_dir():
+            sys.exit(f"error: --bed {args.bed} is not a folder; make it with benchmarks/second_bed.py")
+        bed = ["data=audio_folder", f"data.root={args.bed}"]
     for pair in args.pairs:
         for seed in args.seeds:
             with tempfile.TemporaryDirectory() as scratch:
                 folder = (args.keep or Path(scratch)) / f"{args.name}_{pair.replace(',', '-')}_{args.budget:.0f}_{seed}"
                 folder.mkdir(parents=True, exist_ok=True)
-                options = ["task=style_transfer", f"styles=[{pair}]", f"seed={seed}", *args.options]
-                _, _, trial = fit(composed(options, folder), folder, steps=40, checks=0)
+                options = ["task=style_transfer", f"styles=[{pair}]", f"seed={seed}", *bed, *args.options]
+                _, _, trial = fit(composed(options, folder), folder, steps=40, checks=0, bed=bool(bed))
                 steps = max(50, int(args.budget / (trial.seconds / trial.steps)))
-                task, datamodule, clock = fit(composed(options, folder), folder, steps=steps, checks=args.checks)
-                rows = score_styles(task=task, datamodule=datamodule, folder=folder, num_songs=args.songs)
+                task, datamodule, clock = fit(composed(options, folder), folder, steps=steps, checks=args.checks, bed=bool(bed))
+                rows = score_styles(
+                    task=task, datamodule=datamodule, folder=folder, num_songs=args.songs, perceptual_songs=args.heard
+                )
                 if args.pictures is not None and seed == args.seeds[0]:
                     for picture in folder.glob("*_to_*.png"):
                         shutil.copyfile(picture, args.pictures / f"style_{picture.name}")

@@ -13,7 +13,6 @@ import multiprocessing
 import resource
 import tempfile
 import time
-from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -45,9 +44,9 @@ class StandIn(nn.Module):
         """Adds the output of the random network to the mel."""
         return log_mel_bmf + self.net(self.contract.normalise(log_mel_bmf))
 
-    def nearest_style(self, log_mel_mf: Tensor, *, among: Iterable[str]) -> str:
-        """Returns the first style."""
-        return next(iter(among))
+    def style_distances(self, log_mel_mf: Tensor) -> dict[str, float]:
+        """Returns that all styles are equally far."""
+        return dict.fromkeys(self.styles, 1.0)
 
 
 def make_sound(path: Path, minutes: float, *, sample_rate: int, channels: int) -> None:

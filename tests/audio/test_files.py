@@ -9,7 +9,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from etude.audio.files import AudioError, AudioWriter, SilentAudioError, inspect_audio, read_audio, stream_audio
+from etude.audio.files import AudioError, AudioWriter, SilentAudioError, inspect_audio, polarities, read_audio, stream_audio
 
 
 def sound(seconds: float = 1.0, *, rate: int = 16_000, channels: int = 1) -> Tensor:
@@ -51,6 +51,25 @@ def test_lossy_files_keep_their_length_and_shape(tmp_path: Path, suffix: str) ->
     found, _ = read_audio(tmp_path / f"a.{suffix}")
     assert found.shape == samples.shape
     assert (found - samples).square().mean() < 1e-3 * samples.square().mean()
+
+
+def test_channels_in_antiphase_do_not_cancel(tmp_path: Path) -> None:
+    one, two = sound(channels=2)
+    for channels, signs in (
+        ([one, -one], [1, -1]), ([0.8 * one, -0.9 * one - 0.01 * two], [-1, 1]), ([one, two], [1, 1]), ([one, 0 * one], [1, 1]),
+        ([one, -0.5 * one], [1, 1]), ([one], [1]), ([1.1 * one, two, -two, -one], [1, 1, 1, -1]),
+    ):  # fmt: skip
+        path = file(tmp_path / "a.wav", torch.stack(channels), subtype="FLOAT")
+        assert polarities(path).tolist() == signs
+    mono = read_audio(file(tmp_path / "a.wav", torch.stack([one, -one]), subtype="FLOAT"), mono=True)[0]
+    torch.testing.assert_close(mono[0], one)
+
+
+def test_integers_stored_as_floats_are_told(tmp_path: Path) -> None:
+    path = file(tmp_path / "a.wav", 3e6 * sound(), subtype="FLOAT")
+    with pytest.raises(AudioError, match=r"has a peak of \d+(\.\d+)?(e\+\d+)?, 1\d\d dB above full scale; export it"):
+        read_audio(path)
+    assert read_audio(file(tmp_path / "b.wav", 40 * sound(), subtype="FLOAT"))[0].abs().max() > 4  # a loud float file is fine
 
 
 def test_blocks_are_the_whole(tmp_path: Path) -> None:

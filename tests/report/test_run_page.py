@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from etude.report.reports import Report
-from etude.report.run_page import add_learning_curve, begin_report, command_line, end_report, read_curves
+from etude.report.run_page import add_learning_curve, begin_report, command_line, end_report, read_curves, standing_still
 from tests.report.test_reports import Page
 
 METRICS = """epoch,step,train/loss,train/nll,val/nll
@@ -52,6 +52,24 @@ def test_a_curve_is_drawn_where_losses_were_logged_and_only_there(tmp_path: Path
     add_learning_curve(report, metrics)
     add_learning_curve(report, tmp_path / "absent.csv")
     assert report.html() == Report("x").html()
+
+
+@pytest.mark.parametrize(
+    ("values", "mode", "told"),
+    [
+        ([3.0, 2.0, 2.5, 2.4], "min", "val/frechet was best at step 200 (2) and has not improved in the 200 steps since"),
+        ([3.0, 2.6, 2.5, 2.4], "min", ""),
+        ([3.0, 2.0, 1.9, 2.4, 2.5], "min", ""),  # the second half of the run
+        ([0.3, 0.2, 0.1, 0.0], "max", "val/frechet was best at step 100 (0.3)"),
+        ([2.0, 3.0, 4.0], "min", ""),  # too few to tell
+    ],
+)
+def test_validation_that_stands_still_is_told(tmp_path: Path, values: list[float], mode: str, told: str) -> None:
+    rows = "".join(f"{100 * (n + 1)},,{value}\n{100 * (n + 1)},1.0,\n" for n, value in enumerate(values))
+    (tmp_path / "metrics.csv").write_text(f"step,train/loss,val/frechet\n{rows}")
+    line = standing_still(tmp_path / "metrics.csv", monitor="val/frechet", mode=mode)
+    assert (line == "") if not told else line.startswith(told)
+    assert standing_still(tmp_path / "metrics.csv", monitor="val/nll", mode=mode) == ""
 
 
 def test_the_command_is_the_one_that_was_typed() -> None:

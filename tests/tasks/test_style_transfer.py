@@ -1,5 +1,6 @@
 """The laws of style transfer: where it begins, what it gives back, whose gradients reach whom, what survives a checkpoint."""
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from etude.losses.style_terms import WEIGHTS
 from etude.models.mel.discriminators import FrameDiscriminator, PatchDiscriminator
 from etude.models.mel.generator import MelGenerator
 from etude.models.mel.image_pool import ImagePool
+from etude.models.mel.style_bands import FADE_FRAMES
 from etude.tasks.style_transfer import StyleTransfer
 from tests.toys import trainer
 
@@ -125,6 +127,38 @@ def test_a_recording_unlike_the_training_makes_no_sound_beyond_all_sounds() -> N
     assert made.max() == CONTRACT.ceiling + 2
 
 
+def limited(highest: float, quiet: float) -> Tensor:
+    return torch.cat([statistics(), torch.full((3, 1, 16), highest), torch.full((3, 1, 16), quiet)], 1)
+
+
+def test_no_band_exceeds_the_loudest_training_frame_of_its_style() -> None:
+    mel = torch.randn(2, 16, 30) - 4
+    free = trained(task()).translate(mel, source="folk", target="rock")
+    found = trained(task(statistics=limited(-4.5, -9.0))).translate(mel, source="folk", target="rock")
+    assert (free > -4.5).any() and found.max() == -4.5
+    torch.testing.assert_close(found, free.clamp(max=-4.5))
+    (fakes, _), *_ = trained(task(statistics=limited(-4.5, -9.0))).restyled(batch()).values()
+    assert fakes.max() <= -4.5  # what validation measures
+
+
+def test_silence_becomes_the_styles_silence() -> None:
+    """And fades, in nats, beside sound; a checkpoint without limits goes on as before."""
+    mel = torch.randn(1, 16, 60) - 4
+    mel[..., 20:] = math.log(CONTRACT.floor)
+    made, free = trained(task(statistics=limited(0.0, -9.0))), trained(task())
+    found, raw = (each.translate(mel, source="folk", target="rock")[0] for each in (made, free))
+    assert raw[:, 30:].max() > -9
+    assert found[:, 20 + FADE_FRAMES :].max() == pytest.approx(-9.0, abs=1e-5)
+    torch.testing.assert_close(found[:, :20], raw[:, :20].clamp(max=0.0))
+    half = 20 + FADE_FRAMES // 2 - 1
+    torch.testing.assert_close(found[:, half], raw[:, half] - 0.5 * (raw[:, half] + 9).clamp(min=0))
+
+
+def test_statistics_of_another_form_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"\[3, 3, 16\].*4 or 2"):
+        task(statistics=torch.zeros(3, 3, 16))
+
+
 EVERY = dict.fromkeys(WEIGHTS, 1.0)
 
 
@@ -226,7 +260,8 @@ def test_the_nearest_style_is_the_one_whose_bands_it_has_at_any_level() -> None:
     for index, style in enumerate(STYLES):
         mean, deviation = statistics()[index, :, :, None]
         clip = mean + deviation * torch.randn(16, 2000) - 2.0  # two nats softer
-        assert made.nearest_style(clip, among=STYLES) == style
+        distances = made.style_distances(clip)
+        assert min(distances, key=lambda name: distances[name]) == style
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 Shapes: c channels, n samples.
 """
 
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ WRITTEN_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 SILENCE = 1e-4  # peak below which a file counts as silent (-80 dB of full scale)
 FULL_SCALE = 0.999  # a sample of this magnitude or more counts as clipped; codecs reproduce 16-bit full scale a little below 1
 CLIPPED_SHARE = 1e-3  # share of samples above which a file counts as clipped; a normalised file reaches full scale at times
+LOUDEST = 30.0  # largest peak that is taken as sound in [-1, 1]; integers that were stored as floats have 127 and more
+CANCELLED = 0.1  # of the energy that the mean of c independent channels has; a mean with less has lost what the channels hold
 
 
 class AudioError(ValueError):
@@ -69,12 +72,50 @@ class LevelMeter:
 
         Raises:
             SilentAudioError: the peak stays below 1e-4.
+            AudioError: the peak is above 30, so the samples can't be sound in [-1, 1].
         """
+        if self.peak > LOUDEST:
+            raise AudioError(path, *too_loud(self.peak))
         if self.peak < SILENCE:
             raise SilentAudioError(path, f"is silent (peak {self.peak:.1e})", "give a file with sound in it")
         if self._clipped > CLIPPED_SHARE * self._total:
             share = 100 * self._clipped / self._total
             print(f"warning: {path}: {share:.1f} % of its samples are at full scale: it is clipped", file=sys.stderr)
+
+
+def too_loud(peak: float) -> tuple[str, str]:
+    """Returns problem and remedy of a file whose peak is above `LOUDEST`."""
+    remedy = "export it with samples in [-1, 1]; integers stored as floats must be divided by their full scale"
+    return f"has a peak of {peak:.6g}, {20 * math.log10(peak):.0f} dB above full scale", remedy
+
+
+def polarities(path: Path | str) -> Tensor:
+    """Returns the sign of each channel in the mono mix, float32 [c]: all 1, unless the plain mean would cancel the sound.
+
+    The mean cancels if it has less than a tenth of the energy that the mean of independent channels of these energies has, as
+    with a stereo file in antiphase. Then channels whose correlation with the loudest one is below -0.5 get -1. A file of several
+    channels is read as a whole.
+
+    Raises:
+        AudioError: see `stream_audio`.
+    """
+    channels = inspect_audio(path).channels
+    if channels == 1:
+        return torch.ones(1)
+    products_cc = torch.zeros(channels, channels, dtype=torch.float64)
+    for block in stream_audio(path):
+        products_cc += block.double() @ block.double().T
+    if products_cc.sum() >= CANCELLED * products_cc.trace():
+        return torch.ones(channels)
+    energy_c = products_cc.diagonal()
+    loudest = int(energy_c.argmax())
+    opposite_c = products_cc[loudest] < -0.5 * (energy_c * energy_c[loudest]).sqrt()
+    return torch.where(opposite_c, -1.0, 1.0)
+
+
+def mono_mix(samples_cn: Tensor, polarity_c: Tensor) -> Tensor:
+    """Returns the mean of the channels [1, n], each with the sign that `polarities` gives it."""
+    return (polarity_c[:, None] * samples_cn).mean(0, keepdim=True) if len(polarity_c) > 1 else samples_cn
 
 
 def inspect_audio(path: Path | str) -> AudioInfo:
@@ -126,17 +167,18 @@ def read_audio(path: Path | str, *, sample_rate: int | None = None, mono: bool =
     Args:
         path: a WAV, FLAC, OGG or MP3 file, or any other format that libsndfile reads.
         sample_rate: sample rate to resample to; None keeps the file's.
-        mono: whether to return the mean of the channels, [1, n].
+        mono: whether to return the mean of the channels, [1, n]; channels in antiphase are inverted, see `polarities`.
 
     Raises:
         AudioError: see `stream_audio`; SilentAudioError if no sample is louder than -80 dB of full scale.
     """
     rate = inspect_audio(path).sample_rate
     resampler = Resampler(rate, sample_rate or rate)
+    polarity_c = polarities(path) if mono else None
     levels, blocks = LevelMeter(), []
     for block in stream_audio(path):
         levels.push(block)
-        blocks.append(resampler.push(block.mean(0, keepdim=True) if mono else block))
+        blocks.append(resampler.push(block if polarity_c is None else mono_mix(block, polarity_c)))
     levels.check(path)
     return torch.cat([*blocks, resampler.flush()], 1), sample_rate or rate
 
@@ -162,7 +204,7 @@ class AudioWriter:
     def __init__(
         self, path: Path | str, *, sample_rate: int, channels: int, subtype: str | None = None, overwrite: bool = False
     ) -> None:
-        self.path = Path(path)
+        self.path, self.sample_rate, self.channels = Path(path), sample_rate, channels
         suffix = self.path.suffix.lower()
         if suffix not in WRITTEN_SUFFIXES:
             raise AudioError(path, f"can't be written, its suffix is {suffix!r}", f"give one of {', '.join(WRITTEN_SUFFIXES)}")

@@ -31,7 +31,7 @@ class GriffinLim:
         momentum: momentum of fast Griffin-Lim, in [0, 1); 0 gives the original algorithm.
         num_updates: multiplicative updates of the magnitudes when a source is given, at least 0. They treat frames separately.
         num_updates_alone: the same when no source is given; more are needed, since they start further away.
-        seed: seed of the random phases when no source is given.
+        seed: seed of the random phases, when no source is given or in bins of the source without energy.
 
     Raises:
         ValueError: an option is out of its range.
@@ -93,10 +93,9 @@ class GriffinLim:
         else:
             flat = source.reshape(-1, self.contract.num_bins, frames)
             start = flat.abs()
-            # a bin without energy has no phase: alternating signs centre in the window whatever appears there
-            signs = torch.ones(self.contract.num_bins, 1, device=flat.device)
-            signs[1::2] = -1
-            phases = torch.where(start > EPSILON, flat.sgn(), signs.to(flat.dtype))
+            phases = flat.sgn()
+            if (silent := start <= EPSILON).any():  # no energy, no phase; equal ones in all frames would click at the hop rate
+                phases = torch.where(silent, self._random_phases(start), phases)
             magnitudes = self.fit_magnitudes(mel, start, self.num_updates)
         return self._find_phases(magnitudes, phases).reshape(*lead, -1)
 

@@ -172,10 +172,17 @@ class Paired(Protocol):
     paired: bool
 
 
+@runtime_checkable
+class Limited(Protocol):
+    """Data that knows what the training frames of each style have in each band, in nats: [s, 4, m], the maximum third."""
+
+    statistics: torch.Tensor
+
+
 class MelProbe:
     """Restyles validation mels with a task, in every direction, and compares them with real ones."""
 
-    names = ("rhythm", "harmony", "style")
+    names = ("rhythm", "harmony", "style", "squeals")
 
     def __init__(self, options: ProbeOptions, task: Any, data: Any) -> None:
         self.options, self.task, self.data = options, task, data
@@ -194,14 +201,15 @@ class MelProbe:
         mel_sbmf = contract.denormalise(torch.cat([batch["mel"] for batch in batches], dim=1)[:, : self.options.num_samples])
         paired = isinstance(self.data, Paired) and self.data.paired
         real = mel_sbmf.double().cpu().numpy()
+        highest = self.data.statistics[:, 2].double().numpy() if isinstance(self.data, Limited) else [None] * len(styles)
         directions = []
         for s, source in enumerate(styles):
             for t, target in enumerate(styles):
                 if s != t:
                     fakes = self.task.translate(mel_sbmf[s], source=source, target=target).double().cpu().numpy()
-                    directions.append((f"{source} to {target}", RestyledClips(real[s], fakes, real[t], paired)))
+                    directions.append((f"{source} to {target}", RestyledClips(real[s], fakes, real[t], paired, highest[t])))
         found, turing = compare_restyled([direction for _, direction in directions], contract=contract, seed=self.options.seed)
-        values = {name: found[name] for name in ("rhythm", "harmony", "style", "quality")}
+        values = {name: found[name] for name in (*self.names, "quality")}
         values |= {"turing": turing.score, "turing_low": turing.low, "turing_high": turing.high}
         return Measurement(values, found, restyled_reference(found), lambda folder: self._write_media(directions, folder))
 

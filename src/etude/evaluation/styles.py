@@ -13,7 +13,9 @@ from torch import Tensor
 
 from etude.audio.griffin_lim import GriffinLim
 from etude.core.protocols import HasAffineBaseline, Translates
+from etude.evaluation.perceptual import Listener, opening
 from etude.evaluation.style_comparison import COLUMNS, compare_mels
+from etude.metrics.audio.artefacts import squeal_share
 from etude.metrics.audio.mel_distances import frechet_distance, mmd
 from etude.metrics.audio.mel_features import segment_features
 from etude.metrics.audio.style_classifier import StyleClassifier, train_style_classifier
@@ -40,11 +42,13 @@ def score_styles(
     split: str = "test",
     num_songs: int | None = None,
     classifier_steps: int = 300,
+    perceptual_songs: int = 0,
     seed: int = 0,
 ) -> list[Row]:
     """Evaluates a style-transfer model: writes style_transfer.csv, plots and report.html.
 
-    The table has the rows of `ROWS` for each direction. If the held-out songs are not the same in every style, there is no
+    The table has the rows of `ROWS` for each direction. `squeals` is the share of frames with a band more than 6 dB above all
+    training frames of the target style. If the held-out songs are not the same in every style, there is no
     true rendering to compare with: the columns that need it and the rows `stranger` and `oracle` are left out.
 
     Args:
@@ -54,6 +58,8 @@ def score_styles(
         split: val or test.
         num_songs: largest number of songs; None for all.
         classifier_steps: training steps of the style classifier, which is trained here on real training audio.
+        perceptual_songs: number of songs that are also compared as sound, see `perceptual.COLUMNS`: notes that a network finds,
+            embeddings, clicks; needs the packages of the extra `perceptual`, and about 10 s a song and direction. 0 for none.
         seed: of the style classifier.
 
     Returns:
@@ -63,6 +69,9 @@ def score_styles(
         raise ValueError(f"split={split} is not held out; choose val or test")
     if num_songs is not None and num_songs < 1:
         raise ValueError(f"num_songs is {num_songs}, must be at least 1, or null for all")
+    if perceptual_songs < 0:
+        raise ValueError(f"perceptual_songs is {perceptual_songs}, must be at least 0; 0 compares mels only")
+    listener = Listener(task.contract) if perceptual_songs else None
     classifier = train_classifier(datamodule, styles=task.styles, steps=classifier_steps, seed=seed)
     report = begin_report(f"Evaluation: style transfer between {', '.join(task.styles)}, {split} split", folder)
     report.text(
@@ -72,7 +81,7 @@ def score_styles(
     rows: list[Row] = []
     for source, target in itertools.permutations(task.styles, 2):
         print(f"scoring {source} to {target}", file=sys.stderr)
-        found, picture = _direction(task, datamodule, classifier, source, target, split, num_songs)
+        found, picture = _direction(task, datamodule, classifier, source, target, split, num_songs, listener, perceptual_songs)
         rows += found
         columns = [name for name in found[0] if name not in ("source", "target")]
         report.heading(f"{source} to {target}").table(columns, [[row.get(name) for name in columns] for row in found])
@@ -137,6 +146,8 @@ def _direction(
     target: str,
     split: str,
     num_songs: int | None,
+    listener: Listener | None,
+    perceptual_songs: int,
 ) -> tuple[list[Row], bytes]:
     def mels(style: str) -> list[Tensor]:
         found = log_mels(datamodule, split, style, max_pieces=num_songs)
@@ -154,6 +165,8 @@ def _direction(
     if datamodule.paired:
         made |= {"oracle": truths} | ({"stranger": _other_songs(truths)} if len(truths) > 1 else {})
         panels[f"{target}, true"] = truths[0]
+    highest_m = datamodule.statistics[datamodule.styles.index(target), 2].numpy()
+    heard = {} if listener is None else _listened(listener, datamodule, made, source, target, split, perceptual_songs)
     rows = []
     for name in (name for name in ROWS if name in made):
         row: Row = {"source": source, "target": target, "row": name}
@@ -162,9 +175,32 @@ def _direction(
         row |= compare_mels(zip(made[name], truths, strict=True), contract=task.contract) if datamodule.paired else _as_sets(
             made[name], truths
         )  # fmt: skip
-        rows.append(row)
+        row["squeals"] = sum(squeal_share(mel, highest_m) for mel in made[name]) / len(made[name])
+        rows.append(row | heard.get(name, {}))
     seconds = task.contract.hop_length / task.contract.sample_rate
     return rows, mel_panels({name: mel[:, : round(10 / seconds)] for name, mel in panels.items()}, frame_seconds=seconds)
+
+
+def _listened(
+    listener: Listener, datamodule: Any, made: Mapping[str, Sequence[Tensor]], source: str, target: str, split: str, songs: int
+) -> dict[str, dict[str, float]]:
+    """Returns the values of `perceptual.COLUMNS` of each row but `stranger`, of the openings of the first songs."""
+    count, hop = min(songs, len(made["copy"])), listener.contract.hop_length
+    sources = [opening(datamodule, split, source, i) for i in range(count)]
+    truths = [opening(datamodule, split, target, i) for i in range(count)] if datamodule.paired else None
+    if truths is not None:  # the versions of a song may end at different times
+        ends = [min(map(len, pair)) // hop * hop for pair in zip(sources, truths, strict=True)]
+        sources, truths = ([song[:end] for song, end in zip(side, ends, strict=True)] for side in (sources, truths))
+    sounds: dict[str, Sequence[Tensor]] = {"copy": sources}
+    for name in ("affine", "model"):
+        pairs = zip(made[name], sources, strict=False)
+        sounds[name] = [listener.sound(mel[:, : listener.contract.num_frames(len(song))], song) for mel, song in pairs]
+    if truths is not None:
+        sounds["oracle"] = truths
+    reference = listener.reference(datamodule, target)
+    return {
+        name: listener.compare(fakes, sources=sources, truths=truths, reference_pd=reference) for name, fakes in sounds.items()
+    }
 
 
 def _other_songs(truths: list[Tensor]) -> list[Tensor]:

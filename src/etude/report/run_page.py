@@ -10,6 +10,7 @@ from etude.report.plots import COLOURS, png
 from etude.report.reports import Report
 
 OPTIONS = ("config.yaml", "generate.yaml", "evaluate.yaml")  # the files to which commands write their configuration
+STILL = 4  # validations of a run, from which on it can be said to stand still
 Points = list[tuple[float, float]]
 
 
@@ -62,6 +63,24 @@ def read_curves(metrics: Path) -> dict[str, Points]:
     if curves.get("train/loss") in others:
         del curves["train/loss"]
     return curves
+
+
+def standing_still(metrics: Path, *, monitor: str, mode: str) -> str:
+    """Returns a line that says since when a run's validation no longer improved; '' if that is no more than half of the run.
+
+    metrics: the run's metrics.csv. monitor: the metric that picks the best checkpoint. mode: min or max.
+    """
+    points = read_curves(metrics).get(monitor, []) if metrics.is_file() else []
+    if len(points) < STILL:
+        return ""
+    step, best = (min if mode == "min" else max)(points, key=lambda point: point[1])
+    last = points[-1][0]
+    if step > last / 2:
+        return ""
+    return (
+        f"{monitor} was best at step {step:.0f} ({best:.4g}) and has not improved in the {last - step:.0f} steps since; "
+        "add early_stopping to technique=[...] to stop there, or give max_steps"
+    )
 
 
 def draw_curves(curves: dict[str, Points]) -> bytes:

@@ -129,6 +129,7 @@ def _run(
     from etude.core.technique import Composition
     from etude.durable import copy_durably
     from etude.report.dashboards import continue_curves
+    from etude.report.run_page import standing_still
     from etude.report.tracking import show_end
     from etude.run import repro
     from etude.run.inputs import write_inputs
@@ -206,6 +207,8 @@ def _run(
             )
             sampling(task=trained, folder=folder, datamodule=datamodule, **more)
         show_end(trainer, folder, monitor=cfg.monitor)
+        if still := standing_still(folder / "metrics.csv", monitor=cfg.monitor, mode=cfg.monitor_mode):
+            print(f"note: {still}", file=sys.stderr)
         print(f"checkpoint: {best}\nresults:    {folder}", file=sys.stderr)
         again.mark_finished(folder, step=trainer.global_step, value=value)
     return float(value) if value is not None else None

@@ -6,7 +6,8 @@ Generators and discriminators work on standardised mels: each band has mean 0 an
 style. So a generator that changes nothing gives the per-band affine map between the two styles.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from typing import Any, ClassVar, cast
@@ -27,7 +28,7 @@ from etude.losses.rhythm import onset_loss
 from etude.losses.style_terms import D, G, check_options, full_weights
 from etude.models.mel.generator import StyleEncoder
 from etude.models.mel.image_pool import ImagePool
-from etude.models.mel.style_bands import BandStatistics, repeat_style
+from etude.models.mel.style_bands import FADE_FRAMES, BandStatistics, repeat_style
 from etude.tasks.style_measures import StyleTask
 
 HEADROOM = 2.0  # nats by which a generated mel may exceed the contract's ceiling; full-scale audio hardly reaches the ceiling
@@ -43,9 +44,8 @@ class StyleTransfer(StyleTask):
     - generator/adversarial, discriminator/game: the adversarial losses. discriminator/r1: gradient penalty |dD/dx|^2 at real x,
       divided by the number of frames, every `r1_every` batches.
     - generator/cycle: cycle consistency |back(y(x + e) + e) - x| in nats (Zhu et al. 2017). The share `cycle_gradient` of its
-      gradient reaches the generator of y. 1 is CycleGAN; 0 is back-translation, as for text (Lample et al. 2018): each generator
-      learns to reconstruct x from the other's outputs, but not to keep in its own what the reconstruction needs. The noise stops
-      generators from hiding that information in small details.
+      gradient reaches the generator of y. 1 is CycleGAN; 0 is back-translation (Lample et al. 2018): each generator learns to
+      reconstruct x, but not to keep what that needs in its own outputs. The noise keeps it from hiding there in small details.
     - generator/identity: |generator(x of t, to t) - x| in nats, every `identity_every` batches until `identity_until`.
     - generator/patch_nce: contrastive loss between frames of x and y(x) in the generator's hidden layers (CUT, Park et al. 2020).
     - generator/feature_matching: distance of the discriminator's features of the reconstruction and of x.
@@ -54,7 +54,7 @@ class StyleTransfer(StyleTask):
     Args:
         model: builds a generator from n_mels and style_dim. discriminator: builds the discriminator from the number of styles and
             n_mels; it returns logits and features.
-        contract: the mel settings. styles: names of the styles. statistics: means and deviations of bands in nats, [s, 2, m].
+        contract: the mel settings. styles: names of the styles. statistics: of bands in nats, see `BandStatistics`.
         optimizer, scheduler, loss_weights, player_lr, seed: see `Task`.
         shared: whether one generator, conditioned on style vectors, serves all directions; else each ordered pair of styles has
             its own. A batch uses all of them with two or three styles, but not with more.
@@ -294,7 +294,7 @@ class StyleTransfer(StyleTask):
     @property
     def context_frames(self) -> int:
         """Frames on each side that an output frame depends on (half of the receptive field)."""
-        return max(int(cast(Any, generator).context_frames) for generator in self.generators)
+        return max(FADE_FRAMES, *(int(cast(Any, generator).context_frames) for generator in self.generators))
 
     @property
     def stride(self) -> int:
@@ -312,8 +312,7 @@ class StyleTransfer(StyleTask):
 
         Args:
             source, target: names of styles; if they are equal, the input is returned.
-            reference: natural-log mels [m, f] of a clip that represents the target style instead of its name; only for a
-                shared generator trained with `reference_share`. Its benefit over the name has not been measured.
+            reference: natural-log mels [m, f] of a clip that stands for the target style; only for shared generators.
 
         Raises:
             ValueError: a style is unknown, or a reference is given and the model takes none.
@@ -329,20 +328,22 @@ class StyleTransfer(StyleTask):
             clip_1mf = self.bands.standardise(reference.to(self.device)[None], target_b[:1])
             named = vectors[:, : vectors.shape[1] // 2]
             vectors = torch.cat([named, self.encoder(clip_1mf).expand(len(target_b), -1)], dim=-1)
-        x_bmf = self.bands.standardise(log_mel_bmf.to(self.device), source_b)
-        fake_bmf = self.bands.destandardise(self._generate(x_bmf, source_b, target_b, vectors).float(), target_b)
         # a band that was almost constant in training can get impossible values from a brighter recording
-        return fake_bmf.clamp(max=self.contract.ceiling + HEADROOM).to(log_mel_bmf)
+        return self._translated(log_mel_bmf.to(self.device), source_b, target_b, vectors).to(log_mel_bmf)
+
+    def _translated(self, log_mel_bmf: Tensor, source_b: Tensor, target_b: Tensor, vectors: Tensor | None) -> Tensor:
+        fake_bmf = self._generate(self.bands.standardise(log_mel_bmf, source_b), source_b, target_b, vectors)
+        fake_bmf = self.bands.destandardise(fake_bmf.float(), target_b).clamp(max=self.contract.ceiling + HEADROOM)
+        return self.bands.limit(fake_bmf, log_mel_bmf, target_b, lowest=math.log(self.contract.floor))
 
     def affine(self, log_mel_bmf: Tensor, *, source: str, target: str) -> Tensor:
         """Returns the affine baseline [b, m, f]: each band is mapped to the mean and deviation of the target style."""
         source_b, target_b = (repeat_style(self._index(i), len(log_mel_bmf), self.device) for i in (source, target))
         return self.bands.destandardise(self.bands.standardise(log_mel_bmf.to(self.device), source_b), target_b).to(log_mel_bmf)
 
-    def nearest_style(self, log_mel_mf: Tensor, *, among: Iterable[str]) -> str:
-        """Returns the style of `among` whose band statistics are nearest to those of a clip, regardless of loudness."""
-        distances = self.bands.distances(log_mel_mf)
-        return min(among, key=lambda style: float(distances[self._index(style)]))
+    def style_distances(self, log_mel_mf: Tensor) -> dict[str, float]:
+        """Returns how far a clip's band statistics are from those of each style, in nats a band, loudness aside."""
+        return dict(zip(self.styles, (self.bands.distances(log_mel_mf) / self.contract.n_mels).sqrt().tolist(), strict=True))
 
     # --- measuring ---
 
@@ -351,9 +352,8 @@ class StyleTransfer(StyleTask):
         found = {}
         for s, t in self.pairs:
             source_b, target_b = (repeat_style(i, mel_sbmf.shape[1], self.device) for i in (s, t))
-            x_bmf = self.bands.standardise(mel_sbmf[s], source_b)
-            fake_bmf = self._generate(x_bmf, source_b, target_b, self._style_vectors(source_b, target_b))
-            found[s, t] = self.bands.destandardise(fake_bmf.float(), target_b), mel_sbmf[t]
+            vectors = self._style_vectors(source_b, target_b)
+            found[s, t] = self._translated(mel_sbmf[s], source_b, target_b, vectors), mel_sbmf[t]
         return found
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ Shapes: c channels, n samples, m mel bands, k linear frequency bins, f frames.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +22,12 @@ from etude.audio.files import (
     AudioWriter,
     LevelMeter,
     inspect_audio,
+    mono_mix,
+    polarities,
     read_audio,
     stream_audio,
 )
+from etude.audio.limiter import PeakMeter, apply_gains, limiting_gains
 from etude.audio.loudness import LoudnessMeter
 from etude.audio.resampling import Resampler
 from etude.core.protocols import UsesReferenceClips
@@ -34,7 +37,10 @@ from etude.wording import counted
 
 BLOCK_SAMPLES = 65_536  # samples that are read at once
 OPENING_SECONDS = 30  # from the beginning of a file, to guess its style
-PEAK = 0.99  # largest sample of the output, unless the input has a larger one
+PEAK = 0.99  # largest true peak of the output, unless the input has a larger sample
+SURE = 1.3  # a guess of the source's style is sure if the second style is farther by this factor
+LIFT_LU, LIFTS = 8.0, 4  # largest gain that makes up for limiting; measurements to find it
+SOFTER_LU = 0.5  # loudness lost to the limiter that is told
 
 
 def restyle(
@@ -56,7 +62,8 @@ def restyle(
     The model gets the mono mix at its contract's sample rate. The change that it makes to the log mels, times `intensity`, is
     added to the log mels of each channel, and each channel is synthesised from its own magnitudes and phases. Frequencies above
     the model's band are kept in the proportion 1 - `intensity`. Audio is processed in blocks that overlap by the whole context
-    of model and vocoder, so block boundaries leave no trace.
+    of model and vocoder, so block boundaries leave no trace. The result gets the source's loudness; a limiter lowers the moments
+    whose true peaks would then clip, and those alone. Channels in antiphase are inverted for the mono mix, not in the result.
 
     Args:
         task: a trained model, see `StyleModel`.
@@ -94,7 +101,8 @@ def restyle(
         raise ValueError(f"the vocoder was made for another mel contract ({difference}); choose vocoder=griffin_lim")
     clip = None if reference is None else _reference_mel(Path(reference).expanduser(), task)
     if clip is not None and not style:
-        style = task.nearest_style(clip, among=task.styles)
+        distances = task.style_distances(clip)
+        style = min(distances, key=lambda name: distances[name])
     request = _checked_request(task.styles, style, source, intensity, clip)
     path = Path(input).expanduser()
     where = Path(output).expanduser() if output is not None else None
@@ -185,7 +193,7 @@ def _restyle_file(
     block_frames: int,
     title: str,
 ) -> None:
-    """Restyles one file in two passes: into a temporary file, measuring loudness, then with one gain into `out`."""
+    """Restyles one file in two passes: into a temporary file, measuring loudness and peaks, then with one gain and limited."""
     info = inspect_audio(path)
     if out.exists() and out.samefile(path):
         raise AudioError(out, "is the input itself", "give another out")
@@ -196,9 +204,13 @@ def _restyle_file(
         TemporaryFile(dir=out.parent) as draft,
         _progress(title, info.num_samples / info.sample_rate) as advance,
     ):
+        polarity_c = polarities(path)
+        if (polarity_c < 0).any():
+            inverted = f"{int((polarity_c < 0).sum())} of {info.channels}"
+            print(f"note: {path}: channels in antiphase; the model gets the mix with {inverted} inverted", file=sys.stderr)
         if request.source is None and request.intensity > 0:
-            request = _with_nearest_source(path, info, task, request)
-        levels, new_levels = LevelMeter(), LevelMeter()
+            request = _with_nearest_source(path, info, task, request, polarity_c)
+        levels, peaks = LevelMeter(), PeakMeter(info.sample_rate)
         meter, new_meter = LoudnessMeter(info.sample_rate), LoudnessMeter(info.sample_rate)
 
         def read() -> Iterator[Tensor]:
@@ -208,19 +220,74 @@ def _restyle_file(
                 advance(block.shape[1] / info.sample_rate)
                 yield block
 
-        restyler = StreamRestyler(task, vocoder, request, block_frames)
+        restyler = StreamRestyler(task, vocoder, request, block_frames, polarity_c=polarity_c)
         for block in restyle_stream(read(), info.sample_rate, restyler):
-            new_levels.push(block)
+            peaks.push(block)
             new_meter.push(block)
             _write_draft(draft, block, out)
         levels.check(path)
-        gain = 1.0
-        if request.intensity > 0:
-            gain = _gain(path, meter.loudness() - new_meter.loudness(), new_levels.peak, max(PEAK, min(levels.peak, 1.0)))
-        draft.seek(0)
-        while raw := draft.read(4 * info.channels * BLOCK_SAMPLES):
-            samples_nc = torch.frombuffer(bytearray(raw), dtype=torch.float32).view(-1, info.channels)
-            writer.write(gain * samples_nc.T)
+        if request.intensity == 0:
+            draft.seek(0)
+            for block in _read_draft(draft, info.channels):
+                writer.write(block)
+            return
+        _finish(path, writer, draft, peaks, meter.loudness(), new_meter.loudness(), ceiling=max(PEAK, min(levels.peak, 1.0)))
+
+
+def _finish(
+    path: Path, writer: AudioWriter, draft: IO[bytes], peaks: PeakMeter, wanted_lufs: float, draft_lufs: float, *, ceiling: float
+) -> None:
+    """Writes the draft with one gain, which gives it the wanted loudness, and with its peaks limited.
+
+    What the limiter takes is made up for by a larger gain, within `LIFT_LU`: else one loud second would leave the rest too soft.
+    """
+    gain_db = wanted_lufs - draft_lufs if np.isfinite(wanted_lufs - draft_lufs) else 0.0
+    most_db = gain_db + LIFT_LU
+
+    softer_lu = 0.0
+    for _ in range(LIFTS):
+        gain, gains_s = _limiting(gain_db, peaks, ceiling)
+        if float(gains_s.min()) == 1:
+            break
+        meter = LoudnessMeter(writer.sample_rate)
+        for block in _limited(draft, writer.channels, gain * gains_s, peaks.segment):
+            meter.push(block)
+        softer_lu = wanted_lufs - meter.loudness()
+        if not softer_lu > 0.1 or gain_db >= most_db:
+            break
+        gain_db = min(gain_db + softer_lu, most_db)
+    gain, gains_s = _limiting(gain_db, peaks, ceiling)
+    for block in _limited(draft, writer.channels, gain * gains_s, peaks.segment):
+        writer.write(block)
+    _tell_limited(path, gains_s, softer_lu=softer_lu)
+
+
+def _limiting(gain_db: float, peaks: PeakMeter, ceiling: float) -> tuple[float, Tensor]:
+    """Returns a gain as a factor, and the gains that limit the peaks after it."""
+    gain: float = 10 ** (gain_db / 20)
+    return gain, limiting_gains(gain * peaks.peaks(), ceiling=ceiling)
+
+
+def _limited(draft: IO[bytes], channels: int, gains_s: Tensor, segment: int) -> Iterator[Tensor]:
+    start = 0
+    draft.seek(0)
+    for block in _read_draft(draft, channels):
+        yield apply_gains(block, gains_s, start=start, segment=segment)
+        start += block.shape[1]
+
+
+def _tell_limited(path: Path, gains_s: Tensor, *, softer_lu: float) -> None:
+    """Tells how much the limiter changed, if it did."""
+    if float(gains_s.min()) > 0.999:
+        return
+    share, deepest = 100 * float((gains_s < 0.999).float().mean()), -20 * np.log10(float(gains_s.min()))
+    softer = f"; the result is {softer_lu:.1f} LU softer than the source" if softer_lu > SOFTER_LU else ""
+    print(f"note: {path}: so that peaks don't clip, {share:.1f} % is limited, by up to {deepest:.1f} dB{softer}", file=sys.stderr)
+
+
+def _read_draft(draft: IO[bytes], channels: int) -> Iterator[Tensor]:
+    while raw := draft.read(4 * channels * BLOCK_SAMPLES):
+        yield torch.frombuffer(bytearray(raw), dtype=torch.float32).view(-1, channels).T
 
 
 def _write_draft(draft: IO[bytes], samples_cn: Tensor, out: Path) -> None:
@@ -228,16 +295,6 @@ def _write_draft(draft: IO[bytes], samples_cn: Tensor, out: Path) -> None:
         draft.write(samples_cn.T.contiguous().numpy().astype(np.float32, copy=False).tobytes())
     except OSError as error:
         raise AudioError(out, f"could not be written to the end ({error.strerror})", "make room on the disk") from error
-
-
-def _gain(path: Path, difference_lu: float, peak: float, ceiling: float) -> float:
-    """Returns the gain that gives the result the source's loudness, limited so that its peak stays below the ceiling."""
-    wanted = 10 ** (difference_lu / 20) if np.isfinite(difference_lu) else 1.0
-    gain = min(wanted, ceiling / max(peak, 1e-9))
-    if gain < wanted * 0.999:
-        short = 20 * np.log10(wanted / gain)
-        print(f"note: {path}: the result is {short:.1f} dB softer than the source, so that its peaks don't clip", file=sys.stderr)
-    return gain
 
 
 def _reference_mel(path: Path, task: Any) -> Tensor:
@@ -250,22 +307,33 @@ def _reference_mel(path: Path, task: Any) -> Tensor:
     return log_mel
 
 
-def _with_nearest_source(path: Path, info: AudioInfo, task: StyleModel, request: StyleRequest) -> StyleRequest:
+def _with_nearest_source(
+    path: Path, info: AudioInfo, task: StyleModel, request: StyleRequest, polarity_c: Tensor
+) -> StyleRequest:
     """Returns the request with the source style guessed from the beginning of the file; prints the guess."""
     among = [name for name in task.styles if name not in request.weights] or list(task.styles)
     if len(among) == 1:
-        source = among[0]
+        source, why = among[0], "the only other style"
     else:
         resampler, blocks, seconds = Resampler(info.sample_rate, task.contract.sample_rate), [], 0.0
         for block in stream_audio(path, block_samples=BLOCK_SAMPLES):
-            blocks.append(resampler.push(block.mean(0, keepdim=True)))
+            blocks.append(resampler.push(mono_mix(block, polarity_c)))
             seconds += block.shape[1] / info.sample_rate
             if seconds >= OPENING_SECONDS:
                 break
         opening = torch.cat([*blocks, resampler.flush()], 1).to(device_of(task))
-        source = task.nearest_style(task.contract.log_mel(opening)[0], among=among)
-    print(f"{path}: taken as {source}; set source= if it has another style", file=sys.stderr)
+        source, why = _nearest(task.style_distances(task.contract.log_mel(opening)[0]), among)
+    print(f"{path}: taken as {source} ({why}); set source= if it has another style", file=sys.stderr)
     return replace(request, source=source)
+
+
+def _nearest(distances: Mapping[str, float], among: Sequence[str]) -> tuple[str, str]:
+    """Returns the nearest of `among`, and what speaks for it, with a warning where that is little."""
+    first, second = sorted(among, key=lambda name: distances[name])[:2]
+    far = f"{distances[first]:.2f} nats a band from it, {distances[second]:.2f} from {second}"
+    if distances[second] < SURE * distances[first]:
+        return first, f"unsure: {far}"
+    return first, far
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from etude.metrics.audio.mel_features import chroma_correlation
 from etude.render.scores import PEAK, write_audio
 from etude.report.media import Sample, write_table
 from etude.report.reports import Report
-from etude.report.run_page import add_configuration, begin_report
+from etude.report.run_page import add_configuration, begin_report, standing_still
 from etude.report.style_plots import mel_panels, training_curves
 
 Writer = TypeVar("Writer", bound=Callable[..., Any])
@@ -67,6 +67,8 @@ def write_transfers(
                 caption="losses by step; val/frechet picks the best checkpoint",
                 alt="Each loss of training and measure of validation over the optimizer steps, a panel each",
             )
+            if still := standing_still(metrics, monitor="val/frechet", mode="min"):
+                report.text(still)
         for source in task.styles:
             split = _split(datamodule, source)
             for song in range(min(num_songs, datamodule.num_pieces(split, source))):

@@ -7,12 +7,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from etude.audio.files import mono_mix
 from etude.audio.mel import MelContract
 from etude.audio.resampling import Resampler
 from etude.core.protocols import HasDevice
+
+DITHER = 1e-6  # -120 dB of full scale
 
 
 @runtime_checkable
@@ -27,8 +31,8 @@ class StyleModel(Protocol):
     def translate(self, log_mel_bmf: Tensor, *, source: str, target: str, **clip: Tensor) -> Tensor:
         """Returns natural-log mels [b, m, f] in the target style; a clip's mels `reference` [m, f] may represent that style."""
 
-    def nearest_style(self, log_mel_mf: Tensor, *, among: Iterable[str]) -> str:
-        """Returns the style whose band statistics are nearest to the clip's."""
+    def style_distances(self, log_mel_mf: Tensor) -> Mapping[str, float]:
+        """Returns how far a clip's bands are from those of each style, in nats a band."""
 
 
 class MelVocoder(Protocol):
@@ -63,10 +67,21 @@ def device_of(task: Any) -> torch.device:
 
 
 class StreamRestyler:
-    """Restyles audio at the contract's sample rate block by block, with the whole context of model and vocoder."""
+    """Restyles audio at the contract's sample rate block by block, with the whole context of model and vocoder.
 
-    def __init__(self, task: StyleModel, vocoder: MelVocoder, request: StyleRequest, block_frames: int) -> None:
+    Inaudible noise of a fixed seed is added to the input: digital silence has no phases, and whatever a model puts there would
+    become a click in each frame.
+
+    Args:
+        task, vocoder, request: what restyles, and to what. block_frames: frames of a block.
+        polarity_c: sign of each channel in the mono mix that the model gets, see `audio.files.polarities`; None for all 1.
+    """
+
+    def __init__(
+        self, task: StyleModel, vocoder: MelVocoder, request: StyleRequest, block_frames: int, *, polarity_c: Tensor | None = None
+    ) -> None:
         self.task, self.vocoder, self.request, self.block_frames = task, vocoder, request, block_frames
+        self._polarity_c, self._draws = polarity_c, np.random.default_rng(0)
         contract = task.contract
         self.hop = contract.hop_length
         self._edge = -(-contract.padding // contract.hop_length)  # frames that the reflected edges of a chunk affect
@@ -77,6 +92,8 @@ class StreamRestyler:
 
     def push(self, samples_cn: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Adds the next samples [c, n]; yields pairs of original and restyled samples [c, n] that are complete."""
+        noise_nc = self._draws.uniform(-DITHER, DITHER, (samples_cn.shape[1], len(samples_cn)))  # the same for any block size
+        samples_cn = samples_cn + torch.from_numpy(noise_nc.T).to(samples_cn)
         self._buffer = samples_cn if self._buffer is None else torch.cat([self._buffer, samples_cn], 1)
         while True:
             stop = self._next + self.block_frames
@@ -115,7 +132,8 @@ class StreamRestyler:
     def _restyle_frames(self, chunk_cn: Tensor, start: int, stop: int) -> Tensor:
         """Returns the restyled samples of frames `start` to `stop` of a chunk."""
         contract = self.task.contract
-        mono = contract.log_mel(chunk_cn.mean(0, keepdim=True))
+        polarity_c = chunk_cn.new_ones(len(chunk_cn)) if self._polarity_c is None else self._polarity_c.to(chunk_cn)
+        mono = contract.log_mel(mono_mix(chunk_cn, polarity_c))
         change = torch.zeros_like(mono)
         assert self.request.source is not None
         clip = {} if self.request.reference is None else {"reference": self.request.reference}

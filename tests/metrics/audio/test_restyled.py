@@ -50,6 +50,17 @@ def test_one_output_for_all_has_no_diversity() -> None:
     assert found["diversity"] == 0 < found["diversity_real"]
 
 
+def test_squeals_are_counted_above_the_training_maximum() -> None:
+    squealing, highest = TRUTHS.copy(), TRUTHS.max(axis=(0, 2))
+    frames = squealing.shape[-1]
+    squealing[:, 5, : frames // 4] = highest[5] + 1.0
+    found, _ = compare_restyled([RestyledClips(SOURCES, squealing, TRUTHS, True)], contract=CONTRACT)
+    assert found["squeals"] == pytest.approx((frames // 4) / frames)
+    assert found["quality"] == pytest.approx(np.mean([found[name] for name in ("rhythm", "harmony", "style")]))
+    found, _ = compare_restyled([RestyledClips(SOURCES, squealing, TRUTHS, True, highest + 1.0)], contract=CONTRACT)
+    assert found["squeals"] == 0
+
+
 def test_too_few_clips_are_refused() -> None:
     with pytest.raises(ValueError, match="fewer than two clips"):
         compare_restyled([RestyledClips(SOURCES[:1], TRUTHS[:1], TRUTHS[:1], True)], contract=CONTRACT)

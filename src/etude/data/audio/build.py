@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from etude.audio.files import FULL_SCALE, SILENCE
+from etude.audio.files import FULL_SCALE, LOUDEST, SILENCE, too_loud
 from etude.audio.mel import MelContract
 from etude.data.audio.recordings import Recording
 from etude.data.cache import pool
@@ -166,6 +166,8 @@ def _write_samples(recording: Recording, sample_rate: int, path: Path) -> dict[s
         _sync(file)
     if count == 0:
         raise ValueError("has no samples; export it again")
+    if peak > LOUDEST:
+        raise ValueError("; ".join(too_loud(peak)))
     if peak < SILENCE:
         raise ValueError(f"is silent (peak {peak:.1e}); give a file with sound in it")
     return {"samples": count, "peak": peak, "clipped": clipped / count}

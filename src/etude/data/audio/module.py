@@ -195,7 +195,7 @@ class StyleDataModule(CorpusDataModule):
 
     @property
     def statistics(self) -> Tensor:
-        """Mean and standard deviation of each band of the training log mels, in nats: float32 [s, 2, m]."""
+        """Mean, deviation, maximum and quiet level of each band of the training log mels, in nats: float32 [s, 4, m]."""
         self.prepare()
         return self._statistics
 

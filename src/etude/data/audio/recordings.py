@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from etude.audio.files import AudioError, inspect_audio, stream_audio
+from etude.audio.files import AudioError, inspect_audio, mono_mix, polarities, stream_audio
 from etude.audio.resampling import Resampler
 from etude.data.cache.version import ARRANGING, DECODING
 from etude.data.scores import build
@@ -107,9 +107,9 @@ class FileRecording(Recording):
     def blocks(self, sample_rate: int) -> Iterator[np.ndarray]:
         try:
             rate = inspect_audio(self.path).sample_rate
-            resampler = Resampler(rate, sample_rate)
+            resampler, polarity_c = Resampler(rate, sample_rate), polarities(self.path)
             for block_cn in stream_audio(self.path, block_samples=BLOCK_SAMPLES):
-                yield resampler.push(block_cn.mean(0, keepdim=True))[0].numpy()
+                yield resampler.push(mono_mix(block_cn, polarity_c))[0].numpy()
             yield resampler.flush()[0].numpy()
         except AudioError as error:  # without the path: the reason is cached by content, and the file may be moved
             raise ValueError(f"{error.problem}; {error.remedy}") from error

@@ -73,6 +73,12 @@ def frechet_distance(frames_a: ArrayLike, frames_b: ArrayLike) -> float:
     sets = [np.asarray(x, np.float64) / np.log(10) for x in (frames_a, frames_b)]
     if any(x.ndim != 2 or x.shape[1] < 2 for x in sets) or len(sets[0]) != len(sets[1]):
         raise ValueError(f"frames have shapes {sets[0].shape} and {sets[1].shape}; give both as [bands, 2 or more frames]")
+    return gaussian_distance(sets[0].T, sets[1].T)
+
+
+def gaussian_distance(rows_a: ArrayLike, rows_b: ArrayLike) -> float:
+    """Fréchet distance of two sets of rows [n, d], 2 or more each, taken as Gaussians; see `frechet_distance`."""
+    sets = [np.asarray(rows, np.float64).T for rows in (rows_a, rows_b)]
     (mean, covariance), (other_mean, other) = ((x.mean(axis=1), np.atleast_2d(np.cov(x))) for x in sets)
     values, vectors = np.linalg.eigh(covariance)
     root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T

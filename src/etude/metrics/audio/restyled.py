@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from etude.audio.mel import MelContract
+from etude.metrics.audio.artefacts import squeal_share
 from etude.metrics.audio.mel_features import chroma_correlation, onset_agreement, segment_features
 from etude.metrics.scores.alarms import ReferenceStatistic, diversity
 from etude.metrics.scores.dimensions import PieceFeatures, closeness, distances_within_real
@@ -28,12 +29,14 @@ class RestyledClips:
         fakes: the same clips, translated to the target style, [n, m, f].
         reals: real clips of the target style, [n, m, f].
         paired: whether reals[i] is the same music as sources[i], and so the correct result for fakes[i].
+        highest: maximum of each band over the training frames of the target style, in nats [m]; None takes that of `reals`.
     """
 
     sources: Floats
     fakes: Floats
     reals: Floats
     paired: bool
+    highest: Floats | None = None
 
 
 def compare_restyled(
@@ -44,8 +47,8 @@ def compare_restyled(
     `rhythm` is the onset agreement and `harmony` the chroma correlation (negative values count as 0) with the source, or
     with the real clip where paired. Both are means over the clips in which they are defined, 0 if there are none. `style`
     is the closeness to real clips of the target style in the mean and standard deviation of each band. `quality` is the
-    mean of the three. `diversity` and `diversity_real` are those of the fakes and of the real clips, see
-    `alarms.diversity`.
+    mean of the three. `squeals` is the share of frames with a band more than 6 dB above `highest`. `diversity` and
+    `diversity_real` are those of the fakes and of the real clips, see `alarms.diversity`.
 
     The Turing test sees the mean and standard deviation of each band, standardised by the real clips of each style. All
     clips with the same index stay in the same fold.
@@ -56,7 +59,7 @@ def compare_restyled(
     if not directions or min(len(direction.fakes) for direction in directions) < 2:
         raise ValueError("a direction has fewer than two clips; give more validation segments of each style")
     rate = contract.sample_rate / contract.hop_length
-    rhythm, harmony, style, spread, real_spread = [], [], [], [], []
+    rhythm, harmony, style, spread, real_spread, squeals = [], [], [], [], [], []
     sides: tuple[list[Floats], list[Floats]] = ([], [])
     rows = []
     for direction in directions:
@@ -66,6 +69,8 @@ def compare_restyled(
         fakes, reals = _band_statistics(direction.fakes), _band_statistics(direction.reals)
         expected = distances_within_real(reals, count=len(fakes), seed=seed)
         style += list(closeness(fakes, reals, expected=expected).values())
+        highest = direction.reals.max(axis=(0, 2)) if direction.highest is None else direction.highest
+        squeals += [squeal_share(fake, highest) for fake in direction.fakes]
         features = [reals.standardised(x.matrix) for x in (fakes, reals)]
         spread.append(diversity(features[0]))
         real_spread.append(diversity(features[1]))
@@ -75,6 +80,7 @@ def compare_restyled(
     groups = np.concatenate(rows)
     found = {"rhythm": _mean(rhythm), "harmony": max(_mean(harmony), 0.0), "style": _mean(style)}
     found["quality"] = _mean(list(found.values()))
+    found["squeals"] = _mean(squeals)
     found |= {"diversity": _mean(spread), "diversity_real": _mean(real_spread)}
     turing = turing_test(*map(np.concatenate, sides), generated_groups=groups, real_groups=groups, seed=seed)
     return found, turing

@@ -35,7 +35,8 @@ class LiveQuality(Technique):
       decoder excludes them, 0..1; `live/copying`, the share of the samples' passages of twelve notes that also occur in 100
       training pieces.
     - Models that translate mels: `live/rhythm` and `live/harmony`, compared with the source (or with the true target, if the
-      data are paired), `live/style`, closeness to real audio of the style, and their mean `live/quality`; see `metrics.restyled`.
+      data are paired), `live/style`, closeness to real audio of the style, and their mean `live/quality`; `live/squeals`, the
+      share of frames with a band more than 6 dB above all training frames; see `metrics.audio.restyled`.
     - Both: `live/turing` with the interval `live/turing_low` .. `live/turing_high`: accuracy of a cross-validated classifier
       that tells generated from real, 0.5 is indistinguishable; `live/alerts`, the number of active alarms (collapse, repetition,
       key drift, copying), each with a warning when it begins; `live/seconds`, the time spent here, and `live/share`, that time
