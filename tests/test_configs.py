@@ -27,6 +27,9 @@ NOT_SET = {  # arguments with a default that stand in no file: why. One without 
     "label_dropout": "likewise",
     "feature_sizes": "the tokenizer's",
     "n_mels": "the data's mel contract's",
+    "translator": "another run's model, by programs.perform",
+    "restyling_vocoder": "likewise",
+    "composer": "likewise",
     "style_dim": "the task's",
 }
 
