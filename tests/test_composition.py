@@ -1,5 +1,6 @@
-"""Every technique, over a tiny language model, a toy GAN and a tiny style transfer with all its terms: off is the baseline,
-on changes something or refuses with a reason, any order is one, killed and resumed equals uninterrupted; sets of five, too.
+"""Every technique, over a tiny language model, a toy GAN, a tiny style transfer with all its terms and a tiny synthesis: off is
+the baseline, on changes something or refuses with a reason, any order is one, killed and resumed equals uninterrupted; sets of
+five, too.
 
 Techniques are found in conf/technique: a new one is tested here without a word. One that guards against faults changes
 nothing without a fault, so it is given one; one that observes must log something.
@@ -33,11 +34,12 @@ from etude.tokens.satb import SatbGrid
 from tests.songs import write_songs
 from tests.tasks.test_style_transfer import EVERY
 from tests.tasks.test_style_transfer import task as style_transfer
-from tests.toys import MelsData, PairsData, ToyGan, same, trainer, weights
+from tests.tasks.test_synthesis import task as synthesis
+from tests.toys import MelsData, PairsData, PlayedData, ToyGan, same, trainer, weights
 
 CONF = Path(__file__).parents[1] / "conf" / "technique"
 NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
-TASKS = ["language_model", "gan", "restyler"]
+TASKS = ["language_model", "gan", "restyler", "synthesis"]
 
 
 class Matrix:
@@ -101,6 +103,8 @@ def build(name: str, songs: Path, workers: int = 0) -> tuple[Task, pl.LightningD
     if name == "restyler":  # terms that come and go, a generator of its own for each way, past outputs
         lazy: dict[str, Any] = {"r1_every": 3, "identity_every": 2, "identity_until": 9, "pool_size": 6}
         return style_transfer(loss_weights=EVERY, seed=1, **lazy), MelsData(workers)
+    if name == "synthesis":  # a variational network, which draws latents
+        return synthesis(seed=1, loss_weights={"kl": 0.1}), PlayedData(workers)
     data = music(songs, workers)
     model = partial(Transformer, dim=16, num_layers=1, num_heads=2, dropout=0.1)
     optimizer = partial(torch.optim.AdamW, lr=1e-2)

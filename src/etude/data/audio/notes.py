@@ -30,12 +30,12 @@ Failures = list[tuple[str, str, str]]
 
 def with_notes(
     recordings: Sequence[Recording],
-    facts: Sequence[Mapping[str, Any]],
+    facts: Sequence[dict[str, Any]],
     contract: MelContract,
     *,
     max_difference: float,
     cache: Path,
-) -> tuple[list[Recording], list[Mapping[str, Any]], dict[str, np.ndarray], Failures]:
+) -> tuple[list[Recording], list[dict[str, Any]], dict[str, np.ndarray], Failures]:
     """Returns the recordings that have usable notes, their facts, their note tables by name, and (file, piece, reason) of others.
 
     facts: see `encode_all`; recordings that could not be encoded are kept, since their reason is told elsewhere.
@@ -43,7 +43,7 @@ def with_notes(
     cache: the folder of the cached tables.
     """
     kept: list[Recording] = []
-    of_kept: list[Mapping[str, Any]] = []
+    of_kept: list[dict[str, Any]] = []
     failures: Failures = []
     tables = _tables(recordings, cache)
     found: dict[str, np.ndarray] = {}

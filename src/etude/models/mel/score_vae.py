@@ -32,8 +32,8 @@ class ClipEncoder(nn.Module):
 
     def forward(self, mel_bmf: Tensor, score_bdf: Tensor, counted_bf: Tensor) -> tuple[Tensor, Tensor]:
         """Returns mean and log-variance, [b, z] each, float32; `counted_bf` is 1 in frames that count, 0 in others."""
-        h_bdf = F.gelu(self.second(F.gelu(self.first(mel_bmf) + self.score(score_bdf))))
         counted_b1f = counted_bf[:, None].float()
+        h_bdf = F.gelu(self.second(F.gelu(self.first(mel_bmf * counted_b1f) + self.score(score_bdf))))
         mean_bd = (h_bdf.float() * counted_b1f).sum(-1) / counted_b1f.sum(-1).clamp(min=1)
         mean_bz, log_variance_bz = self.out(mean_bd.to(h_bdf)).float().chunk(2, dim=-1)
         return mean_bz, log_variance_bz.clamp(-8, 8)
