@@ -220,6 +220,7 @@ def main() -> None:
     from report_optimizers import optimizers
     from report_styles import style_transfer
     from report_sweeps import sweeps
+    from report_synthesis import synthesis
     from report_techniques import techniques
     from report_tokenizers import tokenizers
 
@@ -233,6 +234,7 @@ def main() -> None:
             generation(),
             tokenizers(),
             style_transfer(),
+            synthesis(),
             sweeps(),
             speed(),
         )
