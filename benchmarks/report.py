@@ -222,6 +222,7 @@ def main() -> None:
     from report_optimizers import optimizers
     from report_styles import style_transfer
     from report_sweeps import sweeps
+    from report_synthesis import synthesis
     from report_techniques import techniques
     from report_tokenizers import tokenizers
 
@@ -237,6 +238,7 @@ def main() -> None:
             style_transfer(),
             grader(),
             audio(),
+            synthesis(),
             sweeps(),
             speed(),
         )

@@ -1,6 +1,6 @@
-"""Every technique, over a tiny language model, a toy GAN, a tiny style transfer with all its terms and a tiny grader: off is the
-baseline, on changes something or refuses with a reason, any order is one, killed and resumed equals uninterrupted; also sets of
-five.
+"""Every technique, over a tiny language model, a toy GAN, a tiny style transfer with all its terms, a tiny synthesis and a tiny
+grader: off is the baseline, on changes something or refuses with a reason, any order is one, killed and resumed equals
+uninterrupted; also sets of five.
 
 Techniques are found in conf/technique: a new one is tested here without a word. One that guards against faults changes
 nothing without a fault, so it is given one; one that observes must log something.
@@ -36,11 +36,12 @@ from tests.tasks.test_grader import GradedData
 from tests.tasks.test_grader import task as grader
 from tests.tasks.test_style_transfer import EVERY
 from tests.tasks.test_style_transfer import task as style_transfer
-from tests.toys import MelsData, PairsData, ToyGan, same, trainer, weights
+from tests.tasks.test_synthesis import task as synthesis
+from tests.toys import MelsData, PairsData, PlayedData, ToyGan, same, trainer, weights
 
 CONF = Path(__file__).parents[1] / "conf" / "technique"
 NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
-TASKS = ["language_model", "gan", "restyler", "grader"]
+TASKS = ["language_model", "gan", "restyler", "synthesis", "grader"]
 
 
 class Matrix:
@@ -106,6 +107,8 @@ def build(name: str, songs: Path, workers: int = 0) -> tuple[Task, pl.LightningD
         return style_transfer(loss_weights=EVERY, seed=1, **lazy), MelsData(workers)
     if name == "grader":
         return grader(seed=1, optimizer=partial(torch.optim.AdamW, lr=1e-4)), GradedData(workers)
+    if name == "synthesis":  # a variational network, which draws latents
+        return synthesis(seed=1, loss_weights={"kl": 0.1}), PlayedData(workers)
     data = music(songs, workers)
     model = partial(Transformer, dim=16, num_layers=1, num_heads=2, dropout=0.1)
     optimizer = partial(torch.optim.AdamW, lr=1e-2)

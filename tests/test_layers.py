@@ -29,6 +29,7 @@ MAY_IMPORT = {  # besides its own folder
     "evaluation": TRAINED,
     "generation": TRAINED,
     "transfer": TRAINED,
+    "synthesis": TRAINED | {"transfer"},
     "sweeps": {"core", "report"},
     "run": {"core", "report", "sweeps"},
     "studio": TRAINED | {"run"},

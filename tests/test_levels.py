@@ -21,27 +21,40 @@ GENRES = sorted(path.stem for path in (CONF / "genre").glob("*.yaml"))
 GUARDED = "ema,stability,early_stopping"
 GUARDS = ["technique.ema.decay=0.99", "technique.early_stopping.patience=10"]
 MUSIC = ["technique.musical_domain.smoothing=0.01"]
+ENHANCED_SYNTHESIS = [
+    "optimizer=adamw", "optimizer.lr=8e-5", "optimizer.weight_decay=5e-7", "scheduler=cosine_restarts", "scheduler.warmup=1500",
+    f"technique=[{GUARDED},balance]", *GUARDS, "max_steps=-1", "trainer.max_epochs=500", "trainer.accumulate_grad_batches=2",
+    "trainer.gradient_clip_val=0.8", "task.loss_weights={mel:22.0,kl:1.8,stop:1.0}", "task.huber=0.6",
+    "task.mel_smoothing=0.025", "task.stop_smoothing=0.06",
+]  # fmt: skip
 SPELLED_OUT: dict[str, dict[str, list[str]]] = {  # by bundle, then by kind of task: the same in single options
     "level=basic": {
         "language_model": ["optimizer=adamw", "scheduler=noam", "technique=[]"],
         "vocoder": ["optimizer=adamw", "scheduler=noam", "technique=[]"],
         "gan": ["optimizer=adam", "scheduler=noam", "technique=[]"],
+        "synthesis": ["optimizer=adamw", "optimizer.lr=5e-5", "optimizer.weight_decay=1e-6", "scheduler=noam",
+                      "scheduler.warmup=2000", "technique=[]", "max_steps=-1", "trainer.max_epochs=200",
+                      "trainer.accumulate_grad_batches=16", "trainer.gradient_clip_val=1.0",
+                      "task.loss_weights={mel:45.0,kl:1.0,stop:1.0}"],
     },
     "level=enhanced": {
         "language_model": ["optimizer=muon", f"technique=[{GUARDED},musical_domain]", *GUARDS, *MUSIC],
         "vocoder": ["optimizer=adamw", f"technique=[{GUARDED},balance]", *GUARDS],
         "gan": ["optimizer=adam", f"technique=[{GUARDED},balance]", *GUARDS],
+        "synthesis": ENHANCED_SYNTHESIS,
     },
     "level=experimental": {
         "language_model": ["optimizer=muon", f"technique=[{GUARDED},musical_domain,curriculum]", *GUARDS, *MUSIC,
                            "technique.musical_domain.equivariance=0.05"],
         "vocoder": ["optimizer=adamw", f"technique=[{GUARDED},balance]", *GUARDS],
         "gan": ["optimizer=adam", f"technique=[{GUARDED},balance,fill_frames]", *GUARDS],
+        "synthesis": ENHANCED_SYNTHESIS,
     },
     "convergence=fast": {
         "language_model": ["optimizer=muon", "scheduler=wsd", "technique=[ema]", "technique.ema.decay=0.99"],
         "vocoder": ["optimizer=adamw", "scheduler=wsd", "technique=[ema]", "technique.ema.decay=0.99"],
         "gan": ["optimizer=adam", "scheduler=wsd", "technique=[ema]", "technique.ema.decay=0.99"],
+        "synthesis": ["optimizer=muon", "scheduler=wsd", "technique=[ema]", "technique.ema.decay=0.99"],
     },
 }  # fmt: skip
 DEFAULTS = {
@@ -49,6 +62,7 @@ DEFAULTS = {
     "vocoder": ["optimizer=adamw", "scheduler=cosine", "technique=[ema]", "technique.ema.decay=0.999"],
     "gan": ["optimizer=adam", "scheduler=wsd_half", "technique=[ema]", "technique.ema.decay=0.999"],
     "grader": ["optimizer=adamw", "scheduler=cosine", "technique=[ema]", "technique.ema.decay=0.99"],
+    "synthesis": ["optimizer=muon", "scheduler=wsd_half", "technique=[ema]", "technique.ema.decay=0.99"],
 }
 
 
@@ -72,7 +86,7 @@ def kind(task: str) -> str:
         return "language_model"
     if task == "grader":
         return "vocoder"
-    return task if task in ("language_model", "vocoder") else "gan"
+    return task if task in ("language_model", "vocoder", "synthesis") else "gan"
 
 
 def of(target: str) -> str:
@@ -85,7 +99,7 @@ def test_a_bundle_is_what_its_single_options_are(bundle: str, task: str) -> None
     single = SPELLED_OUT[bundle][kind(task)]
     more = bundle in ("level=enhanced", "level=experimental")
     restarts = ["scheduler=cosine_restarts", "+huber=0.5"] if more else []
-    found, expected = trained_with(bundle, f"task={task}"), trained_with(f"task={task}", *single, *restarts)
+    found, expected = trained_with(bundle, f"task={task}"), trained_with(f"task={task}", *restarts, *single)
     assert found == expected
     for node in found["technique"].values():
         assert type(instantiate(node)).__module__.startswith("etude.techniques.")
@@ -96,6 +110,16 @@ def test_a_bundle_is_what_its_single_options_are(bundle: str, task: str) -> None
 @pytest.mark.parametrize("task", TASKS)
 def test_the_defaults_suit_the_task(task: str) -> None:
     assert trained_with(f"task={task}") == trained_with(f"task={task}", *DEFAULTS.get(task, DEFAULTS[kind(task)]))
+
+
+def test_the_levels_of_synthesis_leave_what_the_user_says() -> None:
+    own = ["task=synthesis", "level=basic", "optimizer=lion", "scheduler=cosine", "trainer.max_epochs=3", "max_steps=50"]
+    cfg = composed(*own, "task.loss_weights.mel=7", "trainer=smoke")
+    assert (cfg.optimizer.lr, cfg.scheduler.warmup) == (0.0006, 0.05)  # those of the chosen optimizer and schedule
+    assert (cfg.trainer.max_epochs, cfg.max_steps, cfg.trainer.max_steps, cfg.task.loss_weights.mel) == (3, 50, 10, 7)
+    assert composed("task=synthesis", "level=basic", "~scheduler").get("scheduler") is None
+    assert trained_with("task=synthesis", "level=[]") == trained_with("task=synthesis")
+    assert composed("task=vocoder", "level=enhanced").max_steps == 1200
 
 
 def test_the_vocoder_keeps_its_steps() -> None:

@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 from symusic import Score
 
+from etude.run import performing
 from etude.run import programs as run
 from etude.run.recipes import spelled_out
 from etude.tasks.language_model import LanguageModel
@@ -45,7 +46,7 @@ def call(program: str, folder: Path, *overrides: str) -> Any:
         HydraConfig.instance().set_config(cfg)
         with open_dict(cfg):
             del cfg["hydra"]
-        return getattr(run, program)(cfg)
+        return getattr(performing if program in ("synthesise", "perform") else run, program)(cfg)
 
 
 @pytest.fixture(scope="module")

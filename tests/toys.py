@@ -120,6 +120,36 @@ def as_styles(rows: list[Tensor]) -> dict[str, Tensor]:
     return {"mel": torch.stack(rows, dim=1)}
 
 
+class Played(Dataset[dict[str, Tensor]]):
+    """Notes of two instruments and two styles over a drone, and mels [s, m, f]: band 8 + pitch % 8 rises where a note sounds."""
+
+    def __init__(self, length: int = 64) -> None:
+        generator = torch.Generator().manual_seed(3)
+        self.roll, self.stop = torch.zeros(length, 2, 2, 2, 128, 14), torch.zeros(length, 2, 14)
+        self.roll[:, :, 1, 0, 40] = 0.3
+        for place in torch.cartesian_prod(torch.arange(length), torch.arange(2)).tolist():
+            for _ in range(3):
+                (pitch,), (start,) = (torch.randint(*span, (1,), generator=generator).tolist() for span in ((60, 68), (0, 10)))
+                instrument = int(torch.randint(2, (1,), generator=generator))
+                self.roll[*place, 0, instrument, pitch, start] = self.roll[*place, 1, instrument, pitch, start : start + 4] = 0.7
+            if place[0] % 4 == 0:
+                self.roll[*place, ..., 11:], self.stop[*place, 11:] = 0, 1
+        noise = 0.02 * torch.randn(length, 2, 16, 14, generator=generator)
+        self.mel = noise - 0.4
+        self.mel[:, :, 8:] += self.roll[:, :, 1, :, 64:72].sum(2) + self.roll[:, :, 1, :, 56:64].sum(2)
+
+    def __len__(self) -> int:
+        return len(self.mel)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"mel": self.mel[index], "roll": self.roll[index], "stop": self.stop[index]}
+
+
+def as_played(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The batch of such notes and mels, with the styles first."""
+    return {name: torch.stack([row[name] for row in rows], dim=1) for name in rows[0]}
+
+
 class PairsData(pl.LightningDataModule):
     dataset: type[Dataset[Any]] = Pairs
     collate: Any = None
@@ -145,6 +175,11 @@ class PairsData(pl.LightningDataModule):
 class MelsData(PairsData):
     dataset = Mels
     collate = staticmethod(as_styles)
+
+
+class PlayedData(PairsData):
+    dataset = Played
+    collate = staticmethod(as_played)
 
 
 def trainer(folder: Path, *, max_steps: int, callbacks: Sequence[pl.Callback] = (), **options: Any) -> pl.Trainer:

@@ -38,6 +38,15 @@ def test_bad_values_are_told(schedule: Callable[..., Any], options: dict[str, fl
         schedule(torch.optim.SGD([nn.Parameter(torch.zeros(1))]), total_steps=0)
 
 
+@pytest.mark.parametrize("schedule", CHOICES, ids=lambda s: s.__name__)
+def test_a_warm_up_may_be_a_number_of_steps(schedule: Callable[..., Any]) -> None:
+    assert rates(schedule, 40, warmup=10) == pytest.approx(rates(schedule, 40, warmup=0.25))
+    with pytest.raises(ValueError, match=r"warmup is 2000 steps, as long as the whole run of 300 or longer; .*scheduler\.warmup"):
+        rates(schedule, 300, warmup=2000)
+    with pytest.raises(ValueError, match=r"warmup is 2\.5, must be in \[0, 1\)"):
+        rates(schedule, 300, warmup=2.5)
+
+
 def test_linear_falls_by_equal_steps() -> None:
     assert rates(schedules.linear, 10, warmup=0.0) == pytest.approx([1 - step / 10 for step in range(11)])
     found = rates(schedules.linear, 10, warmup=0.2, final=0.5)

@@ -1,4 +1,7 @@
-"""Learning-rate schedules. Each is a function of the step alone, so that resuming is exact."""
+"""Learning-rate schedules. Each is a function of the step alone, so that resuming is exact.
+
+In all of them `warmup` is the length of the warm-up: below 1 a share of all steps, from 2 on a number of steps.
+"""
 
 import math
 
@@ -6,13 +9,23 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 
-def _check(total_steps: int, warmup: float, final: float) -> None:
+def _rise(total_steps: int, warmup: float, final: float) -> float:
+    """Returns the length of the warm-up in steps, after a check of all three.
+
+    warmup: below 1 a share of all steps, from 2 on a number of steps.
+    """
     if total_steps < 1:
         raise ValueError(f"total_steps is {total_steps}, must be at least 1; set trainer.max_steps or trainer.max_epochs")
-    if not 0 <= warmup < 1:
-        raise ValueError(f"warmup is {warmup}, must be in [0, 1), a share of all steps")
+    if not 0 <= warmup < 1 and (warmup < 2 or warmup != int(warmup)):
+        raise ValueError(f"warmup is {warmup}, must be in [0, 1), a share of all steps, or a whole number of steps from 2 on")
     if not 0 <= final <= 1:
         raise ValueError(f"final is {final}, must be in [0, 1], a share of the learning rate")
+    if warmup >= max(2, total_steps):
+        raise ValueError(
+            f"warmup is {warmup:g} steps, as long as the whole run of {total_steps} or longer; train longer, or give a share of "
+            "the run, such as scheduler.warmup=0.1"
+        )
+    return warmup if warmup >= 1 else warmup * total_steps
 
 
 def cosine(optimizer: Optimizer, *, total_steps: int, warmup: float = 0.05, final: float = 0.0) -> LambdaLR:
@@ -20,8 +33,7 @@ def cosine(optimizer: Optimizer, *, total_steps: int, warmup: float = 0.05, fina
 
     Source: Loshchilov and Hutter 2017, equation 5, one cycle; the warm-up is an addition.
     """
-    _check(total_steps, warmup, final)
-    rise = warmup * total_steps
+    rise = _rise(total_steps, warmup, final)
 
     def factor(step: int) -> float:
         if step < rise:
@@ -37,10 +49,11 @@ def wsd(optimizer: Optimizer, *, total_steps: int, warmup: float = 0.02, decay: 
 
     Source: Hu et al. 2024 (MiniCPM), section 4, with a linear decay (Haegele et al. 2024).
     """
-    _check(total_steps, warmup, final)
-    if not 0 < decay <= 1 - warmup + 1e-9:
-        raise ValueError(f"decay is {decay}, must be in (0, 1 - warmup = {1 - warmup:g}]")
-    rise, fall = warmup * total_steps, (1 - decay) * total_steps
+    rise = _rise(total_steps, warmup, final)
+    share = rise / total_steps
+    if not 0 < decay <= 1 - share + 1e-9:
+        raise ValueError(f"decay is {decay}, must be in (0, 1 - warmup = {1 - share:g}]")
+    fall = (1 - decay) * total_steps
 
     def factor(step: int) -> float:
         if step < rise:
@@ -57,8 +70,7 @@ def linear(optimizer: Optimizer, *, total_steps: int, warmup: float = 0.05, fina
 
     Source: Defazio et al. 2023, "When, why and how much? Adaptive learning rate scheduling by refinement".
     """
-    _check(total_steps, warmup, final)
-    rise = warmup * total_steps
+    rise = _rise(total_steps, warmup, final)
 
     def factor(step: int) -> float:
         if step < rise:
@@ -73,23 +85,21 @@ def constant(optimizer: Optimizer, *, total_steps: int, warmup: float = 0.05) ->
 
     Source: Defazio et al. 2024, section 4, recommends a warm-up for them, too.
     """
-    _check(total_steps, warmup, 1.0)
-    rise = warmup * total_steps
+    rise = _rise(total_steps, warmup, 1.0)
     return LambdaLR(optimizer, lambda step: (step + 1) / (rise + 1) if step < rise else 1.0)
 
 
 def noam(optimizer: Optimizer, *, total_steps: int, warmup: float = 0.1) -> LambdaLR:
     """Rises linearly for `warmup` of all steps, then falls in proportion to 1 / sqrt(step).
 
-    factor(s) = min(s / w, sqrt(w / s)) at step s = 1, 2, ... with w = warmup * total_steps. The peak is the optimizer's
+    factor(s) = min(s / w, sqrt(w / s)) at step s = 1, 2, ... with w steps of warm-up. The peak is the optimizer's
     learning rate. The factor d_model^-0.5 of the source is left out, so the peak does not depend on the model's width.
 
     When to use: runs whose length is not known in advance; otherwise a schedule that falls to zero is better.
 
     Source: Vaswani et al. 2017, equation 3, divided by its peak.
     """
-    _check(total_steps, warmup, 0.0)
-    rise = max(1.0, warmup * total_steps)
+    rise = max(1.0, _rise(total_steps, warmup, 0.0))
     return LambdaLR(optimizer, lambda step: min((step + 1) / rise, math.sqrt(rise / (step + 1))))
 
 
@@ -109,14 +119,13 @@ def cosine_restarts(
     Raises:
         ValueError: cycles below 1 or t_mult below 1.
     """
-    _check(total_steps, warmup, final)
+    rise = _rise(total_steps, warmup, final)
     if cycles < 1:
         raise ValueError(f"cycles is {cycles}, must be at least 1; 1 is scheduler=cosine")
     if t_mult < 1:
         raise ValueError(
             f"t_mult is {t_mult}, must be at least 1: the length of a cycle divided by that of the one before; 2 is common"
         )
-    rise = warmup * total_steps
     lengths = [t_mult**cycle for cycle in range(cycles)]
     unit = max(1.0, total_steps - rise) / sum(lengths)
     starts = [rise + unit * sum(lengths[:cycle]) for cycle in range(cycles)]

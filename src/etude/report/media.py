@@ -2,10 +2,10 @@
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from lightning_utilities.core.rank_zero import rank_zero_only
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 TABLE = "samples.csv"
 FILES = ("picture", "sound", "score")  # columns that name files beside the table
+Writer = TypeVar("Writer", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,16 @@ class Dashboard(Protocol):
     def show_result(self, result: Mapping[str, float], *, checkpoints: Mapping[str, Path], step: int) -> None:
         """Shows the final values of a run. checkpoints: "best" and "last" -> file, as far as they exist."""
         ...
+
+
+def few(**options: Any) -> Callable[[Writer], Writer]:
+    """Marks a function that writes samples: `options` are enough while a model trains; see `core.protocols.FewSamples`."""
+
+    def mark(function: Writer) -> Writer:
+        function.__dict__.update(few=options)
+        return function
+
+    return mark
 
 
 def write_table(folder: Path, samples: Sequence[Sample]) -> Path:

@@ -22,6 +22,8 @@ VERBS = {
     "evaluate": Verb("measures a checkpoint, or a folder of scores", "etude.run.programs:evaluate", "evaluation/evaluate"),
     "transfer": Verb("restyles audio files", "etude.run.programs:transfer", "transfer"),
     "grade": Verb("grades audio files: defects, their places, quality", "etude.run.grading:grade", "grade"),
+    "synthesise": Verb("plays a score with a trained model", "etude.run.performing:synthesise", "synthesise"),
+    "perform": Verb("generates, plays and restyles in one command", "etude.run.performing:perform", "perform"),
     "reproduce": Verb("repeats a run from its folder and compares", "etude.run.reproduce:reproduce", "reproduce"),
     "compare-hashes": Verb("finds the first step and tensor in which two runs differ", "etude.run.reproduce:hashes", "hashes"),
     "export": Verb("writes a checkpoint's weights to a safetensors file", "etude.run.export:export", "export/export"),

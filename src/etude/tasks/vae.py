@@ -19,6 +19,7 @@ from etude.core import lightning
 from etude.core.batch import Batch
 from etude.core.measuring import Measure, Measured
 from etude.core.task import OptimizerFactory, SchedulerFactory
+from etude.losses.variational import kl_from_normal
 from etude.models.symbolic.transformer_vae import Posterior, TransformerVae
 from etude.music.score import bar_ticks
 from etude.tasks.language_model import LanguageModel
@@ -310,7 +311,7 @@ def kl_of_dimensions(found: Posterior) -> Tensor:
 
     Source: Kingma and Welling 2014, eq. 10.
     """
-    return 0.5 * (found.mean**2 + found.log_variance.exp() - 1 - found.log_variance)
+    return kl_from_normal(found.mean, found.log_variance)
 
 
 def between(first: Tensor, last: Tensor, share: float) -> Tensor:

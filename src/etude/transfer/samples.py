@@ -1,9 +1,8 @@
 """Writes samples of a style-transfer model on held-out audio: WAV files, pictures of mels, training curves, a report."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -13,22 +12,10 @@ from etude.core.protocols import Translates
 from etude.metrics.audio.mel_distances import log_mel_l1
 from etude.metrics.audio.mel_features import chroma_correlation
 from etude.render.scores import PEAK, write_audio
-from etude.report.media import Sample, write_table
+from etude.report.media import Sample, few, write_table
 from etude.report.reports import Report
 from etude.report.run_page import add_configuration, begin_report, standing_still
 from etude.report.style_plots import mel_panels, training_curves
-
-Writer = TypeVar("Writer", bound=Callable[..., Any])
-
-
-def few(**options: Any) -> Callable[[Writer], Writer]:
-    """Marks a function that writes samples: `options` are enough while a model trains; see `FewSamples`."""
-
-    def mark(function: Writer) -> Writer:
-        function.__dict__.update(few=options)
-        return function
-
-    return mark
 
 
 @few(num_songs=1, seconds=5.0)

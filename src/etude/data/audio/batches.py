@@ -1,6 +1,6 @@
 """Batches of segments of audio: at random positions for training, each segment once for evaluation.
 
-Shapes: s styles, b rows of a batch, m mel bands, f frames and n samples of a segment.
+Shapes: s styles, b rows of a batch, m mel bands, f frames and n samples of a segment, p instruments.
 """
 
 import hashlib
@@ -15,8 +15,10 @@ from torch import Tensor
 
 from etude.audio.mel import MelContract
 from etude.data.audio.build import UNIT, clip_path
+from etude.data.audio.notes import PieceNotes
 from etude.data.audio.splits import Piece
 from etude.data.randomness import uniform
+from etude.music.roll import KINDS, PITCHES
 
 TRIES = 4  # positions that are tried until a segment is not silent
 QUIET = math.log(1e-3)  # a segment is silent if no log mel is above this
@@ -75,9 +77,11 @@ class _Segments(torch.utils.data.Dataset[dict[str, Tensor]]):
         waveform: bool,
         labels: Sequence[Mapping[str, np.ndarray]] | None = None,
         onsets: Sequence[Sequence[np.ndarray]] | None = None,
+        notes: Sequence[PieceNotes] | None = None,
     ):
         self.clips, self.segment, self.waveform = list(clips), segment, waveform
         self.onsets = onsets  # for each style and piece: whether a note begins in each frame, bool [f]; None for no such entry
+        self.notes = None if notes is None else list(notes)  # of each style
         self.labels = list(labels or [{} for _ in clips])  # for each style: name -> class of each piece, int64 [n]
         self.contract = self.clips[0].contract
 
@@ -88,6 +92,9 @@ class _Segments(torch.utils.data.Dataset[dict[str, Tensor]]):
             arrays["samples"] = np.zeros((*shape, self.segment * self.contract.hop_length), np.float32)
         if self.onsets is not None:
             arrays["onsets"] = np.zeros((*shape, self.segment), np.float32)
+        if self.notes is not None:
+            sizes = (len(KINDS), len(self.notes[0].instruments), PITCHES, self.segment)
+            arrays |= {"roll": np.empty((*shape, *sizes), np.float32), "stop": np.empty((*shape, self.segment), np.float32)}
         return arrays | {f"label_{name}": np.full(shape, -1, np.int64) for name in self.labels[0]}
 
     def _write(self, arrays: dict[str, np.ndarray], style: int, row: int, piece: int, start: int, gain_db: float = 0.0) -> None:
@@ -97,12 +104,16 @@ class _Segments(torch.utils.data.Dataset[dict[str, Tensor]]):
         if self.onsets is not None:
             arrays["onsets"][style, row] = self.onsets[style][piece][start:stop]
         mel_fm = arrays["mel"][style, row]
-        mel_fm[:] = self.clips[style].mel_fm(piece)[start:stop]
+        known_fm = self.clips[style].mel_fm(piece)[start:stop]
+        mel_fm[: len(known_fm)], mel_fm[len(known_fm) :] = known_fm, math.log(self.contract.floor)
+        if self.notes is not None:
+            self.notes[style].write(arrays["roll"][style, row], arrays["stop"][style, row], piece, start)
         if gain_db:
             np.maximum(mel_fm + np.float32(gain_db * NATS_PER_DECIBEL), np.float32(math.log(self.contract.floor)), out=mel_fm)
         if self.waveform:
             samples_n = self.clips[style].samples_n(piece, start, stop)
             arrays["samples"][style, row, : len(samples_n)] = samples_n * np.float32(10 ** (gain_db / 20) / UNIT)
+            arrays["samples"][style, row, len(samples_n) :] = 0
 
     def _tensors(self, arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
         mel_sbmf = self.contract.normalise(torch.from_numpy(arrays["mel"])).transpose(2, 3).contiguous()
@@ -110,7 +121,8 @@ class _Segments(torch.utils.data.Dataset[dict[str, Tensor]]):
             "mel": mel_sbmf,
             **{name: torch.from_numpy(array) for name, array in arrays.items() if name.startswith("label_")},
         }
-        return batch | {name: torch.from_numpy(arrays[name]) for name in ("samples", "onsets") if name in arrays}
+        more = ("samples", "onsets", "roll", "stop")
+        return batch | {name: torch.from_numpy(arrays[name]) for name in more if name in arrays}
 
 
 class RestrictedDraws(NamedTuple):
@@ -123,9 +135,10 @@ class RestrictedDraws(NamedTuple):
 class RandomSegments(_Segments):
     """Segments at random positions, as a dataset that is indexed with a list of draw numbers and returns a batch.
 
-    A batch holds "mel": float32 [s, b, m, f], with `waveform` "samples": float32 [s, b, n], and for each of `labels`
-    "label_*": int64 [s, b], -1 where a piece has no label. Styles without an admitted piece are missing; the batch then also
-    holds "style": int64 [s, b], the index of each row's style.
+    A batch holds "mel": float32 [s, b, m, f], with `waveform` "samples": float32 [s, b, n], with `notes` "roll": float32
+    [s, b, 2, p, 128, f] and "stop": float32 [s, b, f], and for each of `labels` "label_*": int64 [s, b], -1 where a piece has no
+    label. Styles without an admitted piece are missing; the batch then also holds "style": int64 [s, b], the index of each row's
+    style. With `notes` a segment may reach beyond the end of the music: the mel is then silent and "stop" is 1.
 
     Row r is draw number draws[r] of each style and depends on (seed, style, draw number) alone. All positions in all pieces
     are equally likely, except that a silent segment is drawn again, a few times.
@@ -144,11 +157,16 @@ class RandomSegments(_Segments):
         waveform: bool,
         labels: Sequence[Mapping[str, np.ndarray]] | None = None,
         onsets: Sequence[Sequence[np.ndarray]] | None = None,
+        notes: Sequence[PieceNotes] | None = None,
     ):
-        super().__init__(clips, segment=segment, waveform=waveform, labels=labels, onsets=onsets)
+        super().__init__(clips, segment=segment, waveform=waveform, labels=labels, onsets=onsets, notes=notes)
         self.seed, self.gain_db = seed, gain_db
         self._names = np.array([int(hashlib.sha256(name.encode()).hexdigest()[:15], 16) for name in styles], np.uint64)
-        self._ends = [np.cumsum([piece.frames - segment + 1 for piece in clip.pieces]) for clip in clips]
+        room = [[0] * len(clip) if notes is None else notes[style].room(segment) for style, clip in enumerate(clips)]
+        self._ends = [
+            np.cumsum([piece.frames + more - segment + 1 for piece, more in zip(clip.pieces, rooms, strict=True)])
+            for clip, rooms in zip(clips, room, strict=True)
+        ]
 
     def __getitems__(self, draws: Sequence[int] | RestrictedDraws) -> dict[str, Tensor]:
         draws, chances = (draws.draws, draws.chances) if isinstance(draws, RestrictedDraws) else (draws, [None] * len(self.clips))
@@ -250,19 +268,26 @@ class DrawSampler(torch.utils.data.Sampler[Any]):
         self.number = int(state["number"]) if "number" in state else self.first // (self.batch_size * self.world)
 
 
-def evaluation_rows(clips: Sequence[Clips], *, segment: int, paired: bool) -> list[EvalRow]:
-    """Returns the rows of one pass over held-out audio, in whole segments.
+def evaluation_rows(
+    clips: Sequence[Clips], *, segment: int, paired: bool, notes: Sequence[PieceNotes] | None = None
+) -> list[EvalRow]:
+    """Returns the rows of one pass over held-out audio, in whole segments; with `notes` the last one reaches beyond the end.
 
     If paired, row i is the same position of the same song in every style, up to the end of the shortest version. Otherwise
     the segments of each style are used in order, and styles with fewer segments are repeated.
     """
+
+    def starts(piece: int, frames: int, style: int) -> range:
+        ends = notes is not None and notes[style].ends[piece]
+        return range(0, frames if ends else frames - segment + 1, segment)
+
     if paired:
         common = [min(clip.pieces[piece].frames for clip in clips) for piece in range(len(clips[0]))]
-        places = [(piece, start) for piece, frames in enumerate(common) for start in range(0, frames - segment + 1, segment)]
+        places = [(piece, start) for piece, frames in enumerate(common) for start in starts(piece, frames, 0)]
         return [tuple(place for _ in clips) for place in places]
     lists = [
-        [(number, start) for number, piece in enumerate(clip.pieces) for start in range(0, piece.frames - segment + 1, segment)]
-        for clip in clips
+        [(number, start) for number, piece in enumerate(clip.pieces) for start in starts(number, piece.frames, style)]
+        for style, clip in enumerate(clips)
     ]
     if not all(lists):
         return []

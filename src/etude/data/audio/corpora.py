@@ -4,6 +4,7 @@ A corpus lists recordings without decoding them.
 """
 
 import hashlib
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,7 @@ Failures = list[tuple[str, str, str]]
 class AudioCorpus(ABC):
     """The interface between a corpus of audio and the data module."""
 
+    has_scores: ClassVar[bool] = False  # whether its recordings know what is played in them
     without_root: ClassVar[str] = "is made of what the dependencies carry; for your files: data=audio_folder data.root=DIR"
 
     @property
@@ -46,6 +48,11 @@ class AudioCorpus(ABC):
     def paired(self) -> bool | None:
         """Whether pieces of one name are one song in every style; None where their names and splits tell."""
         return None
+
+    @property
+    def max_difference(self) -> float:
+        """Seconds by which a recording and its score may differ in length."""
+        return math.inf
 
     @abstractmethod
     def available(self) -> list[str]:
@@ -99,6 +106,7 @@ class Arranged(AudioCorpus):
     soundfont: str | None = None
     synthesizer: Synthesizer = "tinysoundfont"
     seed: int = 0
+    has_scores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if unknown := [style for style in self.styles if style not in ARRANGEMENTS]:

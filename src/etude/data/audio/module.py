@@ -16,15 +16,17 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from etude.audio.degradations import check_defects
 from etude.audio.mel import MelContract
 from etude.data.audio.batches import Clips, DrawSampler, FixedSegments, RandomSegments, evaluation_batches, evaluation_rows
-from etude.data.audio.build import UNIT, clips_folder, encode_all
+from etude.data.audio.build import UNIT, clip_key, clips_folder, encode_all
 from etude.data.audio.checked import faulty_files
 from etude.data.audio.corpora import AudioCorpus, Failures
 from etude.data.audio.graded import FixedGraded, RandomGraded, Spoiler, onset_frames, partners_of
+from etude.data.audio.notes import PieceNotes, piece_notes, with_notes
 from etude.data.audio.splits import Piece, assign, is_paired, refuse_empty, same_songs, usable, whole_songs
 from etude.data.audio.statistics import band_statistics, complexities
 from etude.data.base import CorpusDataModule, at_root, checked_range
 from etude.data.cache.intact import rebuilding_damage
 from etude.data.scores.manifest import SPLITS
+from etude.music.roll import KINDS, PITCHES, instruments_of
 from etude.wording import counted
 
 LOUDEST_CHANGE_DB = 40
@@ -35,9 +37,10 @@ class StyleDataModule(CorpusDataModule):
 
     Training batches hold {"mel": float32 [s, b, m, f]}, normalised to about [-1, 1] by the contract: for each of the s
     `styles`, b segments of f frames at random positions of random pieces, independent of the other styles. With `waveform`
-    they also hold {"samples": float32 [s, b, n]}, n = f * hop. Draws depend on (seed, style, number) alone, so they are the
-    same with any number of workers and ranks. Validation and test batches have the same form and hold each held-out segment
-    once; if `paired`, row i is the same position of the same song in every style.
+    they also hold {"samples": float32 [s, b, n]}, n = f * hop; with `score` the piano roll of p instruments {"roll": float32
+    [s, b, 2, p, 128, f]} and {"stop": float32 [s, b, f]}, 1 after the end of the music. Draws depend on (seed, style, number)
+    alone, so they are the same with any number of workers and ranks. Validation and test batches have the same form and hold
+    each held-out segment once; if `paired`, row i is the same position of the same song in every style.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class StyleDataModule(CorpusDataModule):
         split: Sequence[float] = (0.8, 0.1, 0.1),
         gain_db: Sequence[float] | None = None,
         waveform: bool = False,
+        score: bool = False,
         targets: Sequence[str] = (),
         labels_file: str | None = None,
         defects: Sequence[str] | None = None,
@@ -80,6 +84,8 @@ class StyleDataModule(CorpusDataModule):
         split: shares of train, val and test, by file; corpora with prescribed splits keep them.
         gain_db: [lowest, highest] random change of loudness in training, in decibels within [-40, 40]; None for none.
         waveform: batches also hold the samples. Then one style is enough, as for a vocoder.
+        score: batches also hold the piano roll of what is played, and where it ends; for corpora that know the scores of their
+            audio. Then one style is enough.
         targets: columns of the manifest or of `labels_file` whose classes are in the batches as `label_COLUMN`.
         labels_file: a CSV with a column `file`, with names as in the manifest, and any other columns; one line per file.
         defects: defects of `audio.degradations` that segments are given; batches are then those of `graded.GradedSegments`, for
@@ -93,14 +99,22 @@ class StyleDataModule(CorpusDataModule):
             cache_dir=cache_dir, batch_size=batch_size, batches_per_epoch=batches_per_epoch, num_workers=num_workers,
             prepare_workers=prepare_workers, seed=seed, split=split, targets=targets, labels_file=labels_file,
         )  # fmt: skip
-        self.corpus, self.contract, self.waveform = at_root(corpus, root), contract, waveform
+        self.corpus, self.contract, self.waveform, self.score = at_root(corpus, root), contract, waveform, score
+        if score and not self.corpus.has_scores:
+            raise ValueError(
+                "data.score=true: this data has no scores; give data=arranged, or your own pairs of audio and MIDI files: "
+                "data=paired_folder data.root=DIR"
+            )
         self.segment_frames, self._wanted = segment_frames, styles
         self.gain_db = checked_range("gain_db", gain_db, -LOUDEST_CHANGE_DB, LOUDEST_CHANGE_DB)
         self.defects = None if defects is None else check_defects(defects)
         self.grader, self._find, self._load = grader, find, load
+        self._with_samples = waveform or defects is not None
         self._check_lowest(segment_frames=1)
         self._styles: tuple[str, ...] = ()
         self._pieces: list[Piece] | None = None
+        self._notes: dict[tuple[str, str], PieceNotes] = {}
+        self._instruments: tuple[int, ...] = ()
         self._selective: set[str] = set()  # rules that may leave a style out
 
     # --- preparing ---
@@ -118,7 +132,11 @@ class StyleDataModule(CorpusDataModule):
         styles = self._choose(self.corpus.available())
         recordings, failures = self.corpus.recordings(styles, cache_dir=self.cache_dir, num_workers=self.prepare_workers)
         facts = encode_all(recordings, self.contract, cache_dir=self.cache_dir, num_workers=self.prepare_workers)
-        seconds = self.contract.hop_length / self.contract.sample_rate
+        seconds, tables = self.contract.hop_length / self.contract.sample_rate, dict[str, np.ndarray]()
+        if self.score:
+            apart, notes = self.corpus.max_difference, self.cache_dir / "notes"
+            recordings, facts, tables, unmatched = with_notes(recordings, facts, self.contract, max_difference=apart, cache=notes)
+            failures = [*failures, *unmatched]
         pieces, failed, clipping = usable(recordings, facts, segment=self.segment_frames, frame_seconds=seconds)
         self._quarantine = [*failures, *failed]
         refuse_empty(pieces, styles, self._quarantine)
@@ -128,6 +146,8 @@ class StyleDataModule(CorpusDataModule):
             for split in SPLITS
             for style in styles
         }
+        if self.score:
+            self._take_notes(pieces, tables, {clip_key(r): f.get("frames", 0) for r, f in zip(recordings, facts, strict=True)})
         self._statistics = band_statistics(
             [self._clips["train", style] for style in styles],
             cache=self.cache_dir / "statistics",
@@ -149,13 +169,20 @@ class StyleDataModule(CorpusDataModule):
             lines.append(f"{left} left out, such as {': '.join(filter(None, self._quarantine[0]))}")
         print("".join(f"{line}\n" for line in lines), end="", file=sys.stderr)
 
+    def _take_notes(self, pieces: list[Piece], tables: dict[str, np.ndarray], last_frames: dict[str, int]) -> None:
+        """Keeps the notes of the pieces; the instruments of the rolls are those of the training pieces."""
+        self._instruments = instruments_of(tables[piece.name] for piece in pieces if piece.split == "train")
+        options: Any = {"last_frames": last_frames, "instruments": self._instruments}
+        options["frame_seconds"] = self.contract.hop_length / self.contract.sample_rate
+        self._notes = {place: piece_notes(clips.pieces, tables, **options) for place, clips in self._clips.items()}
+
     def _choose(self, available: list[str]) -> tuple[str, ...]:
         chosen = tuple(available if self._wanted is None else self._wanted)
         if unknown := [style for style in chosen if style not in available]:
             raise ValueError(f"styles={list(chosen)}: {unknown[0]!r} is not there; there are {', '.join(available) or 'none'}")
         if len(set(chosen)) < len(chosen):
             raise ValueError(f"styles={list(chosen)} names a style twice; name each once")
-        if len(chosen) < (1 if self.waveform or self.defects is not None else 2):
+        if len(chosen) < (1 if self.waveform or self.score or self.defects is not None else 2):
             where = self.corpus.root or type(self.corpus).__name__
             raise ValueError(
                 f"{where}: style transfer needs at least 2 styles, and here are {len(chosen)} ({', '.join(chosen) or 'none'}); "
@@ -201,9 +228,11 @@ class StyleDataModule(CorpusDataModule):
 
     @property
     def parts(self) -> dict[str, Any]:
-        """Arguments for building a task: contract, styles, statistics, defects, and the classes of each of `targets`."""
-        graded = {} if self.defects is None else {"defects": self.defects, "segment_frames": self.segment_frames}
-        return {"contract": self.contract, "styles": self.styles, "statistics": self.statistics, **graded, **self.label_parts}
+        """Arguments for building a task: contract, styles, statistics, defects, instruments, the classes of each of `targets`."""
+        known = {"contract": self.contract, "styles": self.styles, "statistics": self.statistics, **self.label_parts}
+        if self.defects is not None:
+            known |= {"defects": self.defects, "segment_frames": self.segment_frames}
+        return known | ({"instruments": self._instruments} if self.score else {})
 
     @property
     def quarantine(self) -> Failures:
@@ -249,6 +278,16 @@ class StyleDataModule(CorpusDataModule):
     def log_mel(self, split: str, style: str, index: int) -> Tensor:
         """Returns the natural-log mels of a piece, float32 [m, f]."""
         return torch.from_numpy(self._of(split, style).mel_fm(index).astype(np.float32).T.copy())
+
+    def roll(self, split: str, style: str, index: int) -> Tensor:
+        """Returns the piano roll of a whole piece, float32 [2, p, 128, f]. Raises: ValueError without `score`."""
+        clips = self._of(split, style)
+        if not self.score:
+            raise ValueError("the data were opened without notes; set data.score=true")
+        sizes = (len(KINDS), len(self._instruments), PITCHES, clips.pieces[index].frames)
+        found = np.zeros(sizes, np.float32)
+        self._notes[split, style].write(found, np.zeros(sizes[-1], np.float32), index, 0)
+        return torch.from_numpy(found)
 
     # --- which pieces are drawn ---
 
@@ -307,9 +346,10 @@ class StyleDataModule(CorpusDataModule):
             seed=self.seed,
             segment=self.segment_frames,
             gain_db=None if self.defects is not None else self.gain_db,
-            waveform=self.waveform or self.defects is not None,
+            waveform=self._with_samples,
             labels=self._style_classes("train"),
             onsets=self._onsets_of("train"),
+            notes=self._notes_of("train"),
         )
         if self.defects is None:
             return self._loader(segments, sampler)
@@ -322,27 +362,27 @@ class StyleDataModule(CorpusDataModule):
     def _evaluation(self, split: str) -> StatefulDataLoader:
         rank, world = self._place()
         clips = [self._of(split, style) for style in self.styles]
-        rows = evaluation_rows(clips, segment=self.segment_frames, paired=self.paired)
+        notes = self._notes_of(split)
+        rows = evaluation_rows(clips, segment=self.segment_frames, paired=self.paired, notes=notes)
         batches = evaluation_batches(rows, batch_size=self.batch_size, rank=rank, world=world)
-        segments = FixedSegments(
-            clips,
-            segment=self.segment_frames,
-            waveform=self.waveform or self.defects is not None,
-            labels=self._style_classes(split),
-            onsets=self._onsets_of(split),
-        )
+        known: Any = {"labels": self._style_classes(split), "onsets": self._onsets_of(split), "notes": notes}
+        segments = FixedSegments(clips, segment=self.segment_frames, waveform=self._with_samples, **known)
         if self.defects is None:
             return self._loader(segments, batches)
         spoiler = Spoiler(self.defects, self.contract, None)
         graded = FixedGraded(segments, partners=partners_of(rows), spoiler=spoiler, styles=self.styles, waveform=self.waveform)
         return self._loader(graded, batches)
 
+    def _notes_of(self, split: str) -> list[PieceNotes] | None:
+        return [self._notes[split, style] for style in self.styles] if self.score else None
+
     # --- state ---
 
     def _digest(self, pieces: list[Piece] | None = None, styles: Sequence[str] | None = None) -> str:
         own = pieces if pieces is not None else self._pieces or []
         identity = [[p.key, p.style, p.split, p.start, p.stop] for p in own]
-        text = json.dumps([identity, self.segment_frames, styles or self._styles, self.contract.fingerprint])
+        scored = [["score", *self._instruments]] if self.score else []
+        text = json.dumps([identity, self.segment_frames, styles or self._styles, self.contract.fingerprint, *scored])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def contents(self) -> list[tuple[str, str, str]]:

@@ -1,4 +1,4 @@
-"""Recordings, which can be decoded block by block: audio files, and tunes that are arranged and rendered."""
+"""Recordings, which can be decoded block by block: audio files, alone or with a score, and tunes arranged and rendered."""
 
 import importlib.metadata
 import json
@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from symusic import Score
 
 from etude.audio.files import AudioError, inspect_audio, mono_mix, polarities, stream_audio
 from etude.audio.resampling import Resampler
-from etude.data.cache.version import ARRANGING, DECODING
+from etude.data.cache.version import ARRANGING, DECODING, SCORES
 from etude.data.scores import build
 from etude.music.arrangement import arrange
-from etude.music.score import duration_seconds, seconds_at
+from etude.music.score import duration_seconds, read_score, seconds_at
 from etude.render.scores import render
 from etude.render.synthesizers import Synthesizer, synthesizer_version
 
@@ -57,6 +58,15 @@ class Recording(ABC):
         """Returns the times of its notes' onsets in seconds, ascending, where its score is known; otherwise None."""
         return None
 
+    def score(self) -> Score:
+        """Returns what is played, in the times of the sound. Raises: ValueError for a recording without a score."""
+        raise ValueError(f"{self.name} has no score; give data=paired_folder, where every audio file has a MIDI file")
+
+    @property
+    def score_identity(self) -> str:
+        """Everything that determines the score, as text."""
+        return self.identity
+
 
 @dataclass(frozen=True, kw_only=True)
 class ArrangedRecording(Recording):
@@ -81,8 +91,11 @@ class ArrangedRecording(Recording):
         player = [self.sound, self.synthesizer, synthesizer_version(self.synthesizer)]
         return json.dumps([self.song, self.group, self.style, self.max_seconds, player, ARRANGING, versions])
 
+    def score(self) -> Score:
+        return arrange(build.load_score(self.scores, self.row), self.style, max_seconds=self.max_seconds)
+
     def blocks(self, sample_rate: int) -> Iterator[np.ndarray]:
-        score = arrange(build.load_score(self.scores, self.row), self.style, max_seconds=self.max_seconds)
+        score = self.score()
         sound = render(score, sample_rate=sample_rate, soundfont=self.soundfont, synthesizer=self.synthesizer)
         # without the decay of the last chord: its seconds of near silence would dominate the band statistics of the styles
         yield sound.mean(axis=0)[: round(duration_seconds(score) * sample_rate)]
@@ -94,10 +107,22 @@ class ArrangedRecording(Recording):
 
 @dataclass(frozen=True, kw_only=True)
 class FileRecording(Recording):
-    """An audio file at `path`; sha256: the hash of its content."""
+    """An audio file at `path`; sha256: the hash of its content.
+
+    score_path, score_sha256: the MIDI file of what is played in it; None where there is none.
+    """
 
     path: Path
     sha256: str
+    score_path: Path | None = None
+    score_sha256: str = ""
+
+    def score(self) -> Score:
+        return super().score() if self.score_path is None else read_score(self.score_path)
+
+    @property
+    def score_identity(self) -> str:
+        return f"{self.score_sha256}{SCORES}"
 
     @property
     def identity(self) -> str:

@@ -61,7 +61,8 @@ def refuse_empty(pieces: Sequence[Piece], styles: Sequence[str], quarantine: Seq
     """Raises ValueError, with the reasons, for a style without a piece."""
     for style in styles:
         if not any(piece.style == style for piece in pieces):
-            own = [(file, reason) for file, _, reason in quarantine if file.split("/")[0] == style or "/" not in file]
+            alone = len(styles) == 1
+            own = [(file, reason) for file, _, reason in quarantine if alone or file.split("/")[0] == style or "/" not in file]
             why = [f"{file}: {reason}" for file, reason in own]
             raise ValueError(f"{style} has no usable audio ({'; '.join(why[:3])}); add files, or choose others: styles=[...]")
 
