@@ -369,9 +369,8 @@ class StyleDataModule(CorpusDataModule):
         segments = FixedSegments(clips, segment=self.segment_frames, waveform=self._with_samples, **known)
         if self.defects is None:
             return self._loader(segments, batches)
-        spoiler = Spoiler(self.defects, self.contract, None)
-        graded = FixedGraded(segments, partners=partners_of(rows), spoiler=spoiler, styles=self.styles, waveform=self.waveform)
-        return self._loader(graded, batches)
+        options: Any = {"spoiler": Spoiler(self.defects, self.contract, None), "styles": self.styles, "waveform": self.waveform}
+        return self._loader(FixedGraded(segments, partners=partners_of(rows), **options), batches)
 
     def _notes_of(self, split: str) -> list[PieceNotes] | None:
         return [self._notes[split, style] for style in self.styles] if self.score else None
