@@ -23,7 +23,10 @@ from etude.tokens.satb import SatbGrid
 from tests.tasks.test_style_transfer import task as style_transfer
 from tests.toys import PairsData, ToyGan, same, trainer, weights
 
-FROZEN = {"language_model": "model.embedding", "gan": "ab.", "restyler": "generators.0", "grader": "model.stem"}
+FROZEN = {
+    "language_model": "model.embedding", "gan": "ab.", "restyler": "generators.0", "synthesis": "model.encoder",
+    "grader": "model.stem",
+}  # fmt: skip
 
 
 def matrix_options(kind: str, folder: Path, build: Callable[[], Any]) -> dict[str, Any]:

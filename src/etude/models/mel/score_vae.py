@@ -3,6 +3,7 @@
 Shapes: b batch, k = 2 kinds of channels (onset, sustain), p instruments, m mel bands, f frames, d channels, z latents.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -80,7 +81,9 @@ class ScoreVae(nn.Module):
         if kernel_size % 2 == 0 or kernel_size < 1 or not dilations or min(dilations) < 1:
             raise ValueError(f"model.kernel_size={kernel_size} must be odd and dilations={list(dilations)} at least 1 each")
         self.num_instruments, self.latent_dim = num_instruments, latent_dim
-        self.mix = nn.Linear(KINDS * num_instruments, voices, bias=False) if voices else None
+        self.mix = nn.Parameter(torch.empty(voices, KINDS * num_instruments)) if voices else None
+        if self.mix is not None:
+            nn.init.kaiming_uniform_(self.mix, a=math.sqrt(5))  # as a linear layer
         self.inlet = nn.Conv1d((voices or KINDS * num_instruments) * PITCHES, dim, 1)
         self.encoder = ClipEncoder(n_mels, dim, latent_dim)
         self.blocks = nn.ModuleList(
@@ -93,7 +96,7 @@ class ScoreVae(nn.Module):
             )
             for i in range(num_blocks)
         )
-        self.norm, self.outlet, self.end = nn.LayerNorm(dim), nn.Linear(dim, n_mels), nn.Linear(dim, 1)
+        self.norm, self.outlet, self.end = nn.LayerNorm(dim), nn.Linear(dim, n_mels), nn.Conv1d(dim, 1, 1)
         nn.init.zeros_(self.outlet.weight)
         nn.init.zeros_(self.outlet.bias)
         nn.init.zeros_(self.end.weight)
@@ -108,7 +111,7 @@ class ScoreVae(nn.Module):
         """Returns what the decoder begins with, [b, d, f], of rolls [b, 2, p, 128, f]."""
         channels = roll_bkptf.flatten(1, 2)  # [b, k * p, 128, f]
         if self.mix is not None:
-            channels = torch.einsum("vc,bctf->bvtf", self.mix.weight, channels)
+            channels = torch.einsum("vc,bctf->bvtf", self.mix.to(channels), channels)
         found: Tensor = self.inlet(channels.flatten(1, 2))
         return found
 
@@ -128,4 +131,4 @@ class ScoreVae(nn.Module):
     def decode(self, score_bdf: Tensor, latent_bz: Tensor) -> tuple[Tensor, Tensor]:
         """Returns mels [b, m, f], standardised by band, and the logits [b, f] of being behind the end of the music."""
         h_bfd = self.hidden(score_bdf, latent_bz)
-        return self.outlet(h_bfd).transpose(1, 2), self.end(h_bfd)[..., 0]
+        return self.outlet(h_bfd).transpose(1, 2), self.end(h_bfd.transpose(1, 2))[:, 0]
