@@ -152,11 +152,12 @@ class Method:
         Where the tokenizer has plans of bars, those of prompts are drawn first, one for each score; the searches take the most
         probable letters.
         """
-        prompts = len(openings)
+        prompts: int | None = None
         if isinstance(tokenizer, MidiTokTokenizer) and tokenizer.can_plan and openings[0].prompt is not None:
             cuts: dict[str, Any] = {"temperature": 0.0}
             if self.decoding == "sample":
                 cuts = {"top_k": top_k, **{name: how[name] for name in ("temperature", "top_p", "min_p") if name in how}}
+            prompts = len(openings)
             openings = planned(
                 model, tokenizer, openings, count, labels=labels, num_bars=num_bars, seed=seed, device=device, **cuts
             )
@@ -184,7 +185,6 @@ class Method:
 
         num_prompts: of how many prompts the openings are, equally many of each; None if each is of its own. What is drawn at
             random is the same for each prompt, and differs between the openings of one.
-
         on_note: called with the number of the row, from 0 for the first sequence of the first opening, and each note as it ends.
         cuts: max_new_tokens, temperature, top_p and min_p; see `etude.models.symbolic.sampling.generate`.
         """
