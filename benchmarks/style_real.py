@@ -21,6 +21,7 @@ from peer import context
 
 from etude.audio.files import AudioWriter, read_audio
 from etude.audio.griffin_lim import GriffinLim
+from etude.core.checkpoint_files import saved_step
 from etude.core.checkpoint_search import find_checkpoint
 from etude.core.protocols import Restyles
 from etude.metrics.audio.artefacts import click_level, loudness_range, squeal_share
@@ -85,7 +86,8 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, default=None, help="folder for mel pictures, style_real_<recording>.png")
     args = parser.parse_args()
     quiet_lightning()
-    task, recipe = run.load_task(find_checkpoint(args.ckpt, "outputs", offers=Restyles))
+    ckpt = find_checkpoint(args.ckpt, "outputs", offers=Restyles)
+    task, _ = run.load_task(ckpt)
     for path in sorted(path for path in args.audio.iterdir() if path.suffix in FORMATS):
         name = path.stem.split("_-_")[-1].lower()
         with tempfile.TemporaryDirectory() as scratch:
@@ -96,7 +98,7 @@ def main() -> None:
                 if args.rows is not None:
                     args.rows.parent.mkdir(parents=True, exist_ok=True)
                     with args.rows.open("a") as file:
-                        file.write(json.dumps({**row, "steps": recipe.max_steps, **context()}) + "\n")
+                        file.write(json.dumps({**row, "steps": saved_step(ckpt), **context()}) + "\n")
 
 
 if __name__ == "__main__":
