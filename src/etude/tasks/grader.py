@@ -157,6 +157,8 @@ class Grader(Task):
 
     def on_validation_epoch_end(self) -> None:
         """Fits temperatures and thresholds on the validation segments, and logs their mean average precision as `val/map`."""
+        if not self._held_out:
+            return
         seen = {name: self._gathered([each[name] for each in self._held_out]) for name in self._held_out[0]}
         self._held_out = []
         self.temperatures = fit_temperatures(seen["clip"], seen["true_clip"])
