@@ -1,5 +1,6 @@
 """docs/results/synthesis.md and its picture, from rows of benchmarks/synthesis.py; called by report.py."""
 
+import math
 import statistics
 
 from report import RESULTS, Row, rows, table, where
@@ -40,6 +41,8 @@ def _values(found: list[Row], name: str, column: str) -> list[float]:
 
 
 def _spread(values: list[float], digits: int) -> str:
+    if any(math.isnan(value) for value in values):
+        return ""  # a constant has no correlation
     mean = f"{statistics.mean(values):.{digits}f}"
     return mean + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
 
