@@ -122,5 +122,5 @@ the loudness range differs. The oracle's note F1 is 1 by definition; its other v
 Regenerate: `python benchmarks/second_bed.py`, then `OMP_NUM_THREADS=1 python benchmarks/style_transfer.py --bed
 outputs/second_bed --heard 12 --budget 600 --seeds 0 --rows docs/results/rows/style_second.jsonl`, then `make report`."""
 
-REAL = """Twelve seconds of each, restyled by a model trained on the second bed; before → after where two values stand. Squeals are
-counted against the training frames of the *target*, so a recording that is louder or brighter than these has some before."""
+REAL = """Twelve seconds of each, restyled by a model trained on the second bed; before → after where two values stand. Squeals
+are counted against the training frames of the *target*, so a recording that is louder or brighter than these has some before."""
