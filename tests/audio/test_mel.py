@@ -93,3 +93,12 @@ def test_a_contract_is_known_by_its_fields() -> None:
     assert MelContract().fingerprint == CONTRACT.fingerprint != other.fingerprint
     assert CONTRACT.difference(other) == "n_mels 64, here 128"
     assert CONTRACT.difference(MelContract()) == ""
+
+
+def test_what_an_evaluation_computed_first_serves_training() -> None:
+    contract = MelContract(sample_rate=8000, n_fft=256, hop_length=64, n_mels=19, f_min=40.0, f_max=3900.0)
+    with torch.inference_mode():
+        contract.log_mel(torch.randn(1, 1024))
+    samples = torch.randn(1, 1024, requires_grad=True)
+    contract.log_mel(samples).sum().backward()
+    assert samples.grad is not None and samples.grad.abs().sum() > 0

@@ -47,6 +47,7 @@ def chroma_filterbank(
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)  # training may use what an evaluation asked for first
 def mel_chroma_filterbank(contract: MelContract) -> Tensor:
     """Returns the weights of mel bands in the 12 pitch classes, [12, m].
 

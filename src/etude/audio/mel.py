@@ -150,11 +150,13 @@ class MelContract:
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)  # training may use what an evaluation asked for first
 def _window(n_fft: int, device: torch.device) -> Tensor:
     return torch.hann_window(n_fft, device=device)
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)
 def _filterbank(contract: MelContract, device: torch.device) -> Tensor:
     bank: Tensor = AF.melscale_fbanks(
         contract.num_bins,

@@ -384,8 +384,8 @@ class StyleTransfer(StyleTask):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        statistics = cast(Tensor, self.bands.statistics).cpu()
-        checkpoint["etude"] |= {"contract": self.contract.to_dict(), "styles": list(self.styles), "statistics": statistics}
+        known = {"contract": self.contract.to_dict(), "styles": list(self.styles)}
+        checkpoint["etude"] |= known | {"statistics": cast(Tensor, self.bands.statistics).cpu()}
         checkpoint["etude"]["pool"] = self.pool.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -394,7 +394,6 @@ class StyleTransfer(StyleTask):
         if difference := MelContract(**saved["contract"]).difference(self.contract):
             raise ValueError(f"the checkpoint has another mel contract ({difference}); give the data.contract options of its run")
         if tuple(saved["styles"]) != self.styles:
-            raise ValueError(
-                f"the checkpoint's styles are {saved['styles']}, here {list(self.styles)}; give the same, or weights="
-            )
+            raise ValueError(f"the checkpoint's styles are {saved['styles']}, here {list(self.styles)}; give the same, or weights=")
+        self.bands.statistics = saved["statistics"].to(self.device)  # those from before the limits limit nothing, as they did then
         self.pool.restore(saved["pool"])

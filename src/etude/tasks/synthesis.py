@@ -42,8 +42,8 @@ class Synthesis(Task):
 
     Args:
         model: builds the network from n_mels and num_instruments.
-        contract: the mel settings. instruments: those of the roll, in its order. statistics: means and deviations of bands of
-            each style in nats, [s, 2, m].
+        contract: the mel settings. instruments: those of the roll, in its order. statistics: of bands of each style in
+            nats, [s, 2 or more, m], of which the first are means and deviations.
         optimizer, scheduler, loss_weights, seed: see `Task`.
         huber: Huber threshold of the mel loss in nats; 0 for the absolute error.
         free_bits: nats of divergence of each latent dimension that cost nothing, at least 0.
@@ -93,7 +93,7 @@ class Synthesis(Task):
         self.model = model(n_mels=contract.n_mels, num_instruments=len(self.instruments))
         if not isinstance(self.model, ScoreVae):
             raise ValueError(f"task=synthesis trains model=score_vae, not {type(self.model).__name__}; set model=score_vae")
-        mean_sm, deviation_sm = statistics.unbind(1)
+        mean_sm, deviation_sm = statistics[:, :2].unbind(1)
         mean_m = mean_sm.mean(0)
         variance_m = (deviation_sm.square() + mean_sm.square()).mean(0) - mean_m.square()
         self.register_buffer("mean", mean_m[:, None].clone())  # [m, 1], over all styles

@@ -30,7 +30,7 @@ TOKENS = {
 MELS = "a7da18d34a31"
 
 # Samples of an audio file at another rate: audio/files.py, audio/resampling.py.
-DECODING = "2"
+DECODING = "7a2a32bb9259"
 
 # Samples of an arranged score: music/arrangement.py, render/scores.py, render/synthesizers.py, data/audio/recordings.py.
 ARRANGING = "d6b6411b80ab"

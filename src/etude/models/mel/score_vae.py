@@ -100,6 +100,7 @@ class ScoreVae(nn.Module):
         nn.init.zeros_(self.outlet.weight)
         nn.init.zeros_(self.outlet.bias)
         nn.init.zeros_(self.end.weight)
+        assert self.end.bias is not None
         nn.init.constant_(self.end.bias, torch.logit(torch.tensor(STOP_RATE)).item())
 
     @property
