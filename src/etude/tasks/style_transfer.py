@@ -394,6 +394,6 @@ class StyleTransfer(StyleTask):
         if difference := MelContract(**saved["contract"]).difference(self.contract):
             raise ValueError(f"the checkpoint has another mel contract ({difference}); give the data.contract options of its run")
         if tuple(saved["styles"]) != self.styles:
-            raise ValueError(f"the checkpoint's styles are {saved['styles']}, here {list(self.styles)}; give the same, or weights=")
-        self.bands.statistics = saved["statistics"].to(self.device)  # those from before the limits limit nothing, as they did then
+            raise ValueError(f"its styles are {saved['styles']}, here {list(self.styles)}; give the same, or weights=")
+        self.bands.statistics = saved["statistics"].to(self.device)  # those of before the limits limit nothing, as then
         self.pool.restore(saved["pool"])
