@@ -55,7 +55,7 @@ def grader() -> str:
     lines = [[name, *(spread([row["summary"][key] for row in of[test]]) for test in tests)] for key, name in TOGETHER.items()]
     parts = [
         "# The grader",
-        f"`train.py task=grader` for {found[0]['budget_s'] / 60:.0f} CPU-minutes on one thread ({steps[0]} steps, "
+        f"`train.py task=grader` for {found[0]['cpu_s'] / 60:.1f} CPU-minutes on one thread ({steps[0]} steps, "
         f"{found[0]['parameters'] / 1e6:.2f} M parameters, {seeds} seed{'s' * (seeds > 1)}), on 180 tunes that are arranged as "
         "folk, rock and jazz and rendered. Tested on 40 other tunes in the three styles: as they are rendered in training, and "
         "played by FluidSynth with another soundfont, which nothing was chosen on. Segments of two seconds get none to three of "
@@ -78,7 +78,7 @@ def grader() -> str:
         parts.append(notes.read_text().rstrip())
     (RESULTS / "grader.md").write_text("\n\n".join(parts) + "\n")
     short = [[TOGETHER[key], *(spread([row["summary"][key] for row in of[test]]) for test in tests)] for key in SHORT]
-    return table([f"grader, {found[0]['budget_s'] / 60:.0f} CPU-minutes", *tests], short)
+    return table([f"grader, {found[0]['cpu_s'] / 60:.1f} CPU-minutes", *tests], short)
 
 
 PICTURES = {
