@@ -100,7 +100,8 @@ class ScoreVae(nn.Module):
         nn.init.zeros_(self.outlet.weight)
         nn.init.zeros_(self.outlet.bias)
         nn.init.zeros_(self.end.weight)
-        nn.init.constant_(self.end.bias, torch.logit(torch.tensor(STOP_RATE)).item())
+        assert self.end.bias is not None
+        nn.init.constant_(self.end.bias, math.log(STOP_RATE / (1 - STOP_RATE)))
 
     @property
     def context_frames(self) -> int:
