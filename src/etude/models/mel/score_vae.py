@@ -101,7 +101,7 @@ class ScoreVae(nn.Module):
         nn.init.zeros_(self.outlet.bias)
         nn.init.zeros_(self.end.weight)
         assert self.end.bias is not None
-        nn.init.constant_(self.end.bias, torch.logit(torch.tensor(STOP_RATE)).item())
+        nn.init.constant_(self.end.bias, math.log(STOP_RATE / (1 - STOP_RATE)))
 
     @property
     def context_frames(self) -> int:
