@@ -329,11 +329,12 @@ class StyleTransfer(StyleTask):
             named = vectors[:, : vectors.shape[1] // 2]
             vectors = torch.cat([named, self.encoder(clip_1mf).expand(len(target_b), -1)], dim=-1)
         # a band that was almost constant in training can get impossible values from a brighter recording
-        return self._translated(log_mel_bmf.to(self.device), source_b, target_b, vectors).to(log_mel_bmf)
+        fake_bmf = self._translated(log_mel_bmf.to(self.device), source_b, target_b, vectors)
+        return fake_bmf.clamp(max=self.contract.ceiling + HEADROOM).to(log_mel_bmf)
 
     def _translated(self, log_mel_bmf: Tensor, source_b: Tensor, target_b: Tensor, vectors: Tensor | None) -> Tensor:
         fake_bmf = self._generate(self.bands.standardise(log_mel_bmf, source_b), source_b, target_b, vectors)
-        fake_bmf = self.bands.destandardise(fake_bmf.float(), target_b).clamp(max=self.contract.ceiling + HEADROOM)
+        fake_bmf = self.bands.destandardise(fake_bmf.float(), target_b)
         return self.bands.limit(fake_bmf, log_mel_bmf, target_b, lowest=math.log(self.contract.floor))
 
     def affine(self, log_mel_bmf: Tensor, *, source: str, target: str) -> Tensor:
