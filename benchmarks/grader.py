@@ -16,12 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from omegaconf import OmegaConf, open_dict
 from peer import append_row, context
-from training import composed
+from training import composed, trained_audio
 
-from etude.core.checkpoints import LastCheckpoint
-from etude.core.technique import Composition
 from etude.evaluation.grading import score_grader
 from etude.run import parts as run
 from etude.run.quiet import quiet_lightning
@@ -58,22 +55,8 @@ class Clock(pl.Callback):
 
 def fit(cfg: Any, folder: Path, *, steps: int, checks: int) -> tuple[Any, Any, Clock]:
     """Trains as train.py does, with `checks` validations; returns (task with its averaged weights, data, clock)."""
-    pl.seed_everything(cfg.seed, verbose=False)
-    with open_dict(cfg):
-        cfg.trainer.max_steps = steps
-        cfg.trainer.val_check_interval = max(1, steps // checks) if checks else None
-        cfg.trainer.limit_val_batches = 1.0 if checks else 0
-    datamodule = run.prepare_data(cfg.data, None, folder)
-    task = run.build_task(cfg, **datamodule.parts)
-    task.recipe = OmegaConf.to_container(cfg, resolve=True)
-    techniques = Composition(run.instantiate(node) for node in (cfg.get("technique") or {}).values()).techniques
-    clock, last = Clock(), folder / "checkpoints" / "last.ckpt"
-    trainer = run.instantiate(
-        cfg.trainer, logger=False, enable_progress_bar=False, default_root_dir=str(folder),
-        callbacks=[*techniques, clock, LastCheckpoint(path=last, every_n_steps=steps)],
-    )  # fmt: skip
-    trainer.fit(task, datamodule=datamodule)
-    return run.load_task(last)[0], datamodule, clock
+    clock = Clock()
+    return *trained_audio(cfg, folder, steps=steps, checks=checks, clock=clock), clock
 
 
 def main() -> None:

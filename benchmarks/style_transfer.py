@@ -23,14 +23,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import OmegaConf, open_dict
+from omegaconf import OmegaConf
 from peer import context
-from training import composed
+from training import composed, trained_audio
 
-from etude.core.checkpoints import LastCheckpoint
-from etude.core.technique import Composition
 from etude.evaluation.styles import score_styles
-from etude.run import parts as run
 from etude.run.quiet import quiet_lightning
 
 
@@ -61,23 +58,9 @@ def fit(cfg: Any, folder: Path, *, steps: int, checks: int, bed: bool = False) -
 
     bed: whether data.root is a folder of second_bed.py. Checkpoints call it a folder of audio: they name Etude's classes only.
     """
-    pl.seed_everything(cfg.seed, verbose=False)
-    with open_dict(cfg):
-        cfg.trainer.max_steps = steps
-        cfg.trainer.val_check_interval = max(1, steps // checks) if checks else None
-        cfg.trainer.limit_val_batches = 1.0 if checks else 0
     data = OmegaConf.merge(cfg.data, {"corpus": {"_target_": "second_bed.SplitFolder"}}) if bed else cfg.data
-    datamodule = run.prepare_data(data, None, folder)
-    task = run.build_task(cfg, **datamodule.parts)
-    task.recipe = OmegaConf.to_container(cfg, resolve=True)
-    techniques = Composition(run.instantiate(node) for node in (cfg.get("technique") or {}).values()).techniques
-    clock, last = StepClock(), folder / "checkpoints" / "last.ckpt"
-    trainer = run.instantiate(
-        cfg.trainer, logger=False, enable_progress_bar=False, default_root_dir=str(folder),
-        callbacks=[*techniques, clock, LastCheckpoint(path=last, every_n_steps=steps)],
-    )  # fmt: skip
-    trainer.fit(task, datamodule=datamodule)
-    return run.load_task(last)[0], datamodule, clock
+    clock = StepClock()
+    return *trained_audio(cfg, folder, steps=steps, checks=checks, clock=clock, data=data), clock
 
 
 def main() -> None:

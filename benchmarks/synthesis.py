@@ -9,7 +9,6 @@ enhanced three quarters of it, as 1,500 steps are of 2,000). All other settings 
 """
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from omegaconf import OmegaConf
-from peer import context
+from peer import append_row, context
 from training import composed
 
 from etude.core.checkpoints import LastCheckpoint
@@ -113,12 +112,11 @@ def main() -> None:
     for seed in args.seeds:
         for case in args.cases:
             for row in default(args, seed) if case == "default" else level(args, case, seed):
-                shown = {key: value for key, value in row.items() if key not in ("options", "curve")}
-                print(shown, row["curve"][-1], flush=True)
                 if args.rows is not None:
-                    args.rows.parent.mkdir(parents=True, exist_ok=True)
-                    with args.rows.open("a") as file:
-                        file.write(json.dumps({**context(), **row}) + "\n")
+                    append_row(args.rows, {**context(), **row})
+                else:
+                    shown = {key: value for key, value in row.items() if key not in ("options", "curve")}
+                    print(shown, row["curve"][-1], flush=True)
 
 
 if __name__ == "__main__":

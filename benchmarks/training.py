@@ -7,8 +7,11 @@ from typing import Any
 import pytorch_lightning as pl
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict
+from omegaconf import OmegaConf, open_dict
 
+from etude.core.checkpoints import LastCheckpoint
+from etude.core.technique import Composition
+from etude.run import parts as run
 from etude.run import recipes
 
 assert recipes  # it registers the resolvers that conf/ calls
@@ -25,6 +28,29 @@ def composed(options: list[str], folder: Path) -> Any:
         with open_dict(cfg):
             del cfg["hydra"]
         return cfg
+
+
+def trained_audio(cfg: Any, folder: Path, *, steps: int, checks: int, clock: pl.Callback, data: Any = None) -> tuple[Any, Any]:
+    """Trains a task of audio as train.py does, with `checks` validations; returns it with its averaged weights, and its data.
+
+    clock: records what the benchmark measures. data: configuration of other data than `cfg` names, which checkpoints don't tell.
+    """
+    pl.seed_everything(cfg.seed, verbose=False)
+    with open_dict(cfg):
+        cfg.trainer.max_steps = steps
+        cfg.trainer.val_check_interval = max(1, steps // checks) if checks else None
+        cfg.trainer.limit_val_batches = 1.0 if checks else 0
+    datamodule = run.prepare_data(cfg.data if data is None else data, None, folder)
+    task = run.build_task(cfg, **datamodule.parts)
+    task.recipe = OmegaConf.to_container(cfg, resolve=True)
+    techniques = Composition(run.instantiate(node) for node in (cfg.get("technique") or {}).values()).techniques
+    last = folder / "checkpoints" / "last.ckpt"
+    trainer = run.instantiate(
+        cfg.trainer, logger=False, enable_progress_bar=False, default_root_dir=str(folder),
+        callbacks=[*techniques, clock, LastCheckpoint(path=last, every_n_steps=steps)],
+    )  # fmt: skip
+    trainer.fit(task, datamodule=datamodule)
+    return run.load_task(last)[0], datamodule
 
 
 class Curve(pl.Callback):

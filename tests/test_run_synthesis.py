@@ -106,7 +106,11 @@ def test_what_can_not_be_played_is_one_line(home: Path, capsys: pytest.CaptureFi
     ):
         assert message in fails(capsys, "synthesise", out / "failed", one, *options)
     score = f"score={home / 'my.mid'}"
-    assert "style=NAME too" in fails(capsys, "perform", out / "failed", score, "transfer=last")
+    for option, message in (
+        ("transfer=last", "style=NAME too"), ("intensity=0.5", "are of restyling"), ("source=folk", "are of restyling"),
+        ("num_bars=4", "are of a generated piece"), ("seed=3", "are of a generated piece"), ("ckpt=bundled", "score= gives one"),
+    ):  # fmt: skip
+        assert message in fails(capsys, "perform", out / "failed", score, option)
     assert "run=last: no checkpoints/last.ckpt of a task that offers" in fails(
         capsys, "synthesise", home / "elsewhere" / "failed", score
     )

@@ -20,7 +20,6 @@ from etude.report.grade_plots import graded_timeline
 from etude.report.run_page import begin_report, end_report
 from etude.wording import counted
 
-CANCELLED = 0.01  # of the channels' power: what is left in their mean where they are in antiphase
 SHOWN = 20  # files with a picture, the worst ones
 MOST_SECONDS = 180.0  # of a picture
 
@@ -41,8 +40,7 @@ def grade_files(
 ) -> list[Graded]:  # fmt: skip
     """Grades an audio file or all audio files of a folder; writes the CSV and report.html, and warns on stderr.
 
-    A file takes about 8 bytes of memory for each of its samples. Its channels are averaged; if they cancel each other, the first
-    one is graded.
+    A file takes about 8 bytes of memory for each of its samples. Its channels are averaged, those in antiphase inverted.
 
     Args:
         task: a trained grader. folder: the run's folder, for the page.
@@ -106,11 +104,9 @@ def _graded(task: GradesAudio, files: list[tuple[str, Path]]) -> Iterator[Graded
 
 
 def _mono(path: Path) -> tuple[np.ndarray, int]:
-    """Returns the mean of a file's channels [n], or the first one where they cancel, and the sample rate."""
-    samples_cn, rate = read_audio(path)
-    mean_n = samples_cn.mean(0)
-    cancelled = float(mean_n.square().mean()) < CANCELLED * float(samples_cn.square().mean())
-    return (samples_cn[0] if cancelled else mean_n).numpy(), rate
+    """Returns the mono mix of a file [n] and its sample rate."""
+    samples_1n, rate = read_audio(path, mono=True)
+    return samples_1n[0].numpy(), rate
 
 
 def _row(each: Graded, defects: tuple[str, ...], probability: float, threshold: float) -> dict[str, Any]:

@@ -44,6 +44,8 @@ def perform(cfg: DictConfig) -> None:
         )
     elif cfg.transfer is not None:
         raise ValueError("transfer= restyles to a style, which is missing; give style=NAME too, or leave transfer= out")
+    if cfg.score is not None and cfg.ckpt is not None:
+        raise ValueError("ckpt= names the model that generates a piece, but score= gives one; leave one of them out")
     if cfg.score is None:
         options["composer"] = _composer(cfg)
     vocoder = build_with(cfg.vocoder, contract=task.contract, find=finder(cfg.outputs), load=load_task)

@@ -52,8 +52,12 @@ def perform(
         The file written.
 
     Raises:
-        ValueError: a score, a style or an output that can't be used.
+        ValueError: a score, a style or an output that can't be used, or an option that would do nothing.
     """
+    if style is None and (source is not None or intensity != 1.0):
+        raise ValueError("source= and intensity= are of restyling; give style=NAME too, or leave them out")
+    if score is not None and (num_bars, temperature, seed) != (8, 0.9, 0):
+        raise ValueError("num_bars=, temperature= and seed= are of a generated piece; leave them out, or leave score= out")
     out = checked_output(output, folder / "performance.wav", overwrite=overwrite)
     if style is not None and style not in translator.styles:
         raise ValueError(f"style={style} is unknown; the transfer model knows {', '.join(translator.styles)}; give one of these")

@@ -101,8 +101,7 @@ class ArrangedRecording(Recording):
         yield sound.mean(axis=0)[: round(duration_seconds(score) * sample_rate)]
 
     def onsets(self) -> np.ndarray:
-        score = arrange(build.load_score(self.scores, self.row), self.style, max_seconds=self.max_seconds)
-        return seconds_at(score, np.unique(np.concatenate([track.notes.numpy()["time"] for track in score.tracks])))
+        return _onsets(self.score())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +118,9 @@ class FileRecording(Recording):
 
     def score(self) -> Score:
         return super().score() if self.score_path is None else read_score(self.score_path)
+
+    def onsets(self) -> np.ndarray | None:
+        return None if self.score_path is None else _onsets(self.score())
 
     @property
     def score_identity(self) -> str:
@@ -138,3 +140,8 @@ class FileRecording(Recording):
             yield resampler.flush()[0].numpy()
         except AudioError as error:  # without the path: the reason is cached by content, and the file may be moved
             raise ValueError(f"{error.problem}; {error.remedy}") from error
+
+
+def _onsets(score: Score) -> np.ndarray:
+    """Returns the times of a score's onsets in seconds, ascending, each once."""
+    return seconds_at(score, np.unique(np.concatenate([track.notes.numpy()["time"] for track in score.tracks])))
