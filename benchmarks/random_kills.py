@@ -1,7 +1,7 @@
 """Kills training runs at random, continues them by the same command, and compares their endings bit for bit.
 
     OMP_NUM_THREADS=1 python benchmarks/random_kills.py --kills 20 [--seed 0] [--only TEXT] [--keep FOLDER]
-        [--rows docs/results/rows/random_kills.jsonl]
+        [--accelerator gpu] [--rows docs/results/rows/random_kills.jsonl]
 
 Each case is a tiny run of a few dozen steps on made-up songs or sounds: every optimizer, sets of techniques, style transfer with
 reader processes, two phases, two ranks. It is trained once without interruption, then again with `autoresume=true`: it is killed
@@ -253,8 +253,11 @@ def interrupt(run: Run, draw: random.Random, seconds: float) -> str | None:
 # --- comparing ---
 
 
-def difference(one: Path, two: Path) -> str | None:
-    """Returns the first thing in which two finished runs differ."""
+def difference(one: Path, two: Path, *, terminated: bool) -> str | None:
+    """Returns the first thing in which two finished runs differ.
+
+    terminated: whether a SIGTERM wrote a checkpoint, which then is one of the last that are kept; only their number is the same.
+    """
     import torch
 
     from etude.core.differences import compare_checkpoints, compare_metrics
@@ -262,6 +265,9 @@ def difference(one: Path, two: Path) -> str | None:
     for path in sorted(one.rglob("*.ckpt")):
         place = path.relative_to(one)
         if not (two / place).is_file():
+            lasts = [len(list((folder / place).parent.glob("last_step_*.ckpt"))) for folder in (one, two)]
+            if terminated and place.name.startswith("last_step_") and lasts[0] == lasts[1]:
+                continue
             return f"{place} is missing"
         mine, theirs = (torch.load(each, map_location="cpu", weights_only=True) for each in (path, two / place))
         parts = [{name: saved.get(name) for name in COMPARED} for saved in (mine, theirs)]
@@ -304,7 +310,11 @@ def try_case(case: Case, place: Path, draw: random.Random) -> dict[str, Any] | N
         code = Run(case, [*case.options, "autoresume=true"], killed, log).code(wait=True)
         if code == 0:
             break
-    found = f"exit code {code}: {log.read_text()[-300:]}" if code else difference(place / "whole", killed)
+    found = (
+        f"exit code {code}: {log.read_text()[-300:]}"
+        if code
+        else difference(place / "whole", killed, terminated="SIGTERM" in kills)
+    )
     return {"case": case.name, "options": case.options, "kills": kills, "held": found is None, "difference": found}
 
 
@@ -313,6 +323,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20, help="how many kills, at least; a case is finished")
     parser.add_argument("--seed", type=int, default=0, help="of the cases and of the times")
     parser.add_argument("--only", default="", help="only cases whose name contains this text")
+    parser.add_argument("--accelerator", default="cpu", help="gpu: runs are repro=strict, and none is of two ranks")
     parser.add_argument("--keep", type=Path, help="keep the runs that differ here")
     parser.add_argument("--rows", type=Path, help="append a row for each case to this file")
     args = parser.parse_args()
@@ -330,6 +341,10 @@ def main() -> None:
                 break
             if args.only not in case.name:
                 continue
+            if args.accelerator != "cpu":
+                if case.started:
+                    continue
+                case.options += [f"trainer.accelerator={args.accelerator}", "repro=strict"]
             root = data["sounds" if case.name.startswith("style") else "songs"]
             case.options += [f"data.root={root}", f"cache_dir={folder}/cache", f"outputs={folder}/outputs"]
             place = Path(folder) / f"case{number}"

@@ -140,7 +140,7 @@ def speed() -> str:
             parts.append(f"{row['case']}: " + ", ".join(f"{ms:.2f}" for ms in row["step_ms"]) + " ms a step in each eighth")
         parts.append(where(pairs))
         short += [[f"{title.split(' (')[0]}: {row['case']}", f"{row['ratio']:.2f}"] for row in pairs]
-    parts += long_context()
+    parts += long_context() + gpu()
     path = RESULTS / "rows" / "metrics.json"
     if path.exists():
         found = json.loads(path.read_text())
@@ -211,6 +211,33 @@ def long_context() -> list[str]:
         times = ", ".join(f"{ms:.2f}" for ms in row["step_cpu_ms"])
         parts.append(f"{row['case']}, a piece of {row['along']:,} tokens: {times} CPU ms a step in each eighth")
     return [*parts, where(found)]
+
+
+def gpu() -> list[str]:
+    """The parts of docs/results/speed.md about a CUDA device."""
+    found = rows("gpu.jsonl")
+    steps = [row for row in found if row["what"] == "step"]
+    if not steps:
+        return []
+    header = ["model", "case", "tokens", "ms", "tokens/s", "TFLOP/s", "of the peak", "of a large product", "memory, GB",
+              "products, attention, rest"]  # fmt: skip
+    lines = [
+        [
+            row["model"], row["case"], f"{row['tokens']:,}", f"{row['ms']:.0f}", f"{row['tokens_per_s']:,}",
+            f"{row['tflops']:.0f}", f"{100 * row['of_peak']:.1f} %", f"{100 * row['of_product']:.1f} %",
+            f"{row['memory_gb']:.0f}",
+            ", ".join(f"{100 * row['kernels'][kind]:.0f} %" for kind in ("matrix products", "attention", "the rest")),
+        ]
+        for row in steps
+    ]  # fmt: skip
+    top = steps[0]
+    return [
+        f"## A training step on a GPU\n\n{top['device']}, bfloat16 autocast; forward, backward and fused AdamW on packed pieces. The "
+        f"peak is the maker's {top['device_peak'] / 1e12:.0f} TFLOP/s; a product of two 8192 x 8192 matrices reached "
+        f"{top['device_product'] / 1e12:.0f}, a copy {top['device_copy'] / 1e12:.1f} TB/s. The last column: shares of the device's "
+        "time.\n\n" + table(header, lines),
+        where(steps),
+    ]
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests import toys
 from tests.matrix import Selection, select
 
 ROOT = Path(__file__).parents[1]
@@ -19,6 +20,13 @@ if os.environ.get("CI"):
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--matrix", choices=["touched", "all"], default="all", help="techniques of tests/test_composition.py")
     parser.addoption("--matrix-seed", default=None, help="with --matrix touched: what is drawn beside them; default: the commit")
+    parser.addoption("--accelerator", choices=["cpu", "gpu"], default="cpu", help="what tests train on")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    toys.accelerator = config.getoption("--accelerator")
+    if toys.accelerator == "gpu":
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # what cuBLAS needs to repeat exactly
 
 
 def selection(config: pytest.Config) -> Selection | None:

@@ -21,6 +21,7 @@ from etude.run import performing
 from etude.run import programs as run
 from etude.run.recipes import spelled_out
 from etude.tasks.language_model import LanguageModel
+from tests import toys
 from tests.songs import song, write_songs
 
 ROOT = Path(__file__).parents[1]
@@ -36,6 +37,8 @@ def call(program: str, folder: Path, *overrides: str) -> Any:
     """Runs `program` in this process, in a run folder of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     options = [f"outputs={folder.parent}", *spelled_out(list(overrides))]
+    if program == "train" and toys.accelerator != "cpu":
+        options.append(f"trainer.accelerator={toys.accelerator}")
     conf = ROOT / "conf" / {"evaluate": "evaluation", "generate": "generation"}.get(program, "")
     with initialize_config_dir(str(conf), version_base="1.3"):
         cfg = compose(program, overrides=options, return_hydra_config=True)

@@ -114,7 +114,8 @@ def test_a_run_leaves_what_the_readme_says(home: Path) -> None:
 
 def test_the_report_plays_everything_offline(home: Path, tmp_path: Path) -> None:
     text = (home / "outputs" / "one" / "report.html").read_text()
-    assert "http" not in text.replace("http-equiv", "")
+    without_media = re.sub(r"base64,[A-Za-z0-9+/=]+", "", text)  # which spells any word by chance
+    assert "http" not in without_media.replace("http-equiv", "")
     sounds = re.findall(r"data:audio/mpeg;base64,([A-Za-z0-9+/=]+)", text)
     assert len(sounds) == 3 + 6 and text.count("data:image/png;base64,") == 6 + 1
     (tmp_path / "first.mp3").write_bytes(base64.b64decode(sounds[0]))
@@ -149,7 +150,7 @@ def test_phases_of_one_command_each_start_from_the_weights_before(home: Path, mo
 
     def watched(task: Task, path: Path, techniques: list[Technique]) -> None:
         start_from(task, path, techniques)
-        started.append((path, {name: value.clone() for name, value in task.state_dict().items()}))
+        started.append((path, {name: value.detach().cpu().clone() for name, value in task.state_dict().items()}))
 
     monkeypatch.setattr(recipes, "start_from", watched)
     folder = home / "outputs" / "phases"
@@ -157,7 +158,7 @@ def test_phases_of_one_command_each_start_from_the_weights_before(home: Path, mo
     call("train", folder, *here(home), "stage=two_pairs", *pairs, "trainer.max_steps=4", "trainer.val_check_interval=2")
     best = folder / "1_first" / "checkpoints" / "best.ckpt"
     assert [path for path, _ in started] == [best]  # the first phase starts from nothing
-    before = state(best)["state_dict"]
+    before = {name: value.cpu() for name, value in state(best)["state_dict"].items()}
     assert before.keys() == started[0][1].keys() and all(torch.equal(before[k], v) for k, v in started[0][1].items())
     for phase, styles in (("1_first", ["bangla_folk", "rock"]), ("2_then", ["bangla_folk", "jazz"])):
         saved = state(folder / phase / "checkpoints" / "last.ckpt")

@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from etude.core.task import Task, frozen
 from etude.data.base import ResumableLoader
 
+accelerator = "cpu"  # set by tests/conftest.py
+
 
 def mlp(inputs: int, outputs: int) -> nn.Module:
     return nn.Sequential(nn.Linear(inputs, 16), nn.Tanh(), nn.Linear(16, outputs))
@@ -183,11 +185,12 @@ class PlayedData(PairsData):
 
 
 def trainer(folder: Path, *, max_steps: int, callbacks: Sequence[pl.Callback] = (), **options: Any) -> pl.Trainer:
-    """A silent CPU trainer that writes nothing unless asked."""
+    """A silent trainer that writes nothing unless asked; on a CPU, or on a GPU with pytest --accelerator gpu."""
     return pl.Trainer(
         **{
-            "accelerator": "cpu",
+            "accelerator": accelerator,
             "devices": 1,
+            "deterministic": "warn" if accelerator == "gpu" else None,
             "max_steps": max_steps,
             "logger": False,
             "log_every_n_steps": 1,

@@ -86,11 +86,11 @@ def test_variable_length_attention_sees_what_the_mask_shows(monkeypatch):
     from torch.nn.attention import varlen
 
     def reference(q, k, v, starts_q, starts_k, max_q, max_k, *, scale, window_size):
-        assert scale == 1.0 and window_size == (-1, 0) and torch.equal(starts_q, starts_k) and max_q == max_k == 33
+        assert scale == 1.0 and window_size == (-1, 0) and torch.equal(starts_q, starts_k) and max_q == max_k == 40  # of a row
         out = torch.empty_like(q)
         for first, last in zip(starts_q[:-1].tolist(), starts_q[1:].tolist(), strict=True):
             run = (x[first:last].transpose(0, 1)[None] for x in (q, k, v))
-            attended = torch.nn.functional.scaled_dot_product_attention(*run, is_causal=True, scale=scale)
+            attended = torch.nn.functional.scaled_dot_product_attention(*run, is_causal=True, scale=scale, enable_gqa=True)
             out[first:last] = attended[0].transpose(0, 1)
         return out
 

@@ -221,6 +221,16 @@ def test_attention_maps_show_the_window():
         torch.testing.assert_close(weights.sum(-1), torch.ones(4, 40))
 
 
+def test_attention_maps_of_a_mask_are_those_of_its_pieces():
+    model = network(window=3)
+    documents_bt = torch.tensor([[0] * 12 + [1] * 28] * len(TOKENS))
+    x_btd, angles = model.embed(TOKENS), model._rotary(TOKENS, None, None, torch.float32)
+    found = [model.blocks[0].attention.maps(x_btd, angles, packing=kind(documents_bt)) for kind in (Packing.mask, Packing.split)]
+    assert len(found[0]) == 2 * len(TOKENS)
+    for masked, split in zip(*found, strict=True):
+        torch.testing.assert_close(masked, split)
+
+
 def test_the_window_limits_the_operations_of_attention():
     whole, windowed = network(), network(window=10)
     assert windowed.flops_per_token(10) == whole.flops_per_token(10)

@@ -61,7 +61,7 @@ class PackedRows(torch.utils.data.Dataset[dict[str, Tensor]]):
             row["tokens"][at] = BOS if start == 0 else CONT
             row["tokens"][at + 1 : first] = documents.prefix(piece, variation)
             row["tokens"][first:end] = body[: end - first]
-            targets = np.where(documents.uncounted(body, variation), IGNORED, body)
+            targets = np.where(documents.uncounted(body, variation), IGNORED, body.astype(np.int64))
             row["targets"][first - 1 + counted - start : first - 1 + len(body)] = targets[counted - start :]
             if final and not self.evaluation:
                 row["targets"][end - 1] = EOS

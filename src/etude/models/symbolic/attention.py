@@ -23,12 +23,13 @@ from etude.models.symbolic.kv_cache import KVCache
 class Packing:
     """Restricts attention to tokens of the same piece, in one of three equivalent forms.
 
-    Exactly one field is set, depending on the constructor: `split`, `mask` or `variable`. `choose` takes the fastest.
+    Which fields are set depends on the constructor: `split`, `mask` or `variable`. `choose` takes the fastest.
     """
 
     lengths: tuple[int, ...] | None = None  # tokens of each piece of the flattened rows; attention is computed piece by piece
     mask_b1tt: Tensor | None = None  # True where attention is allowed
     offsets: Tensor | None = None  # int32 start of each piece, then n, for the variable-length CUDA kernel
+    longest: int | None = None  # with offsets: no piece has more tokens; it is the length of a row, which needs no look
 
     @classmethod
     def split(cls, documents_bt: Tensor) -> Self:
@@ -47,7 +48,8 @@ class Packing:
     def variable(cls, documents_bt: Tensor) -> Self:
         """Returns a packing with offsets for `torch.nn.attention.varlen` (CUDA, half precision)."""
         starts = starts_of_pieces(documents_bt)
-        return cls(offsets=torch.cat((starts, starts.new_tensor([documents_bt.numel()]))).int())
+        offsets = torch.cat((starts, starts.new_tensor([documents_bt.numel()]))).int()
+        return cls(offsets=offsets, longest=documents_bt.shape[1])
 
     @classmethod
     def choose(cls, documents_bt: Tensor, *, dtype: torch.dtype, fused: bool = True, causal: bool = True) -> Self:
@@ -158,8 +160,10 @@ class Attention(nn.Module):
         runs = list(_lengths(packing, *x_btd.shape[:2]))
         if packing is not None and packing.offsets is not None:
             runs = packing.offsets.diff().tolist()
-        if sum(runs) != q_hnk.shape[1]:
-            raise ValueError("attention maps need a packing by pieces, not a mask; train with model.fused=true")
+        elif packing is not None and packing.mask_b1tt is not None:
+            starts = ~packing.mask_b1tt[:, 0].diagonal(-1, 1, 2)  # a token that does not see the one before begins a piece
+            begins = F.pad(starts, (1, 0), value=True).flatten().nonzero().flatten()
+            runs = torch.cat((begins, begins.new_tensor([q_hnk.shape[1]]))).diff().tolist()
         found = []
         for q, k in zip(torch.split(q_hnk, runs, 1), torch.split(k_hnk, runs, 1), strict=True):
             scores = (q @ k.transpose(1, 2)).float()
@@ -250,8 +254,10 @@ def _scaled_dot_product(
     q_hnk: Tensor, k_gnk: Tensor, v_gnk: Tensor, batch: int, packing: Packing | None, *, causal: bool, window: int | None
 ) -> Tensor:
     """Returns attention by PyTorch's kernels, [b, t, h, k] or [n, h, k] depending on the packing."""
-    if packing is not None and packing.offsets is not None:
-        return _variable_length_attention(q_hnk, k_gnk, v_gnk, packing.offsets, causal=causal, window=window)
+    if packing is not None and packing.offsets is not None and packing.longest is not None:
+        return _variable_length_attention(
+            q_hnk, k_gnk, v_gnk, packing.offsets, longest=packing.longest, causal=causal, window=window
+        )
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         if causal and mask is None:
@@ -269,14 +275,11 @@ def _scaled_dot_product(
 
 
 def _variable_length_attention(
-    q_hnk: Tensor, k_gnk: Tensor, v_gnk: Tensor, offsets: Tensor, *, causal: bool, window: int | None
+    q_hnk: Tensor, k_gnk: Tensor, v_gnk: Tensor, offsets: Tensor, *, longest: int, causal: bool, window: int | None
 ) -> Tensor:
     from torch.nn.attention import varlen  # CUDA only
 
-    longest = int((offsets[1:] - offsets[:-1]).max())
-    groups = q_hnk.shape[0] // k_gnk.shape[0]
-    q, k, v = (x.transpose(0, 1).contiguous() for x in (q_hnk, k_gnk, v_gnk))
-    k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
+    q, k, v = (x.transpose(0, 1) for x in (q_hnk, k_gnk, v_gnk))  # the kernel takes any strides, and fewer key-value heads
     seen = (-1 if window is None else window - 1, 0 if causal else -1)  # tokens before and behind each token, -1 for all
     mixed = varlen.varlen_attn(q, k, v, offsets, offsets, longest, longest, scale=1.0, window_size=seen)
     assert isinstance(mixed, Tensor)  # it is a tuple only if auxiliary outputs are requested

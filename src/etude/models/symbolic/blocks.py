@@ -3,6 +3,12 @@
 Shapes: b batch, t time, d model width, f hidden width.
 """
 
+import functools
+import os
+import shutil
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -52,3 +58,20 @@ class Block(nn.Module):
 
     def _drop(self, x_btd: Tensor) -> Tensor:
         return kernels.dropout(x_btd, self.dropout) if self.training and self.dropout else x_btd
+
+
+def run_block(block: nn.Module, x_btd: Tensor, rotary: tuple[Tensor, Tensor], packing: Packing | None) -> Tensor:
+    """Returns the block's output, [b, t, d]; forward hooks of the block run, too."""
+    out: Tensor = block(x_btd, rotary, packing=packing)
+    return out
+
+
+@functools.cache
+def compiled_block() -> Callable[[nn.Module, Tensor, tuple[Tensor, Tensor], Packing | None], Tensor]:
+    """Returns `run_block` through `torch.compile`; equal blocks share what is compiled.
+
+    Raises: ValueError if there is no C compiler.
+    """
+    if not any(map(shutil.which, filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")))):
+        raise ValueError("model.compiled=true needs a C compiler; install gcc, or set model.compiled=false")
+    return torch.compile(run_block)

@@ -144,13 +144,14 @@ def rotary(x_nhk: Tensor, cos: Tensor, sin: Tensor, *, fused: bool = True) -> Te
     Args:
         x_nhk: [n, h, k], k even.
         cos, sin: [n, 1, k/2] in x's dtype.
+        fused: use the hand-written passes on CPU; elsewhere `torch.compile` fuses the plain expression.
 
     Returns:
         [h, n, k].
 
     Source: Su et al. 2021, eq. 34, with the halves paired as in GPT-NeoX.
     """
-    if fused:
+    if fused and x_nhk.device.type == "cpu":
         rotated: Tensor = _Rotary.apply(x_nhk, cos, sin)  # type: ignore[no-untyped-call]
         return rotated
     first, second = x_nhk.chunk(2, dim=-1)

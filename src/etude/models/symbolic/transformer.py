@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from etude.models.symbolic import kernels
 from etude.models.symbolic.attention import Attention, Packing, positions_in
-from etude.models.symbolic.blocks import Block, FeedForward
+from etude.models.symbolic.blocks import Block, FeedForward, compiled_block, run_block
 from etude.models.symbolic.decoding import SingleStep
 from etude.models.symbolic.kv_cache import KVCache
 
@@ -44,6 +44,8 @@ class Transformer(nn.Module):
         checkpoint_activations: recompute each block in the backward pass (less memory, a third more time).
         fused: use hand-written backward passes on CPU and the variable-length kernel on CUDA; False uses plain PyTorch, which
             supports double backward and `torch.func`.
+        compiled: train on a GPU through `torch.compile`, which fuses what lies between the matrix products; the first step then
+            takes some 15 seconds more and needs a C compiler. A CPU trains by the hand-written passes in any case.
         causal: whether a token attends only to itself and earlier tokens. With False it attends to its whole piece; such a
             network has no cache and can't generate token by token.
         window: each token attends to at most the last `window` tokens of its piece, itself included, in training, evaluation and
@@ -71,6 +73,7 @@ class Transformer(nn.Module):
         feature_sizes: Mapping[str, int] | None = None,
         checkpoint_activations: bool = False,
         fused: bool = True,
+        compiled: bool = False,
         causal: bool = True,
         window: int | None = None,
         window_layers: Sequence[int] | None = None,
@@ -84,7 +87,7 @@ class Transformer(nn.Module):
         self.vocab_size, self.dim, self.max_len, self.dropout = vocab_size, dim, max_len, dropout
         self.head_dim, self.num_kv_heads = dim // num_heads, num_kv_heads
         self.rope_base, self.fused, self.checkpoint_activations = rope_base, fused, checkpoint_activations
-        self.causal = causal
+        self.causal, self.compiled = causal, compiled
         self.windows = _windows(window, window_layers, num_layers=num_layers, causal=causal)
         self.features = frozenset(feature_sizes or ())
         self.embedding = nn.Embedding(vocab_size, dim)
@@ -181,11 +184,14 @@ class Transformer(nn.Module):
         if single is not None:
             x_btd = single
         else:
+            run = compiled_block() if self.compiled and x_btd.is_cuda and self.training and cache is None else run_block
             for layer, block in enumerate(self.blocks):
                 if self.checkpoint_activations and torch.is_grad_enabled():
-                    x_btd = checkpoint(block, x_btd, rotary, packing=packing, use_reentrant=False)
+                    x_btd = checkpoint(run, block, x_btd, rotary, packing, use_reentrant=False)
+                elif cache is None:
+                    x_btd = run(block, x_btd, rotary, packing)
                 else:
-                    x_btd = block(x_btd, rotary, packing=packing, cache=cache, layer=layer)
+                    x_btd = block(x_btd, rotary, cache=cache, layer=layer)
         if cache is not None:
             cache.length += tokens_bt.shape[1]
         return kernels.rms_norm(x_btd, fused=self.fused) * self.gain.to(x_btd.dtype)
