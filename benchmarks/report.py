@@ -232,10 +232,10 @@ def gpu() -> list[str]:
     ]  # fmt: skip
     top = steps[0]
     return [
-        f"## A training step on a GPU\n\n{top['device']}, bfloat16 autocast; forward, backward and fused AdamW on packed pieces. The "
-        f"peak is the maker's {top['device_peak'] / 1e12:.0f} TFLOP/s; a product of two 8192 x 8192 matrices reached "
-        f"{top['device_product'] / 1e12:.0f}, a copy {top['device_copy'] / 1e12:.1f} TB/s. The last column: shares of the device's "
-        "time.\n\n" + table(header, lines),
+        f"## A training step on a GPU\n\n{top['device']}, bfloat16 autocast; forward, backward and fused AdamW on packed pieces. "
+        f"The peak is the maker's {top['device_peak'] / 1e12:.0f} TFLOP/s; a product of two 8192 x 8192 matrices reached "
+        f"{top['device_product'] / 1e12:.0f}, a copy {top['device_copy'] / 1e12:.1f} TB/s. The last column: shares of the "
+        "device's time.\n\n" + table(header, lines),
         where(steps),
     ]
 
