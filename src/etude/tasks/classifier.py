@@ -6,6 +6,7 @@ Shapes: b rows, t tokens, d width, n documents, c classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,6 +20,7 @@ from etude.core.task import OptimizerFactory, SchedulerFactory, Task
 from etude.losses.focal import focal_loss_of_classes
 from etude.metrics.sets import classes as scores
 from etude.models.symbolic.shared_encoders import SharedEncoders
+from etude.tasks.encoder_weights import encoder_weights
 from etude.tasks.pooling import each_document, mean_of_documents
 from etude.tasks.token_nll import token_features
 from etude.tokens.tokenizer import Tokenizer
@@ -213,6 +215,18 @@ class Classifier(Task):
                 self.log(f"val/{name}_balanced_accuracy", balanced, sync_dist=True)
 
     # --- the checkpoint ---
+
+    def weights_from(self, saved: Mapping[str, Any], path: Path) -> Mapping[str, Tensor]:
+        """Returns weights for a new run: those of another classifier of the same heads, or of the encoder of another run."""
+        own = dict(self.state_dict())
+        if dict(saved["state_dict"]).keys() == own.keys() and saved["etude"].get("labels") == {
+            n: list(c) for n, c in self.labels.items()
+        }:
+            return super().weights_from(saved, path)
+        for number in range(len(self.model.networks)):
+            prefix = f"model.networks.{number}."
+            own |= encoder_weights(saved, own=own, prefix=prefix, tokenizer=self.tokenizer, path=path)
+        return own
 
     @classmethod
     def constructor_arguments_from(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
