@@ -1,9 +1,9 @@
 """What representations of scores are worth, beside floors and supervised training; rows for docs/results/representation.md.
 
-    OMP_NUM_THREADS=1 python benchmarks/representation.py [--held-out oneills1850] [--seeds 0 1 2] [--steps 500] [--only simclr ...]
+    OMP_NUM_THREADS=1 python benchmarks/representation.py [--held-out oneills1850] [--seeds 0 1 2] [--steps 500]
 
-Each objective trains an encoder on the tunes of data=dances without labels, by the command that a user would type; its vectors are
-then probed by `evaluate.py`, with 1, 10 and 100 % of the training labels. `supervised` is task=classifier on all labels, and
+Each objective trains an encoder on the tunes of data=dances without labels, by the command that a user would type; its vectors
+are then probed by `evaluate.py`, with 1, 10 and 100 % of the training labels. `supervised` is task=classifier on all labels, and
 `fine-tuned` the same from the first objective's weights. With --held-out, the whole other book is the test.
 """
 
@@ -24,7 +24,7 @@ MODEL = ["model.dim=128", "model.num_layers=3", "model.num_heads=4", "model.num_
 
 
 def call(program: str, *options: str) -> float:
-    """Runs a program; returns the CPU-seconds that it took."""
+    """Runs a program; returns the seconds that it took."""
     begin = time.monotonic()
     subprocess.run([sys.executable, str(ROOT / program), *options], check=True, cwd=ROOT)
     return time.monotonic() - begin

@@ -44,7 +44,7 @@ def batch(genre: tuple[int, ...] = (0, 1, 1, 0), metre: tuple[int, ...] = (2, -1
 
 def test_a_head_averages_over_the_documents_that_have_its_label() -> None:
     model = task(head_dropout=0.0).eval()
-    losses, logits = model.losses(batch()), model.logits(batch())
+    losses, logits = model.losses(batch()), model.class_logits(batch())
     assert set(losses) == {"genre", "metre"} and logits["metre"].shape == (4, 3)
     known = torch.tensor([0, 2, 3])
     expected = torch.nn.functional.cross_entropy(logits["metre"][known], torch.tensor([2, 0, 1]))
@@ -58,7 +58,7 @@ def test_a_document_does_not_see_its_neighbours_or_padding() -> None:
     model, one = task().eval(), batch()
     other = {**one, "tokens": one["tokens"].clone()}
     other["tokens"][0, 6:] = 5  # the second document of the row, and the padding
-    before, after = (model.logits(each)["genre"] for each in (one, other))
+    before, after = (model.class_logits(each)["genre"] for each in (one, other))
     torch.testing.assert_close(before[[0, 2, 3]], after[[0, 2, 3]])
     assert (before[1] - after[1]).abs().max() > 1e-4
 
@@ -90,11 +90,11 @@ def test_a_cross_stitch_of_the_identity_is_separate_networks() -> None:
 
 def test_the_distance_is_the_variance_of_the_weights() -> None:
     soft = SharedEncoders(lambda: NETWORK(vocab_size=20), ["a", "b", "c"], sharing="soft")
-    assert float(soft.distance()) == 0  # they start from one point
+    assert float(soft.distance().detach()) == 0  # they start from one point
     for shift, network in zip((-1.0, 0.0, 1.0), soft.networks, strict=True):
         for parameter in network.parameters():
             parameter.data += shift
-    torch.testing.assert_close(soft.distance(), torch.tensor(2 / 3))
+    torch.testing.assert_close(soft.distance().detach(), torch.tensor(2 / 3))
 
 
 def test_classes_are_balanced_by_what_was_seen_before() -> None:
@@ -104,7 +104,7 @@ def test_classes_are_balanced_by_what_was_seen_before() -> None:
     torch.testing.assert_close(model.losses(batch())["genre"], plain.losses(batch())["genre"])  # nothing was seen
     assert not model.seen.any()  # `losses` counts nothing
     model.seen[0, :2] = torch.tensor([2.0, 0.0])
-    logits = plain.logits(batch())["genre"]
+    logits = plain.class_logits(batch())["genre"]
     each = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 1, 0]), reduction="none")
     torch.testing.assert_close(model.losses(batch())["genre"], (each * torch.tensor([1.0, 3.0, 3.0, 1.0])).sum() / 8)
 

@@ -35,7 +35,7 @@ class TrainedClassifier(Protocol):
         """Enters training mode, or evaluation mode."""
         ...
 
-    def logits(self, batch: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    def class_logits(self, batch: Mapping[str, Any]) -> Mapping[str, Tensor]:
         """Returns the logits of each document for each head, [n, c]."""
         ...
 
@@ -114,7 +114,7 @@ def predicted(task: TrainedClassifier, batches: Iterable[Mapping[str, Tensor]]) 
         for batch in batches:
             given = {name: value.to(task.device) for name, value in batch.items()}
             with torch.inference_mode():
-                logits = {name: value.double().cpu().numpy() for name, value in task.logits(given).items()}
+                logits = {name: value.double().cpu().numpy() for name, value in task.class_logits(given).items()}
             pieces = task.documents(given).tolist()
             counts.update(pieces)
             for name, values in logits.items():

@@ -7,7 +7,7 @@ import copy
 import csv
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,6 +22,15 @@ NEIGHBOURS = 5
 LEAST = 2  # pieces of a class that a small share of the labels keeps, where there are so many
 Row = dict[str, Any]
 COLUMNS = ("label", "method", "labels", "training pieces", "pieces", "accuracy", "balanced accuracy")
+
+
+@runtime_checkable
+class Resettable(Protocol):
+    """A module that can give itself random weights, as PyTorch's layers and Etude's networks can."""
+
+    def reset_parameters(self) -> None:
+        """Initialises its weights."""
+        ...
 
 
 class Encoder(Protocol):
@@ -106,7 +115,7 @@ def _untrained(task: Any, seed: int) -> Any:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         for module in other.modules():
-            if module is not other and callable(getattr(module, "reset_parameters", None)):
+            if isinstance(module, Resettable):
                 module.reset_parameters()
     return other
 

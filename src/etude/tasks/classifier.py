@@ -53,7 +53,6 @@ class Classifier(Task):
     Raises: ValueError for a value out of range, data without labels, or a column with one class only.
     """
 
-    optional_terms: ClassVar[frozenset[str]] = frozenset()
     example_axis: ClassVar[int | None] = 0
     step_trace_names: ClassVar[tuple[str, ...]] = ("counts",)
     seen: Tensor
@@ -92,6 +91,8 @@ class Classifier(Task):
         self.heads = nn.ModuleDict(
             {f"head_{name}": nn.Linear(self.model.dim, len(classes)) for name, classes in self.labels.items()}
         )
+        self.terms = (*self.labels, *([APART] if sharing == "soft" else []))  # type: ignore[misc]
+        self.optional_terms = frozenset(self.labels)  # type: ignore[misc]
         most = max(map(len, self.labels.values()))
         self.register_buffer("seen", torch.zeros(len(self.labels), most))  # documents of each class so far, by head
         self._held_out: list[dict[str, np.ndarray]] = []
@@ -113,7 +114,7 @@ class Classifier(Task):
         once: dict[int, Tensor] = {}  # heads that share a network share its mean
         return {name: once.setdefault(id(x), mean_of_documents(x, batch, real)) for name, x in found.items()}
 
-    def logits(self, batch: Batch) -> dict[str, Tensor]:
+    def class_logits(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the logits of each head for each document, [n, c], in float32."""
         hidden = self.hidden(batch)
         return {
@@ -123,7 +124,7 @@ class Classifier(Task):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the mean loss of each head, in nats; the class says which terms there are."""
-        found, logits = dict[str, Tensor](), self.logits(batch)
+        found, logits = dict[str, Tensor](), self.class_logits(batch)
         counts = torch.zeros_like(self.seen)
         for number, (name, classes) in enumerate(self.labels.items()):
             true = each_document(batch, f"label_{name}")
@@ -178,7 +179,7 @@ class Classifier(Task):
 
     def measure(self, batch: Batch) -> dict[str, Measured]:
         """Returns cross-entropy and accuracy of each head over the documents with its label, and the mean cross-entropy."""
-        logits = self.logits(batch)
+        logits = self.class_logits(batch)
         found, nlls = dict[str, Measured](), list[tuple[Tensor, Tensor]]()
         self._measured = {"piece": each_document(batch, "piece").cpu().numpy()}
         for name, value in logits.items():
