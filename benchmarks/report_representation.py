@@ -35,7 +35,7 @@ def representation() -> str:
         "name; no tokenizer reads headers or titles. Every encoder has 3 layers of width 128. A row of an objective: it was "
         "trained on all tunes of the training split without labels; then a logistic regression, or five nearest neighbours, "
         "reads the dance off its vectors with the stated share of the training labels. The random encoder has the same network "
-        "without training; n-grams are those of 1 to 3 tokens, by a logistic regression. Balanced accuracy weighs all dances alike.",
+        "without training; n-grams are those of 1 to 3 tokens, by a logistic regression. Balanced accuracy weighs dances alike.",
     ], []  # fmt: skip
     for book in dict.fromkeys(row["held_out"] for row in found):
         here = [row for row in found if row["held_out"] == book]
