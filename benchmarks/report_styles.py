@@ -209,13 +209,16 @@ def speeds() -> list[str]:
         lines = [
             [
                 f"{row['minutes']:g} minutes, {row['task']}",
+                _mels_of(row),
+                str(row["threads"]),
                 f"{row['wall_s']:.1f}",
                 f"{row['realtime_factor']:.1f}",
                 f"{row['peak_rss_mb']:.0f}",
             ]
             for row in found
         ]
-        parts.append("## Transfer speed\n\n" + table(["file", "seconds", "times real time", "peak memory, MB"], lines))
+        columns = ["file", "model", "threads", "seconds", "times real time", "peak memory, MB"]
+        parts.append("## Transfer speed\n\n" + table(columns, lines))
         parts.append(where(found))
     for row in rows("style_stress.jsonl"):
         parts.append(
@@ -225,6 +228,12 @@ def speeds() -> list[str]:
         )
         parts.append(where([row]))
     return parts
+
+
+def _mels_of(row: dict[str, Any]) -> str:
+    """Returns the sample rate and bands of a row's model; rows from before contract=44k lack them."""
+    contract = row.get("contract", {"sample_rate": 16_000, "n_mels": 64})
+    return f"{contract['sample_rate'] / 1000:g} kHz, {contract['n_mels']} mels"
 
 
 INTRODUCTION = """Tunes that ship with a dependency, arranged in three styles and rendered with General-MIDI sounds (16 kHz, 64

@@ -3,6 +3,12 @@
     python benchmarks/transfer_speed.py                                   # 1, 10 and 20 minutes of made-up stereo, 44.1 kHz
     python benchmarks/transfer_speed.py --ckpt outputs/2026-01-31/12-00-00_style --rows rows.jsonl
 
+A model of contract=44k, for which a few steps of training suffice, since they do not change the speed:
+
+    python train.py task=style_transfer contract=44k max_steps=20 data.corpus.songs_per_style=4 data.corpus.paired_val=2 \\
+        data.corpus.paired_test=2 sampling=null hydra.run.dir=outputs/cd
+    python benchmarks/transfer_speed.py --ckpt outputs/cd --minutes 1 10 --rows docs/results/rows/transfer_speed.jsonl
+
 Without a checkpoint a random network of 1.6 million weights replaces the model; the result is then the time of reading,
 resampling, mels, vocoder, loudness and writing.
 """
@@ -95,6 +101,7 @@ def measure(minutes: float, options: dict[str, Any], results: Any) -> None:
             "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
             "imports_rss_mb": round(before),
             "task": "checkpoint" if options["ckpt"] else "stand-in",
+            "contract": {name: getattr(task.contract, name) for name in ("sample_rate", "n_fft", "hop_length", "n_mels")},
         }
         | {name: options[name] for name in kept}
     )

@@ -167,6 +167,16 @@ def check_types(node: DictConfig, prefix: str = "") -> None:
             raise ValueError(f"{prefix}{key!s} is {value!r}, must be {names}")
 
 
+def check_contract(cfg: DictConfig) -> None:
+    """Raises: ValueError where a mel contract was chosen for data of scores, which have no mels."""
+    chosen = (cfg.get("data") or {}).get("contract")
+    if chosen is not None and "_target_" not in chosen:  # what conf/contract sets is a part of what the files of audio set
+        raise ValueError(
+            "contract= sets the mels of audio, and this data are scores; leave it out, or choose audio, such as "
+            "task=style_transfer data=audio_folder data.root=DIR"
+        )
+
+
 def _hints(target: str) -> dict[str, Any]:
     made: Any = get_object(target)
     try:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from etude.core.called import program
 from etude.run import again, before_after, continuing, recipes, starting
-from etude.run.command import check_types, one_line_errors
+from etude.run.command import check_contract, check_types, one_line_errors
 from etude.run.folder import locked_folder, run_folder, write_config
 from etude.run.parts import (
     build_task,
@@ -142,6 +142,7 @@ def _run(
             raise ValueError(f"technique.{name} is set, but the technique is not chosen; add it: technique=[{name},...]")
         with open_dict(cfg):  # an experiment sets an option of a technique that another choice has removed
             del cfg.technique[name]
+    check_contract(cfg)
     check_types(cfg)
     overrides = repro.prepare(cfg, overrides)
     techniques = Composition(build_technique(node, cfg.outputs) for node in (cfg.get("technique") or {}).values()).techniques

@@ -21,11 +21,10 @@ PRETRAINING = "data=corpus"  # whose tokens and networks suit data=folder, too, 
 REQUIRED = ("task", "data", "model", "optimizer", "trainer")  # groups of train.py of which a run needs a choice
 OPTIONAL = (  # groups of train.py in which null chooses nothing
     "experiment", "genre", "level", "convergence", "stage", "sweep", "technique", "scheduler", "tokenizer", "discriminator",
-    "objective",
-    "sampling", "logger",
+    "objective", "sampling", "logger", "contract",
 )  # fmt: skip
 # what a stage takes over from the run it starts from
-KEPT = ("experiment", "task", "data", "model", "tokenizer", "discriminator", "objective", "styles")
+KEPT = ("experiment", "task", "data", "contract", "model", "tokenizer", "discriminator", "objective", "styles")
 
 
 def pick(choice: str | None, *cases: str) -> str:
@@ -281,7 +280,7 @@ def load_weights(task: "Task", path: Path) -> dict[str, Any]:
     try:
         task.load_state_dict(weights)
     except RuntimeError as error:
-        told = "its networks have other sizes; give the model= and task= options of its run"
+        told = "its networks have other sizes; give the model=, task= and, for audio, contract= options of its run"
         raise ValueError(f"weights={path}: {told}") from error
     return saved
 

@@ -246,7 +246,7 @@ class Grader(Task):
         if found != self.contract:
             raise ValueError(
                 f"the checkpoint was trained on another mel contract: {found.difference(self.contract)}; "
-                "give the data= options of its run, which are in its config.yaml"
+                "give the contract= and data= options of its run, which are in its config.yaml"
             )
         if tuple(saved["defects"]) != self.defects:
             raise ValueError(

@@ -393,7 +393,7 @@ class StyleTransfer(StyleTask):
         super().on_load_checkpoint(checkpoint)
         saved = checkpoint["etude"]
         if difference := MelContract(**saved["contract"]).difference(self.contract):
-            raise ValueError(f"the checkpoint has another mel contract ({difference}); give the data.contract options of its run")
+            raise ValueError(f"the checkpoint has another mel contract ({difference}); give the contract= options of its run")
         if tuple(saved["styles"]) != self.styles:
             raise ValueError(f"its styles are {saved['styles']}, here {list(self.styles)}; give the same, or weights=")
         self.bands.statistics = saved["statistics"].to(self.device)  # those of before the limits limit nothing, as then

@@ -280,4 +280,4 @@ class Synthesis(Task):
         found, instruments = MelContract(**checkpoint["etude"]["contract"]), tuple(checkpoint["etude"]["instruments"])
         if found != self.contract or instruments != self.instruments:
             why = found.difference(self.contract) or f"instruments {list(instruments)}, here {list(self.instruments)}"
-            raise ValueError(f"the checkpoint was trained on other data: {why}; give the data= options of its run")
+            raise ValueError(f"the checkpoint was trained on other data: {why}; give the contract= and data= options of its run")

@@ -225,7 +225,7 @@ class Vocoder(Task):
         if found != self.contract:
             raise ValueError(
                 f"the checkpoint was trained on another mel contract: {found.difference(self.contract)}; "
-                "give the data= options of its run, which are in its config.yaml"
+                "give the contract= and data= options of its run, which are in its config.yaml"
             )
 
 
@@ -295,6 +295,6 @@ def open_vocoder(
     if task.contract != contract:
         raise ValueError(
             f"vocoder.ckpt={ckpt} was trained on another mel contract: {task.contract.difference(contract)}; "
-            "train a vocoder on the data= options of the model, or take vocoder=griffin_lim"
+            "train a vocoder with the contract= and data= options of the model, or take vocoder=griffin_lim"
         )
     return NeuralVocoder(task)

@@ -15,6 +15,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from etude.audio.degradations import check_defects
 from etude.audio.mel import MelContract
+from etude.data.audio.bandwidth import left_out_band
 from etude.data.audio.batches import Clips, DrawSampler, FixedSegments, RandomSegments, evaluation_batches, evaluation_rows
 from etude.data.audio.build import UNIT, clip_key, clips_folder, encode_all
 from etude.data.audio.checked import faulty_files
@@ -159,6 +160,7 @@ class StyleDataModule(CorpusDataModule):
             found = onset_frames(recordings, [self._clips[place] for place in each], cache=cache, name=name)
             self._onsets = dict(zip(each, found, strict=True))
         self._styles, self._pieces, self._paired = styles, pieces, is_paired(pieces, styles)
+        lines += left_out_band(recordings, self.contract)
         if clipping:
             lines.append(f"{counted(len(clipping), 'file clips', 'files clip')}, such as {clipping[0]}; kept nevertheless")
         if self.grader is not None:
@@ -196,15 +198,9 @@ class StyleDataModule(CorpusDataModule):
         paired = self.corpus.paired
         if paired and not same_songs(pieces, styles):
             raise ValueError("data.corpus.paired=true, but the styles' usable files differ in their names; make them the same")
-        return assign(
-            pieces,
-            styles,
-            self.ratios,
-            segment=self.segment_frames,
-            gap=-(-self.contract.n_fft // self.contract.hop_length),
-            frame_seconds=self.contract.hop_length / self.contract.sample_rate,
-            by_song=paired is not False and same_songs(pieces, styles),
-        )
+        hop, by_song = self.contract.hop_length, paired is not False and same_songs(pieces, styles)
+        options: Any = {"gap": -(-self.contract.n_fft // hop), "frame_seconds": hop / self.contract.sample_rate}
+        return assign(pieces, styles, self.ratios, segment=self.segment_frames, by_song=by_song, **options)
 
     # --- looking at the data ---
 
