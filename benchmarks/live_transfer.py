@@ -3,11 +3,11 @@
     OMP_NUM_THREADS=1 python benchmarks/live_transfer.py --ckpt outputs/2026-01-31/12-00-00_style --audio my_recordings
 
 Rows for docs/results/audio.md. `case` live: recordings are streamed at the model's sample rate with a block and a number of
-frames ahead; `l1_nats` is the mean difference of the log mels of the result and of that of a file, `change_nats` that of the latter and
-the source. `border_db` is the energy of the second difference within 1 ms of block borders over that elsewhere, which a click
-raises; the same of the file's result stands beside it. `case` stereo: two recordings are panned to different places, and
-restyled by each treatment of stereo; `mono_l1_nats` compares the mono mix of the result with the restyled mono mix, `correlation`
-and `width_db` (side over mid) are given before and after. No sound card's buffers are in any figure.
+frames ahead; `l1_nats` is the mean difference of the log mels of the result and of that of a file, `change_nats` that of the
+latter and the source. `border_db` is the energy of the second difference within 1 ms of block borders over that elsewhere,
+which a click raises; the same of the file's result stands beside it. `case` stereo: two recordings are panned to different
+places, and restyled by each treatment of stereo; `mono_l1_nats` compares the mono mix of the result with the restyled mono
+mix, `correlation` and `width_db` (side over mid) are given before and after. No sound card's buffers are in any figure.
 """
 
 import argparse
