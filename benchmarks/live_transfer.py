@@ -128,6 +128,8 @@ def main() -> None:
     parser.add_argument("--style", default="jazz")
     parser.add_argument("--blocks", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--aheads", type=int, nargs="+", default=[1, 2, 3, 4, 6, 8, 16, 32])
+    parser.add_argument("--cases", nargs="+", default=["stereo", "live"], choices=["stereo", "live"])
+    parser.add_argument("--most", type=int, default=4, help="recordings that are streamed")
     parser.add_argument("--rows", type=Path, default=ROWS, help="JSON lines to append to")
     args = parser.parse_args()
     quiet_lightning()
@@ -142,13 +144,13 @@ def main() -> None:
             recordings[path.stem] = samples[:, first : first + count]
     shared = {"source": args.source, "style": args.style, "seconds": args.seconds}
     names = list(recordings)
-    for one, other in zip(names, names[1:] + names[:1], strict=True):
+    for one, other in zip(names, names[1:] + names[:1], strict=True) if "stereo" in args.cases else ():
         for row in stereo_rows(task, vocoder, request, recordings[one], recordings[other]):
             append_row(args.rows, {"recording": f"{one[:24]} and {other[:24]}", **shared, **row, **context()})
-    for name, samples in recordings.items():
+    for name, samples in list(recordings.items())[: args.most] if "live" in args.cases else ():
         whole = restyled(samples, StreamRestyler(task, vocoder, request, 1024))
         for block, ahead in product(args.blocks, args.aheads):
-            if block == 2 or ahead in (4, 6):
+            if block == 2 or ahead == 4:
                 row = live_row(task, vocoder, request, samples, whole, block, ahead)
                 append_row(args.rows, {"recording": name[:40], **shared, **row, **context()})
 

@@ -174,7 +174,7 @@ def test_a_missing_package_library_or_device_is_one_line(monkeypatch: pytest.Mon
     broken.OutputStream = no_device  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "sounddevice", broken)
     with pytest.raises(ValueError, match=r"the loudspeaker can't be opened with 2 channels at 48000 Hz \(Error querying"):
-        Loudspeaker(PcmFormat(48_000, 2), cushion=0)
+        Loudspeaker(PcmFormat(48_000, 2))
 
 
 @pytest.mark.parametrize(

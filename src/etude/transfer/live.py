@@ -44,19 +44,20 @@ class Pace:
 
     def __init__(self, block_seconds: float) -> None:
         self.block_seconds, self.spent = block_seconds, 0.0
-        self.longest = self._behind = 0.0
+        self.longest = self._behind = self._since = 0.0  # the last: work since the last block
         self.blocks = self.late = 0
 
     def add(self, seconds: float, blocks: int) -> None:
         """Adds the work for some blocks."""
-        if not blocks:
-            self.spent += seconds
-            return
-        self._behind = max(0.0, self._behind + seconds - blocks * self.block_seconds)
         self.spent += seconds
+        self._behind += seconds
+        self._since += seconds
+        if not blocks:
+            return
+        self._behind = max(0.0, self._behind - blocks * self.block_seconds)
         self.blocks += blocks
-        self.late += blocks if self._behind > 0 else 0
-        self.longest = max(self.longest, seconds / blocks)
+        self.late += blocks if self._behind > 1e-9 else 0
+        self.longest, self._since = max(self.longest, self._since / blocks), 0.0
 
     def told(self) -> str:
         """Returns what was measured, in a line or two."""
@@ -118,15 +119,16 @@ def restyle_live(
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most):
             raise ValueError(f"{name} is {value}, must be a whole number within [{least}, {most}]")
     check_stereo(stereo)
-    request = asked(task, vocoder, style=style, source=_source(task, style, source), reference=reference, intensity=intensity)
+    request = asked(
+        task, vocoder, style=style, source=_source(task, style, source, reference), reference=reference, intensity=intensity
+    )
     restyler = LiveRestyler(
         task, vocoder, request, block_frames=live_block or BLOCK_FRAMES, ahead_frames=live_ahead or AHEAD_FRAMES, stereo=stereo
     )
     origin = _opened_source(input, live_rate, live_channels)
     with contextlib.closing(origin):
         restyler.warm_up(origin.format.channels)
-        half = round(restyler.block_seconds * origin.format.sample_rate / 2)
-        sink = PipeSink(standard_output(), origin.format) if output == "-" else Loudspeaker(origin.format, cushion=half)
+        sink: Sink = PipeSink(standard_output(), origin.format) if output == "-" else Loudspeaker(origin.format)
         with contextlib.closing(sink):
             return _play(origin, sink, restyler)
 
@@ -136,7 +138,8 @@ def _play(origin: Source, sink: Sink, restyler: LiveRestyler) -> Pace:
 
     rate = origin.format.sample_rate
     limiter, pace = LiveLimiter(rate), Pace(restyler.block_seconds)
-    print(_announced(origin, sink, latency_parts(restyler, limiter, rate)), file=sys.stderr)
+    parts = latency_parts(restyler, limiter, rate) | ({"cushion": sink.cushion / rate} if sink.cushion else {})
+    print(_announced(origin, sink, parts), file=sys.stderr)
     ended = "ended"
     try:
         for samples in live_blocks(origin, restyler, limiter, pace):
@@ -209,13 +212,13 @@ def _refuse_files(input: str | None, output: str | None, *, overwrite: bool, blo
         raise ValueError(f"block_frames={block_frames} does nothing with live=true; give live_block=, or leave it out")
 
 
-def _source(task: Any, style: str | Mapping[str, float] | None, source: str | None) -> str | None:
+def _source(task: Any, style: str | Mapping[str, float] | None, source: str | None, reference: str | None) -> str | None:
     """Returns the style of the input: the one given, or the only one that is left."""
     styles = getattr(task, "styles", ())
     targets = [style] if isinstance(style, str) else list(style or {})
     others = [name for name in styles if name not in targets]
-    if source is not None or not targets or not styles:
-        return source
+    if source is not None or not styles or not (targets or reference):
+        return source  # what is missing otherwise is told by `asked`
     if len(others) != 1:
         told = ", ".join(others or styles)
         raise ValueError(f"source is missing: what is still to come can't be listened to for a guess; give one of {told}")

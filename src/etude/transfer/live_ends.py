@@ -18,6 +18,7 @@ from torch import Tensor
 
 DEFAULT_RATE, DEFAULT_CHANNELS = 48_000, 1
 MOST_CHANNELS = 64
+CUSHION_SECONDS = 0.008  # of silence before the first block, for the loudspeaker
 INSTALL = "install the extra: pip install 'etude[live-audio]'"
 PIPES = "or give pipes: in=- out=-"
 FULL = 32_768  # full scale of 16 bits
@@ -53,6 +54,7 @@ class Sink(Protocol):
 
     name: str
     gaps: int  # how often it ran out of audio
+    cushion: int  # samples of silence that go ahead
 
     def write(self, samples_cn: Tensor) -> None:
         """Passes samples [c, n] on."""
@@ -109,7 +111,7 @@ class PipeSource:
 class PipeSink:
     """Writes PCM, behind a header where the format says so, to a pipe; each write is passed on at once."""
 
-    name, gaps = "out=-", 0
+    name, gaps, cushion = "out=-", 0, 0
 
     def __init__(self, file: BinaryIO, form: PcmFormat) -> None:
         self._file = file
@@ -140,6 +142,8 @@ class Microphone:
         self.lost = 0
 
     def read(self, count: int) -> Tensor | None:
+        if not self._stream.active:  # not earlier: what is heard while the model warms up would come late for good
+            self._stream.start()
         found, overflowed = self._stream.read(count)
         self.lost += bool(overflowed)
         return _to_tensor(found)
@@ -149,20 +153,22 @@ class Microphone:
 
 
 class Loudspeaker:
-    """The default loudspeaker, through PortAudio; half a block of silence goes ahead, so that a late block leaves no gap.
+    """The default loudspeaker, through PortAudio; 8 ms of silence go ahead, so that a block that comes later leaves no gap.
 
     Raises: ValueError if the package, PortAudio or the device is missing.
     """
 
     name = "the loudspeaker"
 
-    def __init__(self, form: PcmFormat, *, cushion: int) -> None:
+    def __init__(self, form: PcmFormat) -> None:
         self._stream = _opened("OutputStream", self.name, form)
-        self._silence: Any = np.zeros((cushion, form.channels), np.int16)
+        self.cushion = round(CUSHION_SECONDS * form.sample_rate)
+        self._silence: Any = np.zeros((self.cushion, form.channels), np.int16)
         self.gaps = 0
 
     def write(self, samples_cn: Tensor) -> None:
         if len(self._silence):
+            self._stream.start()
             self._stream.write(self._silence)
             self._silence = self._silence[:0]
         self.gaps += bool(self._stream.write(np.ascontiguousarray(_to_integers(samples_cn))))
@@ -199,14 +205,11 @@ def _opened(kind: str, name: str, form: PcmFormat) -> Any:
     except OSError as error:  # the package is there, but not the library that it loads
         raise ValueError(f"{name} needs PortAudio ({error}); install it, as with apt install libportaudio2, {PIPES}") from None
     try:
-        stream = getattr(sounddevice, kind)(
-            samplerate=form.sample_rate, channels=form.channels, dtype="int16", latency="low"
-        )  # fmt: skip
-        stream.start()
+        options = {"samplerate": form.sample_rate, "channels": form.channels, "dtype": "int16", "latency": "low"}
+        return getattr(sounddevice, kind)(**options)
     except Exception as error:  # PortAudioError, or ValueError where there is no device
         asked = f"{form.channels} channels at {form.sample_rate} Hz"
         raise ValueError(f"{name} can't be opened with {asked} ({error}); give live_rate= and live_channels=, {PIPES}") from None
-    return stream
 
 
 def _wav_header(file: BinaryIO) -> tuple[PcmFormat, float]:
