@@ -163,13 +163,13 @@ outputs/second_bed --heard 12 --budget 600 --seeds 0 --rows docs/results/rows/st
 REAL = """Twelve seconds of each, restyled by a model trained on the second bed; before → after where two values stand. Squeals
 are counted against the training frames of the *target*, so a recording that is louder or brighter than these has some before."""
 
-LIVE = """Real recordings, streamed hop by hop: a block, and the frames after it that are waited for, in mel frames of 16 ms.
-The latency is the algorithm's: block, frames ahead, the rest of the last window, resampling, limiter and reading; the
-time in which a block is processed and a sound card's buffers add to it. L1: of the log mels, to the result of a file,
-also as a share of what restyling changes. CPU time on one core of a machine that did other things, too. Borders:
-energy of the second difference within 1 ms of block borders over that elsewhere, of the file's result → live; a click
-would raise it. Regenerate: `OMP_NUM_THREADS=1 python benchmarks/live_transfer.py --ckpt RUN --audio RECORDINGS`, then
-`make report`."""
+LIVE = """Real recordings, 6 s of each, streamed hop by hop: a block, and the frames after it that are waited for, in mel frames
+of 16 ms. The latency is the algorithm's: block, frames ahead, the rest of the last window, resampling, limiter and
+reading; the time in which a block is processed and a sound card's buffers add to it. L1: of the log mels, to the
+result of a file, also as a share of what restyling changes. CPU time on one core of a machine that did other things,
+too. Borders: energy of the second difference within 1 ms of block borders over that elsewhere, of the file's result →
+live; a click would raise it. Regenerate: `OMP_NUM_THREADS=1 python benchmarks/live_transfer.py --ckpt RUN --audio
+RECORDINGS`, then `make report`."""
 
 STEREO = """Two recordings, panned to the two sides (0.9 and 0.1), restyled as a file. Against the restyled mono mix: L1 of the
 log mels of the result's mono mix, and signal over difference. Correlation of the channels and width (side over mid),

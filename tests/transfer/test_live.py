@@ -1,6 +1,7 @@
 """Live transfer: the result of a file where the future is known, no clicks, the latency that is told, and clear refusals."""
 
 import io
+import math
 import sys
 import types
 from typing import Any
@@ -101,6 +102,21 @@ def test_the_latency_is_the_one_that_is_told(rate: int, channels: int) -> None:
     assert returned == samples.shape[1] and pace.blocks == live.blocks
     told = sum(latency_parts(live, limiter, rate).values())
     assert told - 0.025 < most / rate <= told
+
+
+def test_the_level_follows_the_input() -> None:
+    class Loud(Filter):
+        def translate(self, log_mel_bmf: Tensor, *, source: str, target: str) -> Tensor:
+            return log_mel_bmf + 1.5  # 13 dB
+
+    samples = 0.5 * sound(2)
+    live = LiveRestyler(Loud(), GriffinLim(CONTRACT, num_iters=2), REQUEST, block_frames=2, ahead_frames=4)
+    assert streamed(samples, live).square().mean() > 10 * samples.square().mean()
+    assert live.level_gain == pytest.approx(math.exp(-1.5), rel=0.05)
+    live = LiveRestyler(Loud(), GriffinLim(CONTRACT, num_iters=2), REQUEST, block_frames=2, ahead_frames=4)
+    origin, limiter = PipeSource(pcm(samples), sample_rate=16_000, channels=1), LiveLimiter(16_000)
+    found = torch.cat(list(live_blocks(origin, live, limiter, Pace(0.032))), 1)
+    assert 10 * (found.square().mean() / samples.square().mean()).log10().abs() < 1.0 and not limiter.limited
 
 
 def test_the_pace_counts_blocks_that_would_be_late() -> None:

@@ -24,7 +24,7 @@ from etude.transfer.live_ends import (
     standard_input,
     standard_output,
 )
-from etude.transfer.live_stream import FILTER_SECONDS, LiveRestyler, latency_parts, piece_samples
+from etude.transfer.live_stream import FILTER_SECONDS, Level, LiveRestyler, latency_parts, piece_samples
 from etude.transfer.requests import asked
 from etude.transfer.stereo import check_stereo
 from etude.transfer.stream import restyle_stream
@@ -95,7 +95,7 @@ def restyle_live(
 
     See `LiveRestyler` for what a block sees. The latency, which is told at the start, is that of a block, the frames ahead, the
     rest of the last window, resampling, limiter and reading; processing (told at the end) and a sound card's buffers add to it.
-    A limiter keeps samples below full scale; loudness is not matched to the input's, which would need the whole of it.
+    The result's level follows the input's, both of the last 3 s, and a limiter keeps samples below full scale.
 
     Args:
         task, vocoder, style, intensity, reference, stereo: see `restyle`.
@@ -159,7 +159,7 @@ def _play(origin: Source, sink: Sink, restyler: LiveRestyler) -> Pace:
 def live_blocks(origin: Source, restyler: LiveRestyler, limiter: LiveLimiter, pace: Pace) -> Iterator[Tensor]:
     """Yields the restyled audio [c, n] of a source, as soon as it is complete, and tells `pace` how long it took."""
     count = piece_samples(origin.format.sample_rate)
-    resumed, made = 0.0, 0
+    resumed, made, level = 0.0, 0, Level()
 
     def measured() -> None:
         nonlocal resumed, made
@@ -176,7 +176,7 @@ def live_blocks(origin: Source, restyler: LiveRestyler, limiter: LiveLimiter, pa
         resumed = time.perf_counter()
 
     for samples in restyle_stream(pieces(), origin.format.sample_rate, restyler, filter_seconds=FILTER_SECONDS):
-        found = limiter.push(samples)
+        found = limiter.push(level.push(samples, restyler.level_gain))
         measured()
         if found.shape[1]:
             yield found

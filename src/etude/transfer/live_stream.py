@@ -15,6 +15,8 @@ from etude.transfer.stream import MelVocoder, StreamRestyler, StyleModel, StyleR
 
 FILTER_SECONDS = 0.002  # audio that is resampled at once
 PIECE_SECONDS = 0.004  # audio that is read at once
+MEMORY_SECONDS = 3.0  # of the past, in which levels are compared
+MOST_GAIN = 10.0  # 20 dB
 
 
 class LiveRestyler(StreamRestyler):
@@ -41,6 +43,7 @@ class LiveRestyler(StreamRestyler):
             raise ValueError(f"block_frames={block_frames} and ahead_frames={ahead_frames} must be at least 1")
         super().__init__(task, vocoder, request, block_frames, stereo=stereo)
         self.ahead_frames, self.blocks = ahead_frames, 0
+        self._energies = [0.0, 0.0]  # of the input and of the result, of the last seconds
         self._tail: Tensor | None = None  # of the last block: its version of the first frame of the next
         self._fade_n = (1 - torch.cos(torch.pi * (torch.arange(self.hop) + 0.5) / self.hop)) / 2
 
@@ -98,7 +101,31 @@ class LiveRestyler(StreamRestyler):
         if self._tail is not None and self._tail.shape[1]:
             found[:, : self.hop] = torch.lerp(self._tail, found[:, : self.hop], self._fade_n)
         self._tail = found[:, size * self.hop :]
-        return old, found[:, : old.shape[1]]
+        new = found[:, : old.shape[1]]
+        kept = math.exp(-self.block_seconds / MEMORY_SECONDS)
+        self._energies = [kept * e + float(x.square().sum()) for e, x in zip(self._energies, (old, new), strict=True)]
+        return old, new
+
+    @property
+    def level_gain(self) -> float:
+        """The gain that gives the result of the last seconds the level of the input: at most 20 dB up or down."""
+        before, after = self._energies
+        if not before or not after:
+            return 1.0
+        return min(max(math.sqrt(before / after), 1 / MOST_GAIN), MOST_GAIN)
+
+
+class Level:
+    """Follows a gain that changes, on a straight line within each piece of a stream."""
+
+    def __init__(self) -> None:
+        self._gain: float | None = None
+
+    def push(self, samples_cn: Tensor, gain: float) -> Tensor:
+        """Returns the next samples [c, n], whose gain goes from the last one to this."""
+        last = gain if self._gain is None else self._gain
+        self._gain = gain
+        return samples_cn * torch.linspace(last, gain, samples_cn.shape[1] + 1)[1:]
 
 
 def latency_parts(restyler: LiveRestyler, limiter: LiveLimiter, sample_rate: int) -> dict[str, float]:
