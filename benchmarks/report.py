@@ -247,6 +247,7 @@ def main() -> None:
     from report_generation import generation
     from report_grader import grader
     from report_optimizers import optimizers
+    from report_representation import representation
     from report_styles import style_transfer
     from report_sweeps import sweeps
     from report_synthesis import synthesis
@@ -266,6 +267,7 @@ def main() -> None:
             grader(),
             audio(),
             synthesis(),
+            representation(),
             sweeps(),
             speed(),
         )

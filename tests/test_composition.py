@@ -1,6 +1,6 @@
-"""Every technique, over a tiny language model, a toy GAN, a tiny style transfer with all its terms, a tiny synthesis and a tiny
-grader: off is the baseline, on changes something or refuses with a reason, any order is one, killed and resumed equals
-uninterrupted; also sets of five.
+"""Every technique, over a tiny language model, a toy GAN, a tiny style transfer with all its terms, a tiny synthesis, grader,
+classifier and representation: off is the baseline, on changes something or refuses with a reason, any order is one, killed and
+resumed equals uninterrupted; also sets of five.
 
 Techniques are found in conf/technique: a new one is tested here without a word. One that guards against faults changes
 nothing without a fault, so it is given one; one that observes must log something.
@@ -29,7 +29,11 @@ from etude.core.technique import Composition, Technique
 from etude.data.scores.corpora import Folder
 from etude.data.scores.module import MusicDataModule
 from etude.models.symbolic.transformer import Transformer
+from etude.objectives.views import Moco
+from etude.tasks.classifier import Classifier
 from etude.tasks.language_model import LanguageModel
+from etude.tasks.representation import Representation
+from etude.tokens.miditok import MidiTokTokenizer
 from etude.tokens.satb import SatbGrid
 from tests.songs import write_songs
 from tests.tasks.test_grader import GradedData
@@ -41,7 +45,7 @@ from tests.toys import MelsData, PairsData, PlayedData, ToyGan, same, trainer, w
 
 CONF = Path(__file__).parents[1] / "conf" / "technique"
 NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
-TASKS = ["language_model", "gan", "restyler", "synthesis", "grader"]
+TASKS = ["language_model", "gan", "restyler", "synthesis", "grader", "classifier", "representation"]
 
 
 class Matrix:
@@ -91,11 +95,23 @@ def matrix(tmp_path_factory: pytest.TempPathFactory) -> Matrix:
     return Matrix(tmp_path_factory.mktemp("matrix"))
 
 
-def music(songs: Path, workers: int = 0) -> MusicDataModule:
+def music(songs: Path, workers: int = 0, **options: Any) -> MusicDataModule:
     return MusicDataModule(
-        corpus=Folder(str(songs)), tokenizer=SatbGrid, cache_dir=str(songs.parent / "cache"), max_len=256, max_eval_len=512,
-        batch_size=2, batches_per_epoch=5, num_workers=workers, prepare_workers=1, transpose=[-2, 2], seed=1,
+        **{
+            "corpus": Folder(str(songs)), "tokenizer": SatbGrid, "cache_dir": str(songs.parent / "cache"), "max_len": 256,
+            "max_eval_len": 512, "batch_size": 2, "batches_per_epoch": 5, "num_workers": workers, "prepare_workers": 1,
+            "transpose": [-2, 2], "seed": 1, **options,
+        }
     )  # fmt: skip
+
+
+def halves(songs: Path) -> Path:
+    """A file of labels beside the songs: whether a song is one of the first six."""
+    path = songs.parent / "labels.csv"
+    if not path.is_file():
+        files = sorted(file.relative_to(songs).as_posix() for file in songs.rglob("*.mid"))
+        path.write_text("file,half\n" + "".join(f"{name},{'first' if i < 6 else 'last'}\n" for i, name in enumerate(files)))
+    return path
 
 
 def build(name: str, songs: Path, workers: int = 0) -> tuple[Task, pl.LightningDataModule]:
@@ -109,9 +125,22 @@ def build(name: str, songs: Path, workers: int = 0) -> tuple[Task, pl.LightningD
         return grader(seed=1, optimizer=partial(torch.optim.AdamW, lr=1e-4)), GradedData(workers)
     if name == "synthesis":  # a variational network, which draws latents
         return synthesis(seed=1, loss_weights={"kl": 0.1}), PlayedData(workers)
-    data = music(songs, workers)
     model = partial(Transformer, dim=16, num_layers=1, num_heads=2, dropout=0.1)
     optimizer = partial(torch.optim.AdamW, lr=1e-2)
+    if name == "classifier":  # two heads, each with a network that gets a share of the other's
+        data = music(songs, workers, controls=[], targets=["genre", "half"], labels_file=str(halves(songs)))
+        return Classifier(
+            model=partial(model, causal=False), tokenizer=data.tokenizer, sharing="cross_stitch", balance_classes=True,
+            optimizer=optimizer, seed=1, **data.label_parts,
+        ), data  # fmt: skip
+    if name == "representation":  # a slow copy and a queue, which follow after each step
+        remi = partial(MidiTokTokenizer, scheme="REMI", infill=False)
+        data = music(songs, workers, tokenizer=remi, controls=[], infill=0.0, transpose=None)
+        return Representation(
+            model=partial(model, causal=False), objective=partial(Moco, queue_size=24, hidden_dim=16, projection_dim=8),
+            tokenizer=data.tokenizer, optimizer=optimizer, seed=1,
+        ), data  # fmt: skip
+    data = music(songs, workers)
     return LanguageModel(model=model, tokenizer=data.tokenizer, optimizer=optimizer, seed=1), data
 
 

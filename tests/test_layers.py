@@ -22,9 +22,10 @@ MAY_IMPORT = {  # besides its own folder
     "metrics": {"music", "tokens", "audio"},
     "data": MUSICAL | {"metrics"},
     "core": {"moved"},
+    "objectives": {"losses"},
     "optim": {"core"},
     "report": set(),
-    "tasks": {"core", "losses", "models", "metrics", "music", "tokens", "audio"},
+    "tasks": {"core", "losses", "objectives", "models", "metrics", "music", "tokens", "audio"},
     "techniques": {"core", "optim", "losses", "metrics", "evaluation", "report", "music", "tokens"},
     "evaluation": TRAINED,
     "generation": TRAINED,
@@ -34,7 +35,7 @@ MAY_IMPORT = {  # besides its own folder
     "run": {"core", "report", "sweeps"},
     "studio": TRAINED | {"run"},
 }
-WITHOUT_LIGHTNING = {"music", "tokens", "audio", "render", "losses", "metrics", "models"}
+WITHOUT_LIGHTNING = {"music", "tokens", "audio", "render", "losses", "objectives", "metrics", "models"}
 FILES = sorted(SOURCE.rglob("*.py"))
 
 

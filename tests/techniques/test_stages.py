@@ -25,7 +25,7 @@ from tests.toys import PairsData, ToyGan, same, trainer, weights
 
 FROZEN = {
     "language_model": "model.embedding", "gan": "ab.", "restyler": "generators.0", "synthesis": "model.encoder",
-    "grader": "model.stem",
+    "grader": "model.stem", "classifier": "model.networks.0", "representation": "encoder.embedding",
 }  # fmt: skip
 
 

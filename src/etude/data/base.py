@@ -160,6 +160,10 @@ class CorpusDataModule(pl.LightningDataModule):
         """All test data once, without augmentation."""
         return self._evaluation("test")
 
+    def evaluation_loader(self, split: str) -> StatefulDataLoader:
+        """All data of a split, train, val or test, once, without augmentation."""
+        return self._evaluation(split)
+
     def _evaluation(self, split: str) -> StatefulDataLoader:
         raise TypeError(f"{type(self).__name__} must define _evaluation(split)")
 

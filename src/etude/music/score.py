@@ -142,11 +142,17 @@ def _read_midi(path: Path, data: bytes) -> Score:
     return Score.from_midi(data)
 
 
+def tunes(path: Path, data: bytes | None = None) -> list[tuple[str, str]]:
+    """Returns (piece name, text) of each tune of an ABC file; data: the content of the file, if it is known."""
+    found = notation.split_abc(_text(path.read_bytes() if data is None else data))
+    if len(found) == 1:
+        return [(path.stem, found[0][1])]
+    return [(printable(f"{path.stem}#{number} {title}".strip()), text) for number, (title, text) in enumerate(found, start=1)]
+
+
 def _read_tunes(path: Path, data: bytes) -> Iterator[tuple[str, Score]]:
-    tunes = notation.split_abc(_text(data))
-    bad: list[str] = []
-    for number, (title, text) in enumerate(tunes, start=1):
-        name = path.stem if len(tunes) == 1 else printable(f"{path.stem}#{number} {title}".strip())
+    book, bad = tunes(path, data), list[str]()
+    for number, (name, text) in enumerate(book, start=1):
         try:
             score = normalise(_checked(notation.read_abc(text), path))
         except ScoreError as error:
@@ -159,7 +165,7 @@ def _read_tunes(path: Path, data: bytes) -> Iterator[tuple[str, Score]]:
             yield name, score
     if bad:
         raise ScoreError(
-            path, f"{len(bad)} of {counted(len(tunes), 'tune')} can't be read ({', '.join(bad)})", "correct or remove these tunes"
+            path, f"{len(bad)} of {counted(len(book), 'tune')} can't be read ({', '.join(bad)})", "correct or remove these tunes"
         )
 
 

@@ -29,7 +29,7 @@ def precision_recall_curves(curves: Mapping[str, Curve], *, title: str = "") -> 
     return png(figure)
 
 
-def confusion_matrix(counts: ArrayLike, names: Sequence[str], *, title: str = "") -> bytes:
+def confusion_matrix(counts: ArrayLike, names: Sequence[str], *, title: str = "", what: str = "defect") -> bytes:
     """Draws counts [true, predicted] with their share of the row as shade."""
     table = np.asarray(counts)
     share = table / np.maximum(table.sum(1, keepdims=True), 1)
@@ -41,7 +41,7 @@ def confusion_matrix(counts: ArrayLike, names: Sequence[str], *, title: str = ""
             axis.text(column, row, f"{table[row, column]}", ha="center", va="center", fontsize=8, color=ink)
     axis.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=8)
     axis.set_yticks(range(len(names)), names, fontsize=8)
-    axis.set(xlabel="most probable defect", ylabel="true defect")
+    axis.set(xlabel=f"most probable {what}", ylabel=f"true {what}")
     axis.spines[:].set_visible(False)
     return png(figure)
 

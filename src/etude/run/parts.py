@@ -53,7 +53,7 @@ def build_task(cfg: DictConfig, **parts: Any) -> "Task":
     """
     from hydra.utils import get_object
 
-    names = ("model", "discriminator", "optimizer", "scheduler")
+    names = ("model", "discriminator", "objective", "optimizer", "scheduler")
     if "defects" in parts and "defects" not in inspect.signature(get_object(cfg.task._target_)).parameters:
         raise ValueError(
             f"data.defects={list(parts['defects'])} would have {cfg.task._target_.rpartition('.')[2]} trained on spoilt audio; "

@@ -20,7 +20,6 @@ from etude.core.checkpoint_files import unusable_checkpoint
 from etude.core.measuring import Measure, Measured
 from etude.core.protocols import TokenViews
 from etude.core.task import OptimizerFactory, SchedulerFactory, Task
-from etude.models.symbolic.attention import starts_of_pieces
 from etude.models.symbolic.grid_transformer import GridTransformer
 from etude.models.symbolic.transformer import Transformer
 from etude.music.passages import Passage
@@ -31,6 +30,7 @@ from etude.tasks.grid_infilling import check_filling, fill_voices
 from etude.tasks.keyed_samples import samples_in_key
 from etude.tasks.openings import Opening
 from etude.tasks.planning import form_of_prompt, length_asked
+from etude.tasks.pooling import each_document, mean_of_documents
 from etude.tasks.prompted_samples import prompt_changes, refuse_contradictions
 from etude.tasks.rated_scores import nats_per_token
 from etude.tasks.remi_infilling import fill_tracks, hole_of
@@ -157,24 +157,12 @@ class LanguageModel(Task):
         hidden = self._network().hidden(
             batch["tokens"], documents_bt=batch["documents"], positions_bt=batch["positions"], features=token_features(batch),
             **({"embeddings_btd": batch["embeddings"]} if "embeddings" in batch else {}),
-        ).flatten(0, 1)  # fmt: skip
-        counted = (batch["targets"] != -100).flatten()
-        starts, owner = self._documents(batch)
-        sums = hidden.new_zeros(len(starts), hidden.shape[-1]).index_add(0, owner[counted], hidden[counted])
-        count = torch.bincount(owner[counted], minlength=len(starts)).clamp(min=1)
-        return sums / count[:, None].to(sums.dtype)
+        )  # fmt: skip
+        return mean_of_documents(hidden, batch, batch["targets"] != -100)
 
     def documents(self, batch: Batch, name: str = "piece") -> Tensor:
         """Returns the batch's entry `name`, such as `piece` or `label_genre`, once for each document: [n]."""
-        entry_bt: Tensor = batch[name]
-        return entry_bt.flatten()[self._documents(batch)[0]]
-
-    def _documents(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Returns where each document starts in the flattened tokens [n], and the document of each token [b * t]."""
-        real, starts = batch["documents"].flatten() >= 0, starts_of_pieces(batch["documents"])
-        starts = starts[real[starts]]
-        opens = torch.zeros_like(real, dtype=torch.int64).index_fill(0, starts, 1)
-        return starts, opens.cumsum(0) - 1
+        return each_document(batch, name)
 
     def _network(self) -> Transformer | GridTransformer:
         if isinstance(self.model, Transformer | GridTransformer):

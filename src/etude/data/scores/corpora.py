@@ -4,19 +4,21 @@ A corpus lists its files without opening them, and reads one file at a time, in 
 """
 
 import csv
+import hashlib
 import importlib.metadata
 import importlib.util
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 from symusic import Score
 
 from etude.data.scores.jsb import DOWNLOAD_URL, download_jsb, read_jsb
-from etude.music.score import SUFFIXES, printable, read_pieces
+from etude.music.score import SUFFIXES, printable, read_pieces, tunes
 
 HUMDRUM_LICENCE = "copyright 2000 John Miller, non-commercial terms of the Humdrum Palestrina database"
 M21_LICENCE = "out of copyright or licensed by its encoder; see music21 corpus/license.txt"
@@ -30,6 +32,7 @@ class Source:
     name: its path relative to the corpus, printable; its name in manifests, logs and quarantine lists.
     genre: the genre label of its pieces.
     source, licence: where it comes from, and its licence.
+    split: train, val or test if it is prescribed for all pieces of the file, else ''.
     """
 
     path: Path
@@ -37,6 +40,7 @@ class Source:
     genre: str
     source: str
     licence: str
+    split: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Corpus(ABC):
     """The interface between a corpus and the data module; `reader` names the parser and is part of the cache key."""
 
     reader: ClassVar[str] = "score"
+    label_columns: ClassVar[tuple[str, ...]] = ()  # columns of the manifest that `labels` gives
     without_root: ClassVar[str] = "comes with music21; for your files: data=folder data.root=DIR"
 
     @abstractmethod
@@ -54,6 +59,10 @@ class Corpus(ABC):
         """Yields (piece name, prescribed split or '', score); raises ScoreError as `read_pieces` does."""
         for name, score in read_pieces(path):
             yield name, "", score
+
+    def labels(self, source: Source) -> dict[str, dict[str, str]]:
+        """Returns what a file says about its pieces beside their notes: piece name -> column of `label_columns` -> value."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -115,6 +124,49 @@ class Folk(Music21Corpus):
     """Ryan's Mammoth, O'Neill's and Aird's tune books, included in music21, about 4,200 tunes in 1,104 files."""
 
     collections = _FOLK
+
+
+DANCES = {
+    "reel": "reel", "jig": "jig", "double jig": "jig", "hornpipe": "hornpipe", "strathspey": "strathspey",
+    "slip jig": "slip jig", "slipjig": "slip jig", "clog": "clog",
+}  # fmt: skip  # what the header says, in small letters -> dance
+
+
+@dataclass(frozen=True)
+class Dances(Music21Corpus):
+    """Ryan's Mammoth Collection and O'Neill's Music of Ireland; the header of 1,874 of their tunes names one of six dances.
+
+    held_out: the book that is the test split as a whole, ryansMammoth or oneills1850; of the other, one file in ten is
+        validation. None splits the tunes of both at random.
+    """
+
+    collections = _FOLK[:2]
+    label_columns = ("dance",)
+    held_out: str | None = None
+
+    def files(self) -> list[Source]:
+        books = [folder for folder, *_ in self.collections]
+        if self.held_out is None:
+            return super().files()
+        if self.held_out not in books:
+            raise ValueError(
+                f"data.corpus.held_out={self.held_out} is no book here; choose {' or '.join(books)}, or null for none"
+            )
+        return [replace(source, split=self._split(source.name)) for source in super().files()]
+
+    def _split(self, name: str) -> str:
+        if name.startswith(f"{self.held_out}/"):
+            return "test"
+        return "val" if hashlib.sha256(name.encode()).digest()[0] % 10 == 0 else "train"
+
+    def labels(self, source: Source) -> dict[str, dict[str, str]]:
+        found = {}
+        for name, text in tunes(source.path):
+            field = re.search(r"^R:[ \t]*(.*?)\s*$", text, flags=re.MULTILINE)
+            dance = DANCES.get(field.group(1).lower()) if field else None
+            if dance is not None:
+                found[name] = {"dance": dance}
+        return found
 
 
 @dataclass(frozen=True)

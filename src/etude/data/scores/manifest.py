@@ -57,9 +57,12 @@ class ManifestPlan:
         self.ratios, self.complexity = ratios, complexity
         self.hashes = build.hash_files(sources, cache_dir)
         identity = [
-            [[s.name, s.genre, s.source, s.licence, digest] for s, digest in zip(sources, self.hashes, strict=True)],
+            [
+                [s.name, s.genre, s.source, s.licence, digest, *([s.split] if s.split else [])]
+                for s, digest in zip(sources, self.hashes, strict=True)
+            ],
             [corpus.reader, ratios, complexity, build.scores_version()],
-            [MANIFEST, SCORE_COMPLEXITY if complexity else ""],
+            [MANIFEST, SCORE_COMPLEXITY if complexity else "", *corpus.label_columns],
         ]
         digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
         self.folder = self._complete = cache_dir / f"datasets-{FORMAT}" / f"{type(corpus).__name__.lower()}-{digest}"
@@ -112,7 +115,7 @@ class ManifestPlan:
         if not pieces:
             reasons = f"{printable(self.sources[0].path)}: {quarantine[0][2]}" if quarantine else "they have no pieces"
             raise ValueError(f"none of {counted(len(self.sources), 'file')} could be read; give readable scores ({reasons})")
-        table = _table(pieces, self.ratios)
+        table = _table(pieces, self.ratios, self.corpus.label_columns)
         if self.complexity:
             table = with_complexity(table, self.cache_dir, num_workers)
         if unread:
@@ -144,6 +147,7 @@ def _collect(
     pieces: list[dict[str, Any]] = []
     quarantine: list[tuple[str, str, str]] = []
     for at, (source, digest, row) in enumerate(zip(sources, hashes, rows, strict=True)):
+        labels = corpus.labels(source) if corpus.label_columns else {}
         if at in unread:
             quarantine.append((source.name, "", unread[at]))
             continue
@@ -158,7 +162,9 @@ def _collect(
             }
             key = build.piece_key(identities[at], number).tobytes()
             origin["name"] = _renamed(fact["name"], record["stem"], source)
-            pieces.append({**fact, **origin, "file": source.name, "sha256": digest, "piece": number, "id": key})
+            origin["split"] = fact["split"] or source.split
+            known = {column: labels.get(origin["name"], {}).get(column) for column in corpus.label_columns}
+            pieces.append({**fact, **origin, **known, "file": source.name, "sha256": digest, "piece": number, "id": key})
     return pieces, quarantine
 
 
@@ -167,14 +173,15 @@ def _renamed(piece: str, stem: str, source: Source) -> str:
     return printable(source.path.stem + piece.removeprefix(stem)) if piece.startswith(stem) else piece
 
 
-def _table(pieces: list[dict[str, Any]], ratios: dict[str, float]) -> pa.Table:
+def _table(pieces: list[dict[str, Any]], ratios: dict[str, float], label_columns: Sequence[str] = ()) -> pa.Table:
     contents = [piece["content"] for piece in pieces]
     sketches = np.stack([np.frombuffer(bytes.fromhex(piece["sketch"]), np.uint32) for piece in pieces])
     group = dedup.groups(np.array(contents), sketches)
     hashed = assign_splits(group, contents, ratios)
     split = [piece["split"] or guess for piece, guess in zip(pieces, hashed, strict=True)]
-    names = ("path", "file", "piece", "name", "sha256", "source", "licence", "genre", *FACTS)
+    names = ("path", "file", "piece", "name", "sha256", "source", "licence", "genre", *FACTS, *label_columns)
     types = {"tempo_bpm": pa.float64(), "key": pa.string(), "programs": pa.list_(pa.int16())}
+    types |= dict.fromkeys(label_columns, pa.string())
     columns = {name: pa.array([piece[name] for piece in pieces], type=types.get(name)) for name in names}
     columns |= {
         "split": pa.array(split),

@@ -150,7 +150,8 @@ class MusicDataModule(CorpusDataModule, AboutTraining):
         if self._tokenizer is not None:
             return
         rebuilding_damage(self._open)
-        for line in lopsided_splits(self.manifest(), self.ratios):
+        prescribed = any(source.split for source in self._plan.sources)
+        for line in [] if prescribed else lopsided_splits(self.manifest(), self.ratios):
             print(line, file=sys.stderr)
         if bad := len(self.quarantine):
             path = self._view_folder / "quarantine.tsv"

@@ -173,13 +173,10 @@ class Transformer(nn.Module):
             if documents_bt is not None:
                 raise ValueError("documents_bt must be None with a cache: give one piece per row")
             cache.reserve(tokens_bt.shape[1])
-        x_btd = self._embed(self.embed(tokens_bt) if embeddings_btd is None else embeddings_btd, features or {})
-        if positions_bt is None and isinstance(documents_bt, Tensor):
-            positions_bt = positions_in(documents_bt)
-        rotary = self._rotary(tokens_bt, positions_bt, cache, x_btd.dtype)
-        packing = documents_bt
-        if isinstance(packing, Tensor):
-            packing = Packing.choose(packing, dtype=x_btd.dtype, fused=self.fused, causal=self.causal)
+        x_btd, rotary, packing = self.begin(
+            tokens_bt, documents_bt=documents_bt, positions_bt=positions_bt, features=features, cache=cache,
+            embeddings_btd=embeddings_btd,
+        )  # fmt: skip
         single = self._single_step(x_btd, rotary, cache)
         if single is not None:
             x_btd = single
@@ -194,6 +191,33 @@ class Transformer(nn.Module):
                     x_btd = block(x_btd, rotary, cache=cache, layer=layer)
         if cache is not None:
             cache.length += tokens_bt.shape[1]
+        return self.end(x_btd)
+
+    def begin(
+        self,
+        tokens_bt: Tensor,
+        *,
+        documents_bt: Tensor | Packing | None = None,
+        positions_bt: Tensor | None = None,
+        features: Mapping[str, Tensor] | None = None,
+        cache: KVCache | None = None,
+        embeddings_btd: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], Packing | None]:
+        """Returns what the first block gets: the embeddings [b, t, d], cos and sin of the angles, and the packing.
+
+        With `blocks` and `end`, these are the steps of `hidden`, for networks that exchange something between blocks.
+        """
+        x_btd = self._embed(self.embed(tokens_bt) if embeddings_btd is None else embeddings_btd, features or {})
+        if positions_bt is None and isinstance(documents_bt, Tensor):
+            positions_bt = positions_in(documents_bt)
+        rotary = self._rotary(tokens_bt, positions_bt, cache, x_btd.dtype)
+        packing = documents_bt
+        if isinstance(packing, Tensor):
+            packing = Packing.choose(packing, dtype=x_btd.dtype, fused=self.fused, causal=self.causal)
+        return x_btd, rotary, packing
+
+    def end(self, x_btd: Tensor) -> Tensor:
+        """Returns the normalised hidden states [b, t, d] of the last block's output."""
         return kernels.rms_norm(x_btd, fused=self.fused) * self.gain.to(x_btd.dtype)
 
     def _single_step(self, x_btd: Tensor, rotary: tuple[Tensor, Tensor], cache: KVCache | None) -> Tensor | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from etude.core.batch import Batch
-from etude.core.protocols import PieceTable, Tokenized
+from etude.core.protocols import PieceTable, PredictsTokens
 from etude.core.task import Task
 from etude.core.technique import Technique
 
@@ -73,10 +73,10 @@ class Bandit(Technique):
         if stage != "fit":
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, PieceTable) or not isinstance(pl_module, Tokenized):
+        if not isinstance(data, PieceTable) or not isinstance(pl_module, PredictsTokens):
             raise ValueError(
-                f"technique bandit chooses pieces by the losses of their tokens, but {type(pl_module).__name__} with "
-                f"{type(data).__name__} has no table of pieces; remove it from technique=[...]"
+                f"technique bandit chooses pieces by the losses of their tokens, but {type(pl_module).__name__} predicts none, "
+                f"or {type(data).__name__} has no table of pieces; remove it from technique=[...]"
             )
         columns = data.pieces()
         if self.arms == "genre":

@@ -1,0 +1,281 @@
+"""Tells the classes of scores, such as their genre and their metre: an encoder and a head for each column of labels.
+
+Shapes: b rows, t tokens, d width, n documents, c classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from etude.core.batch import Batch
+from etude.core.measuring import Measure, Measured
+from etude.core.task import OptimizerFactory, SchedulerFactory, Task
+from etude.losses.focal import focal_loss_of_classes
+from etude.metrics.sets import classes as scores
+from etude.models.symbolic.shared_encoders import SharedEncoders
+from etude.tasks.encoder_weights import encoder_weights
+from etude.tasks.pooling import each_document, mean_of_documents
+from etude.tasks.token_nll import token_features
+from etude.tokens.tokenizer import Tokenizer
+
+APART = "sharing"  # the term of the distance of networks
+NO_LABEL = -1
+
+
+class Classifier(Task):
+    """Trains an encoder of tokens with one head for each column of labels (multi-task learning).
+
+    A batch holds `tokens`, `documents`, `positions`, `piece`, `feature_*` and `label_COLUMN`, all [b, t]; -1 is no label. A
+    document is classified by the mean of its hidden states; a piece that is cut into several by the mean of their logits. The
+    loss has a term for each head, its mean cross-entropy in nats over the documents that have its label, and none where no
+    document of the batch has one; with sharing=soft also `sharing`, the distance of the networks.
+
+    Args:
+        model: builds the network; called with vocab_size and feature_sizes. Set model.causal=false, so that each token sees
+            its whole piece.
+        tokenizer: of the data; stored in the checkpoint.
+        labels: column -> names of its classes, from data.targets; stored in the checkpoint.
+        sharing: hard, soft, cross_stitch or attention, see `SharedEncoders`.
+        balance_classes: weigh each document by the inverse frequency of its class in the training data that was seen.
+        gamma: exponent of the focal loss, at least 0; 0 is the cross-entropy.
+        label_smoothing: share of the probability that is spread over all classes, in [0, 1).
+        head_dropout: of the inputs of the heads, in [0, 1).
+        temperatures: column -> what its logits are divided by, fitted at the end of every validation; None for 1.
+        optimizer, scheduler, loss_weights, seed: see `Task`.
+
+    Raises: ValueError for a value out of range, data without labels, or a column with one class only.
+    """
+
+    example_axis: ClassVar[int | None] = 0
+    step_trace_names: ClassVar[tuple[str, ...]] = ("counts",)
+    seen: Tensor
+
+    def __init__(
+        self,
+        *,
+        model: Callable[..., nn.Module],
+        tokenizer: Tokenizer,
+        labels: Mapping[str, Sequence[str]] | None = None,
+        sharing: str = "hard",
+        balance_classes: bool = False,
+        gamma: float = 0.0,
+        label_smoothing: float = 0.0,
+        head_dropout: float = 0.1,
+        temperatures: Mapping[str, float] | None = None,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None = None,
+        loss_weights: Mapping[str, float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(optimizer=optimizer, scheduler=scheduler, loss_weights=loss_weights, seed=seed)
+        self.labels = _checked_labels(labels)
+        for name, value, high in (("label_smoothing", label_smoothing, 1.0), ("head_dropout", head_dropout, 1.0)):
+            if not 0 <= value < high:
+                raise ValueError(f"task.{name}={value} must lie in [0, {high:g})")
+        if gamma < 0:
+            raise ValueError(f"task.gamma={gamma} must be at least 0; 0 is the cross-entropy")
+        self.tokenizer, self.balance_classes, self.gamma = tokenizer, balance_classes, gamma
+        self.label_smoothing, self.head_dropout = label_smoothing, head_dropout
+        self.temperatures = dict(temperatures or dict.fromkeys(self.labels, 1.0))
+        sizes = dict(tokenizer.feature_sizes)
+        self.model = SharedEncoders(
+            lambda: model(vocab_size=len(tokenizer), feature_sizes=sizes), list(self.labels), sharing=sharing
+        )
+        self.heads = nn.ModuleDict(
+            {f"head_{name}": nn.Linear(self.model.dim, len(classes)) for name, classes in self.labels.items()}
+        )
+        self.terms = (*self.labels, *([APART] if sharing == "soft" else []))  # type: ignore[misc]
+        self.optional_terms = frozenset(self.labels)  # type: ignore[misc]
+        most = max(map(len, self.labels.values()))
+        self.register_buffer("seen", torch.zeros(len(self.labels), most))  # documents of each class so far, by head
+        self._held_out: list[dict[str, np.ndarray]] = []
+
+    @property
+    def residual_blocks(self) -> Sequence[nn.Module]:
+        return tuple(block for network in self.model.networks for block in network.blocks)  # type: ignore[union-attr]
+
+    # --- training ---
+
+    def hidden(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns the mean hidden state of each document for each head, [n, d]."""
+        given = {"embeddings_btd": batch["embeddings"]} if "embeddings" in batch else {}
+        found = self.model(
+            batch["tokens"], documents_bt=batch["documents"], positions_bt=batch["positions"], features=token_features(batch),
+            **given,
+        )  # fmt: skip
+        real = batch["documents"] >= 0
+        once: dict[int, Tensor] = {}  # heads that share a network share its mean
+        return {name: once.setdefault(id(x), mean_of_documents(x, batch, real)) for name, x in found.items()}
+
+    def class_logits(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns the logits of each head for each document, [n, c], in float32."""
+        hidden = self.hidden(batch)
+        return {
+            name: self.heads[f"head_{name}"](F.dropout(hidden[name], self.head_dropout, self.training)).float()
+            for name in self.labels
+        }
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns the mean loss of each head, in nats; the class says which terms there are."""
+        found, logits = dict[str, Tensor](), self.class_logits(batch)
+        counts = torch.zeros_like(self.seen)
+        for number, (name, classes) in enumerate(self.labels.items()):
+            true = each_document(batch, f"label_{name}")
+            known = true != NO_LABEL
+            counts[number, : len(classes)] = torch.bincount(true[known], minlength=len(classes))
+            if not known.any():
+                continue
+            weights = None
+            if self.balance_classes:
+                before = self.seen[number, : len(classes)] + 1  # as if each class had been seen once before
+                weights = before.mean() / before
+            found[name] = focal_loss_of_classes(
+                logits[name][known], true[known], gamma=self.gamma, weights=weights, label_smoothing=self.label_smoothing
+            )
+        if self.model.sharing == "soft":
+            found[APART] = self.model.distance()
+        self.trace = {"counts": counts} | {f"logits/{name}": value for name, value in logits.items()}
+        if not found:  # no document of this batch has a label: the step changes nothing
+            found[next(iter(self.labels))] = sum((value.sum() for value in logits.values()), torch.zeros(())) * 0.0
+        return found
+
+    def after_step(self) -> None:
+        self.seen += torch.stack(self.step_trace["counts"]).sum(0)
+
+    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns {"embeddings": the tokens' embeddings [b, t, d]}. Raises: ValueError if each head has a network of its own."""
+        if len(self.model.networks) > 1:
+            raise ValueError(f"with task.sharing={self.model.sharing} each head embeds tokens by itself; set task.sharing=hard")
+        embed: Any = self.model.networks[0].embed
+        return {"embeddings": batch["embeddings"] if "embeddings" in batch else embed(batch["tokens"])}
+
+    def with_inputs(self, batch: Batch, inputs: Mapping[str, Tensor]) -> Batch:
+        """Returns the batch with these embeddings instead of those of its tokens."""
+        return {**batch, "embeddings": inputs["embeddings"]}
+
+    def features(self, batch: Batch) -> Tensor:
+        """Returns one row for each document, [n, d]: the mean of its hidden states, of all heads' networks side by side."""
+        found = {id(x): x for x in self.hidden(batch).values()}
+        return torch.cat(list(found.values()), dim=-1)
+
+    def documents(self, batch: Batch, name: str = "piece") -> Tensor:
+        """Returns the batch's entry `name`, such as `piece` or `label_genre`, once for each document: [n]."""
+        return each_document(batch, name)
+
+    # --- validation ---
+
+    def measures(self) -> tuple[Measure, ...]:
+        each = [measure for name in self.labels for measure in (
+            Measure(f"{name}_nll", "nats"), Measure(f"{name}_accuracy", "share of documents", higher_is_better=True),
+        )]  # fmt: skip
+        return (Measure("nll", "nats"), *each)
+
+    def measure(self, batch: Batch) -> dict[str, Measured]:
+        """Returns cross-entropy and accuracy of each head over the documents with its label, and the mean cross-entropy."""
+        logits = self.class_logits(batch)
+        found, nlls = dict[str, Measured](), list[tuple[Tensor, Tensor]]()
+        self._measured = {"piece": each_document(batch, "piece").cpu().numpy()}
+        for name, value in logits.items():
+            true = each_document(batch, f"label_{name}")
+            known = true != NO_LABEL
+            count = known.sum()
+            nll = F.cross_entropy(value[known], true[known], reduction="none")
+            right = (value[known].argmax(-1) == true[known]).float()
+            nlls.append((nll.sum(), count))
+            for kind, values in (("nll", nll), ("accuracy", right)):
+                found[f"{name}_{kind}"] = Measured(values.sum() / count.clamp(min=1), count)
+            self._measured |= {f"logits/{name}": value.float().cpu().numpy(), f"label/{name}": true.cpu().numpy()}
+        count = torch.stack([c for _, c in nlls]).sum()
+        return {"nll": Measured(torch.stack([s for s, _ in nlls]).sum() / count.clamp(min=1), count), **found}
+
+    def on_validation_epoch_start(self) -> None:
+        self._held_out = []
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+        self._held_out.append(self._measured)
+
+    def on_validation_epoch_end(self) -> None:
+        """Fits the temperatures on the validation pieces, and logs the balanced accuracy of each head over whole pieces."""
+        if not self._held_out:
+            return
+        seen = {name: np.concatenate([each[name] for each in self._held_out]) for name in self._held_out[0]}
+        self._held_out = []
+        for name in self.labels:
+            logits, true = whole_pieces(seen["piece"], seen[f"logits/{name}"], seen[f"label/{name}"])
+            if len(true):
+                self.temperatures[name] = scores.fit_temperature(logits, true)
+                balanced = scores.balanced_accuracy(logits.argmax(-1), true)
+                self.log(f"val/{name}_balanced_accuracy", balanced, sync_dist=True)
+
+    # --- the checkpoint ---
+
+    def weights_from(self, saved: Mapping[str, Any], path: Path) -> Mapping[str, Tensor]:
+        """Returns weights for a new run: those of another classifier of the same heads, or of the encoder of another run."""
+        own = dict(self.state_dict())
+        if dict(saved["state_dict"]).keys() == own.keys() and saved["etude"].get("labels") == {
+            n: list(c) for n, c in self.labels.items()
+        }:
+            return super().weights_from(saved, path)
+        for number in range(len(self.model.networks)):
+            prefix = f"model.networks.{number}."
+            own |= encoder_weights(saved, own=own, prefix=prefix, tokenizer=self.tokenizer, path=path)
+        return own
+
+    @classmethod
+    def constructor_arguments_from(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the constructor arguments that come from the data, read from a checkpoint."""
+        tokenizer = Tokenizer.from_state(saved["tokenizer"])
+        return {"tokenizer": tokenizer, "labels": saved["labels"], "temperatures": saved["temperatures"]}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["etude"] |= {
+            "tokenizer": self.tokenizer.state_dict(),
+            "tokenizer_fingerprint": self.tokenizer.fingerprint,
+            "labels": {name: list(classes) for name, classes in self.labels.items()},
+            "temperatures": dict(self.temperatures),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        saved = checkpoint["etude"]
+        if saved["tokenizer_fingerprint"] != self.tokenizer.fingerprint:
+            raise ValueError(
+                "the checkpoint was trained with another tokenizer; give the data= and tokenizer= options of its run"
+            )
+        found = {name: list(classes) for name, classes in self.labels.items()}
+        if saved["labels"] != found:
+            raise ValueError(
+                f"the checkpoint was trained on the labels {saved['labels']}, here are {found}; give those of its run"
+            )
+        self.temperatures = dict(saved["temperatures"])
+
+
+def _checked_labels(labels: Mapping[str, Sequence[str]] | None) -> dict[str, tuple[str, ...]]:
+    if not labels:
+        raise ValueError(
+            "task=classifier learns columns of labels, and data.targets names none; set data.targets=[genre], say, or data=dances"
+        )
+    for name, classes in labels.items():
+        if len(classes) < 2:
+            raise ValueError(f"data.targets: all training pieces have the same {name}, {classes[0]}; leave it out")
+    return {name: tuple(classes) for name, classes in labels.items()}
+
+
+def whole_pieces(piece_n: np.ndarray, logits_nc: np.ndarray, true_n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the mean logits and the class of each piece that has one; a long piece comes in several documents."""
+    known = true_n != NO_LABEL
+    pieces, owner = np.unique(piece_n[known], return_inverse=True)
+    sums = np.zeros((len(pieces), logits_nc.shape[1]))
+    np.add.at(sums, owner, logits_nc[known])
+    true = np.zeros(len(pieces), np.int64)
+    true[owner] = true_n[known]
+    return sums / np.bincount(owner, minlength=len(pieces))[:, None].clip(1), true

@@ -1,0 +1,44 @@
+"""Starts the encoder of one task from the network of another: language model, representation or classifier."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from etude.core.checkpoint_files import unusable_checkpoint
+from etude.tokens.tokenizer import Tokenizer
+from etude.tokens.vocabulary_weights import rows_by_token
+
+PREFIXES = ("encoder.", "model.networks.0.", "model.")  # of the network in the weights of the tasks, tried in this order
+
+
+def encoder_weights(
+    saved: Mapping[str, Any], *, own: Mapping[str, Tensor], prefix: str, tokenizer: Tokenizer, path: Path
+) -> dict[str, Tensor]:
+    """Returns the weights of the encoder under `prefix`, taken from the network of a checkpoint.
+
+    Rows of the vocabulary go by token; feature embeddings and whatever else the other network lacks keep their own weights.
+
+    Args:
+        saved: the checkpoint. own: the weights of the new task. prefix: such as `encoder.`.
+        tokenizer: of the new task. path: of the checkpoint, for messages.
+
+    Raises: ValueError if the checkpoint holds no such network, or one of other tokens.
+    """
+    weights = saved["state_dict"]
+    theirs = next((each for each in PREFIXES if f"{each}embedding.weight" in weights), None)
+    if theirs is None or "tokenizer" not in saved["etude"]:
+        raise ValueError(
+            f"weights={path}: it holds no network of tokens; give a run of language_model, representation or classifier"
+        )
+    try:
+        other = Tokenizer.from_state(saved["etude"]["tokenizer"])
+    except Exception as error:  # a file may be malformed in any way
+        raise unusable_checkpoint(path, error) from error
+    network = {name.removeprefix(prefix): value for name, value in own.items() if name.startswith(prefix)}
+    given = {name.removeprefix(theirs): value for name, value in weights.items() if name.startswith(theirs)}
+    if lacking := [name for name in network if name.startswith("blocks.") and name not in given]:
+        raise ValueError(f"weights={path}: its network has no {lacking[0]}; give the model= options of its run")
+    found = rows_by_token(given, other, own=network, tokenizer=tokenizer, path=path)
+    return {f"{prefix}{name}": value for name, value in found.items()}

@@ -1,0 +1,155 @@
+"""Representations: views are transposed scores, resuming is exact, weights go to classifiers, features are of pieces."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from etude.data.scores.corpora import Folder
+from etude.data.scores.module import MusicDataModule
+from etude.evaluation.representation import chosen, piece_vectors, score_representation
+from etude.models.symbolic.transformer import Transformer
+from etude.objectives.masked import Masked
+from etude.objectives.views import Byol, Moco, SimClr, Swav
+from etude.tasks.classifier import Classifier
+from etude.tasks.pooling import each_document
+from etude.tasks.representation import Representation
+from etude.tasks.score_views import Shifts, crop
+from etude.tokens.miditok import MidiTokTokenizer
+from etude.tokens.satb import SatbGrid
+from tests.paradigms.harness import KILLS, assert_resumes
+from tests.songs import write_songs
+from tests.toys import trainer
+
+OBJECTIVES = {
+    "simclr": SimClr,
+    "moco": partial(Moco, queue_size=24),
+    "byol": Byol,
+    "swav": partial(Swav, num_prototypes=8),
+    "masked": Masked,
+}
+NETWORK = partial(Transformer, dim=16, num_layers=2, num_heads=2, causal=False, dropout=0.1)
+
+
+@pytest.fixture(scope="module")
+def songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_songs(tmp_path_factory.mktemp("home") / "songs", count=16)
+
+
+def music(songs: Path) -> MusicDataModule:
+    return MusicDataModule(
+        corpus=Folder(str(songs)), tokenizer=partial(MidiTokTokenizer, scheme="REMI", infill=False),
+        cache_dir=str(songs.parent / "cache"), max_len=512, max_eval_len=512, batch_size=2, batches_per_epoch=5,
+        prepare_workers=1, seed=1, controls=[], infill=0.0, targets=["genre"],
+    )  # fmt: skip
+
+
+def task(songs: Path, objective: str = "simclr", **options: Any) -> tuple[Representation, MusicDataModule]:
+    torch.manual_seed(0)
+    data = music(songs)
+    own = {"model": NETWORK, "objective": OBJECTIVES[objective], "optimizer": partial(torch.optim.AdamW, lr=1e-3), "seed": 1}
+    return Representation(tokenizer=data.tokenizer, **{**own, **options}), data
+
+
+def test_a_transposed_view_is_the_transposed_score(songs: Path) -> None:
+    data = music(songs)
+    shifts = Shifts(data.tokenizer, semitones=3, tempi=0)
+    body = torch.from_numpy(np.array(data.view("train").body(0)).astype(np.int64))
+    for row, shift in enumerate(range(-3, 4)):
+        moved = data.tokenizer.decode(shifts.pitches[row, body].numpy())
+        plain = data.tokenizer.decode(body.numpy())
+        pitches = [[note.pitch for track in score.tracks for note in track.notes] for score in (plain, moved)]
+        assert [pitch + shift for pitch in pitches[0]] == pitches[1] and pitches[0]
+
+
+def test_a_view_moves_each_document_by_one_interval_or_not_at_all(songs: Path) -> None:
+    data = music(songs)
+    batch = next(iter(data.val_dataloader()))
+    torch.manual_seed(3)
+    moved = Shifts(data.tokenizer, semitones=6, tempi=0).applied(batch["tokens"], batch)
+    number = torch.from_numpy(data.tokenizer.table.number)
+    differs = moved != batch["tokens"]
+    documents = each_document(batch, "piece")
+    intervals = [
+        set((number[moved] - number[batch["tokens"]])[differs & (batch["piece"] == piece)].tolist()) for piece in documents
+    ]
+    assert all(len(found) <= 1 for found in intervals) and any(intervals)
+
+
+def test_a_crop_is_one_stretch_of_each_document(songs: Path) -> None:
+    batch = next(iter(music(songs).val_dataloader()))
+    torch.manual_seed(0)
+    cut = crop(batch, least=0.5)
+    assert torch.equal(each_document(cut, "piece"), each_document(batch, "piece"))
+    for row, before in zip(cut["documents"], batch["documents"], strict=True):
+        for document in before[before >= 0].unique():
+            places = (row == document).nonzero().flatten()
+            assert len(places) == places[-1] - places[0] + 1  # contiguous
+            assert 0.45 * (before == document).sum() <= len(places) <= (before == document).sum()
+    assert crop(batch, least=1.0) is batch
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_it_resumes(tmp_path: Path, songs: Path, objective: str) -> None:
+    assert_resumes(tmp_path, lambda: task(songs, objective), kill=KILLS[1], accumulate_grad_batches=1)
+
+
+def test_slow_copies_and_queues_follow_once_a_step(tmp_path: Path, songs: Path) -> None:
+    model, data = task(songs, "moco")
+    trainer(tmp_path, max_steps=2, accumulate_grad_batches=2, val_check_interval=2).fit(model, data)
+    assert model.slow_encoder is not None and not model.step_trace
+    slow, fast = (next(x.blocks.parameters()) for x in (model.slow_encoder, model.encoder))
+    assert float((slow - fast).detach().abs().max()) > 0
+    assert not any(p.requires_grad for p in model.slow_encoder.parameters())
+
+
+def test_a_classifier_starts_from_its_encoder(tmp_path: Path, songs: Path) -> None:
+    model, data = task(songs)
+    run = trainer(tmp_path, max_steps=2, limit_val_batches=0)
+    run.fit(model, data)
+    run.save_checkpoint(tmp_path / "end.ckpt")
+    saved = torch.load(tmp_path / "end.ckpt", weights_only=True)
+    parts = {"tokenizer": data.tokenizer, **data.label_parts, "optimizer": partial(torch.optim.AdamW, lr=1e-3)}
+    classifier = Classifier(model=NETWORK, sharing="cross_stitch", **{**parts, "labels": {**parts["labels"], "b": ("x", "y")}})
+    found = classifier.weights_from(saved, tmp_path / "end.ckpt")
+    assert found.keys() == classifier.state_dict().keys()
+    for network in ("0", "1"):
+        for name, value in model.encoder.state_dict().items():
+            torch.testing.assert_close(found[f"model.networks.{network}.{name}"], value)
+    other = Classifier(model=partial(NETWORK, num_layers=3), **parts)
+    with pytest.raises(ValueError, match=r"its network has no blocks\.2"):
+        other.weights_from(saved, tmp_path / "end.ckpt")
+    satb = Classifier(model=NETWORK, **{**parts, "tokenizer": SatbGrid(genres=[])})
+    with pytest.raises(ValueError, match="its tokens"):
+        satb.weights_from(saved, tmp_path / "end.ckpt")
+
+
+def test_evaluation_shows_floors_beside_the_encoder(tmp_path: Path, songs: Path) -> None:
+    model, data = task(songs)
+    rows = score_representation(task=model, datamodule=data, folder=tmp_path, split="val", shares=[1.0])
+    assert [row["method"] for row in rows] == [
+        "most frequent class", "this encoder, logistic regression", "random encoder, logistic regression",
+        "n-grams, logistic regression", "this encoder, 5 nearest", "random encoder, 5 nearest",
+    ]  # fmt: skip
+    for name in ("probes.csv", "pieces_genre.png", "report.html"):
+        assert (tmp_path / name).stat().st_size > 0
+    vectors = piece_vectors(model, data.evaluation_loader("train"))
+    assert sorted(vectors) == sorted(data.view("train").table["row"].tolist())
+    with pytest.raises(ValueError, match="split=train must be val or test"):
+        score_representation(task=model, datamodule=data, folder=tmp_path, split="train")
+
+
+def test_a_share_of_the_labels_keeps_two_of_each_class() -> None:
+    true = np.array([0] * 50 + [1] * 10 + [2])
+    places = chosen(true, 0.1, seed=0)
+    assert np.bincount(true[places]).tolist() == [5, 2, 1] and (np.diff(places) > 0).all()
+    assert len(chosen(true, 1.0, seed=0)) == 61
+
+
+@pytest.mark.parametrize(("options", "message"), [({"crop": 0.0}, "task.crop=0.0"), ({"hide": 1.0}, "task.hide=1.0")])
+def test_wrong_options_are_refused(songs: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        task(songs, **options)
