@@ -72,7 +72,7 @@ def audio() -> str:
         both = [f"{cell(mine, 'affine', c)} → **{cell(mine, 'model', c)}**" for c in ("l1_nats", "note_f1", "fad")]
         chroma = f"{cell(mine, 'copy', 'chroma_r')} → **{cell(mine, 'model', 'chroma_r')}**"
         summary.append([f"{source} to {target}", *both, chroma, cell(mine, "model", "squeals")])
-    parts += real()
+    parts += real() + live()
     notes = RESULTS / "audio_notes.md"
     parts += [notes.read_text() if notes.exists() else "", "## Where the rows come from\n\n" + where(found)]
     (RESULTS / "audio.md").write_text("\n\n".join(part for part in parts if part).rstrip() + "\n")
@@ -108,6 +108,44 @@ def real() -> list[str]:
     return [f"## Real recordings\n\n{REAL} It was trained for {found[0]['steps']} steps.", table(header, lines), where(found)]
 
 
+def live() -> list[str]:
+    """Returns the section on live transfer and on stereo, from rows of live_transfer.py."""
+    found = rows("live_transfer.jsonl")
+    if not found:
+        return []
+    settings: dict[tuple[int, int], list[Row]] = {}
+    for row in found:
+        if row["case"] == "live":
+            settings.setdefault((row["block"], row["ahead"]), []).append(row)
+
+    def average(mine: list[Row], column: str, digits: int) -> str:
+        return f"{statistics.mean(row[column] for row in mine):.{digits}f}"
+
+    lines = [
+        [f"{block} and {ahead}", average(mine, "latency_ms", 0), average(mine, "latency_48k_ms", 0), average(mine, "l1_nats", 3),
+         f"{100 * sum(r['l1_nats'] for r in mine) / sum(r['change_nats'] for r in mine):.0f}",
+         average(mine, "cpu_ms_per_block", 1), average(mine, "realtime_factor", 1),
+         f"{average(mine, 'border_file_db', 2)} → {average(mine, 'border_db', 2)}"]
+        for (block, ahead), mine in sorted(settings.items())
+    ]  # fmt: skip
+    header = ["block and frames ahead", "latency at 16 kHz, ms", "at 48 kHz, ms", "L1 to the file's result, nats",
+              "% of the change", "CPU ms a block", "times real time", "borders, dB"]  # fmt: skip
+    treatments: dict[str, list[Row]] = {}
+    for row in found:
+        if row["case"] == "stereo":
+            treatments.setdefault(row["stereo"], []).append(row)
+    stereo = [
+        [f"`stereo={name}`", average(mine, "mono_l1_nats", 3), average(mine, "mono_snr_db", 1),
+         f"{average(mine, 'correlation_before', 3)} → {average(mine, 'correlation', 3)}",
+         f"{average(mine, 'width_before_db', 1)} → {average(mine, 'width_db', 1)}", average(mine, "width_off_db", 2),
+         f"{average(mine, 'clicks_before_db', 2)} → {average(mine, 'clicks_db', 2)}", average(mine, "realtime_factor", 1)]
+        for name, mine in treatments.items()
+    ]  # fmt: skip
+    columns = ["treatment", "L1 of the mono mix, nats", "its SNR, dB", "correlation", "width, dB", "width off by band, dB",
+               "clicks, dB", "times real time"]  # fmt: skip
+    return [f"## Live\n\n{LIVE}", table(header, lines), f"## Stereo\n\n{STEREO}", table(columns, stereo), where(found)]
+
+
 INTRODUCTION = """Tunes of another book (Aird's Airs), an arranger that shares no code with the first, FluidSynth and FluidR3_GM:
 48 training tunes a style, others in each, and 12 held-out ones that exist in all styles. Trained and measured with the defaults
 of `task=style_transfer`. **Nothing is chosen on this bed**; choices are made on the first (docs/results/style_transfer.md).
@@ -124,3 +162,15 @@ outputs/second_bed --heard 12 --budget 600 --seeds 0 --rows docs/results/rows/st
 
 REAL = """Twelve seconds of each, restyled by a model trained on the second bed; before → after where two values stand. Squeals
 are counted against the training frames of the *target*, so a recording that is louder or brighter than these has some before."""
+
+LIVE = """Real recordings, 6 s of each, streamed hop by hop: a block, and the frames after it that are waited for, in mel frames
+of 16 ms. The latency is the algorithm's: block, frames ahead, the rest of the last window, resampling, limiter and
+reading; the time in which a block is processed and a sound card's buffers add to it. L1: of the log mels, to the
+result of a file, also as a share of what restyling changes. CPU time on one core of a machine that did other things,
+too. Borders: energy of the second difference within 1 ms of block borders over that elsewhere, of the file's result →
+live; a click would raise it. Regenerate: `OMP_NUM_THREADS=1 python benchmarks/live_transfer.py --ckpt RUN --audio
+RECORDINGS`, then `make report`."""
+
+STEREO = """Two recordings, panned to the two sides (0.9 and 0.1), restyled as a file. Against the restyled mono mix: L1 of the
+log mels of the result's mono mix, and signal over difference. Correlation of the channels and width (side over mid),
+before → after; mean difference of the width over the bands; clicks at the hop rate in the left channel."""

@@ -105,12 +105,17 @@ def polarities(path: Path | str) -> Tensor:
     products_cc = torch.zeros(channels, channels, dtype=torch.float64)
     for block in stream_audio(path):
         products_cc += block.double() @ block.double().T
+    return polarities_of(products_cc)
+
+
+def polarities_of(products_cc: Tensor) -> Tensor:
+    """Returns the signs that `polarities` gives, float32 [c], of the channels' products with each other, summed over samples."""
     if products_cc.sum() >= CANCELLED * products_cc.trace():
-        return torch.ones(channels)
+        return torch.ones(len(products_cc))
     energy_c = products_cc.diagonal()
     loudest = int(energy_c.argmax())
     opposite_c = products_cc[loudest] < -0.5 * (energy_c * energy_c[loudest]).sqrt()
-    return torch.where(opposite_c, -1.0, 1.0)
+    return torch.where(opposite_c, -1.0, 1.0).cpu()
 
 
 def mono_mix(samples_cn: Tensor, polarity_c: Tensor) -> Tensor:

@@ -127,36 +127,43 @@ class GriffinLim:
         before: Tensor | None = None
         memory = self.momentum / (1 + self.momentum)  # the phase of (1 + a) c_n - a c_{n-1} is that of c_n - a / (1 + a) c_{n-1}
         for _ in range(self.num_iters):
-            rebuilt = self._analyse(self._synthesise(_scaled(phases_ckf, magnitudes_ckf)))
+            rebuilt = self._analyse(_synthesise(_scaled(phases_ckf, magnitudes_ckf), self.contract))
             phases_ckf = torch.sgn(rebuilt if before is None else torch.add(rebuilt, before, alpha=-memory))
             before = rebuilt
-        whole = self._synthesise(_scaled(phases_ckf, magnitudes_ckf))
-        padding = self.contract.padding
-        return whole[:, padding : padding + magnitudes_ckf.shape[-1] * self.contract.hop_length]
+        return inverse_spectrum(_scaled(phases_ckf, magnitudes_ckf), self.contract)
 
     def _analyse(self, padded_cn: Tensor) -> Tensor:
         size, hop = self.contract.n_fft, self.contract.hop_length
-        return torch.stft(padded_cn, size, hop, window=self._window(padded_cn), center=False, return_complex=True)
+        window = torch.hann_window(size, device=padded_cn.device)
+        return torch.stft(padded_cn, size, hop, window=window, center=False, return_complex=True)
 
-    def _synthesise(self, spectrum_ckf: Tensor) -> Tensor:
-        """Least-squares overlap-add of the frames to the padded waveform [c, (f - 1) * hop + n_fft]."""
-        window = self._window(spectrum_ckf)
-        frames = torch.fft.irfft(spectrum_ckf.transpose(1, 2), self.contract.n_fft) * window
-        total = self._overlap_add(window.square().expand(1, frames.shape[1], -1))
-        summed: Tensor = self._overlap_add(frames)
-        return summed / total.clamp(min=1e-8)
 
-    def _overlap_add(self, frames_cfn: Tensor) -> Tensor:
-        hop, (channels, count, size) = self.contract.hop_length, frames_cfn.shape
-        steps = -(-size // hop)
-        parts = torch.unflatten(F.pad(frames_cfn, (0, steps * hop - size)), 2, (steps, hop))
-        out = parts.new_zeros(channels, count + steps - 1, hop)
-        for i in range(steps):
-            out[:, i : i + count] += parts[:, :, i]
-        return out.flatten(1)[:, : (count - 1) * hop + size]
+def inverse_spectrum(spectrum_ckf: Tensor, contract: MelContract) -> Tensor:
+    """Returns the waveforms [c, f * hop] whose spectrum (`MelContract.spectrum`) is nearest to a complex one.
 
-    def _window(self, like: Tensor) -> Tensor:
-        return torch.hann_window(self.contract.n_fft, device=like.device)
+    Source: Griffin and Lim 1984, equation 6.
+    """
+    padding = contract.padding
+    return _synthesise(spectrum_ckf, contract)[:, padding : padding + spectrum_ckf.shape[-1] * contract.hop_length]
+
+
+def _synthesise(spectrum_ckf: Tensor, contract: MelContract) -> Tensor:
+    """Least-squares overlap-add of the frames to the padded waveform [c, (f - 1) * hop + n_fft]."""
+    window = torch.hann_window(contract.n_fft, device=spectrum_ckf.device)
+    frames = torch.fft.irfft(spectrum_ckf.transpose(1, 2), contract.n_fft) * window
+    total = _overlap_add(window.square().expand(1, frames.shape[1], -1), contract.hop_length)
+    summed: Tensor = _overlap_add(frames, contract.hop_length)
+    return summed / total.clamp(min=1e-8)
+
+
+def _overlap_add(frames_cfn: Tensor, hop: int) -> Tensor:
+    channels, count, size = frames_cfn.shape
+    steps = -(-size // hop)
+    parts = torch.unflatten(F.pad(frames_cfn, (0, steps * hop - size)), 2, (steps, hop))
+    out = parts.new_zeros(channels, count + steps - 1, hop)
+    for i in range(steps):
+        out[:, i : i + count] += parts[:, :, i]
+    return out.flatten(1)[:, : (count - 1) * hop + size]
 
 
 def _scaled(phases_ckf: Tensor, magnitudes_ckf: Tensor) -> Tensor:

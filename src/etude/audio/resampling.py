@@ -23,6 +23,7 @@ class Resampler:
 
     Args:
         old: samples per second of the input, at least 1. new: samples per second of the output, at least 1.
+        block: input samples that are filtered at once, rounded up to whole periods of the ratio; fewer mean less delay.
 
     Raises:
         ValueError: a rate is below 1.
@@ -32,7 +33,7 @@ class Resampler:
     1000, which is off by at most one millionth (0.002 cents); the exact kernel would take gigabytes.
     """
 
-    def __init__(self, old: int, new: int) -> None:
+    def __init__(self, old: int, new: int, *, block: int = BLOCK) -> None:
         if min(old, new) < 1:
             raise ValueError(f"old={old} and new={new} are sample rates in Hz, must be at least 1")
         ratio = max(Fraction(min(old, new), max(old, new)).limit_denominator(LARGEST_TERM), Fraction(1, LARGEST_TERM))
@@ -41,7 +42,7 @@ class Resampler:
         if self.new != self.old:
             filters = Resample(self.old, self.new, lowpass_filter_width=FILTER_WIDTH, rolloff=ROLLOFF)
             self._kernel, self._width = filters.kernel, filters.width
-            self._steps = -(-BLOCK // self.old)
+            self._steps = -(-block // self.old)
             self._needed = (self._steps - 1) * self.old + self._kernel.shape[-1]
         self._buffer: Tensor | None = None
         self._num_received = self._num_returned = 0
@@ -49,6 +50,11 @@ class Resampler:
     def num_samples(self, length: int) -> int:
         """Returns the number of output samples for `length` input samples."""
         return -(-length * self.new // self.old)
+
+    @property
+    def ahead(self) -> int:
+        """Input samples, at most, that must follow a place in the stream before its output is returned."""
+        return 0 if self.new == self.old else self._steps * self.old + self._width
 
     def push(self, samples_cn: Tensor) -> Tensor:
         """Adds the next samples [c, n]; returns the output samples that are complete, [c, r]; r may be 0."""

@@ -4,7 +4,7 @@ import functools
 import shutil
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -241,15 +241,25 @@ def generate(cfg: DictConfig) -> None:
 
 @one_line_errors
 def transfer(cfg: DictConfig) -> None:
-    """Translates audio files to another style with a checkpoint."""
+    """Translates audio files, or with live=true what is being played, to another style with a checkpoint."""
     from etude.core.checkpoint_search import find_checkpoint
     from etude.core.protocols import Restyles, Translates
 
+    if not isinstance(cfg.live, bool):
+        raise ValueError(f"live={cfg.live}, must be true or false")
+    given = [key for key in cfg if str(key).startswith("live_") and key != "live_transfer" and cfg[key] is not None]
+    if given and not cfg.live:
+        raise ValueError(f"{given[0]}={cfg[given[0]]} does nothing without live=true; add that, or leave it out")
     quiet_lightning()
     task, _ = load_task(find_checkpoint(cfg.ckpt or "last", cfg.outputs, offers=Restyles, best=True))
     if not isinstance(task, Translates):
         raise ValueError(f"ckpt holds a {type(task).__name__}, which changes no styles; give one of task=style_transfer")
     vocoder = build_with(cfg.vocoder, contract=task.contract, find=finder(cfg.outputs), load=load_task)
+    if cfg.live:
+        instantiate(cfg.live_transfer)(task=task, vocoder=vocoder)
+        with suppress(OSError):  # nothing is written there, unless by Hydra
+            run_folder().rmdir()
+        return
     instantiate(cfg.transfer)(task=task, vocoder=vocoder, folder=run_folder())
 
 

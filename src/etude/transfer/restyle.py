@@ -24,19 +24,18 @@ from etude.audio.files import (
     inspect_audio,
     mono_mix,
     polarities,
-    read_audio,
     stream_audio,
 )
 from etude.audio.limiter import PeakMeter, apply_gains, limiting_gains
 from etude.audio.loudness import LoudnessMeter
 from etude.audio.resampling import Resampler
-from etude.core.protocols import UsesReferenceClips
 from etude.report.files import write_atomically
+from etude.transfer.requests import OPENING_SECONDS, asked
+from etude.transfer.stereo import check_stereo
 from etude.transfer.stream import MelVocoder, StreamRestyler, StyleModel, StyleRequest, device_of, restyle_stream
 from etude.wording import counted
 
 BLOCK_SAMPLES = 65_536  # samples that are read at once
-OPENING_SECONDS = 30  # from the beginning of a file, to guess its style
 PEAK = 0.99  # largest true peak of the output, unless the input has a larger sample
 SURE = 1.3  # a guess of the source's style is sure if the second style is farther by this factor
 LIFT_LU, LIFTS = 8.0, 4  # largest gain that makes up for limiting; measurements to find it
@@ -54,16 +53,18 @@ def restyle(
     source: str | None = None,
     reference: str | None = None,
     intensity: float = 1.0,
+    stereo: str = "mid_side",
     overwrite: bool = False,
     block_frames: int = 1024,
 ) -> list[Path]:
     """Restyles an audio file, or all files of a folder; sample rate, channels, length and loudness are kept.
 
     The model gets the mono mix at its contract's sample rate. The change that it makes to the log mels, times `intensity`, is
-    added to the log mels of each channel, and each channel is synthesised from its own magnitudes and phases. Frequencies above
-    the model's band are kept in the proportion 1 - `intensity`. Audio is processed in blocks that overlap by the whole context
-    of model and vocoder, so block boundaries leave no trace. The result gets the source's loudness; a limiter lowers the moments
-    whose true peaks would then clip, and those alone. Channels in antiphase are inverted for the mono mix, not in the result.
+    added to those of the mix, and the result is synthesised from the mix's magnitudes and phases; the side signal of stereo audio
+    gets the same gains (see `stereo`). Frequencies above the model's band are kept in the proportion 1 - `intensity`. Audio is
+    processed in blocks that overlap by the whole context of model and vocoder, so block boundaries leave no trace. The result
+    gets the source's loudness; a limiter lowers the moments whose true peaks would then clip, and those alone. Channels in
+    antiphase are inverted for the mono mix, not in the result.
 
     Args:
         task: a trained model, see `StyleModel`.
@@ -76,6 +77,9 @@ def restyle(
         reference: an audio file whose first 30 s represent the target style, for a model that accepts one (task=stargan); `style`
             then defaults to the nearest style.
         intensity: from 0 (the input itself) to 1.
+        stereo: "mid_side": of two channels the mid is restyled, and the side keeps its width relative to the mid, see
+            `etude.transfer.stereo`. "channels": each channel gets the mix's change and is synthesised alone, as are other numbers
+            of channels than two.
         overwrite: whether existing files are replaced.
         block_frames: mel frames per block; memory grows with it.
 
@@ -93,17 +97,8 @@ def restyle(
         raise ValueError("in is missing: give an audio file or a folder of them, in=song.mp3")
     if not isinstance(block_frames, int) or block_frames < 1:
         raise ValueError(f"block_frames is {block_frames}, must be a whole number of at least 1; 1024 are 16 s at 16 kHz")
-    if not isinstance(intensity, int | float):
-        raise ValueError(f"intensity is {intensity}, must be a number within [0, 1]")
-    if not isinstance(task, StyleModel):
-        raise ValueError(f"ckpt holds a {type(task).__name__}, which changes no styles; give one of task=style_transfer")
-    if difference := task.contract.difference(vocoder.contract):
-        raise ValueError(f"the vocoder was made for another mel contract ({difference}); choose vocoder=griffin_lim")
-    clip = None if reference is None else _reference_mel(Path(reference).expanduser(), task)
-    if clip is not None and not style:
-        distances = task.style_distances(clip)
-        style = min(distances, key=lambda name: distances[name])
-    request = _checked_request(task.styles, style, source, intensity, clip)
+    request = asked(task, vocoder, style=style, source=source, reference=reference, intensity=intensity)
+    check_stereo(stereo)
     path = Path(input).expanduser()
     where = Path(output).expanduser() if output is not None else None
     jobs, quarantine = _jobs(path, where, folder, "+".join(request.weights)), None
@@ -116,7 +111,8 @@ def restyle(
     try:
         for i, (file, out) in enumerate(jobs):
             try:
-                _restyle_file(file, out, task, vocoder, request, overwrite, block_frames, f"{i + 1}/{len(jobs)} {file.name}")
+                title = f"{i + 1}/{len(jobs)} {file.name}"
+                _restyle_file(file, out, task, vocoder, request, stereo, overwrite, block_frames, title)
                 done.append(out)
                 print(out, file=sys.stderr)
             except AudioError as fault:
@@ -134,33 +130,6 @@ def restyle(
         if not done:
             raise ValueError(f"in={path}: none of its {counted(len(jobs), 'file')} could be restyled; {quarantine} says why")
     return done
-
-
-def _checked_request(
-    styles: tuple[str, ...], style: str | Mapping[str, float] | None, source: str | None, intensity: float, clip: Tensor | None
-) -> StyleRequest:
-    known = f"the model knows {', '.join(styles)}"
-    if not style:
-        raise ValueError(f"style is missing; {known}; give style={styles[-1]}")
-    if not isinstance(style, str | Mapping):
-        raise ValueError(
-            f"style={style} is no style; {known}; give one of them, or a blend with weights: 'style={{rock:0.5,jazz:0.5}}'"
-        )
-    if isinstance(style, Mapping) and not all(isinstance(share, int | float) for share in style.values()):
-        raise ValueError(f"style={dict(style)}: the weights must be numbers, as {{rock:0.5,jazz:0.5}}")
-    weights = {style: 1.0} if isinstance(style, str) else {str(name): float(share) for name, share in style.items()}
-    for name in [*weights, *([source] if source is not None else [])]:
-        if name not in styles:
-            hint = "; put a blend in quotes, or the shell splits it: 'style={rock:0.5,jazz:0.5}'" if ":" in name else ""
-            raise ValueError(f"{'style' if name in weights else 'source'}={name} is unknown; {known}{hint}")
-    if any(not share >= 0 for share in weights.values()) or abs(sum(weights.values()) - 1) > 1e-6:
-        raise ValueError(f"style={weights}: the weights must be at least 0 and add up to 1, as {{rock:0.5,jazz:0.5}}")
-    weights = {name: share for name, share in weights.items() if share > 0}
-    if list(weights) == [source] and clip is None:
-        raise ValueError(f"style={source} is the source's own; {known}; give another")
-    if not 0 <= intensity <= 1:
-        raise ValueError(f"intensity is {intensity}, must be within [0, 1]; 0 gives the input back")
-    return StyleRequest(weights=weights, source=source, intensity=float(intensity), reference=clip)
 
 
 def _jobs(path: Path, output: Path | None, folder: Path, label: str) -> list[tuple[Path, Path]]:
@@ -189,6 +158,7 @@ def _restyle_file(
     task: StyleModel,
     vocoder: MelVocoder,
     request: StyleRequest,
+    stereo: str,
     overwrite: bool,
     block_frames: int,
     title: str,
@@ -220,7 +190,7 @@ def _restyle_file(
                 advance(block.shape[1] / info.sample_rate)
                 yield block
 
-        restyler = StreamRestyler(task, vocoder, request, block_frames, polarity_c=polarity_c)
+        restyler = StreamRestyler(task, vocoder, request, block_frames, polarity_c=polarity_c, stereo=stereo)
         for block in restyle_stream(read(), info.sample_rate, restyler):
             peaks.push(block)
             new_meter.push(block)
@@ -295,16 +265,6 @@ def _write_draft(draft: IO[bytes], samples_cn: Tensor, out: Path) -> None:
         draft.write(samples_cn.T.contiguous().numpy().astype(np.float32, copy=False).tobytes())
     except OSError as error:
         raise AudioError(out, f"could not be written to the end ({error.strerror})", "make room on the disk") from error
-
-
-def _reference_mel(path: Path, task: Any) -> Tensor:
-    """Returns the log mels [m, f] of the beginning of a reference clip."""
-    if not isinstance(task, UsesReferenceClips) or task.encoder is None:
-        raise ValueError(f"reference={path}: this model knows styles only by name; train one with task=stargan to use a clip")
-    samples, _ = read_audio(path, sample_rate=task.contract.sample_rate, mono=True)
-    opening = samples[:, : OPENING_SECONDS * task.contract.sample_rate]
-    log_mel: Tensor = task.contract.log_mel(opening.to(device_of(task)))[0]
-    return log_mel
 
 
 def _with_nearest_source(

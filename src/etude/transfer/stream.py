@@ -15,6 +15,7 @@ from etude.audio.files import mono_mix
 from etude.audio.mel import MelContract
 from etude.audio.resampling import Resampler
 from etude.core.protocols import HasDevice
+from etude.transfer.stereo import channels_of, check_stereo, scaled_side, side_of
 
 DITHER = 1e-6  # -120 dB of full scale
 
@@ -75,11 +76,15 @@ class StreamRestyler:
     Args:
         task, vocoder, request: what restyles, and to what. block_frames: frames of a block.
         polarity_c: sign of each channel in the mono mix that the model gets, see `audio.files.polarities`; None for all 1.
+        stereo: "mid_side" or "channels", see `restyle`.
     """
 
     def __init__(
-        self, task: StyleModel, vocoder: MelVocoder, request: StyleRequest, block_frames: int, *, polarity_c: Tensor | None = None
-    ) -> None:
+        self, task: StyleModel, vocoder: MelVocoder, request: StyleRequest, block_frames: int, *,
+        polarity_c: Tensor | None = None, stereo: str = "mid_side",
+    ) -> None:  # fmt: skip
+        check_stereo(stereo)
+        self.stereo = stereo
         self.task, self.vocoder, self.request, self.block_frames = task, vocoder, request, block_frames
         self._polarity_c, self._draws = polarity_c, np.random.default_rng(0)
         contract = task.contract
@@ -92,15 +97,26 @@ class StreamRestyler:
 
     def push(self, samples_cn: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Adds the next samples [c, n]; yields pairs of original and restyled samples [c, n] that are complete."""
-        noise_nc = self._draws.uniform(-DITHER, DITHER, (samples_cn.shape[1], len(samples_cn)))  # the same for any block size
-        samples_cn = samples_cn + torch.from_numpy(noise_nc.T).to(samples_cn)
-        self._buffer = samples_cn if self._buffer is None else torch.cat([self._buffer, samples_cn], 1)
+        buffer = self._append(samples_cn)
         while True:
             stop = self._next + self.block_frames
             needed = self._round_up(stop + self._context)
-            if (needed - self._first) * self.hop > self._buffer.shape[1]:
+            if (needed - self._first) * self.hop > buffer.shape[1]:
                 return
             yield self._process_block(stop, needed)
+            buffer = self._buffered
+
+    def _append(self, samples_cn: Tensor) -> Tensor:
+        """Adds noise to the next samples and returns all that are kept."""
+        noise_nc = self._draws.uniform(-DITHER, DITHER, (samples_cn.shape[1], len(samples_cn)))  # the same for any block size
+        samples_cn = samples_cn + torch.from_numpy(noise_nc.T).to(samples_cn)
+        self._buffer = samples_cn if self._buffer is None else torch.cat([self._buffer, samples_cn], 1)
+        return self._buffer
+
+    @property
+    def _buffered(self) -> Tensor:
+        assert self._buffer is not None
+        return self._buffer
 
     def flush(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields the remaining pairs."""
@@ -115,47 +131,71 @@ class StreamRestyler:
         return -(-frame // self.task.stride) * self.task.stride
 
     def _process_block(self, stop: int, needed: int) -> tuple[Tensor, Tensor]:
-        assert self._buffer is not None
-        begin = max(0, self._next - self._context) // self.task.stride * self.task.stride
-        self._buffer, self._first = self._buffer[:, (begin - self._first) * self.hop :], begin
-        chunk = self._buffer[:, : (needed - begin) * self.hop]
-        inner = slice((self._next - begin) * self.hop, (stop - begin) * self.hop)
-        old = chunk[:, inner]
+        chunk, start = self._chunk(needed * self.hop)
+        size = stop - self._next
+        old = chunk[:, start * self.hop : (start + size) * self.hop]
         if self.request.intensity > 0:
-            new = self._restyle_frames(chunk.to(device_of(self.task)), self._next - begin, stop - begin).cpu()[:, : old.shape[1]]
+            new = self._restyle_frames(chunk.to(device_of(self.task)), start, start + size).cpu()[:, : old.shape[1]]
         else:
             new = old
         self._next = stop
         return old, new
 
+    def _chunk(self, end: int) -> tuple[Tensor, int]:
+        """Returns the samples from the next block's context to the sample `end` of the stream, and the block's first frame there.
+
+        Samples before the chunk are forgotten.
+        """
+        begin = max(0, self._next - self._context) // self.task.stride * self.task.stride
+        self._buffer, self._first = self._buffered[:, (begin - self._first) * self.hop :], begin
+        return self._buffer[:, : end - begin * self.hop], self._next - begin
+
+    def _polarity(self, chunk_cn: Tensor) -> Tensor:
+        """Returns the sign of each channel in the mono mix."""
+        return chunk_cn.new_ones(len(chunk_cn)) if self._polarity_c is None else self._polarity_c.to(chunk_cn)
+
     @torch.no_grad()
-    def _restyle_frames(self, chunk_cn: Tensor, start: int, stop: int) -> Tensor:
-        """Returns the restyled samples of frames `start` to `stop` of a chunk."""
-        contract = self.task.contract
-        polarity_c = chunk_cn.new_ones(len(chunk_cn)) if self._polarity_c is None else self._polarity_c.to(chunk_cn)
-        mono = contract.log_mel(mono_mix(chunk_cn, polarity_c))
-        change = torch.zeros_like(mono)
+    def _restyle_frames(self, chunk_cn: Tensor, start: int, stop: int, end: int | None = None) -> Tensor:
+        """Returns the restyled samples of frames `start` to `stop` of a chunk, of which the frames before `end` are known."""
+        contract, polarity_c = self.task.contract, self._polarity(chunk_cn)
+        mid = mono_mix(chunk_cn, polarity_c)
+        mono = contract.log_mel(mid)[..., :end]
+        change = self.request.intensity * self._change(mono)
+        context = self.vocoder.context_frames
+        left, right = max(0, start - context), min(stop + context, mono.shape[-1])
+        inner = slice((start - left) * self.hop, (stop - left) * self.hop)
+        change, separate = change[..., left:right], len(chunk_cn) != 2 or self.stereo == "channels"
+        spectrum = contract.spectrum(chunk_cn if separate else mid)[..., left:right]
+        mel = contract.bands(spectrum.abs()).clamp(min=contract.floor).log() + change
+        samples = self.vocoder(mel, source=spectrum)[:, inner]
+        if separate:
+            return samples
+        side = scaled_side(contract.spectrum(side_of(chunk_cn, polarity_c))[..., left:right], change, contract)
+        return channels_of(samples, side[:, inner], polarity_c)
+
+    def _change(self, mono_1mf: Tensor) -> Tensor:
+        """Returns what the model adds to the log mels of the mono mix, [1, m, f] in nats, at full intensity."""
+        change = torch.zeros_like(mono_1mf)
         assert self.request.source is not None
         clip = {} if self.request.reference is None else {"reference": self.request.reference}
         for style, share in self.request.weights.items():
             if style != self.request.source or clip:
-                change += share * (self.task.translate(mono, source=self.request.source, target=style, **clip) - mono)
-        left, right = max(0, start - self.vocoder.context_frames), stop + self.vocoder.context_frames
-        spectrum = contract.spectrum(chunk_cn)[..., left:right]
-        mel = contract.bands(spectrum.abs()).clamp(min=contract.floor).log() + self.request.intensity * change[..., left:right]
-        samples = self.vocoder(mel, source=spectrum)
-        return samples[:, (start - left) * self.hop : (stop - left) * self.hop]
+                translated = self.task.translate(mono_1mf, source=self.request.source, target=style, **clip)
+                change += share * (translated - mono_1mf)
+        return change
 
 
-def restyle_stream(blocks: Iterable[Tensor], sample_rate: int, restyler: StreamRestyler) -> Iterator[Tensor]:
+def restyle_stream(
+    blocks: Iterable[Tensor], sample_rate: int, restyler: StreamRestyler, *, filter_seconds: float | None = None
+) -> Iterator[Tensor]:
     """Yields the audio of `blocks` [c, n] restyled, with the same number of samples in total.
 
     The model covers only the frequencies up to half the contract's sample rate. With x the source, y its part in that band and
-    z the restyled y, the result is (1 - intensity) (x - y) + z at the source's sample rate.
+    z the restyled y, the result is (1 - intensity) (x - y) + z at the source's sample rate. filter_seconds: audio that is
+    resampled at once, which delays the result; None for what is fastest.
     """
     kept = 1 - restyler.request.intensity
-    down = Resampler(sample_rate, restyler.task.contract.sample_rate)
-    up = Resampler(restyler.task.contract.sample_rate, sample_rate)
+    down, up = resamplers(sample_rate, restyler.task.contract.sample_rate, filter_seconds)
     waiting: list[Tensor] = []
 
     def mix(found: Tensor) -> Iterator[Tensor]:
@@ -175,3 +215,11 @@ def restyle_stream(blocks: Iterable[Tensor], sample_rate: int, restyler: StreamR
     yield from upsample(restyler.push(down.flush()))
     yield from upsample(restyler.flush())
     yield from mix(up.flush())
+
+
+def resamplers(outer: int, inner: int, filter_seconds: float | None) -> tuple[Resampler, Resampler]:
+    """Returns the two that take a stream from one sample rate to another and back; see `restyle_stream`."""
+    if filter_seconds is None:
+        return Resampler(outer, inner), Resampler(inner, outer)
+    blocks = [max(1, round(filter_seconds * rate)) for rate in (outer, inner)]
+    return Resampler(outer, inner, block=blocks[0]), Resampler(inner, outer, block=blocks[1])
