@@ -65,6 +65,8 @@ def test_raw_pcm_comes_out_as_such_and_ctrl_c_ends_it(home: Path) -> None:
     writer.join(60)
     running.send_signal(signal.SIGINT)
     rest, told = running.stdout.read(), running.stderr.read().decode()
+    for pipe in (feed, heard, running.stderr):
+        pipe.close()
     assert running.wait(60) == 0 and "ended: " in told and "Traceback" not in told
     assert 0 < len(first) + len(rest) <= len(raw)
 
