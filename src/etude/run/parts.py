@@ -1,7 +1,9 @@
 """Builds the parts of a run from its configuration: task, techniques, data, trainer; and a task from a checkpoint."""
 
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,21 +48,44 @@ def load_task(path: Path) -> tuple["Task", DictConfig]:
     return task, recipe
 
 
+@contextmanager
+def told_of_settings() -> Iterator[None]:
+    """Turns the TypeError of a part that lacks a setting, since it does not fit the task, into a ValueError with the remedy."""
+    try:
+        yield
+    except TypeError as error:
+        found = re.fullmatch(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+        if found is None:
+            raise
+        raise ValueError(
+            f"{found[1]} has no setting {found[2]}, which the task, the data or an option sets; choose another model= for this "
+            "task, such as tiny, or another tokenizer=, such as remi"
+        ) from error
+
+
 def build_task(cfg: DictConfig, **parts: Any) -> "Task":
     """Builds the task with its networks, optimizer and schedule; `parts` are constructor arguments that come from the data.
 
-    Raises: ValueError for data with defects and a task that does not learn them; as `build_with`.
+    Raises: ValueError for data with defects and a task that does not learn them, and for a discriminator or an objective of a
+        task that has none; as `build_with`.
     """
     from hydra.utils import get_object
 
     names = ("model", "discriminator", "objective", "optimizer", "scheduler")
-    if "defects" in parts and "defects" not in inspect.signature(get_object(cfg.task._target_)).parameters:
+    takes = inspect.signature(get_object(cfg.task._target_)).parameters
+    for name, fitting in (("discriminator", "style_transfer"), ("objective", "representation")):
+        if cfg.get(name) is not None and name not in takes:
+            raise ValueError(
+                f"{name}= names a network for task={fitting}, say; {cfg.task._target_.rpartition('.')[2]} takes none: leave it out"
+            )
+    if "defects" in parts and "defects" not in takes:
         raise ValueError(
             f"data.defects={list(parts['defects'])} would have {cfg.task._target_.rpartition('.')[2]} trained on spoilt audio; "
             "it is for task=grader, set data.defects=null"
         )
     builders = {name: instantiate(cfg[name]) for name in names if cfg.get(name) is not None}
-    task: Task = build_with(cfg.task, **builders, **parts)
+    with told_of_settings():
+        task: Task = build_with(cfg.task, **builders, **parts)
     return task
 
 
@@ -76,8 +101,9 @@ def build_with(node: DictConfig, **parts: Any) -> Any:
     named = {p.name: p for p in parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
     missing = [n for n, p in named.items() if p.default is p.empty and n not in given and n not in node]
     if missing:
+        article = "an" if missing[0][0] in "aeiou" else "a"
         raise ValueError(
-            f"{node._target_.rpartition('.')[2]} needs a {missing[0]}, which the chosen data or groups don't provide; "
+            f"{node._target_.rpartition('.')[2]} needs {article} {missing[0]}, which the chosen data or groups don't provide; "
             f"`{program('train')} --help` shows which task= and data= go together"
         )
     # not through Hydra's keywords, which turn dataclasses into dictionaries
@@ -108,8 +134,9 @@ def prepare_data(node: DictConfig, tokenizer: Callable[..., Any] | None, folder:
     from etude.report.files import write_atomically
 
     made = {} if tokenizer is None else {"tokenizer": tokenizer}
-    datamodule = build_with(node, **made, find=finder(outputs), load=load_task)
-    datamodule.prepare_data()
+    with told_of_settings():
+        datamodule = build_with(node, **made, find=finder(outputs), load=load_task)
+        datamodule.prepare_data()
     if rows := datamodule.quarantine:
         lines = ["\t".join(row) for row in [("file", "piece", "reason"), *rows]]
         write_atomically(folder / "quarantine.tsv", "\n".join([*lines, ""]))
