@@ -76,7 +76,7 @@ def build_task(cfg: DictConfig, **parts: Any) -> "Task":
     for name, fitting in (("discriminator", "style_transfer"), ("objective", "representation")):
         if cfg.get(name) is not None and name not in takes:
             raise ValueError(
-                f"{name}= names a network for task={fitting}, say; {cfg.task._target_.rpartition('.')[2]} takes none: leave it out"
+                f"{name}= names a network for task={fitting}; {cfg.task._target_.rpartition('.')[2]} takes none: leave it out"
             )
     if "defects" in parts and "defects" not in takes:
         raise ValueError(
