@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -117,10 +118,13 @@ def test_an_objective_that_nothing_logs_ends_the_sweep(home: Path) -> None:
     assert [row["state"] for row in rows(home / "outputs" / "sweeps" / "unlogged")] == ["fail"]
 
 
-def test_a_launcher_runs_the_trials_and_ctrl_c_puts_them_back(home: Path) -> None:
-    pytest.importorskip("submitit", reason="needs etude[slurm]")
-    options = ("sweep=grid", "hydra/launcher=submitit_local", "study=launched", "seed=0,1", "lease_seconds=4", "max_steps=3000")
-    folder = home / "outputs" / "sweeps" / "launched"
+@pytest.mark.parametrize(("launcher", "package"), [("submitit_local", "submitit"), ("ray", "ray")])
+def test_a_launcher_runs_the_trials_and_ctrl_c_puts_them_back(home: Path, launcher: str, package: str) -> None:
+    if find_spec(package) is None:
+        pytest.skip(f"needs the extra with {package}")
+    study = f"launched_{package}"
+    options = ("sweep=grid", f"hydra/launcher={launcher}", f"study={study}", "seed=0,1", "lease_seconds=4", "max_steps=3000")
+    folder = home / "outputs" / "sweeps" / study
     process = start(home, *options, "save_every=20", "n_jobs=2")
     for _ in range(2400):
         if all((folder / str(number) / "checkpoints" / "last.ckpt").is_file() for number in range(2)):
