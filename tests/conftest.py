@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests import toys
 from tests.matrix import Selection, select
 
 ROOT = Path(__file__).parents[1]
@@ -24,8 +23,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    toys.accelerator = config.getoption("--accelerator")
-    if toys.accelerator == "gpu":
+    if config.getoption("--accelerator") == "gpu":
+        from tests import toys
+
+        toys.accelerator = "gpu"
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # what cuBLAS needs to repeat exactly
 
 

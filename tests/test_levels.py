@@ -31,6 +31,7 @@ SPELLED_OUT: dict[str, dict[str, list[str]]] = {  # by bundle, then by kind of t
     "level=basic": {
         "language_model": ["optimizer=adamw", "scheduler=noam", "technique=[]"],
         "vocoder": ["optimizer=adamw", "scheduler=noam", "technique=[]"],
+        "encoder": ["optimizer=adamw", "scheduler=noam", "technique=[]"],
         "gan": ["optimizer=adam", "scheduler=noam", "technique=[]"],
         "synthesis": ["optimizer=adamw", "optimizer.lr=5e-5", "optimizer.weight_decay=1e-6", "scheduler=noam",
                       "scheduler.warmup=2000", "technique=[]", "max_steps=-1", "trainer.max_epochs=200",
@@ -40,6 +41,7 @@ SPELLED_OUT: dict[str, dict[str, list[str]]] = {  # by bundle, then by kind of t
     "level=enhanced": {
         "language_model": ["optimizer=muon", f"technique=[{GUARDED},musical_domain]", *GUARDS, *MUSIC],
         "vocoder": ["optimizer=adamw", f"technique=[{GUARDED},balance]", *GUARDS],
+        "encoder": ["optimizer=muon", f"technique=[{GUARDED}]", *GUARDS],
         "gan": ["optimizer=adam", f"technique=[{GUARDED},balance]", *GUARDS],
         "synthesis": ENHANCED_SYNTHESIS,
     },
@@ -47,12 +49,14 @@ SPELLED_OUT: dict[str, dict[str, list[str]]] = {  # by bundle, then by kind of t
         "language_model": ["optimizer=muon", f"technique=[{GUARDED},musical_domain,curriculum]", *GUARDS, *MUSIC,
                            "technique.musical_domain.equivariance=0.05"],
         "vocoder": ["optimizer=adamw", f"technique=[{GUARDED},balance]", *GUARDS],
+        "encoder": ["optimizer=muon", f"technique=[{GUARDED}]", *GUARDS],
         "gan": ["optimizer=adam", f"technique=[{GUARDED},balance,fill_frames]", *GUARDS],
         "synthesis": ENHANCED_SYNTHESIS,
     },
     "convergence=fast": {
         "language_model": ["optimizer=muon", "scheduler=wsd", "technique=[ema]", "technique.ema.decay=0.99"],
         "vocoder": ["optimizer=adamw", "scheduler=wsd", "technique=[ema]", "technique.ema.decay=0.99"],
+        "encoder": ["optimizer=muon", "scheduler=wsd", "technique=[ema]", "technique.ema.decay=0.99"],
         "gan": ["optimizer=adam", "scheduler=wsd", "technique=[ema]", "technique.ema.decay=0.99"],
         "synthesis": ["optimizer=muon", "scheduler=wsd", "technique=[ema]", "technique.ema.decay=0.99"],
     },
@@ -60,6 +64,7 @@ SPELLED_OUT: dict[str, dict[str, list[str]]] = {  # by bundle, then by kind of t
 DEFAULTS = {
     "language_model": ["optimizer=muon", "scheduler=wsd", "technique=[ema]", "technique.ema.decay=0.99"],
     "vocoder": ["optimizer=adamw", "scheduler=cosine", "technique=[ema]", "technique.ema.decay=0.999"],
+    "encoder": ["optimizer=muon", "scheduler=wsd", "technique=[ema]", "technique.ema.decay=0.99"],
     "gan": ["optimizer=adam", "scheduler=wsd_half", "technique=[ema]", "technique.ema.decay=0.999"],
     "grader": ["optimizer=adamw", "scheduler=cosine", "technique=[ema]", "technique.ema.decay=0.99"],
     "synthesis": ["optimizer=muon", "scheduler=wsd_half", "technique=[ema]", "technique.ema.decay=0.99"],
@@ -84,6 +89,8 @@ def trained_with(*options: str) -> dict[str, Any]:
 def kind(task: str) -> str:
     if task == "vae":
         return "language_model"
+    if task in ("classifier", "representation"):
+        return "encoder"
     if task == "grader":
         return "vocoder"
     return task if task in ("language_model", "vocoder", "synthesis") else "gan"

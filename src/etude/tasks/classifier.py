@@ -34,7 +34,7 @@ class Classifier(Task):
 
     A batch holds `tokens`, `documents`, `positions`, `piece`, `feature_*` and `label_COLUMN`, all [b, t]; -1 is no label. A
     document is classified by the mean of its hidden states; a piece that is cut into several by the mean of their logits. The
-    loss has a term for each head, its mean cross-entropy in nats over the documents that have its label, and none where no
+    loss has a term for each head, its mean cross-entropy in nats over the documents that have its label, and 0 where no
     document of the batch has one; with sharing=soft also `sharing`, the distance of the networks.
 
     Args:
@@ -92,7 +92,6 @@ class Classifier(Task):
             {f"head_{name}": nn.Linear(self.model.dim, len(classes)) for name, classes in self.labels.items()}
         )
         self.terms = (*self.labels, *([APART] if sharing == "soft" else []))  # type: ignore[misc]
-        self.optional_terms = frozenset(self.labels)  # type: ignore[misc]
         most = max(map(len, self.labels.values()))
         self.register_buffer("seen", torch.zeros(len(self.labels), most))  # documents of each class so far, by head
         self._held_out: list[dict[str, np.ndarray]] = []
@@ -131,6 +130,7 @@ class Classifier(Task):
             known = true != NO_LABEL
             counts[number, : len(classes)] = torch.bincount(true[known], minlength=len(classes))
             if not known.any():
+                found[name] = logits[name].sum() * 0.0
                 continue
             weights = None
             if self.balance_classes:
@@ -142,8 +142,6 @@ class Classifier(Task):
         if self.model.sharing == "soft":
             found[APART] = self.model.distance()
         self.trace = {"counts": counts} | {f"logits/{name}": value for name, value in logits.items()}
-        if not found:  # no document of this batch has a label: the step changes nothing
-            found[next(iter(self.labels))] = sum((value.sum() for value in logits.values()), torch.zeros(())) * 0.0
         return found
 
     def after_step(self) -> None:

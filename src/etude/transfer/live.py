@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from etude.audio.live_limiter import LiveLimiter
+from etude.core.protocols import Styled
 from etude.transfer.live_ends import (
     MOST_CHANNELS,
     Loudspeaker,
@@ -214,7 +215,7 @@ def _refuse_files(input: str | None, output: str | None, *, overwrite: bool, blo
 
 def _source(task: Any, style: str | Mapping[str, float] | None, source: str | None, reference: str | None) -> str | None:
     """Returns the style of the input: the one given, or the only one that is left."""
-    styles = getattr(task, "styles", ())
+    styles = task.styles if isinstance(task, Styled) else ()
     targets = [style] if isinstance(style, str) else list(style or {})
     others = [name for name in styles if name not in targets]
     if source is not None or not styles or not (targets or reference):

@@ -44,8 +44,8 @@ class Transformer(nn.Module):
         checkpoint_activations: recompute each block in the backward pass (less memory, a third more time).
         fused: use hand-written backward passes on CPU and the variable-length kernel on CUDA; False uses plain PyTorch, which
             supports double backward and `torch.func`.
-        compiled: train on a GPU through `torch.compile`, which fuses what lies between the matrix products; the first step then
-            takes some 15 seconds more and needs a C compiler. A CPU trains by the hand-written passes in any case.
+        compiled: True trains on a GPU through `torch.compile`, which fuses what lies between the matrix products; the first step
+            then takes some 15 seconds more and needs a C compiler. A CPU trains by the hand-written passes in any case.
         causal: whether a token attends only to itself and earlier tokens. With False it attends to its whole piece; such a
             network has no cache and can't generate token by token.
         window: each token attends to at most the last `window` tokens of its piece, itself included, in training, evaluation and
@@ -73,7 +73,7 @@ class Transformer(nn.Module):
         feature_sizes: Mapping[str, int] | None = None,
         checkpoint_activations: bool = False,
         fused: bool = True,
-        compiled: bool = False,
+        compiled: bool | None = None,
         causal: bool = True,
         window: int | None = None,
         window_layers: Sequence[int] | None = None,
@@ -87,7 +87,7 @@ class Transformer(nn.Module):
         self.vocab_size, self.dim, self.max_len, self.dropout = vocab_size, dim, max_len, dropout
         self.head_dim, self.num_kv_heads = dim // num_heads, num_kv_heads
         self.rope_base, self.fused, self.checkpoint_activations = rope_base, fused, checkpoint_activations
-        self.causal, self.compiled = causal, compiled
+        self.causal, self.compiled = causal, bool(compiled)
         self.windows = _windows(window, window_layers, num_layers=num_layers, causal=causal)
         self.features = frozenset(feature_sizes or ())
         self.embedding = nn.Embedding(vocab_size, dim)
