@@ -35,7 +35,7 @@ def own_code_that_writes_and_loads(saved: dict[str, Any], folder: Path) -> None:
     recipe_of(saved)["model"] = {
         "_target_": "etude.report.files.write_atomically", "path": str(pickled), "data": pickle.dumps(Payload(str(evil))),
     }  # fmt: skip
-    recipe_of(saved)["discriminator"] = {
+    recipe_of(saved)["scheduler"] = {
         "_target_": "pytorch_lightning.core.saving.pl_load", "path_or_url": str(pickled), "weights_only": False,
     }  # fmt: skip
 
