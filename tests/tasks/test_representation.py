@@ -10,7 +10,7 @@ import torch
 
 from etude.data.scores.corpora import Folder
 from etude.data.scores.module import MusicDataModule
-from etude.evaluation.representation import chosen, piece_vectors, score_representation
+from etude.evaluation.representation import chosen, piece_vectors, score_representation, untrained
 from etude.models.symbolic.transformer import Transformer
 from etude.objectives.masked import Masked
 from etude.objectives.views import Byol, Moco, SimClr, Swav
@@ -140,6 +140,20 @@ def test_evaluation_shows_floors_beside_the_encoder(tmp_path: Path, songs: Path)
     assert sorted(vectors) == sorted(data.view("train").table["row"].tolist())
     with pytest.raises(ValueError, match="split=train must be val or test"):
         score_representation(task=model, datamodule=data, folder=tmp_path, split="train")
+
+
+def test_the_random_encoder_is_initialised_as_a_new_one_is(songs: Path) -> None:
+    model, _ = task(songs)
+    model.encoder.embedding.weight.data.fill_(1.0)
+    found = untrained(model, seed=0).encoder
+    assert 0.015 < float(found.embedding.weight.detach().std()) < 0.025 and (model.encoder.embedding.weight == 1).all()
+    assert 0.015 < float(found.blocks[0].feed_forward.gate.weight.detach().std()) < 0.025
+
+
+@pytest.mark.parametrize("option", ["semitones", "tempi", "crop", "hide"])
+def test_masked_tokens_refuse_what_is_of_views(songs: Path, option: str) -> None:
+    with pytest.raises(ValueError, match=f"task.{option}=.* is of views"):
+        task(songs, "masked", **{option: 0.5 if option == "crop" else 0})
 
 
 def test_a_share_of_the_labels_keeps_two_of_each_class() -> None:

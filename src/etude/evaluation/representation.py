@@ -74,7 +74,7 @@ def score_representation(
         raise ValueError(f"split={split} must be val or test, and shares={list(shares)} shares of the labels in (0, 1]")
     if not datamodule.targets:
         raise ValueError("the data has no labels to look for; give +data.targets=[genre], say")
-    encoders = {"this encoder": task, "random encoder": _untrained(task, seed)}
+    encoders = {"this encoder": task, "random encoder": untrained(task, seed)}
     vectors = {
         name: {part: piece_vectors(each, datamodule.evaluation_loader(part)) for part in ("train", split)}
         for name, each in encoders.items()
@@ -108,13 +108,13 @@ def _shown(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def _untrained(task: Any, seed: int) -> Any:
+def untrained(task: Any, seed: int) -> Any:
     """Returns a copy whose networks have random weights."""
     other = copy.deepcopy(task)
     devices = [task.device] if task.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        for module in other.modules():
+        for module in reversed(list(other.modules())):  # a network's own initialisation after that of its layers
             if isinstance(module, Resettable):
                 module.reset_parameters()
     return other

@@ -29,6 +29,7 @@ from etude.tasks.token_nll import token_features
 from etude.tokens.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
+VIEWS: dict[str, Any] = {"semitones": 6, "tempi": 2, "crop": 0.5, "hide": 0.0}  # settings of views, and what null stands for
 COLLAPSED = 2.0  # effective rank of the features of validation pieces below which a run is told
 
 
@@ -42,9 +43,9 @@ class Representation(Task):
         model: builds the encoder; called with vocab_size and feature_sizes. Set model.causal=false.
         objective: builds a `ViewObjective` or `Masked`; called with dim.
         tokenizer: of the data; stored in the checkpoint.
-        semitones, tempi: largest transposition and change of tempo (in tokens of tempo) of a view, 0 for none.
-        crop: smallest share of a document that a view shows, in (0, 1]; 1 for all.
-        hide: share of the tokens of a view that a mask stands for, in [0, 1).
+        semitones, tempi: largest transposition and change of tempo (in tokens of tempo) of a view, 0 for none; None for 6 and 2.
+        crop: smallest share of a document that a view shows, in (0, 1]; 1 for all; None for 0.5.
+        hide: share of the tokens of a view that a mask stands for, in [0, 1); None for 0. Masked tokens take none of these four.
         optimizer, scheduler, loss_weights, seed: see `Task`.
 
     Raises: ValueError for a value out of range, or a network that is no Transformer.
@@ -59,16 +60,18 @@ class Representation(Task):
         model: Callable[..., nn.Module],
         objective: Callable[..., nn.Module],
         tokenizer: Tokenizer,
-        semitones: int = 6,
-        tempi: int = 2,
-        crop: float = 0.5,
-        hide: float = 0.0,
+        semitones: int | None = None,
+        tempi: int | None = None,
+        crop: float | None = None,
+        hide: float | None = None,
         optimizer: OptimizerFactory,
         scheduler: SchedulerFactory | None = None,
         loss_weights: Mapping[str, float] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(optimizer=optimizer, scheduler=scheduler, loss_weights=loss_weights, seed=seed)
+        given = {name: value for name, value in zip(VIEWS, (semitones, tempi, crop, hide), strict=True) if value is not None}
+        semitones, tempi, crop, hide = (given.get(name, usual) for name, usual in VIEWS.items())
         if semitones < 0 or tempi < 0 or not 0 < crop <= 1 or not 0 <= hide < 1:
             raise ValueError(
                 f"task.semitones={semitones} and task.tempi={tempi} must be at least 0, task.crop={crop} in (0, 1], "
@@ -80,6 +83,9 @@ class Representation(Task):
             raise ValueError(f"task=representation trains a Transformer, not {type(encoder).__name__}; set model=tiny")
         self.encoder = encoder
         self.objective = objective(dim=encoder.dim)
+        if given and isinstance(self.objective, Masked):
+            name, value = next(iter(given.items()))
+            raise ValueError(f"task.{name}={value} is of views, which objective=masked has none of; leave it out")
         self.mask = nn.Parameter(torch.randn(encoder.dim) * 0.02)  # the embedding of a hidden token
         self.shifts = None if isinstance(self.objective, Masked) else Shifts(tokenizer, semitones=semitones, tempi=tempi)
         slow = isinstance(self.objective, ViewObjective) and self.objective.uses_copy

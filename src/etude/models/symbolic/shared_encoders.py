@@ -71,8 +71,8 @@ class SharedEncoders(nn.Module):
         states = torch.stack([x for x, _, _ in begun])  # [h, b, t, d]
         for layer, mixture_hh in enumerate(self.mixture):
             outputs = [
-                network.blocks[layer](x, begun[i][1], packing=begun[i][2])
-                for i, (network, x) in enumerate(zip(networks, states, strict=True))
+                network.through(network.blocks[layer], x, rotary, packing)
+                for network, x, (_, rotary, packing) in zip(networks, states, begun, strict=True)
             ]
             states = torch.einsum("gh,hbtd->gbtd", mixture_hh.to(outputs[0].dtype), torch.stack(outputs))
         return {name: network.end(x) for name, network, x in zip(self.tasks, networks, states, strict=True)}
@@ -82,7 +82,7 @@ class SharedEncoders(nn.Module):
         x, rotary, packing = network.begin(tokens_bt, **where)
         sums: dict[str, Tensor] = {}
         for block, masks in zip(network.blocks, self.masks, strict=True):
-            x = block(x, rotary, packing=packing)
+            x = network.through(block, x, rotary, packing)
             for name, mask in zip(self.tasks, masks, strict=True):  # type: ignore[call-overload]
                 masked = mask(x).sigmoid() * x
                 sums[name] = sums[name] + masked if name in sums else masked

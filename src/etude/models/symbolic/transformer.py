@@ -181,12 +181,9 @@ class Transformer(nn.Module):
         if single is not None:
             x_btd = single
         else:
-            run = compiled_block() if self.compiled and x_btd.is_cuda and self.training and cache is None else run_block
             for layer, block in enumerate(self.blocks):
-                if self.checkpoint_activations and torch.is_grad_enabled():
-                    x_btd = checkpoint(run, block, x_btd, rotary, packing, use_reentrant=False)
-                elif cache is None:
-                    x_btd = run(block, x_btd, rotary, packing)
+                if cache is None:
+                    x_btd = self.through(block, x_btd, rotary, packing)
                 else:
                     x_btd = block(x_btd, rotary, cache=cache, layer=layer)
         if cache is not None:
@@ -205,7 +202,8 @@ class Transformer(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, Tensor], Packing | None]:
         """Returns what the first block gets: the embeddings [b, t, d], cos and sin of the angles, and the packing.
 
-        With `blocks` and `end`, these are the steps of `hidden`, for networks that exchange something between blocks.
+        With `through` for each of `blocks`, and `end`, these are the steps of `hidden`, for networks that exchange something
+        between blocks.
         """
         x_btd = self._embed(self.embed(tokens_bt) if embeddings_btd is None else embeddings_btd, features or {})
         if positions_bt is None and isinstance(documents_bt, Tensor):
@@ -215,6 +213,14 @@ class Transformer(nn.Module):
         if isinstance(packing, Tensor):
             packing = Packing.choose(packing, dtype=x_btd.dtype, fused=self.fused, causal=self.causal)
         return x_btd, rotary, packing
+
+    def through(self, block: nn.Module, x_btd: Tensor, rotary: tuple[Tensor, Tensor], packing: Packing | None) -> Tensor:
+        """Returns the output of one of `blocks`, [b, t, d]; compiled, or with recomputed activations, where that is asked for."""
+        run = compiled_block() if self.compiled and x_btd.is_cuda and self.training else run_block
+        if self.checkpoint_activations and torch.is_grad_enabled():
+            out: Tensor = checkpoint(run, block, x_btd, rotary, packing, use_reentrant=False)
+            return out
+        return run(block, x_btd, rotary, packing)
 
     def end(self, x_btd: Tensor) -> Tensor:
         """Returns the normalised hidden states [b, t, d] of the last block's output."""
