@@ -98,14 +98,18 @@ def test_killed_and_started_again_it_reaches_the_same_trials(whole: Path, tmp_pa
 
 @pytest.mark.parametrize(("number", "storage"), [(signal.SIGINT, "study.journal"), (signal.SIGTERM, "study.db")])
 def test_a_signal_leaves_nothing_running_and_the_next_start_goes_on(tmp_path: Path, number: int, storage: str) -> None:
-    options = ("--n-trials", "6", "--n-jobs", "2", "--seconds", "1", "--storage", str(tmp_path / storage))
+    options = ("--n-trials", "6", "--n-jobs", "2", "--seconds", "2", "--storage", str(tmp_path / storage))
     process = start(tmp_path, *options)
     until(lambda: lines(tmp_path, "begin").total() >= 3, process)
     before = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
     done(process, 128 + number)
-    states = collections.Counter(trial.state for trial in study(tmp_path, storage).trials)
-    assert states[TrialState.RUNNING] == 0 and states[TrialState.WAITING] == 2
+    trials = study(tmp_path, storage).trials  # one or two were running, a busy machine may not have begun the second yet
+    begun = [t for t in trials if lines(tmp_path, "begin")[t.number]]
+    assert all(t.state.is_finished() or t.state == TrialState.WAITING for t in begun)
+    assert 1 <= sum(t.state == TrialState.WAITING for t in begun) <= 2
+    assert not any(t.state == TrialState.RUNNING for t in trials)
+    assert all(t.user_attrs["reason"] == "n=9 always fails" for t in trials if t.state == TrialState.FAIL)
     _, alive = psutil.wait_procs(before, timeout=10)
     assert not alive, "a process was left behind"
     done(start(tmp_path, *options))
