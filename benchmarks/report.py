@@ -1,4 +1,4 @@
-"""Generates the tables and figures of docs/results and of the README from docs/results/rows."""
+"""Generates the tables and figures of docs/results, and the README's short table, from docs/results/rows."""
 
 import json
 import re
@@ -48,7 +48,7 @@ def spread(values: list[float]) -> str:
 
 
 def jsb() -> str:
-    """docs/results/jsb.md and its picture; returns the README's table."""
+    """docs/results/jsb.md and its picture; returns its table of the summary."""
     found = rows("jsb.jsonl")
     if not found:
         return ""
@@ -118,7 +118,7 @@ def curve(runs: list[Row]) -> None:
 
 
 def speed() -> str:
-    """docs/results/speed.md; returns the README's lines."""
+    """docs/results/speed.md; returns its table of the summary."""
     parts, short = ["# Speed\n\nEach comparison is one run on one machine, alternating sides; ratios are medians over pairs."], []
     for title, name in (
         ("Training against a Llama of the same shape (bf16 autocast, forward, backward, AdamW)", "train_speed.jsonl"),
@@ -249,6 +249,7 @@ def main() -> None:
     from report_optimizers import optimizers
     from report_representation import representation
     from report_styles import style_transfer
+    from report_summary import summary
     from report_sweeps import sweeps
     from report_synthesis import synthesis
     from report_techniques import techniques
@@ -276,8 +277,8 @@ def main() -> None:
     readme = ROOT / "README.md"
     begin, end = "<!-- results: made by `make report` -->", "<!-- end of results -->"
     head, _, rest = readme.read_text().partition(begin)
-    readme.write_text(f"{head}{begin}\n\n{block}\n\n{end}{rest.partition(end)[2]}")
-    print("wrote docs/results and the README's tables")
+    readme.write_text(f"{head}{begin}\n\n{summary(block)}\n\n{end}{rest.partition(end)[2]}")
+    print("wrote docs/results and the README's table")
 
 
 if __name__ == "__main__":

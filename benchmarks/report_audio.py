@@ -54,7 +54,7 @@ def goals(found: list[Row]) -> str:
 
 
 def audio() -> str:
-    """Writes docs/results/audio.md; returns the README's table, '' if nothing was measured."""
+    """Writes docs/results/audio.md; returns its table of the summary, '' if nothing was measured."""
     latest = {tuple(row[key] for key in ("pair", "budget_s", "seed", "source", "target", "row")): row
               for row in rows("style_second.jsonl") if row["recipe"] == "default"}  # fmt: skip
     found = list(latest.values())

@@ -1,8 +1,8 @@
-"""Sections on ways of decoding of docs/results/generation.md, and lines for the README; called by report_generation.py."""
+"""Sections of docs/results/generation.md on ways of decoding, and lines of the summary; called by report_generation.py."""
 
 from report import rows, table, where
 
-Section = tuple[list[str], list[list[str]]]  # paragraphs, and lines of the README's table
+Section = tuple[list[str], list[list[str]]]  # paragraphs, and lines of the summary's table
 
 
 def repetition() -> Section:

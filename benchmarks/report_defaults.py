@@ -39,7 +39,7 @@ def section(found: list[Row]) -> str:
 
 
 def defaults() -> str:
-    """docs/results/defaults.md; returns the README's table."""
+    """docs/results/defaults.md; returns its table of the summary."""
     latest = {(row["data"], row["name"], row["seed"]): row for row in rows("defaults.jsonl")}
     found: list[dict[str, Any]] = list(latest.values())
     if not found:

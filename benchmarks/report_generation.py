@@ -12,7 +12,7 @@ SCRIPTS = (
 
 
 def generation() -> str:
-    """docs/results/generation.md; returns the README's table."""
+    """docs/results/generation.md; returns its table of the summary."""
     filled, asked = rows("infilling.jsonl"), rows("requests.jsonl")
     parts, short = ["# Generation"], []
     if asked:
@@ -76,7 +76,7 @@ def generation() -> str:
 
 
 def notes_asked() -> tuple[list[str], list[list[str]]]:
-    """The sections on what is asked of the notes and on guidance, and lines of the README's table."""
+    """The sections on what is asked of the notes and on guidance, and lines of the summary's table."""
     asked, guided = rows("wishes.jsonl"), rows("guidance.jsonl")
     parts, short = [], []
     if asked:

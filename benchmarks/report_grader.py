@@ -44,7 +44,7 @@ def spread(values: list[float]) -> str:
 
 
 def grader() -> str:
-    """docs/results/grader.md; returns the README's table."""
+    """docs/results/grader.md; returns its table of the summary."""
     latest = {(row["test"], row["seed"]): row for row in rows("grader.jsonl") if row["split"] == "test"}
     found: list[Row] = list(latest.values())
     if not found:

@@ -40,7 +40,7 @@ def _comparison(found: list[Row]) -> str:
 
 
 def optimizers() -> str:
-    """docs/results/optimizers.md; returns the README's table."""
+    """docs/results/optimizers.md; returns its table of the summary."""
     tuning, compared = rows("optimizer_tuning.jsonl"), rows("optimizers.jsonl")
     if not tuning:
         return ""

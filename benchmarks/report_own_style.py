@@ -7,7 +7,7 @@ from report import Row, rows, table, where
 
 
 def own_style() -> tuple[list[str], list[list[str]]]:
-    """The section of docs/results/generation.md, and rows of the README's table."""
+    """The section of docs/results/generation.md, and rows of the summary's table."""
     if not (found := rows("my_style.jsonl")):
         return [], []
     header = ["pieces, case", "seeds", "trained", "val", "test", "in key", "distance", "copied", "CPU-minutes", "peak, MB"]

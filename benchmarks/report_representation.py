@@ -25,7 +25,7 @@ def _name(row: Row) -> str:
 
 
 def representation() -> str:
-    """docs/results/representation.md; returns the README's table."""
+    """docs/results/representation.md; returns its table of the summary."""
     found = rows("representation.jsonl")
     if not found:
         return ""

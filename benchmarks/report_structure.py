@@ -6,7 +6,7 @@ from report import rows, table, where
 
 
 def latents() -> tuple[list[str], list[list[str]]]:
-    """The section on task=vae, and its lines for the README."""
+    """The section on task=vae, and its lines of the summary."""
     found = rows("latents.jsonl")
     if not found:
         return [], []
@@ -46,7 +46,7 @@ def latents() -> tuple[list[str], list[list[str]]]:
 
 
 def strangers_case() -> tuple[list[str], list[list[str]]]:
-    """The section on the defaults on a folder, and its lines for the README."""
+    """The section on the defaults on a folder, and its lines of the summary."""
     found = rows("strangers_case.jsonl")
     if not found:
         return [], []
@@ -79,7 +79,7 @@ def strangers_case() -> tuple[list[str], list[list[str]]]:
 
 
 def structure() -> tuple[list[str], list[list[str]]]:
-    """The section on recurrence, and its lines for the README."""
+    """The section on recurrence, and its lines of the summary."""
     found = list({row["music"]: row for row in rows("structure.jsonl")}.values())
     if not found:
         return [], []
@@ -96,7 +96,7 @@ def structure() -> tuple[list[str], list[list[str]]]:
 
 
 def form() -> tuple[list[str], list[list[str]]]:
-    """The section on plans of bars, and its lines for the README."""
+    """The section on plans of bars, and its lines of the summary."""
     found = rows("form.jsonl")
     cases = {row["case"]: row for row in found}
     if "plan" not in cases or "no plan" not in cases:

@@ -82,7 +82,7 @@ def curves(found: list[Row]) -> None:
 
 
 def style_transfer() -> str:
-    """Writes docs/results/style_transfer.md; returns the README's table."""
+    """Writes docs/results/style_transfer.md; returns its table of the summary."""
     latest = {  # a row that was measured again takes the place of the earlier one
         tuple(row[key] for key in ("recipe", "pair", "budget_s", "seed", "source", "target", "row")): row
         for row in rows("style_transfer.jsonl")

@@ -32,7 +32,7 @@ def _kills(found: list[Row]) -> str:
 
 
 def sweeps() -> str:
-    """docs/results/sweeps.md; returns the README's table."""
+    """docs/results/sweeps.md; returns its table of the summary."""
     gain, speed, killed, runs = (rows(f"{name}.jsonl") for name in ("sweep_gain", "sweep_speed", "sweep_kills", "random_kills"))
     parts, short = ["# Sweeps and recovery"], []
     if gain:

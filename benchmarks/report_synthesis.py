@@ -17,7 +17,7 @@ LEVELS = {"basic": "#0072B2", "enhanced": "#D55E00"}
 
 
 def synthesis() -> str:
-    """Writes docs/results/synthesis.md; returns the README's table."""
+    """Writes docs/results/synthesis.md; returns its table of the summary."""
     found = rows("synthesis.jsonl")
     default, levels = ([row for row in found if row["case"] == case] for case in ("default", "level"))
     if not default:

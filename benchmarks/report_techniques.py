@@ -139,7 +139,7 @@ def overhead() -> str:
 
 
 def summary(found: list[Row]) -> str:
-    """Returns the README's table of techniques."""
+    """Returns the summary's table of techniques."""
     lines = []
     for data in ("jsb", "genres"):
         mine = [row for row in found if row["data"] == data]
@@ -158,7 +158,7 @@ def summary(found: list[Row]) -> str:
 
 
 def techniques() -> str:
-    """docs/results/techniques.md and its pictures; returns the README's table."""
+    """docs/results/techniques.md and its pictures; returns its table of the summary."""
     latest = {(row["data"], row["name"], row["seed"]): row for row in rows("techniques.jsonl")}
     found: list[dict[str, Any]] = list(latest.values())
     if not found:

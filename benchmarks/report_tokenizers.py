@@ -44,7 +44,7 @@ def _classes(found: list[Row]) -> str:
 
 
 def tokenizers() -> str:
-    """docs/results/tokenizers.md; nothing for the README."""
+    """docs/results/tokenizers.md; nothing for the summary."""
     every = rows("tokenizers.jsonl")
     if not every:
         return ""

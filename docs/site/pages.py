@@ -40,7 +40,7 @@ PAGES = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
-    "docs/results": "results/jsb.md",
+    "docs/results": "results/summary.md",
 }
 
 
