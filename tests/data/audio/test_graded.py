@@ -12,7 +12,7 @@ from etude.audio.degradations import quality
 from etude.audio.mel import MelContract
 from etude.data.audio.batches import RestrictedDraws
 from etude.data.audio.corpora import AudioFolder
-from etude.data.audio.graded import COARSE_BANDS, Spoiler, covered_frames, onset_frames, partners_of
+from etude.data.audio.graded import COARSE_BANDS, RECOLOURED, Spoiler, covered_frames, onset_frames, partners_of
 from etude.data.audio.module import StyleDataModule
 from tests.data.audio.files import CONTRACT, RATE, SEGMENT, inline, module, same, sound, write, write_styles
 
@@ -184,3 +184,22 @@ def test_a_folder_without_subfolders_is_one_style_and_loose_files_beside_some_ar
 def test_unknown_defects_are_told_before_anything_is_read(root: Path, tmp_path: Path, defects: list[str], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         graded(root, tmp_path, defects=defects)
+
+
+def test_sounds_are_changed_in_training_and_validation_and_not_in_tests(root: Path, tmp_path: Path) -> None:
+    data = graded(root, tmp_path)
+    data.setup("fit")
+    shares = [
+        loader.dataset.spoiler.recoloured for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader())
+    ]
+    assert shares == [RECOLOURED, RECOLOURED, 0.0]
+
+
+def test_a_changed_sound_is_no_defect_and_no_join() -> None:
+    clean = (np.random.default_rng(0).standard_normal(62 * 256).astype(np.float32), np.zeros(62, np.float32))
+    spoiler = Spoiler(DEFECTS, MelContract(), None, recoloured=1.0)
+    rows = [spoiler(clean, clean, np.random.default_rng(seed)) for seed in range(40)]
+    assert not any(row["sections"].any() for row in rows)  # the same piece is no other audio
+    whole = [row for row in rows if not row["strength"].any()]
+    assert len(whole) > 3 and all(row["quality"] == 10 and not row["defects"].any() and not row["bands"].any() for row in whole)
+    assert not np.array_equal(whole[0]["samples"], whole[1]["samples"])

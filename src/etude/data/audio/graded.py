@@ -1,8 +1,8 @@
 """Batches of audio with known defects, onsets and joins, for a grader to learn from.
 
-Each segment is made of clean audio: at times a second piece takes its place at a random frame, then random defects of random
-strengths are added, then the level is set. A segment depends on its own number alone, so that any number of workers gives the
-same batches and a run that is continued goes on bit for bit.
+Each segment is made of clean audio: at times a second piece takes its place at a random frame, most have their sound changed in
+ways that are no defects, then random defects of random strengths are added, then the level is set. A segment depends on its own
+number alone, so that any number of workers gives the same batches and a run that is continued goes on bit for bit.
 
 Shapes: s styles, b rows, d defects, z defects with a place in the spectrum, k coarse bands, m mel bands, f frames, n samples.
 """
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from etude.audio.degradations import BAND_DEFECTS, Degraded, degrade, normalise_level, quality
 from etude.audio.mel import MelContract
+from etude.audio.recolouring import recolour
 from etude.data.audio.batches import Clips, EvalRow, FixedSegments, RandomSegments, RestrictedDraws
 from etude.data.audio.build import clip_key
 from etude.data.audio.recordings import Recording
@@ -34,6 +35,7 @@ COARSE_BANDS = 8
 CHANGED_NATS = 3 * math.log(10) / 20  # 3 dB: a defect lies in the coarse bands that it changes by more
 JOINED_SHARE = 0.3  # of segments in which a second piece begins
 NUM_DEFECTS = (0.25, 0.4, 0.2, 0.15)  # how often a segment has none, one, two and three defects
+RECOLOURED = 0.75  # of segments whose sound is changed before, in training and validation
 WEAKEST = 0.1  # strength of a defect that is there
 OTHER_SEGMENT = 1 << 50  # added to the number of a draw for the second piece
 EVALUATION_SEED = 0  # of held-out segments: runs of all seeds are compared on the same ones
@@ -45,10 +47,13 @@ class Spoiler:
     """Makes one segment out of clean ones, with what is known about it.
 
     defects: the defects to choose from. contract: of the mels. gain_db: [lowest, highest] change of the level in training.
+    recoloured: share of segments whose sound is changed before (`audio.recolouring`): in training and validation, not in tests.
     """
 
-    def __init__(self, defects: Sequence[str], contract: MelContract, gain_db: tuple[float, float] | None) -> None:
-        self.defects, self.contract, self.gain_db = tuple(defects), contract, gain_db
+    def __init__(
+        self, defects: Sequence[str], contract: MelContract, gain_db: tuple[float, float] | None, recoloured: float = RECOLOURED
+    ) -> None:
+        self.defects, self.contract, self.gain_db, self.recoloured = tuple(defects), contract, gain_db, recoloured
         self.in_bands = [name for name in self.defects if name in BAND_DEFECTS]
 
     def __call__(self, clean: Clean, other: Clean, generator: np.random.Generator) -> dict[str, np.ndarray]:
@@ -61,7 +66,10 @@ class Spoiler:
         sections_f = np.zeros(frames, np.float32)
         samples_n, other_n = normalise_level(samples_n), normalise_level(other_n)
         joined, place, count, gain = generator.random(4)
-        if joined < JOINED_SHARE and not np.array_equal(samples_n, other_n):
+        joined = joined < JOINED_SHARE and not np.array_equal(samples_n, other_n)
+        if self.recoloured and generator.random() < self.recoloured:
+            samples_n, other_n = recolour(samples_n, generator, rate), recolour(other_n, generator, rate)
+        if joined:
             at = round((0.2 + 0.6 * place) * frames)
             samples_n = np.concatenate([samples_n[: at * hop], other_n[at * hop :]])
             onsets_f = np.concatenate([onsets_f[:at], other_f[at:]])

@@ -365,7 +365,8 @@ class StyleDataModule(CorpusDataModule):
         segments = FixedSegments(clips, segment=self.segment_frames, waveform=self._with_samples, **known)
         if self.defects is None:
             return self._loader(segments, batches)
-        options: Any = {"spoiler": Spoiler(self.defects, self.contract, None), "styles": self.styles, "waveform": self.waveform}
+        spoiler = Spoiler(self.defects, self.contract, None, **({"recoloured": 0.0} if split == "test" else {}))
+        options: Any = {"spoiler": spoiler, "styles": self.styles, "waveform": self.waveform}
         return self._loader(FixedGraded(segments, partners=partners_of(rows), **options), batches)
 
     def _notes_of(self, split: str) -> list[PieceNotes] | None:
