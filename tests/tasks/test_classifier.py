@@ -11,7 +11,7 @@ from torch import Tensor
 
 from etude.data.scores.corpora import Folder
 from etude.data.scores.module import MusicDataModule
-from etude.models.symbolic.shared_encoders import SHARING, SharedEncoders
+from etude.models.shared_encoders import SHARING, SharedEncoders
 from etude.models.symbolic.transformer import Transformer
 from etude.tasks.classifier import APART, Classifier, whole_pieces
 from etude.tokens.satb import SatbGrid
@@ -77,10 +77,10 @@ def test_gradients_reach_what_is_shared(sharing: str) -> None:
 
 def test_a_cross_stitch_of_the_identity_is_separate_networks() -> None:
     torch.manual_seed(0)
-    soft = SharedEncoders(lambda: NETWORK(vocab_size=20), ["a", "b"], sharing="soft")
+    soft = SharedEncoders(lambda: NETWORK(vocab_size=20), [["a", "b"]], sharing="soft")
     for parameter in soft.networks[1].parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
-    stitched = SharedEncoders(lambda: NETWORK(vocab_size=20), ["a", "b"], sharing="cross_stitch")
+    stitched = SharedEncoders(lambda: NETWORK(vocab_size=20), [["a", "b"]], sharing="cross_stitch")
     stitched.networks.load_state_dict(soft.networks.state_dict())
     stitched.mixture.data = torch.eye(2).repeat(2, 1, 1)
     tokens = torch.randint(0, 20, (2, 12), generator=torch.Generator().manual_seed(2))
@@ -89,7 +89,7 @@ def test_a_cross_stitch_of_the_identity_is_separate_networks() -> None:
 
 
 def test_the_distance_is_the_variance_of_the_weights() -> None:
-    soft = SharedEncoders(lambda: NETWORK(vocab_size=20), ["a", "b", "c"], sharing="soft")
+    soft = SharedEncoders(lambda: NETWORK(vocab_size=20), [["a", "b", "c"]], sharing="soft")
     assert float(soft.distance().detach()) == 0  # they start from one point
     for shift, network in zip((-1.0, 0.0, 1.0), soft.networks, strict=True):
         for parameter in network.parameters():
@@ -119,9 +119,9 @@ def test_a_piece_in_several_documents_gets_their_mean_logits() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"labels": None}, "data.targets names none"),
+        ({"labels": None}, "heads names none"),
         ({"labels": {"genre": ("folk",)}}, "all training pieces have the same genre, folk"),
-        ({"sharing": "some"}, "task.sharing=some is unknown; choose hard, soft, cross_stitch, attention"),
+        ({"sharing": "some"}, "sharing=some is unknown; choose hard, soft, cross_stitch, attention"),
         ({"gamma": -1.0}, "task.gamma=-1.0 must be at least 0"),
         ({"label_smoothing": 1.0}, r"task.label_smoothing=1.0 must lie in \[0, 1\)"),
     ],
