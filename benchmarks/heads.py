@@ -1,12 +1,12 @@
-"""Which heads of a classifier help which: single tasks, joint training, weightings, groups, sharing; rows for docs/results/heads.md.
+"""Which heads of a classifier help which: alone, together, weighted, in groups, by sharing; rows for docs/results/heads.md.
 
     OMP_NUM_THREADS=1 python benchmarks/heads.py genres --scores DIR [--seeds 0 1 2] [--only joint alone ...]
     OMP_NUM_THREADS=1 python benchmarks/heads.py composers
 
 Every run is `python train.py task=classifier heads=[...] ...` with the options below, in one process. `joint` also has
-technique=affinity, which changes nothing; the groups that it tells, by the mean over the seeds so far, are what `grouped` trains. The
-weights after the last step are evaluated (their average, by technique=ema), on validation and test pieces: nothing is chosen on
-the test pieces.
+technique=affinity, which changes nothing; the groups that it tells, by the mean over the seeds so far, are what `grouped` trains.
+The weights after the last step are evaluated (their average, by technique=ema), on validation and test pieces: nothing is chosen
+on the test pieces.
 """
 
 import argparse
@@ -35,7 +35,8 @@ METHODS = ("adaptive", "uncertainty", "dwa", "gradnorm", "pcgrad", "cagrad", "im
 SHARED = ("soft", "cross_stitch", "attention")
 OPTIONS = [
     "task=classifier", "model.dim=64", "model.num_layers=2", "model.num_heads=2", "model.num_kv_heads=null",
-    "model.hidden_dim=null", "data.transpose=null", "data.max_len=512", "data.batch_size=8", "data.max_eval_len=1024", "logger=[]",
+    "model.hidden_dim=null", "data.transpose=null", "data.max_len=512", "data.batch_size=8", "data.max_eval_len=1024",
+    "logger=[]",
 ]  # fmt: skip
 
 

@@ -32,8 +32,8 @@ class Classifier(Task):
     """Trains an encoder of tokens or mels with one head for each column of labels (multi-task learning).
 
     A batch is as `TokenInputs` or `MelInputs` say, with `label_COLUMN`; -1 is no label. A document is classified by the mean of
-    its hidden states; a piece that is cut into several, or audio in segments, by the mean of their logits. The loss has a term for
-    each head, its mean cross-entropy in nats over the documents that have its label, and 0 where no document of the batch has
+    its hidden states; a piece that is cut into several, or audio in segments, by the mean of their logits. The loss has a term
+    for each head, its mean cross-entropy in nats over the documents that have its label, and 0 where no document of the batch has
     one; with sharing=soft also `sharing`, the distance of the networks.
 
     Args:
@@ -273,8 +273,8 @@ class Classifier(Task):
 def _checked_labels(labels: Mapping[str, Sequence[str]] | None) -> dict[str, tuple[str, ...]]:
     if not labels:
         raise ValueError(
-            "task=classifier learns columns of labels, and heads names none; set heads=[genre], say (of audio: heads=[style]), or "
-            "data=dances"
+            "task=classifier learns columns of labels, and heads names none; set heads=[genre], say, of audio heads=[style], "
+            "or data=dances"
         )
     for name, classes in labels.items():
         if len(classes) < 2:

@@ -18,8 +18,8 @@ from etude.core.sharding import is_sharded
 from etude.core.task import Task
 from etude.core.technique import Technique
 from etude.metrics.sets.affinity import MOST, best_groups
-from etude.report.grade_plots import signed_table
 from etude.report.files import write_atomically
+from etude.report.grade_plots import signed_table
 
 Measure = Literal["lookahead", "cosine"]
 
