@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from etude.data.scores.corpora import Folder
 from etude.data.scores.module import MusicDataModule
@@ -40,6 +42,20 @@ def batch(genre: tuple[int, ...] = (0, 1, 1, 0), metre: tuple[int, ...] = (2, -1
     for name, classes in (("genre", genre), ("metre", metre)):
         found[f"label_{name}"] = torch.where(owner >= 0, torch.tensor(classes)[owner.clamp(min=0)], -1)
     return found
+
+
+class Fixed(pl.LightningDataModule):
+    """The same few batches, over and over."""
+
+    def __init__(self, batches: list[dict[str, Tensor]]) -> None:
+        super().__init__()
+        self.batches = batches
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.batches * 20, batch_size=None)  # type: ignore[arg-type]
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.batches, batch_size=None)  # type: ignore[arg-type]
 
 
 def test_a_head_averages_over_the_documents_that_have_its_label() -> None:

@@ -83,7 +83,7 @@ class SharedEncoders(nn.Module):
         if sharing == "cross_stitch":
             others = (1 - OWN) / max(count - 1, 1)
             mixture_hh = torch.full((count, count), others).fill_diagonal_(OWN if count > 1 else 1.0)
-            self.mixture = nn.Parameter(mixture_hh.repeat(depth, 1, 1))  # [blocks, h, h]
+            self.mixture = nn.Parameter(mixture_hh.repeat(depth, 1, 1), requires_grad=count > 1)  # [blocks, h, h]
         if sharing == "attention":
             self.masks = nn.ModuleList(nn.ModuleList(nn.Linear(first.dim, first.dim) for _ in self.tasks) for _ in range(depth))
 
