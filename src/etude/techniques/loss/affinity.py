@@ -41,7 +41,8 @@ class Affinity(Technique):
     Args:
         measure: lookahead or cosine.
         every: batches from one measurement to the next, at least 1; the first batch has one.
-        step: lookahead: length of the step as a share of the norm of the shared weights, above 0.
+        step: lookahead: length of the step as a share of the norm of the shared weights, in (0, 1). With a long step, such as
+            0.01, a step for any head harms all others.
         num_groups: how many groups to tell; None for as many as are worth most.
 
     Raises:
@@ -55,7 +56,7 @@ class Affinity(Technique):
     only_observes: ClassVar[bool] = True
 
     def __init__(
-        self, *, measure: Measure = "lookahead", every: int = 10, step: float = 0.01, num_groups: int | None = None
+        self, *, measure: Measure = "lookahead", every: int = 10, step: float = 0.001, num_groups: int | None = None
     ) -> None:
         super().__init__()
         if measure not in get_args(Measure):
@@ -63,7 +64,7 @@ class Affinity(Technique):
         if every < 1:
             raise ValueError(f"affinity.every is {every}, must be at least 1 batch; 10 is a good start")
         if not 0 < step < 1:
-            raise ValueError(f"affinity.step is {step}, must be in (0, 1); 0.01 is a good start")
+            raise ValueError(f"affinity.step is {step}, must be in (0, 1); 0.001 is a good start")
         if num_groups is not None and num_groups < 1:
             raise ValueError(f"affinity.num_groups is {num_groups}, must be at least 1, or null")
         self.measure: Measure = measure
