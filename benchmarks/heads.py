@@ -111,7 +111,7 @@ def main() -> None:
                     if "affinity" in techniques:
                         tables.append(techniques["affinity"].table().numpy())
                         own["affinity"] = np.round(tables[-1], 5).tolist()
-                        own["heads"] = heads
+                        own |= {"affinity_step": techniques["affinity"].step, "heads": heads}
                     for split in ("val", "test"):
                         floors = args.floors and name == "joint" and seed == args.seeds[0]
                         rows = score_classifier(task=task, datamodule=datamodule, folder=Path(folder), split=split, floors=floors)

@@ -60,17 +60,19 @@ def _calibration(found: list[Row], heads: list[str]) -> str:
 
 
 def _affinity(found: list[Row], heads: list[str]) -> str:
-    each = {row["seed"]: np.array(row["affinity"]) for row in found if "affinity" in row}
-    if not each:
-        return ""
-    mean = np.mean(list(each.values()), axis=0)
-    lines = [[f"a step for {source}", *(f"{value:+.4f}" for value in row)] for source, row in zip(heads, mean, strict=True)]
-    groups = ", ".join(" with ".join(heads[i] for i in group) for group in best_groups(mean))
-    return (
-        f"By how much a step for one head lowers the loss of another (`technique=affinity`), mean of {len(each)} seed(s):\n\n"
-        + table(["", *(f"loss of {head}" for head in heads)], lines)
-        + f"\n\nThe groups that follow: {groups}."
-    )
+    parts = []
+    for step in sorted({row["affinity_step"] for row in found if "affinity" in row}):
+        each = {row["seed"]: np.array(row["affinity"]) for row in found if row.get("affinity_step") == step}
+        mean = np.mean(list(each.values()), axis=0)
+        lines = [[f"a step for {source}", *(f"{value:+.4f}" for value in row)] for source, row in zip(heads, mean, strict=True)]
+        groups = "; ".join(" with ".join(heads[i] for i in group) for group in best_groups(mean))
+        parts.append(
+            f"By how much a step for one head lowers the loss of another (`technique=affinity`, steps of {step:g} of the norm of "
+            f"the shared weights; seeds: {len(each)}):\n\n"
+            + table(["", *(f"loss of {head}" for head in heads)], lines)
+            + f"\n\nThe groups that follow: {groups}."
+        )
+    return "\n\n".join(parts)
 
 
 def heads() -> str:
