@@ -64,16 +64,6 @@ class HasFeatures(Protocol):
 
 
 @runtime_checkable
-class HasHeads(Protocol):
-    """A task with several heads, each with a loss term of its name; the heads may share weights."""
-
-    @property
-    def head_names(self) -> Sequence[str]:
-        """The names of the heads, which are those of their loss terms."""
-        ...
-
-
-@runtime_checkable
 class Tokenized(Protocol):
     """A task on tokens of scores."""
 

@@ -72,7 +72,7 @@ class TokenInputs:
 
     def __init__(self, tokenizer: Tokenizer, *, hide_metre: bool | None, heads: list[str]) -> None:
         self.tokenizer = tokenizer
-        signatures = tokenizer.table.of_kind[TIME_SIG] if isinstance(tokenizer, MidiTokTokenizer) else []
+        signatures: Any = tokenizer.table.of_kind[TIME_SIG] if isinstance(tokenizer, MidiTokTokenizer) else []
         merged = isinstance(tokenizer, MidiTokTokenizer) and tokenizer.params.get("bpe_vocab_size") is not None
         wanted = METRE in heads if hide_metre is None else hide_metre
         if wanted and merged:

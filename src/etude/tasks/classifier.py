@@ -247,9 +247,9 @@ class Classifier(Task):
     @classmethod
     def constructor_arguments_from(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the constructor arguments that come from the data, read from a checkpoint."""
-        read = {"contract": MelContract(**saved["contract"])} if "contract" in saved else {}
-        read = read or {"tokenizer": Tokenizer.from_state(saved["tokenizer"])}
-        return {**read, "labels": saved["labels"], "temperatures": saved["temperatures"]}
+        of_mels = "contract" in saved
+        read = MelContract(**saved["contract"]) if of_mels else Tokenizer.from_state(saved["tokenizer"])
+        return {"contract" if of_mels else "tokenizer": read, "labels": saved["labels"], "temperatures": saved["temperatures"]}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

@@ -213,7 +213,7 @@ class Composers(Music21Corpus):
         if known is None and source.path.suffix == ".xml":
             header = _HEADER_COMPOSER.search(source.path.read_bytes())
             known = None if header is None else header.group(1).decode()
-        return {} if known is None else {source.path.stem: {"composer": known}}
+        return {} if known is None else {printable(source.path.stem): {"composer": known}}
 
 
 @dataclass(frozen=True)

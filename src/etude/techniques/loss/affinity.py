@@ -13,7 +13,7 @@ from torch import Tensor
 
 from etude.core import lightning
 from etude.core.batch import Batch
-from etude.core.protocols import HasHeads
+from etude.core.heads import HasHeads
 from etude.core.sharding import is_sharded
 from etude.core.task import Task
 from etude.core.technique import Technique
