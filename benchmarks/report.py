@@ -246,6 +246,7 @@ def main() -> None:
     from report_defaults import defaults
     from report_generation import generation
     from report_grader import grader
+    from report_heads import heads
     from report_optimizers import optimizers
     from report_representation import representation
     from report_styles import style_transfer
@@ -269,6 +270,7 @@ def main() -> None:
             audio(),
             synthesis(),
             representation(),
+            heads(),
             sweeps(),
             speed(),
         )

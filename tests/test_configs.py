@@ -32,6 +32,8 @@ NOT_SET = {  # arguments with a default that stand in no file: why. One without 
     "composer": "likewise",
     "style_dim": "the task's",
     "labels": "the data's columns data.targets",
+    "tokenizer": "of a classifier: the data's, if they are scores",
+    "contract": "of a classifier: the data's, if they are audio",
     "temperatures": "fitted in training; from the checkpoint",
     "border_thresholds": "likewise",
 }

@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from etude.data.scores.corpora import Folder
 from etude.data.scores.module import MusicDataModule
-from etude.models.symbolic.shared_encoders import SHARING, SharedEncoders
+from etude.models.shared_encoders import SHARING, SharedEncoders
 from etude.models.symbolic.transformer import Transformer
 from etude.tasks.classifier import APART, Classifier, whole_pieces
 from etude.tokens.satb import SatbGrid
@@ -40,6 +42,20 @@ def batch(genre: tuple[int, ...] = (0, 1, 1, 0), metre: tuple[int, ...] = (2, -1
     for name, classes in (("genre", genre), ("metre", metre)):
         found[f"label_{name}"] = torch.where(owner >= 0, torch.tensor(classes)[owner.clamp(min=0)], -1)
     return found
+
+
+class Fixed(pl.LightningDataModule):
+    """The same few batches, over and over."""
+
+    def __init__(self, batches: list[dict[str, Tensor]]) -> None:
+        super().__init__()
+        self.batches = batches
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.batches * 20, batch_size=None)  # type: ignore[arg-type]
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.batches, batch_size=None)  # type: ignore[arg-type]
 
 
 def test_a_head_averages_over_the_documents_that_have_its_label() -> None:
@@ -77,10 +93,10 @@ def test_gradients_reach_what_is_shared(sharing: str) -> None:
 
 def test_a_cross_stitch_of_the_identity_is_separate_networks() -> None:
     torch.manual_seed(0)
-    soft = SharedEncoders(lambda: NETWORK(vocab_size=20), ["a", "b"], sharing="soft")
+    soft = SharedEncoders(lambda: NETWORK(vocab_size=20), [["a", "b"]], sharing="soft")
     for parameter in soft.networks[1].parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
-    stitched = SharedEncoders(lambda: NETWORK(vocab_size=20), ["a", "b"], sharing="cross_stitch")
+    stitched = SharedEncoders(lambda: NETWORK(vocab_size=20), [["a", "b"]], sharing="cross_stitch")
     stitched.networks.load_state_dict(soft.networks.state_dict())
     stitched.mixture.data = torch.eye(2).repeat(2, 1, 1)
     tokens = torch.randint(0, 20, (2, 12), generator=torch.Generator().manual_seed(2))
@@ -89,7 +105,7 @@ def test_a_cross_stitch_of_the_identity_is_separate_networks() -> None:
 
 
 def test_the_distance_is_the_variance_of_the_weights() -> None:
-    soft = SharedEncoders(lambda: NETWORK(vocab_size=20), ["a", "b", "c"], sharing="soft")
+    soft = SharedEncoders(lambda: NETWORK(vocab_size=20), [["a", "b", "c"]], sharing="soft")
     assert float(soft.distance().detach()) == 0  # they start from one point
     for shift, network in zip((-1.0, 0.0, 1.0), soft.networks, strict=True):
         for parameter in network.parameters():
@@ -119,9 +135,9 @@ def test_a_piece_in_several_documents_gets_their_mean_logits() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"labels": None}, "data.targets names none"),
+        ({"labels": None}, "heads names none"),
         ({"labels": {"genre": ("folk",)}}, "all training pieces have the same genre, folk"),
-        ({"sharing": "some"}, "task.sharing=some is unknown; choose hard, soft, cross_stitch, attention"),
+        ({"sharing": "some"}, "sharing=some is unknown; choose hard, soft, cross_stitch, attention"),
         ({"gamma": -1.0}, "task.gamma=-1.0 must be at least 0"),
         ({"label_smoothing": 1.0}, r"task.label_smoothing=1.0 must lie in \[0, 1\)"),
     ],

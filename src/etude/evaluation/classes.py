@@ -1,4 +1,4 @@
-"""Evaluates a classifier of scores on held-out pieces beside honest floors: tables, confusion, reliability.
+"""Evaluates a classifier on held-out pieces beside honest floors: tables, confusion, reliability.
 
 Shapes: n pieces, c classes, v features of a floor.
 """
@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from etude.core.protocols import TokenViews
 from etude.metrics.sets import classes as scores
-from etude.report.grade_plots import confusion_matrix
+from etude.report.grade_plots import confusion_matrix, reliability_diagram
 from etude.report.run_page import begin_report, end_report
 
 NO_LABEL = -1
@@ -28,6 +29,7 @@ class TrainedClassifier(Protocol):
 
     labels: Mapping[str, Sequence[str]]
     temperatures: Mapping[str, float]
+    reads: Any  # how batches go into the networks, see `tasks.class_inputs`
     training: bool
     device: torch.device
 
@@ -52,7 +54,8 @@ def score_classifier(
     Args:
         task: a trained classifier. datamodule: the data of its training. folder: the run's folder.
         split: val or test.
-        floors: also fit a logistic regression on n-grams of the training pieces' tokens.
+        floors: also fit a logistic regression on n-grams of the training pieces' tokens, as the classifier reads them, or, of
+            audio, on the mean and the deviation of each mel band.
 
     Returns: a row for each head and method.
 
@@ -69,18 +72,24 @@ def score_classifier(
         known = np.array([piece for piece in sorted(logits[name]) if true[piece] != NO_LABEL], np.int64)
         if not len(known):
             raise ValueError(f"no piece of the {split} split has a {name} that the classifier knows; choose another split")
-        z = np.stack([logits[name][piece] for piece in known.tolist()]) / task.temperatures[name]
-        mine = _floors(datamodule, name, split, known, classes) if floors else []
+        z = np.stack([logits[name][piece] for piece in known.tolist()])
+        mine = _floors(task, datamodule, name, split, known, classes) if floors else []
         mine.append(_row(name, "this model", z.argmax(-1), true[known], len(classes)))
+        said = {"before": scores.softmax(z), "after": scores.softmax(z / task.temperatures[name])}
         mine[-1] |= {
-            "nats": scores.log_loss(z, true[known]),
-            "calibration error": scores.calibration_error(scores.softmax(z), true[known]),
-        }
+            "nats": scores.log_loss(z / task.temperatures[name], true[known]), "temperature": task.temperatures[name],
+            "calibration error before": scores.calibration_error(said["before"], true[known]),
+            "calibration error": scores.calibration_error(said["after"], true[known]),
+        }  # fmt: skip
         counts = scores.confusion(z.argmax(-1), true[known], num_classes=len(classes))
         picture = confusion_matrix(counts, list(classes), title=name, what="class")
         (folder / f"confusion_{name}.png").write_bytes(picture)
         report.heading(name).table(list(COLUMNS), [[_shown(row.get(column)) for column in COLUMNS] for row in mine])
         report.image(picture, alt=f"{name}: true classes by predicted ones")
+        curves = {f"{when} temperature scaling": scores.reliability(p, true[known]) for when, p in said.items()}
+        picture = reliability_diagram(curves, title=f"{name}: temperature {task.temperatures[name]:.2f}")
+        (folder / f"reliability_{name}.png").write_bytes(picture)
+        report.image(picture, alt=f"{name}: how often the most probable class is right, by its probability")
         rows += mine
     with (folder / "classes.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="")
@@ -90,7 +99,10 @@ def score_classifier(
     return rows
 
 
-COLUMNS = ("head", "method", "pieces", "classes", "accuracy", "balanced accuracy", "nats", "calibration error")
+COLUMNS = (
+    "head", "method", "pieces", "classes", "accuracy", "balanced accuracy", "nats", "temperature", "calibration error before",
+    "calibration error",
+)  # fmt: skip
 
 
 def _row(head: str, method: str, said: np.ndarray, true: np.ndarray, classes: int) -> Row:
@@ -128,17 +140,38 @@ def predicted(task: TrainedClassifier, batches: Iterable[Mapping[str, Tensor]]) 
 # --- floors ---
 
 
-def _floors(data: Any, name: str, split: str, known: np.ndarray, classes: Sequence[str]) -> list[Row]:
-    """The most frequent class of training, and a logistic regression on n-grams of tokens (also with balanced classes)."""
+def _floors(task: TrainedClassifier, data: Any, name: str, split: str, known: np.ndarray, classes: Sequence[str]) -> list[Row]:
+    """The most frequent class of training, and logistic regressions on features of the pieces, also with balanced classes."""
     train_true, true = data.classes("train")[name], data.classes(split)[name][known]
-    train_known = np.array([piece for piece in data.view("train").table["row"].tolist() if train_true[piece] != NO_LABEL])
+    scored = isinstance(data, TokenViews)
+    usable = data.view("train").table["row"].tolist() if scored else range(len(train_true))
+    train_known = np.array([piece for piece in usable if train_true[piece] != NO_LABEL])
     largest = np.bincount(train_true[train_known], minlength=len(classes)).argmax()
     rows = [_row(name, "most frequent class", np.full(len(true), largest), true, len(classes))]
-    train_x, x = ngram_features(bodies(data, "train", train_known), bodies(data, split, known))
-    for method, weight in (("n-grams, logistic regression", None), ("the same, balanced classes", "balanced")):
+    if scored:
+        shown = [_shown_bodies(task, data, each, pieces) for each, pieces in (("train", train_known), (split, known))]
+        train_x, x = ngram_features(*shown)
+    else:
+        train_x, x = (band_features(data, each, pieces) for each, pieces in (("train", train_known), (split, known)))
+    what = "n-grams" if scored else "mean and deviation of bands"
+    for method, weight in ((f"{what}, logistic regression", None), ("the same, balanced classes", "balanced")):
         model = fitted(train_x, train_true[train_known], weight=weight)
         rows.append(_row(name, method, model.predict(x), true, len(classes)))
     return rows
+
+
+def _shown_bodies(task: TrainedClassifier, data: Any, split: str, pieces: np.ndarray) -> list[np.ndarray]:
+    return [task.reads.shown(torch.from_numpy(body.astype(np.int64))).numpy() for body in bodies(data, split, pieces)]
+
+
+def band_features(data: Any, split: str, pieces: np.ndarray) -> np.ndarray:
+    """Returns the mean and the deviation over time of each band of the log mels of pieces, [n, 2 m].
+
+    pieces: their numbers, counted through all styles in their order.
+    """
+    places = [(style, index) for style in data.styles for index in range(data.num_pieces(split, style))]
+    mels = [data.log_mel(split, *places[piece]).numpy() for piece in pieces.tolist()]
+    return np.stack([np.concatenate([mel.mean(1), mel.std(1)]) for mel in mels]).astype(np.float64)
 
 
 def bodies(data: Any, split: str, pieces: np.ndarray) -> list[np.ndarray]:

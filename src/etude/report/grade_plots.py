@@ -46,6 +46,24 @@ def confusion_matrix(counts: ArrayLike, names: Sequence[str], *, title: str = ""
     return png(figure)
 
 
+def signed_table(values: ArrayLike, names: Sequence[str], *, title: str = "", rows: str = "", columns: str = "") -> bytes:
+    """Draws a square table of numbers around 0: blue above, red below, white at 0; NaN is left empty."""
+    table = np.asarray(values, np.float64)
+    apart = table[~np.eye(len(table), dtype=bool)]
+    largest = float(np.nanmax(np.abs(apart), initial=0.0)) or 1.0  # of the diagonal, larger ones don't matter
+    figure, axis = _single(title, width=1.6 + 1.0 * len(names), height=1.4 + 0.8 * len(names))
+    axis.imshow(table, cmap="RdBu", vmin=-largest, vmax=largest)
+    for row, column in np.ndindex(table.shape):
+        if np.isfinite(table[row, column]):
+            ink = "white" if abs(table[row, column]) > 0.6 * largest else "#222"
+            axis.text(column, row, f"{table[row, column]:+.3f}", ha="center", va="center", fontsize=8, color=ink)
+    axis.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=8)
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.set(xlabel=columns, ylabel=rows)
+    axis.spines[:].set_visible(False)
+    return png(figure)
+
+
 def reliability_diagram(curves: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]], *, title: str = "") -> bytes:
     """Draws how often what is said with a probability is true; curves: (probability, share true, number) of bins by name."""
     from matplotlib.figure import Figure

@@ -14,6 +14,7 @@ from etude.core.called import program
 from etude.run import again, before_after, continuing, recipes, starting
 from etude.run.command import check_contract, check_types, one_line_errors
 from etude.run.folder import locked_folder, run_folder, write_config
+from etude.run.heads import set_targets
 from etude.run.parts import (
     build_task,
     build_technique,
@@ -144,6 +145,7 @@ def _run(
             del cfg.technique[name]
     check_contract(cfg)
     check_types(cfg)
+    set_targets(cfg, overrides)
     overrides = repro.prepare(cfg, overrides)
     techniques = Composition(build_technique(node, cfg.outputs) for node in (cfg.get("technique") or {}).values()).techniques
     overrides = recipes.pinned(overrides, techniques)

@@ -1,6 +1,6 @@
-"""Tells the classes of scores, such as their genre and their metre: an encoder and a head for each column of labels.
+"""Tells the classes of scores or audio, such as genre and metre: an encoder and a head for each column of labels.
 
-Shapes: b rows, t tokens, d width, n documents, c classes.
+Shapes: b rows, t tokens, d width, n documents (of audio: segments), c classes.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from etude.audio.mel import MelContract
 from etude.core.batch import Batch
 from etude.core.measuring import Measure, Measured
 from etude.core.task import OptimizerFactory, SchedulerFactory, Task
 from etude.losses.focal import focal_loss_of_classes
 from etude.metrics.sets import classes as scores
-from etude.models.symbolic.shared_encoders import SharedEncoders
-from etude.tasks.encoder_weights import encoder_weights
-from etude.tasks.pooling import each_document, mean_of_documents
-from etude.tasks.token_nll import token_features
+from etude.models.shared_encoders import SharedEncoders
+from etude.tasks.class_inputs import MelInputs, TokenInputs, class_inputs
 from etude.tokens.tokenizer import Tokenizer
 
 APART = "sharing"  # the term of the distance of networks
@@ -30,18 +29,21 @@ NO_LABEL = -1
 
 
 class Classifier(Task):
-    """Trains an encoder of tokens with one head for each column of labels (multi-task learning).
+    """Trains an encoder of tokens or mels with one head for each column of labels (multi-task learning).
 
-    A batch holds `tokens`, `documents`, `positions`, `piece`, `feature_*` and `label_COLUMN`, all [b, t]; -1 is no label. A
-    document is classified by the mean of its hidden states; a piece that is cut into several by the mean of their logits. The
-    loss has a term for each head, its mean cross-entropy in nats over the documents that have its label, and 0 where no
-    document of the batch has one; with sharing=soft also `sharing`, the distance of the networks.
+    A batch is as `TokenInputs` or `MelInputs` say, with `label_COLUMN`; -1 is no label. A document is classified by the mean of
+    its hidden states; a piece that is cut into several, or audio in segments, by the mean of their logits. The loss has a term
+    for each head, its mean cross-entropy in nats over the documents that have its label, and 0 where no document of the batch has
+    one; with sharing=soft also `sharing`, the distance of the networks.
 
     Args:
-        model: builds the network; called with vocab_size and feature_sizes. Set model.causal=false, so that each token sees
-            its whole piece.
-        tokenizer: of the data; stored in the checkpoint.
+        model: builds the network; called with vocab_size and feature_sizes, or with n_mels. Set model.causal=false, so that
+            each token sees its whole piece.
+        tokenizer, contract: of the data, which have one of them; stored in the checkpoint.
         labels: column -> names of its classes, from data.targets; stored in the checkpoint.
+        heads: those columns in groups that share nothing, such as [[genre, composer], [key, metre]]; None, or a plain list, for
+            one group.
+        hide_metre: see `TokenInputs`.
         sharing: hard, soft, cross_stitch or attention, see `SharedEncoders`.
         balance_classes: weigh each document by the inverse frequency of its class in the training data that was seen.
         gamma: exponent of the focal loss, at least 0; 0 is the cross-entropy.
@@ -50,10 +52,10 @@ class Classifier(Task):
         temperatures: column -> what its logits are divided by, fitted at the end of every validation; None for 1.
         optimizer, scheduler, loss_weights, seed: see `Task`.
 
-    Raises: ValueError for a value out of range, data without labels, or a column with one class only.
+    Raises: ValueError for a value out of range, data without labels, heads that are not the labels, or a column with one class
+        only.
     """
 
-    example_axis: ClassVar[int | None] = 0
     step_trace_names: ClassVar[tuple[str, ...]] = ("counts",)
     seen: Tensor
 
@@ -61,8 +63,11 @@ class Classifier(Task):
         self,
         *,
         model: Callable[..., nn.Module],
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None = None,
+        contract: MelContract | None = None,
         labels: Mapping[str, Sequence[str]] | None = None,
+        heads: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        hide_metre: bool | None = None,
         sharing: str = "hard",
         balance_classes: bool = False,
         gamma: float = 0.0,
@@ -81,13 +86,18 @@ class Classifier(Task):
                 raise ValueError(f"task.{name}={value} must lie in [0, {high:g})")
         if gamma < 0:
             raise ValueError(f"task.gamma={gamma} must be at least 0; 0 is the cross-entropy")
-        self.tokenizer, self.balance_classes, self.gamma = tokenizer, balance_classes, gamma
+        self.balance_classes, self.gamma = balance_classes, gamma
         self.label_smoothing, self.head_dropout = label_smoothing, head_dropout
         self.temperatures = dict(temperatures or dict.fromkeys(self.labels, 1.0))
-        sizes = dict(tokenizer.feature_sizes)
-        self.model = SharedEncoders(
-            lambda: model(vocab_size=len(tokenizer), feature_sizes=sizes), list(self.labels), sharing=sharing
-        )
+        self.reads = class_inputs(tokenizer, contract, hide_metre=hide_metre, heads=list(self.labels))
+        if isinstance(self.reads, TokenInputs):
+            self.tokenizer = self.reads.tokenizer
+        else:
+            self.contract = self.reads.contract
+            self.min_styles = 1  # type: ignore[misc]
+        self.example_axis = 0 if isinstance(self.reads, TokenInputs) else 1  # type: ignore[misc]
+        options = self.reads.network_options()
+        self.model = SharedEncoders(lambda: model(**options), _groups(heads, list(self.labels)), sharing=sharing)
         self.heads = nn.ModuleDict(
             {f"head_{name}": nn.Linear(self.model.dim, len(classes)) for name, classes in self.labels.items()}
         )
@@ -100,18 +110,17 @@ class Classifier(Task):
     def residual_blocks(self) -> Sequence[nn.Module]:
         return tuple(block for network in self.model.networks for block in network.blocks)  # type: ignore[union-attr]
 
+    @property
+    def head_names(self) -> Sequence[str]:
+        return tuple(self.labels)
+
     # --- training ---
 
     def hidden(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the mean hidden state of each document for each head, [n, d]."""
-        given = {"embeddings_btd": batch["embeddings"]} if "embeddings" in batch else {}
-        found = self.model(
-            batch["tokens"], documents_bt=batch["documents"], positions_bt=batch["positions"], features=token_features(batch),
-            **given,
-        )  # fmt: skip
-        real = batch["documents"] >= 0
+        inputs, where = self.reads.arguments(batch)
         once: dict[int, Tensor] = {}  # heads that share a network share its mean
-        return {name: once.setdefault(id(x), mean_of_documents(x, batch, real)) for name, x in found.items()}
+        return {name: once.setdefault(id(x), self.reads.pooled(x, batch)) for name, x in self.model(*inputs, **where).items()}
 
     def class_logits(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the logits of each head for each document, [n, c], in float32."""
@@ -126,7 +135,7 @@ class Classifier(Task):
         found, logits = dict[str, Tensor](), self.class_logits(batch)
         counts = torch.zeros_like(self.seen)
         for number, (name, classes) in enumerate(self.labels.items()):
-            true = each_document(batch, f"label_{name}")
+            true = self.reads.each(batch, f"label_{name}")
             known = true != NO_LABEL
             counts[number, : len(classes)] = torch.bincount(true[known], minlength=len(classes))
             if not known.any():
@@ -148,15 +157,23 @@ class Classifier(Task):
         self.seen += torch.stack(self.step_trace["counts"]).sum(0)
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
-        """Returns {"embeddings": the tokens' embeddings [b, t, d]}. Raises: ValueError if each head has a network of its own."""
+        """Returns {"mel": the normalised mels [s, b, m, f]}, or {"embeddings": the tokens' embeddings [b, t, d]}.
+
+        Raises: ValueError if several networks embed tokens.
+        """
+        if isinstance(self.reads, MelInputs):
+            return {"mel": batch["mel"]}
         if len(self.model.networks) > 1:
-            raise ValueError(f"with task.sharing={self.model.sharing} each head embeds tokens by itself; set task.sharing=hard")
+            raise ValueError(
+                "several networks embed the tokens, each by itself (sharing=soft or cross_stitch, or groups of heads); set "
+                "sharing=hard and heads=[...] without groups"
+            )
         embed: Any = self.model.networks[0].embed
-        return {"embeddings": batch["embeddings"] if "embeddings" in batch else embed(batch["tokens"])}
+        return {"embeddings": batch["embeddings"] if "embeddings" in batch else embed(self.reads.shown(batch["tokens"]))}
 
     def with_inputs(self, batch: Batch, inputs: Mapping[str, Tensor]) -> Batch:
-        """Returns the batch with these embeddings instead of those of its tokens."""
-        return {**batch, "embeddings": inputs["embeddings"]}
+        """Returns the batch with these mels, or with these embeddings instead of those of its tokens."""
+        return {**batch, **inputs}
 
     def features(self, batch: Batch) -> Tensor:
         """Returns one row for each document, [n, d]: the mean of its hidden states, of all heads' networks side by side."""
@@ -165,7 +182,7 @@ class Classifier(Task):
 
     def documents(self, batch: Batch, name: str = "piece") -> Tensor:
         """Returns the batch's entry `name`, such as `piece` or `label_genre`, once for each document: [n]."""
-        return each_document(batch, name)
+        return self.reads.each(batch, name)
 
     # --- validation ---
 
@@ -179,9 +196,9 @@ class Classifier(Task):
         """Returns cross-entropy and accuracy of each head over the documents with its label, and the mean cross-entropy."""
         logits = self.class_logits(batch)
         found, nlls = dict[str, Measured](), list[tuple[Tensor, Tensor]]()
-        self._measured = {"piece": each_document(batch, "piece").cpu().numpy()}
+        self._measured = {"piece": self.reads.each(batch, "piece").cpu().numpy()}
         for name, value in logits.items():
-            true = each_document(batch, f"label_{name}")
+            true = self.reads.each(batch, f"label_{name}")
             known = true != NO_LABEL
             count = known.sum()
             nll = F.cross_entropy(value[known], true[known], reduction="none")
@@ -224,20 +241,19 @@ class Classifier(Task):
             return super().weights_from(saved, path)
         for number in range(len(self.model.networks)):
             prefix = f"model.networks.{number}."
-            own |= encoder_weights(saved, own=own, prefix=prefix, tokenizer=self.tokenizer, path=path)
+            own |= self.reads.encoder_weights(saved, own=own, prefix=prefix, path=path)
         return own
 
     @classmethod
     def constructor_arguments_from(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the constructor arguments that come from the data, read from a checkpoint."""
-        tokenizer = Tokenizer.from_state(saved["tokenizer"])
-        return {"tokenizer": tokenizer, "labels": saved["labels"], "temperatures": saved["temperatures"]}
+        of_mels = "contract" in saved
+        read = MelContract(**saved["contract"]) if of_mels else Tokenizer.from_state(saved["tokenizer"])
+        return {"contract" if of_mels else "tokenizer": read, "labels": saved["labels"], "temperatures": saved["temperatures"]}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["etude"] |= {
-            "tokenizer": self.tokenizer.state_dict(),
-            "tokenizer_fingerprint": self.tokenizer.fingerprint,
+        checkpoint["etude"] |= self.reads.state() | {
             "labels": {name: list(classes) for name, classes in self.labels.items()},
             "temperatures": dict(self.temperatures),
         }
@@ -245,10 +261,7 @@ class Classifier(Task):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         saved = checkpoint["etude"]
-        if saved["tokenizer_fingerprint"] != self.tokenizer.fingerprint:
-            raise ValueError(
-                "the checkpoint was trained with another tokenizer; give the data= and tokenizer= options of its run"
-            )
+        self.reads.check(saved)
         found = {name: list(classes) for name, classes in self.labels.items()}
         if saved["labels"] != found:
             raise ValueError(
@@ -260,12 +273,22 @@ class Classifier(Task):
 def _checked_labels(labels: Mapping[str, Sequence[str]] | None) -> dict[str, tuple[str, ...]]:
     if not labels:
         raise ValueError(
-            "task=classifier learns columns of labels, and data.targets names none; set data.targets=[genre], say, or data=dances"
+            "task=classifier learns columns of labels, and heads names none; set heads=[genre], say, of audio heads=[style], "
+            "or data=dances"
         )
     for name, classes in labels.items():
         if len(classes) < 2:
-            raise ValueError(f"data.targets: all training pieces have the same {name}, {classes[0]}; leave it out")
+            raise ValueError(f"heads: all training pieces have the same {name}, {classes[0]}; leave it out")
     return {name: tuple(classes) for name, classes in labels.items()}
+
+
+def _groups(heads: Sequence[Any] | None, labels: Sequence[str]) -> list[list[str]]:
+    """Returns the names of the heads in groups. Raises: ValueError if they are not the labels, each once."""
+    given = list(heads or labels)
+    groups = [list(group) for group in given] if not isinstance(given[0], str) else [given]
+    if sorted(name for group in groups for name in group) != sorted(labels):
+        raise ValueError(f"heads={groups}: the data give labels of {', '.join(labels)}; name each of them in one group")
+    return groups
 
 
 def whole_pieces(piece_n: np.ndarray, logits_nc: np.ndarray, true_n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from etude.audio.mel import MelContract
 from etude.core.checkpoint_files import unusable_checkpoint
 from etude.tokens.tokenizer import Tokenizer
 from etude.tokens.vocabulary_weights import rows_by_token
@@ -42,3 +43,25 @@ def encoder_weights(
         raise ValueError(f"weights={path}: its network has no {lacking[0]}; give the model= options of its run")
     found = rows_by_token(given, other, own=network, tokenizer=tokenizer, path=path)
     return {f"{prefix}{name}": value for name, value in found.items()}
+
+
+def mel_encoder_weights(
+    saved: Mapping[str, Any], *, own: Mapping[str, Tensor], prefix: str, contract: MelContract, path: Path
+) -> dict[str, Tensor]:
+    """Returns the weights of the encoder of mels under `prefix`, taken from the network of a checkpoint, such as a grader's.
+
+    Args: as `encoder_weights`; contract: of the new task's mels.
+
+    Raises: ValueError if the checkpoint holds no such network, one of other sizes, or one of other mels.
+    """
+    weights = saved["state_dict"]
+    network = {name.removeprefix(prefix): value for name, value in own.items() if name.startswith(prefix)}
+    theirs = next((each for each in PREFIXES if all(f"{each}{name}" in weights for name in network)), None)
+    if theirs is None or "contract" not in saved["etude"]:
+        raise ValueError(f"weights={path}: it holds no such network of mels; give a run of task=grader or classifier on audio")
+    found = MelContract(**saved["etude"]["contract"])
+    if found != contract:
+        raise ValueError(f"weights={path}: it reads other mels: {found.difference(contract)}; give the contract= of its run")
+    if wrong := [name for name, value in network.items() if weights[f"{theirs}{name}"].shape != value.shape]:
+        raise ValueError(f"weights={path}: its {wrong[0]} has another size; give the model= options of its run")
+    return {f"{prefix}{name}": weights[f"{theirs}{name}"] for name in network}

@@ -1,12 +1,13 @@
 """Corpora list what is there, and say in one line what to do where nothing is."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from etude.data.scores.corpora import Chorales, Early, Everything, Folder, Folk, Jsb
+from etude.data.scores.corpora import Chorales, Composers, Early, Everything, Folder, Folk, Jsb
 from etude.data.scores.jsb import read_jsb
 from etude.music.score import ScoreError
 from etude.tokens.satb import SatbGrid
@@ -113,3 +114,23 @@ def test_what_is_not_the_benchmark_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"train": [[1, 2]]}')
     with pytest.raises(ScoreError, match="not the JSB benchmark"):
         list(read_jsb(tmp_path / "x.json"))
+
+
+def test_composers_are_known_by_folder_and_header() -> None:
+    corpus = Composers(most=60)
+    files = corpus.files()
+    folders = Counter(source.name.partition("/")[0] for source in files)
+    assert folders["palestrina"] == folders["bach"] == 60 and folders["haydn"] == 9 and folders["mozart"] == 16
+    assert [source.name for source in files] == sorted(source.name for source in files)
+    assert {source.name for source in Composers(most=10).files()} < {source.name for source in files}  # a part of them
+    named = {source: corpus.labels(source) for source in files}
+    bach = next(source for source in files if source.name.startswith("bach/"))
+    assert named[bach] == {bach.path.stem: {"composer": "Bach"}}
+    early = [labels for source, labels in named.items() if source.name.startswith("trecento/")]
+    told = [labels for labels in early if labels]
+    assert 0 < len(told) < len(early) and {value["composer"] for labels in told for value in labels.values()} == {"Ciconia"}
+
+
+def test_a_corpus_of_no_files_of_a_composer_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"data.corpus.most=0 must be at least 1"):
+        Composers(most=0).files()

@@ -35,3 +35,11 @@ def test_the_temperature_has_the_lowest_log_loss_and_calibrates() -> None:
 def test_the_calibration_error_is_the_gap() -> None:
     probabilities = np.array([[0.8, 0.2]] * 10)
     assert classes.calibration_error(probabilities, np.array([0] * 5 + [1] * 5)) == pytest.approx(0.3)
+
+
+def test_the_reliability_is_the_confidence_and_accuracy_of_bins() -> None:
+    probabilities = np.array([[0.95, 0.05]] * 4 + [[0.45, 0.55]] * 2)
+    said, right, count = classes.reliability(probabilities, np.array([0, 0, 0, 1, 1, 0]), num_bins=10)
+    assert count.tolist() == [0, 0, 0, 0, 0, 2, 0, 0, 0, 4]
+    assert said[[5, 9]] == pytest.approx([0.55, 0.95]) and right[[5, 9]] == pytest.approx([0.5, 0.75])
+    assert said[0] == right[0] == 0

@@ -73,6 +73,7 @@ class Music21Corpus(Corpus):
     """
 
     collections: ClassVar[tuple[tuple[str, str, str, str], ...]] = ()
+    pattern: ClassVar[str] = "*"  # of the files in a folder
 
     def files(self) -> list[Source]:
         spec = importlib.util.find_spec("music21")  # finds the folder without importing music21, which takes three seconds
@@ -83,7 +84,7 @@ class Music21Corpus(Corpus):
         found = [
             Source(path, path.relative_to(root).as_posix(), genre, f"music21 {version} corpus: {title}", licence)
             for folder, genre, title, licence in self.collections
-            for path in sorted((root / folder).glob("*"))
+            for path in sorted((root / folder).glob(self.pattern))
             if path.suffix.lower() in SUFFIXES and path.stem not in EXCLUDED
         ]
         if not found:
@@ -167,6 +168,52 @@ class Dances(Music21Corpus):
             if dance is not None:
                 found[name] = {"dance": dance}
         return found
+
+
+COMPOSERS = {
+    "bach": "Bach", "beethoven": "Beethoven", "haydn": "Haydn", "monteverdi": "Monteverdi", "mozart": "Mozart",
+    "palestrina": "Palestrina",
+}  # fmt: skip  # folder -> composer of its files
+_HEADER_COMPOSER = re.compile(rb'<creator type="composer">\s*(?:Johannes )?(Ciconia)\b(?!.*dubium)')  # the one with many pieces
+
+
+@dataclass(frozen=True)
+class Composers(Music21Corpus):
+    """Works of seven composers from Ciconia to Beethoven, included in music21, 955 files; the column `composer` names them.
+
+    Folders name their composer, and files of the Trecento collection theirs in the header: of these only Ciconia has more than
+    a few, and the others have no composer here.
+
+    most: files of one folder, from 1 on; of a larger one these are chosen by the hash of their names.
+    """
+
+    collections = (
+        *_CHORALES,
+        *_EARLY,
+        ("haydn", "classical", "Haydn, string quartets", M21_LICENCE),
+        ("mozart", "classical", "Mozart, string quartets", M21_LICENCE),
+        ("beethoven", "classical", "Beethoven, string quartets", M21_LICENCE),
+    )
+    label_columns = ("composer",)
+    pattern = "**/*"  # quartets are in folders of their own
+    most: int = 400
+
+    def files(self) -> list[Source]:
+        if self.most < 1:
+            raise ValueError(f"data.corpus.most={self.most} must be at least 1 file of each folder; 400 is a good start")
+        found = super().files()
+        folders = {source.name.partition("/")[0]: list[Source]() for source in found}
+        for source in found:
+            folders[source.name.partition("/")[0]].append(source)
+        kept = [sorted(each, key=lambda s: hashlib.sha256(s.name.encode()).digest())[: self.most] for each in folders.values()]
+        return sorted((source for each in kept for source in each), key=lambda source: source.name)
+
+    def labels(self, source: Source) -> dict[str, dict[str, str]]:
+        known = COMPOSERS.get(source.name.partition("/")[0])
+        if known is None and source.path.suffix == ".xml":
+            header = _HEADER_COMPOSER.search(source.path.read_bytes())
+            known = None if header is None else header.group(1).decode()
+        return {} if known is None else {printable(source.path.stem): {"composer": known}}
 
 
 @dataclass(frozen=True)

@@ -64,15 +64,26 @@ def fit_temperature(logits_nc: ArrayLike, true_n: ArrayLike) -> float:
     return float(math.exp(found.x))
 
 
+def reliability(probabilities_nc: ArrayLike, true_n: ArrayLike, *, num_bins: int = 15) -> tuple[Floats, Floats, Floats]:
+    """Returns mean confidence, accuracy and number of the examples in each of equally wide bins of confidence, [num_bins].
+
+    The first two are 0 in an empty bin. Source: Guo et al. 2017, section 2.
+    """
+    p, true = np.asarray(probabilities_nc, np.float64), np.asarray(true_n, np.int64)
+    said, right = p.max(-1), (p.argmax(-1) == true).astype(np.float64)
+    place = np.minimum((said * num_bins).astype(np.int64), num_bins - 1)
+    counts = np.bincount(place, minlength=num_bins).astype(np.float64)
+    sums = (np.bincount(place, each, num_bins) for each in (said, right))
+    confidence, accurate = (each / counts.clip(1) for each in sums)
+    return confidence, accurate, counts
+
+
 def calibration_error(probabilities_nc: ArrayLike, true_n: ArrayLike, *, num_bins: int = 15) -> float:
     """Returns the mean over examples of |accuracy - confidence| of their bin of confidence, in [0, 1]; NaN without examples.
 
     Source: Guo et al. 2017, equation 3.
     """
-    p, true = np.asarray(probabilities_nc, np.float64), np.asarray(true_n, np.int64)
-    if not len(true):
+    if not len(np.asarray(true_n)):
         return math.nan
-    said, right = p.max(-1), (p.argmax(-1) == true).astype(np.float64)
-    place = np.minimum((said * num_bins).astype(np.int64), num_bins - 1)
-    gaps = np.bincount(place, right - said, num_bins)
-    return float(np.abs(gaps).sum() / len(true))
+    confidence, accurate, counts = reliability(probabilities_nc, true_n, num_bins=num_bins)
+    return float(np.sum(counts * np.abs(accurate - confidence)) / counts.sum())
