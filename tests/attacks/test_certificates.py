@@ -67,7 +67,8 @@ def convolutional() -> nn.Sequential:
     made = nn.Sequential(
         nn.Conv2d(1, 4, 3, stride=(2, 1), padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True),
         nn.Conv2d(4, 6, 3, padding=1, groups=2), nn.LeakyReLU(), nn.AvgPool2d(2, padding=1), nn.Flatten(2),
-        nn.Conv1d(6, 5, 3, dilation=2), nn.Dropout(0.5), nn.Tanh(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(5, 8), nn.Softplus(), nn.Linear(8, 3),
+        nn.Conv1d(6, 5, 3, dilation=2), nn.Dropout(0.5), nn.Tanh(), nn.AdaptiveAvgPool1d(1),
+        nn.Flatten(), nn.Linear(5, 8), nn.Softplus(), nn.Linear(8, 3),
     )  # fmt: skip
     with torch.no_grad():
         for layer in made:

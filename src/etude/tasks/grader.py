@@ -177,7 +177,25 @@ class Grader(Task):
         rows: np.ndarray = gathered.reshape(-1, *own.shape[1:]).cpu().numpy()
         return rows
 
-    # --- for techniques ---
+    # --- for techniques and attacks ---
+
+    @property
+    def labels(self) -> dict[str, tuple[str, str]]:
+        """The defects as decisions: name -> its two classes."""
+        return dict.fromkeys(self.defects, ("absent", "present"))
+
+    def class_logits(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns the logits of both classes of each defect for each segment, [s * b, 2]: 0 and the logit of the defect."""
+        clip = self.grades(batch).clip
+        return {name: torch.stack([torch.zeros_like(z), z], dim=1) for name, z in zip(self.defects, clip.T, strict=True)}
+
+    def documents(self, batch: Batch, name: str = "piece") -> Tensor:
+        """Returns, for each segment [s * b], whether it has the defect of `label_DEFECT`; `piece` numbers the segments."""
+        if name == "piece":
+            return torch.arange(batch["mel"].shape[0] * batch["mel"].shape[1], device=batch["mel"].device)
+        defect = self.defects.index(name.removeprefix("label_"))
+        present: Tensor = batch["defects"].flatten(0, 1)[:, defect].amax(-1) > 0.5
+        return present.long()
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
         """Returns {"mel": the normalised mels [s, b, m, f]}."""

@@ -1,0 +1,24 @@
+"""Protocols of tasks that classify; see `etude.core.protocols`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from etude.core.batch import Batch
+from etude.core.protocols import TakesInputs
+
+
+@runtime_checkable
+class ClassifiesInputs(TakesInputs, Protocol):
+    """A task that classifies music from continuous inputs: a row of logits for each document, segment or decision."""
+
+    labels: Mapping[str, Sequence[str]]  # head -> names of its classes
+
+    def class_logits(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Returns the logits of each head, [n, c], a row for each mel, or for each document in the order of the rows."""
+        ...
+
+    def documents(self, batch: Batch, name: str = "piece") -> Tensor:
+        """Returns the batch's entry `name`, such as `label_genre`, once for each row of logits: [n]; -1 is no label."""
+        ...
