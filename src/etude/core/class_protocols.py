@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from etude.core.batch import Batch
 from etude.core.protocols import TakesInputs
@@ -21,4 +21,13 @@ class ClassifiesInputs(TakesInputs, Protocol):
 
     def documents(self, batch: Batch, name: str = "piece") -> Tensor:
         """Returns the batch's entry `name`, such as `label_genre`, once for each row of logits: [n]; -1 is no label."""
+        ...
+
+
+@runtime_checkable
+class HasLayers(ClassifiesInputs, Protocol):
+    """A classifier of mels whose network is a chain of layers, through which bounds can be propagated."""
+
+    def layers(self, head: str) -> nn.Module:
+        """Returns the chain from normalised mels [n, m, f] to the head's logits [n, c]. Raises: ValueError if there is none."""
         ...

@@ -24,6 +24,7 @@ from etude.losses.focal import focal_loss
 from etude.metrics.audio.calibration import fit_temperatures, sigmoid
 from etude.metrics.audio.detection import average_precision, best_threshold
 from etude.models.mel.grader import Grades
+from etude.models.mel.plain_grader import PlainGraderNetwork
 
 NUM_BANDS = 8  # coarse bands, as in the batches
 LOWEST, HIGHEST = 1.0, 10.0  # quality
@@ -204,6 +205,15 @@ class Grader(Task):
     def with_inputs(self, batch: Batch, inputs: Mapping[str, Tensor]) -> Batch:
         """Returns the batch with these mels; what is known about them stays as it is."""
         return {**batch, "mel": inputs["mel"]}
+
+    def layers(self, head: str) -> nn.Module:
+        """Returns the chain of layers from mels [n, m, f] to the logits of a defect, [n, 2]; see `class_logits`.
+
+        Raises: ValueError if the network is no chain.
+        """
+        if not isinstance(self.model, PlainGraderNetwork):
+            raise ValueError(f"{type(self.model).__name__} is no chain of layers with bounds; train with model=grader_plain")
+        return self.model.decision(self.defects.index(head))
 
     def features(self, batch: Batch) -> Tensor:
         """Returns one row for each segment, [s * b, h]: the mean over frames of the network's last hidden states."""
