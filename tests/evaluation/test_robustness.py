@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from etude.attacks.objectives import Fooled
+from etude.core.alone import alone, owners
 from etude.evaluation.robustness import attacking, certifying
-from etude.evaluation.robustness.examples import Victim, alone, check_classifier, held_out
+from etude.evaluation.robustness.examples import Victim, check_classifier, held_out
 from etude.models.mel.plain_grader import PlainGraderNetwork
 from etude.tasks.grader import Grader
 from tests.robust import classifier, pair
@@ -45,6 +46,7 @@ def test_documents_stand_alone_with_the_same_logits() -> None:
     assert single["tokens"].shape == (4, 10) and task.documents(single).tolist() == [0, 1, 2, 3]
     assert (single["documents"] >= 0).sum(1).tolist() == [6, 7, 10, 6]
     assert task.documents(single, "label_metre").tolist() == [2, -1, 0, 1]
+    assert torch.equal(owners(batch["documents"]), torch.where(batch["documents"] >= 0, batch["piece"], -1))
     for name, logits in task.class_logits(batch).items():
         torch.testing.assert_close(task.class_logits(single)[name], logits, atol=1e-5, rtol=1e-4)
         victim = Victim(task, single, name)

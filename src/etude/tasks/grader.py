@@ -60,6 +60,7 @@ class Grader(Task):
     """
 
     example_axis: ClassVar[int | None] = 1
+    fully_labelled: ClassVar[bool] = True
     min_styles: ClassVar[int | None] = 1
 
     def __init__(
@@ -205,6 +206,20 @@ class Grader(Task):
     def with_inputs(self, batch: Batch, inputs: Mapping[str, Tensor]) -> Batch:
         """Returns the batch with these mels; what is known about them stays as it is."""
         return {**batch, "mel": inputs["mel"]}
+
+    def mixed_targets(self, batch: Batch, order: Tensor, share: Tensor, frames: tuple[int, int] | None = None) -> Batch:
+        """Returns the truths of mixed segments; see `MixesTargets`. What is known of frames is cut like the frames."""
+        found: Batch = {}
+        for name in ("defects", "bands", "quality", "onsets", "sections"):
+            own = batch[name].float()
+            other = own.index_select(1, order)
+            if frames is None or name == "quality":
+                part = share.reshape(1, -1, *[1] * (own.ndim - 2))
+                found[name] = part * own + (1 - part) * other
+            else:
+                found[name] = own.clone()
+                found[name][..., frames[0] : frames[1]] = other[..., frames[0] : frames[1]]
+        return found
 
     def layers(self, head: str) -> nn.Module:
         """Returns the chain of layers from mels [n, m, f] to the logits of a defect, [n, 2]; see `class_logits`.

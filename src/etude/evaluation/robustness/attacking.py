@@ -45,8 +45,8 @@ def score_fgsm(
 
 def score_pgd(
     *, task: Any, datamodule: Any, folder: Path, snr_db: Sequence[float] = (60, 50, 40, 30, 20), norm: str = "linf",
-    steps: int = 20, restarts: int = 1, check: bool = True, check_db: float = 40, queries: int = 500, heads: Sequence[str] | None = None,
-    num_examples: int | None = 200, split: str = "test", transfer_from: str | None = None,
+    steps: int = 20, restarts: int = 1, check: bool = True, check_db: float = 40, queries: int = 500,
+    heads: Sequence[str] | None = None, num_examples: int | None = 200, split: str = "test", transfer_from: str | None = None,
     find: Callable[..., Path] | None = None, load: Callable[[Path], tuple[Any, Any]] | None = None, seed: int = 0,
 ) -> list[Row]:  # fmt: skip
     """Attacks by projected gradient steps (`attacks.gradient.pgd`); see `score` for the rest.
@@ -83,8 +83,8 @@ def score_ensemble(
 
 def score_cw(
     *, task: Any, datamodule: Any, folder: Path, snr_db: Sequence[float] = (60, 50, 40, 30, 20), steps: int = 60,
-    searches: int = 4, learning_rate: float = 0.003, heads: Sequence[str] | None = None, num_examples: int | None = 100, split: str = "test",
-    seed: int = 0,
+    searches: int = 4, learning_rate: float = 0.003, heads: Sequence[str] | None = None,
+    num_examples: int | None = 100, split: str = "test", seed: int = 0,
 ) -> list[Row]:  # fmt: skip
     """Looks for the smallest change in l2 (`attacks.minimal.carlini_wagner`), once for all ratios; see `score` for the rest."""
     smallest: dict[int, Tensor] = {}

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from etude.attacks.budget import Budget, within_snr
+from etude.core.alone import alone
 from etude.core.batch import Batch, num_examples, take
 from etude.core.class_protocols import ClassifiesInputs
 from etude.core.task import frozen
 
 NO_LABEL = -1
-PADDED = {"documents": -1, "piece": -1, "targets": -100}
 CHUNK = 32  # examples that are attacked at once
 
 
@@ -35,34 +35,6 @@ def check_classifier(task: Any) -> None:
         raise ValueError(f"robustness= can't change the inputs of this {type(task).__name__}: {error}") from error
     except KeyError:
         pass
-
-
-def alone(task: Any, batch: Batch) -> Batch:
-    """Returns a batch in which every example stands alone: each document in a row of its own, padded; mels in one axis."""
-    if "documents" not in batch:
-        axis = task.example_axis or 0
-        return {name: value.flatten(0, axis).reshape(*[1] * axis, -1, *value.shape[axis + 1 :]) for name, value in batch.items()}
-    documents = batch["documents"]
-    opens = torch.ones_like(documents, dtype=torch.bool)
-    opens[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    places = [
-        (row, piece)
-        for row in range(len(documents))
-        for piece in torch.tensor_split(torch.arange(documents.shape[1]), opens[row].nonzero()[1:, 0].cpu())
-        if documents[row, piece[0]] >= 0
-    ]
-    length = max((len(piece) for _, piece in places), default=0)
-    found: Batch = {}
-    for name, value in batch.items():
-        made = value.new_full(
-            (len(places), length, *value.shape[2:]), NO_LABEL if name.startswith("label_") else PADDED.get(name, 0)
-        )
-        for number, (row, piece) in enumerate(places):
-            made[number, : len(piece)] = value[row, piece.to(value.device)]
-        found[name] = made
-    if "documents" in found:
-        found["documents"] = torch.where(found["documents"] >= 0, 0, -1)
-    return found
 
 
 def held_out(task: Any, datamodule: Any, *, split: str, num: int | None, seed: int) -> list[Batch]:
