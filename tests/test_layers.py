@@ -16,6 +16,7 @@ MAY_IMPORT = {  # besides its own folder
     "music": set(),
     "audio": set(),
     "losses": set(),
+    "attacks": set(),
     "models": set(),
     "tokens": {"music", "moved"},
     "render": {"music", "audio"},
@@ -26,8 +27,8 @@ MAY_IMPORT = {  # besides its own folder
     "optim": {"core"},
     "report": set(),
     "tasks": {"core", "losses", "objectives", "models", "metrics", "music", "tokens", "audio"},
-    "techniques": {"core", "optim", "losses", "metrics", "evaluation", "report", "music", "tokens"},
-    "evaluation": TRAINED,
+    "techniques": {"core", "optim", "attacks", "losses", "metrics", "evaluation", "report", "music", "tokens"},
+    "evaluation": TRAINED | {"attacks"},
     "generation": TRAINED,
     "transfer": TRAINED,
     "synthesis": TRAINED | {"transfer"},
@@ -35,7 +36,7 @@ MAY_IMPORT = {  # besides its own folder
     "run": {"core", "report", "sweeps"},
     "studio": TRAINED | {"run"},
 }
-WITHOUT_LIGHTNING = {"music", "tokens", "audio", "render", "losses", "objectives", "metrics", "models"}
+WITHOUT_LIGHTNING = {"music", "tokens", "audio", "render", "losses", "attacks", "objectives", "metrics", "models"}
 FILES = sorted(SOURCE.rglob("*.py"))
 
 

@@ -18,6 +18,7 @@ OPTIONS = {
     "architecture": ["data=folder"],
     "pacing": ["technique=[ema,curriculum,length_warmup]"],
     "style_transfer": ["task=style_transfer"],
+    "augmentation": ["task=classifier", "technique=[randaugment]"],
     "musical": ["technique=[ema,live_quality,musical_domain]"],
 }
 

@@ -71,16 +71,30 @@ def gradient_of(
         return {name: _mean(task, value) for name, value in found.items()} if reduce else found
 
 
-class _Losses(nn.Module):
-    """A module whose forward pass calls a task's `losses`, as `functional_call` needs it."""
+def outputs_at(task: AnyTask, batch: Batch, method: str) -> Any:
+    """Returns `task.METHOD(batch)`, such as its logits, without changing the state of the run; see `Task.losses_at`.
 
-    def __init__(self, task: nn.Module) -> None:
+    All calls within one step draw the same random numbers, so they share one dropout mask.
+    """
+    trace, before = task.trace, task.in_losses_at
+    task.in_losses_at = True
+    try:
+        with _state_restored(task.device, restorables(task)), lightning.forward_context(lightning.trainer_of(task)):
+            given = {f"task.{name}": value.clone() for name, value in task.named_buffers()}
+            return functional_call(_Calls(task, method), given, (_without_inference_tensors(batch),))
+    finally:
+        task.in_losses_at, task.trace = before, trace
+
+
+class _Calls(nn.Module):
+    """A module whose forward pass calls a method of a task, as `functional_call` needs it."""
+
+    def __init__(self, task: nn.Module, method: str = "losses") -> None:
         super().__init__()
-        self.task = task
+        self.task, self.method = task, method
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = self.task.losses(batch)  # type: ignore[operator]
-        return found
+    def forward(self, batch: Batch) -> Any:
+        return getattr(self.task, self.method)(batch)
 
 
 def _losses_with(task: nn.Module, batch: Batch, parameters: Mapping[str, Tensor], *, copy_buffers: bool) -> dict[str, Tensor]:
@@ -95,7 +109,7 @@ def _losses_with(task: nn.Module, batch: Batch, parameters: Mapping[str, Tensor]
     if copy_buffers:  # use copies: restoring the values in place would break graphs that contain them
         given |= {name: value.clone() for name, value in task.named_buffers()}
     renamed = {f"task.{name}": value for name, value in given.items()}
-    found: dict[str, Tensor] = functional_call(_Losses(task), renamed, (batch,))
+    found: dict[str, Tensor] = functional_call(_Calls(task), renamed, (batch,))
     return found
 
 

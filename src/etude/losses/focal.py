@@ -20,8 +20,9 @@ def focal_loss(logits: Tensor, targets: Tensor, *, gamma: float = 2.0) -> Tensor
 
 
 def focal_loss_of_classes(
-    logits: Tensor, targets: Tensor, *, gamma: float = 0.0, weights: Tensor | None = None, label_smoothing: float = 0.0
-) -> Tensor:
+    logits: Tensor, targets: Tensor, *, gamma: float = 0.0, weights: Tensor | None = None, label_smoothing: float = 0.0,
+    shares: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Returns the mean focal loss over examples of one of several classes, in nats.
 
         sum_i w_i -(1 - p_i)^gamma ln p_i / sum_i w_i,   p_i the probability of the target, w_i the weight of its class
@@ -29,6 +30,7 @@ def focal_loss_of_classes(
     Args:
         logits: [n, c]. targets: class of each example, int64 [n], n at least 1. gamma: at least 0; 0 is the cross-entropy.
         weights: of the classes, [c]; None for 1.
+        shares: factor of each example's loss, [n], which does not change what is divided by; None for 1.
         label_smoothing: share of the target's probability that is spread over all classes, in [0, 1).
 
     Source: Lin et al. 2017, equation 4, for several classes; Szegedy et al. 2016, section 7 (smoothing).
@@ -37,7 +39,8 @@ def focal_loss_of_classes(
     if gamma:
         probability = logits.softmax(-1).gather(1, targets[:, None])[:, 0]
         cross_entropy = (1 - probability).clamp(min=0) ** gamma * cross_entropy
+    shared = cross_entropy if shares is None else shares * cross_entropy
     if weights is None:
-        return cross_entropy.mean()
+        return shared.mean()
     each = weights[targets]
-    return (each * cross_entropy).sum() / each.sum()
+    return (each * shared).sum() / each.sum()

@@ -274,6 +274,8 @@ def evaluate(cfg: DictConfig) -> None:
     from etude.core.protocols import Tokenized
 
     folder = run_folder()
+    if cfg.get("robustness") is not None:
+        recipes.check_robustness(cfg)
     if cfg.files is not None:
         instantiate(cfg.score_files)(folder=folder)
     else:
@@ -281,11 +283,16 @@ def evaluate(cfg: DictConfig) -> None:
         path = find_checkpoint(cfg.ckpt or "last", cfg.outputs, kind=chosen, best=True)
         task, recipe = load_task(path)
         kind = type(task).__module__.rpartition(".")[2]
-        score = recipes.scoring(cfg, kind, path, logs=task.logged_metrics)
+        attacked = cfg.get("robustness")
+        score = recipes.scoring(cfg, kind, path, logs=task.logged_metrics) if attacked is None else None
         with told_of_data(path):
             data: Any = recipe.data if cfg.data is None else OmegaConf.merge(recipe.data, cfg.data)
             tokenizer = _existing_tokenizer(task.tokenizer) if isinstance(task, Tokenized) else None
             datamodule = prepare_data(data, tokenizer, folder, outputs=cfg.outputs)
         _keep_options(cfg, folder, "evaluate", ckpt=path)
-        instantiate(score)(task=task, datamodule=datamodule, folder=folder)
+        if attacked is None:
+            instantiate(score)(task=task, datamodule=datamodule, folder=folder)
+        else:
+            parts = {"task": task, "datamodule": datamodule, "folder": folder}
+            build_with(attacked, **parts, find=finder(cfg.outputs), load=load_task)
     print(f"results: {folder / 'report.html'}", file=sys.stderr)

@@ -297,6 +297,20 @@ def load_weights(task: "Task", path: Path) -> dict[str, Any]:
     return saved
 
 
+ATTACKED = ("ckpt", "data", "robustness", "outputs", "seed")  # what evaluate.py robustness=NAME reads
+
+
+def check_robustness(cfg: DictConfig) -> None:
+    """Raises ValueError for an option of evaluate.py that an evaluation under attack does not read."""
+    from hydra.core.hydra_config import HydraConfig
+
+    for option in HydraConfig.get().overrides.task:
+        if key(option).split(".")[0] not in ATTACKED:
+            raise ValueError(
+                f"{option} does nothing beside robustness=; leave it out (robustness.KEY=VALUE sets what is attacked)"
+            )
+
+
 def scoring(cfg: DictConfig, kind: str, path: Path, *, logs: Sequence[str]) -> DictConfig:
     """Returns the configuration of the evaluation for a task of `kind`, with the options of this command.
 

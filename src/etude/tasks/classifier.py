@@ -26,6 +26,7 @@ from etude.tokens.tokenizer import Tokenizer
 
 APART = "sharing"  # the term of the distance of networks
 NO_LABEL = -1
+SHARE = "mixed_share"  # entry of a batch: the share of each example that is its own, if others are mixed in
 
 
 class Classifier(Task):
@@ -56,6 +57,7 @@ class Classifier(Task):
         only.
     """
 
+    fully_labelled: ClassVar[bool] = False
     step_trace_names: ClassVar[tuple[str, ...]] = ("counts",)
     seen: Tensor
 
@@ -138,20 +140,36 @@ class Classifier(Task):
             true = self.reads.each(batch, f"label_{name}")
             known = true != NO_LABEL
             counts[number, : len(classes)] = torch.bincount(true[known], minlength=len(classes))
-            if not known.any():
-                found[name] = logits[name].sum() * 0.0
-                continue
             weights = None
             if self.balance_classes:
                 before = self.seen[number, : len(classes)] + 1  # as if each class had been seen once before
                 weights = before.mean() / before
-            found[name] = focal_loss_of_classes(
-                logits[name][known], true[known], gamma=self.gamma, weights=weights, label_smoothing=self.label_smoothing
-            )
+            shares = self.documents(batch, SHARE) if SHARE in batch else None
+            found[name] = self._mean_loss(logits[name], true, weights, shares)
+            if shares is not None:  # examples are mixed with others
+                other = self.documents(batch, f"mixed_label_{name}")
+                found[name] = found[name] + self._mean_loss(logits[name], other, weights, 1 - shares)
         if self.model.sharing == "soft":
             found[APART] = self.model.distance()
         self.trace = {"counts": counts} | {f"logits/{name}": value for name, value in logits.items()}
         return found
+
+    def _mean_loss(self, logits: Tensor, true: Tensor, weights: Tensor | None, shares: Tensor | None) -> Tensor:
+        known = true != NO_LABEL
+        if not known.any():
+            return logits.sum() * 0.0
+        return focal_loss_of_classes(
+            logits[known], true[known], gamma=self.gamma, weights=weights, label_smoothing=self.label_smoothing,
+            shares=None if shares is None else shares[known],
+        )  # fmt: skip
+
+    def mixed_targets(self, batch: Batch, order: Tensor, share: Tensor, frames: tuple[int, int] | None = None) -> Batch:
+        """Returns the labels of the examples that are mixed in, and the share of each example's own; see `MixesTargets`."""
+        axis = self.example_axis or 0
+        labels = {f"mixed_label_{name}": batch[f"label_{name}"].index_select(axis, order) for name in self.labels}
+        first = batch[f"label_{next(iter(self.labels))}"]
+        shape = [-1 if place == axis else 1 for place in range(first.ndim)]
+        return {**labels, SHARE: share.reshape(shape).expand_as(first)}
 
     def after_step(self) -> None:
         self.seen += torch.stack(self.step_trace["counts"]).sum(0)

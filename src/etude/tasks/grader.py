@@ -24,6 +24,7 @@ from etude.losses.focal import focal_loss
 from etude.metrics.audio.calibration import fit_temperatures, sigmoid
 from etude.metrics.audio.detection import average_precision, best_threshold
 from etude.models.mel.grader import Grades
+from etude.models.mel.plain_grader import PlainGraderNetwork
 
 NUM_BANDS = 8  # coarse bands, as in the batches
 LOWEST, HIGHEST = 1.0, 10.0  # quality
@@ -59,6 +60,7 @@ class Grader(Task):
     """
 
     example_axis: ClassVar[int | None] = 1
+    fully_labelled: ClassVar[bool] = True
     min_styles: ClassVar[int | None] = 1
 
     def __init__(
@@ -177,7 +179,25 @@ class Grader(Task):
         rows: np.ndarray = gathered.reshape(-1, *own.shape[1:]).cpu().numpy()
         return rows
 
-    # --- for techniques ---
+    # --- for techniques and attacks ---
+
+    @property
+    def labels(self) -> dict[str, tuple[str, str]]:
+        """The defects as decisions: name -> its two classes."""
+        return dict.fromkeys(self.defects, ("absent", "present"))
+
+    def class_logits(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns the logits of both classes of each defect for each segment, [s * b, 2]: 0 and the logit of the defect."""
+        clip = self.grades(batch).clip
+        return {name: torch.stack([torch.zeros_like(z), z], dim=1) for name, z in zip(self.defects, clip.T, strict=True)}
+
+    def documents(self, batch: Batch, name: str = "piece") -> Tensor:
+        """Returns, for each segment [s * b], whether it has the defect of `label_DEFECT`; `piece` numbers the segments."""
+        if name == "piece":
+            return torch.arange(batch["mel"].shape[0] * batch["mel"].shape[1], device=batch["mel"].device)
+        defect = self.defects.index(name.removeprefix("label_"))
+        present: Tensor = batch["defects"].flatten(0, 1)[:, defect].amax(-1) > 0.5
+        return present.long()
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
         """Returns {"mel": the normalised mels [s, b, m, f]}."""
@@ -186,6 +206,29 @@ class Grader(Task):
     def with_inputs(self, batch: Batch, inputs: Mapping[str, Tensor]) -> Batch:
         """Returns the batch with these mels; what is known about them stays as it is."""
         return {**batch, "mel": inputs["mel"]}
+
+    def mixed_targets(self, batch: Batch, order: Tensor, share: Tensor, frames: tuple[int, int] | None = None) -> Batch:
+        """Returns the truths of mixed segments; see `MixesTargets`. What is known of frames is cut like the frames."""
+        found: Batch = {}
+        for name in ("defects", "bands", "quality", "onsets", "sections"):
+            own = batch[name].float()
+            other = own.index_select(1, order)
+            if frames is None or name == "quality":
+                part = share.reshape(1, -1, *[1] * (own.ndim - 2))
+                found[name] = part * own + (1 - part) * other
+            else:
+                found[name] = own.clone()
+                found[name][..., frames[0] : frames[1]] = other[..., frames[0] : frames[1]]
+        return found
+
+    def layers(self, head: str) -> nn.Module:
+        """Returns the chain of layers from mels [n, m, f] to the logits of a defect, [n, 2]; see `class_logits`.
+
+        Raises: ValueError if the network is no chain.
+        """
+        if not isinstance(self.model, PlainGraderNetwork):
+            raise ValueError(f"{type(self.model).__name__} is no chain of layers with bounds; train with model=grader_plain")
+        return self.model.decision(self.defects.index(head))
 
     def features(self, batch: Batch) -> Tensor:
         """Returns one row for each segment, [s * b, h]: the mean over frames of the network's last hidden states."""

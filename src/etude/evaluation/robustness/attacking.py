@@ -1,0 +1,232 @@
+"""Accuracy of a classifier under attack, over the size of the change; and whether its gradients can be trusted.
+
+Shapes: n examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from etude.attacks.budget import Budget
+from etude.attacks.ensemble import ATTACKS, ensemble
+from etude.attacks.gradient import fgsm, pgd
+from etude.attacks.minimal import carlini_wagner
+from etude.attacks.objectives import Fooled, margin
+from etude.attacks.square import square
+from etude.evaluation.robustness.examples import Victim, attacked, check_classifier, heads_of, held_out
+from etude.evaluation.robustness.tables import Row, check_ratios, write
+from etude.evaluation.robustness.transfer import transferred
+
+Breaks = Callable[[Victim, Tensor, Budget, torch.Generator], Tensor]  # rows, their budget -> whether each is broken, bool [k]
+NOISE = "accuracy under random noise"
+UNDER = "accuracy under attack"
+
+
+def score_fgsm(
+    *, task: Any, datamodule: Any, folder: Path, snr_db: Sequence[float] = (60, 50, 40, 30, 20), norm: str = "linf",
+    heads: Sequence[str] | None = None, num_examples: int | None = 200, split: str = "test", transfer_from: str | None = None,
+    find: Callable[..., Path] | None = None, load: Callable[[Path], tuple[Any, Any]] | None = None, seed: int = 0,
+) -> list[Row]:  # fmt: skip
+    """Attacks by one step along the gradient (`attacks.gradient.fgsm`); see `score` for the rest."""
+
+    def breaks(victim: Victim, rows: Tensor, budget: Budget, draws: torch.Generator) -> Tensor:
+        record = Fooled(victim.logits_of(rows), victim.values[rows], victim.true[rows], budget)
+        record.logits(fgsm(record.loss(), record.inputs, budget))
+        return record.found
+
+    source = (transfer_from, find, load)
+    return score(task, datamodule, folder, "FGSM", breaks, snr_db, norm, heads, num_examples, split, seed, source=source)
+
+
+def score_pgd(
+    *, task: Any, datamodule: Any, folder: Path, snr_db: Sequence[float] = (60, 50, 40, 30, 20), norm: str = "linf",
+    steps: int = 20, restarts: int = 1, check: bool = True, check_db: float = 40, queries: int = 500,
+    heads: Sequence[str] | None = None, num_examples: int | None = 200, split: str = "test", transfer_from: str | None = None,
+    find: Callable[..., Path] | None = None, load: Callable[[Path], tuple[Any, Any]] | None = None, seed: int = 0,
+) -> list[Row]:  # fmt: skip
+    """Attacks by projected gradient steps (`attacks.gradient.pgd`); see `score` for the rest.
+
+    Args:
+        steps, restarts: of PGD. check: also look for masked gradients at `check_db` (see `masking`), with `queries` of Square.
+    """
+    breaks = by_pgd(steps=steps, restarts=restarts)
+    checked = (float(check_db), steps, queries) if check else None
+    source = (transfer_from, find, load)
+    return score(
+        task, datamodule, folder, "PGD", breaks, snr_db, norm, heads, num_examples, split, seed, source=source, checked=checked
+    )
+
+
+def score_ensemble(
+    *, task: Any, datamodule: Any, folder: Path, snr_db: Sequence[float] = (60, 50, 40, 30, 20), norm: str = "linf",
+    steps: int = 50, targets: int = 5, queries: int = 500, attacks: Sequence[str] = ATTACKS, heads: Sequence[str] | None = None,
+    num_examples: int | None = 200, split: str = "test", seed: int = 0,
+) -> list[Row]:  # fmt: skip
+    """Attacks by four attacks in turn (`attacks.ensemble`): what withstands all of them counts; see `score` for the rest."""
+    if unknown := sorted(set(attacks) - set(ATTACKS)):
+        raise ValueError(f"robustness.attacks names {unknown[0]}; choose among {', '.join(ATTACKS)}")
+
+    def breaks(victim: Victim, rows: Tensor, budget: Budget, draws: torch.Generator) -> Tensor:
+        _, robust, _ = ensemble(
+            lambda some: victim.logits_of(rows[some]), victim.values[rows], victim.true[rows], budget, steps=steps,
+            targets=targets, queries=queries, attacks=tuple(attacks), generator=draws,
+        )  # fmt: skip
+        return ~robust
+
+    return score(task, datamodule, folder, "ensemble", breaks, snr_db, norm, heads, num_examples, split, seed)
+
+
+def score_cw(
+    *, task: Any, datamodule: Any, folder: Path, snr_db: Sequence[float] = (60, 50, 40, 30, 20), steps: int = 60,
+    searches: int = 4, learning_rate: float = 0.003, heads: Sequence[str] | None = None,
+    num_examples: int | None = 100, split: str = "test", seed: int = 0,
+) -> list[Row]:  # fmt: skip
+    """Looks for the smallest change in l2 (`attacks.minimal.carlini_wagner`), once for all ratios; see `score` for the rest."""
+    smallest: dict[int, Tensor] = {}
+
+    def breaks(victim: Victim, rows: Tensor, budget: Budget, draws: torch.Generator) -> Tensor:
+        if id(victim) not in smallest:
+            found = carlini_wagner(
+                victim.logits_of(victim.everything), victim.values, victim.true, steps=steps, searches=searches,
+                learning_rate=learning_rate, counted=victim.counted,
+            )  # fmt: skip
+            smallest[id(victim)] = found.distance
+        return smallest[id(victim)][rows] <= budget.size
+
+    return score(task, datamodule, folder, "Carlini-Wagner", breaks, snr_db, "l2", heads, num_examples, split, seed)
+
+
+def by_pgd(*, steps: int, restarts: int = 1) -> Breaks:
+    """Returns the attack by PGD; an example is broken if any point on any of its paths is classified wrong."""
+
+    def breaks(victim: Victim, rows: Tensor, budget: Budget, draws: torch.Generator) -> Tensor:
+        record = Fooled(victim.logits_of(rows), victim.values[rows], victim.true[rows], budget)
+        with torch.no_grad():
+            record.logits(pgd(record.loss(), record.inputs, budget, steps=steps, restarts=restarts, generator=draws))
+        return record.found
+
+    return breaks
+
+
+def score(
+    task: Any, datamodule: Any, folder: Path, name: str, breaks: Breaks, snr_db: Sequence[float], norm: str,
+    heads: Sequence[str] | None, num_examples: int | None, split: str, seed: int, *,
+    source: tuple[Any, Any, Any] = (None, None, None), checked: tuple[float, int, int] | None = None,
+) -> list[Row]:  # fmt: skip
+    """Measures a classifier's accuracy under an attack: writes robustness.csv, robustness.png and report.html.
+
+    An example that is wrong without a change counts as wrong under attack; one that a smaller change breaks is broken by larger
+    ones, too. Beside the attack stands random noise of the same budget.
+
+    Args:
+        task: a classifier of continuous inputs. datamodule: the data of its training. folder: the run's folder.
+        snr_db: least signal-to-noise ratios of the change in dB. norm: linf or l2, see `attacks.budget.within_snr`.
+        heads: those that are attacked, one after the other; None for all. num_examples: how many held-out examples; None for
+            all. split: val or test. seed: of the choice and of the attacks.
+        source: (another run, find, load): its inputs that PGD breaks are also tried on this model, and this one's on it.
+        checked: (ratio, steps, queries) at which masked gradients are looked for.
+
+    Returns: a row for each head and ratio.
+    """
+    check_classifier(task)
+    ratios = check_ratios(snr_db)
+    rows, sections, masks = list[Row](), list[tuple[str, str, list[Row]]](), list[Row]()
+    batches = held_out(task, datamodule, split=split, num=num_examples, seed=seed)
+    with attacked(task):
+        for head in heads_of(task, heads):
+            victims = [victim for victim in (Victim(task, batch, head) for batch in batches) if len(victim.true)]
+            rows += curve(victims, head, name, breaks, ratios, norm, seed)
+            if checked is not None:
+                masks += masking(victims, head, *checked, norm=norm, seed=seed)
+    if masks:
+        sections.append(("Masking: does the defence hide its gradients?", "; ".join(verdicts(masks)), masks))
+    if source[0] is not None:
+        found = transferred(task, batches, heads_of(task, heads), ratios, norm, source, seed=seed)
+        sections.append(("Transfer between two models", "Changes that break one model, tried on the other.", found))
+    about = (
+        f"{name} within a least signal-to-noise ratio of the inputs ({norm}). Accuracy under attack: the share of examples that "
+        f"are right and stay right. {rows[0]['examples']} examples of the {split} split."
+    )
+    write(folder, f"{name} ({norm})", about, rows, shown=(UNDER, NOISE), more=sections)
+    return rows
+
+
+def curve(victims: list[Victim], head: str, name: str, breaks: Breaks, ratios: list[float], norm: str, seed: int) -> list[Row]:
+    """Returns a row for each ratio, from the smallest changes on."""
+    total = sum(len(victim.true) for victim in victims)
+    if not total:
+        raise ValueError(f"no held-out example has a {head} that the classifier knows; choose other heads or another split")
+    standing = [victim.right.clone() for victim in victims]
+    clean = sum(int(right.sum()) for right in standing) / total
+    draws, rows = torch.Generator(victims[0].values.device).manual_seed(seed), list[Row]()
+    for ratio in ratios:
+        noisy = 0
+        for victim, left in zip(victims, standing, strict=True):
+            budget = victim.budget(ratio, norm)
+            noise = budget.projected(budget.random(victim.values, draws).sign() * budget.like(victim.values))
+            with torch.no_grad():
+                noisy += int((victim.logits_of(victim.everything)(victim.values + noise).argmax(1) == victim.true).sum())
+            rest = left.nonzero()[:, 0]
+            if len(rest):
+                left[rest] = ~breaks(victim, rest, budget.take(rest), draws)
+        robust = sum(int(left.sum()) for left in standing) / total
+        rows.append(
+            {"head": head, "attack": name, "norm": norm, "snr_db": ratio, "examples": total, "clean accuracy": clean,
+             UNDER: robust, NOISE: noisy / total}
+        )  # fmt: skip
+    return rows
+
+
+def masking(victims: list[Victim], head: str, ratio: float, steps: int, queries: int, *, norm: str, seed: int) -> list[Row]:
+    """Returns the accuracies by which masked gradients would show, at one ratio.
+
+    Source: Athalye, Carlini and Wagner 2018, section 3.1; Carlini et al. 2019.
+    """
+
+    def by_fgsm(victim: Victim, rows: Tensor, budget: Budget, draws: torch.Generator) -> Tensor:
+        record = Fooled(victim.logits_of(rows), victim.values[rows], victim.true[rows], budget)
+        record.logits(fgsm(record.loss(), record.inputs, budget))
+        return record.found
+
+    def by_square(victim: Victim, rows: Tensor, budget: Budget, draws: torch.Generator) -> Tensor:
+        record = Fooled(victim.logits_of(rows), victim.values[rows], victim.true[rows], budget)
+        square(record.loss(margin), record.inputs, budget, queries=queries, generator=draws)
+        return record.found
+
+    tried: dict[str, tuple[Breaks, float]] = {
+        "one step (FGSM)": (by_fgsm, ratio),
+        f"{steps} steps (PGD)": (by_pgd(steps=steps), ratio),
+        f"{5 * steps} steps": (by_pgd(steps=5 * steps), ratio),
+        f"{steps} steps, 5 restarts": (by_pgd(steps=steps, restarts=5), ratio),
+        f"without gradients (Square, {queries} queries)": (by_square, ratio),
+        "noise as loud as the music (PGD, 0 dB)": (by_pgd(steps=steps), 0.0),
+    }
+    return [
+        {"head": head, "check": name, "snr_db": at, UNDER: curve(victims, head, name, breaks, [at], norm, seed)[0][UNDER]}
+        for name, (breaks, at) in tried.items()
+    ]
+
+
+def verdicts(masks: list[Row], tolerance: float = 0.02) -> list[str]:
+    """Returns a sentence for each head: which of the signs of masked gradients it shows, if any."""
+    said = []
+    for head in dict.fromkeys(row["head"] for row in masks):
+        one, many, longer, again, black, loud = (row[UNDER] for row in masks if row["head"] == head)
+        signs = [
+            name
+            for name, shown in (
+                ("one step breaks more than many", one < many - tolerance),
+                ("an attack without gradients breaks more than one with them", black < many - tolerance),
+                ("five times the steps break much more, so the attack had not converged", longer < many - 5 * tolerance),
+                ("restarts break much more", again < many - 5 * tolerance),
+                ("some examples withstand noise as loud as the music", loud > tolerance),
+            )
+            if shown
+        ]
+        said.append(f"{head}: " + ("no sign of masked gradients" if not signs else "; ".join(signs)))
+    return said

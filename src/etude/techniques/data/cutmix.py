@@ -1,0 +1,122 @@
+"""Technique cutmix: replaces a passage of each example by one of another, with both labels."""
+
+from typing import Any, ClassVar
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from etude.core.alone import NO_LABEL, PADDED, alone
+from etude.core.batch import Batch
+from etude.core.class_protocols import MixesTargets
+from etude.core.protocols import Tokenized
+from etude.core.task import Task
+from etude.core.technique import BatchSlot, Technique
+
+
+class Cutmix(Technique):
+    """Replaces a passage of each example by one of another example of the batch; its loss is the mean of the losses of both
+    labels, weighted by what each has in the result.
+
+    Of scores whole bars are replaced by as many whole bars from a random place of the other piece, fewer if that is shorter;
+    keys and metres are those of either piece. Of mels an interval of frames is replaced by the same frames of the other one; a
+    grader learns the truths of the frames as they then are. The part that is replaced is uniform in (0, most].
+
+    When to use: as `mixup`; what is heard stays music. Suggested: most 0.5.
+
+    Args:
+        most: largest part that is replaced, in [0, 1]; 0 replaces nothing.
+        seed: of the passages and the pairs.
+
+    Raises:
+        ValueError: most is out of its range; in setup, a task that is no classifier.
+
+    Source: Yun et al. 2019, section 3; passages in place of rectangles.
+    """
+
+    batch_slot: ClassVar[BatchSlot] = BatchSlot.MIX
+
+    def __init__(self, *, most: float = 0.5, seed: int = 0) -> None:
+        super().__init__(seed=seed)
+        if not 0 <= most <= 1:
+            raise ValueError(f"technique.cutmix.most is {most}, must be in [0, 1]; 0.5 is a good start")
+        self.most = most
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit" and not isinstance(pl_module, MixesTargets):
+            raise ValueError(
+                f"technique cutmix mixes labels, and {type(pl_module).__name__} is no classifier; remove it from technique=[...]"
+            )
+
+    def transform_batch(self, task: Task, batch: Batch) -> Batch:
+        draws = self.generator(task.batches_trained * 65_536 + task.global_rank)
+        batch = alone(task, batch)
+        part = self.most * float(torch.rand((), generator=draws))
+        return self._bars(task, batch, part, draws) if "documents" in batch else self._frames(task, batch, part, draws)
+
+    def _frames(self, task: Task, batch: Batch, part: float, draws: torch.Generator) -> Batch:
+        assert isinstance(task, MixesTargets)
+        axis = task.example_axis or 0
+        ((name, own),) = task.inputs(batch).items()
+        count, frames = own.shape[axis], own.shape[-1]
+        length = round(part * frames)
+        start = int(torch.randint(0, frames - length + 1, (), generator=draws))
+        order = torch.randperm(count, generator=draws).to(own.device)
+        cut = own.clone()
+        cut[..., start : start + length] = own.index_select(axis, order)[..., start : start + length]
+        share = torch.full((count,), 1 - length / frames, device=own.device)
+        targets = task.mixed_targets(batch, order, share, (start, start + length))
+        return {**task.with_inputs(batch, {name: cut}), **targets}
+
+    def _bars(self, task: Task, batch: Batch, part: float, draws: torch.Generator) -> Batch:
+        assert isinstance(task, MixesTargets) and isinstance(task, Tokenized)
+        count, device = len(batch["documents"]), batch["documents"].device
+        order = torch.randperm(count, generator=draws)
+        lengths = (batch["documents"] >= 0).sum(1).tolist()
+        tokens = batch["tokens"].cpu().numpy()
+        borders = [bar_borders(row[:length], task.tokenizer) for row, length in zip(tokens, lengths, strict=True)]
+        rows, places, shares = list[Tensor](), list[Tensor](), list[float]()
+        for own, other in enumerate(order.tolist()):
+            mine, theirs = borders[own], borders[other]
+            number = min(round(part * (len(mine) - 1)), len(theirs) - 1)
+            first = int(torch.randint(0, len(mine) - number, (), generator=draws))
+            taken = int(torch.randint(0, len(theirs) - number, (), generator=draws))
+            begin, end = mine[first], mine[first + number]
+            there, after = torch.arange(theirs[taken], theirs[taken + number]), torch.arange(end, lengths[own])
+            places.append(torch.cat([torch.arange(begin), there, after]))
+            row = torch.full((len(places[-1]),), own)
+            row[begin : begin + len(there)] = other
+            rows.append(row)
+            shares.append(1 - len(there) / max(1, len(row)))
+        made = gathered(batch, rows, places)
+        share = torch.tensor(shares, device=device)
+        return {**made, **task.mixed_targets(made, order.to(device), share)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+
+def bar_borders(tokens: np.ndarray, tokenizer: Any) -> list[int]:
+    """Returns where the bars of a document begin, and its end; [end] if it has no bars."""
+    body = np.flatnonzero(tokens >= tokenizer.first_body)
+    starts = tokenizer.bar_starts(tokens[body]) if len(body) else []
+    return [*(int(body[start]) for start in starts), int(body[-1]) + 1 if len(body) else len(tokens)]
+
+
+def gathered(batch: Batch, rows: list[Tensor], places: list[Tensor]) -> Batch:
+    """Returns the batch of documents that consist of the tokens at (row, place); labels stay those of the same number's row."""
+    length = max(map(len, places))
+    found: Batch = {}
+    for name, value in batch.items():
+        label = name.startswith("label_")
+        made = value.new_full((len(rows), length, *value.shape[2:]), NO_LABEL if label else PADDED.get(name, 0))
+        for number, (row, place) in enumerate(zip(rows, places, strict=True)):
+            if label or name == "piece":
+                made[number, : len(place)] = value[number, 0]
+            else:
+                made[number, : len(place)] = value[row.to(value.device), place.to(value.device)]
+        found[name] = made
+    real = found["documents"] >= 0
+    found["positions"] = torch.where(real, torch.arange(length, device=real.device), 0)
+    return found

@@ -1,0 +1,94 @@
+"""MixUp: a share of 1 mixes nothing, mixtures and their losses are the formula, and runs resume."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scipy import stats
+
+from etude.core.alone import alone
+from etude.techniques.data.mixup import Mixup, beta
+from tests.robust import first_batch, pair
+from tests.tasks.test_classifier import batch as packed
+from tests.tasks.test_classifier import task as small_classifier
+from tests.test_composition import build, fit
+from tests.toys import same
+
+
+def test_a_share_of_one_is_no_mixup(tmp_path: Path) -> None:
+    off = fit(tmp_path / "off", lambda: pair("grader", tmp_path), [])
+    one = fit(tmp_path / "one", lambda: pair("grader", tmp_path), [Mixup(share=1.0)])
+    assert same(off["trained"], one["trained"])
+    task = small_classifier(head_dropout=0.0).eval()
+    plain, mixed = task.losses(packed()), task.losses(Mixup(share=1.0).transform_batch(task, packed()))
+    for name in plain:
+        torch.testing.assert_close(mixed[name], plain[name], atol=1e-5, rtol=1e-5)
+
+
+def test_mels_and_truths_are_weighted_means(tmp_path: Path) -> None:
+    task, data = pair("grader", tmp_path)
+    batch = first_batch(data)
+    found = Mixup(share=0.7).transform_batch(task, batch)
+    count = batch["mel"].shape[1]
+    order = [
+        next(j for j in range(count) if torch.allclose(found["mel"][0, i], 0.7 * batch["mel"][0, i] + 0.3 * batch["mel"][0, j]))
+        for i in range(count)
+    ]
+    assert sorted(order) == list(range(count)) and order != list(range(count))
+    for name in ("defects", "bands", "quality", "onsets", "sections"):
+        torch.testing.assert_close(found[name], 0.7 * batch[name] + 0.3 * batch[name][:, order])
+
+
+def test_scores_are_mixed_as_embeddings_with_both_labels() -> None:
+    task, technique = small_classifier(head_dropout=0.0).eval(), Mixup(share=0.6, seed=2)
+    single = alone(task, packed())
+    found = technique.transform_batch(task, packed())
+    embeddings = task.inputs(single)["embeddings"] * (single["documents"] >= 0)[..., None]
+    draws = technique.generator(0)
+    order = torch.randperm(4, generator=draws)
+    torch.testing.assert_close(found["embeddings"], 0.6 * embeddings + 0.4 * embeddings[order])
+    lengths = (single["documents"] >= 0).sum(1)
+    assert torch.equal((found["documents"] >= 0).sum(1), torch.maximum(lengths, lengths[order]))
+    logits = task.class_logits(found)
+    for name, losses in task.losses(found).items():
+        own = task.documents(single, f"label_{name}")
+        other = own[order]
+        expected = sum(
+            share * torch.nn.functional.cross_entropy(logits[name][true >= 0], true[true >= 0])
+            for share, true in ((0.6, own), (0.4, other))
+        )
+        torch.testing.assert_close(losses, expected)
+        assert torch.equal(task.documents(found, f"label_{name}"), own)
+
+
+def test_shares_are_of_the_beta_distribution() -> None:
+    draws = torch.Generator().manual_seed(0)
+    for alpha in (0.2, 1.0, 3.0):
+        found = [beta(alpha, draws) for _ in range(2000)]
+        assert stats.kstest(found, stats.beta(alpha, alpha).cdf).pvalue > 0.001
+
+
+@pytest.mark.parametrize("kind", ["classifier", "grader"])
+def test_it_resumes_bit_for_bit(tmp_path: Path, kind: str) -> None:
+    def run(folder: str, **options: Any) -> dict[str, Any]:
+        return fit(tmp_path / folder, lambda: pair(kind, tmp_path), [Mixup()], **options)
+
+    whole = run("whole")
+    run("half", kill_at=3)
+    rest = run("rest", resume=tmp_path / "half" / "last.ckpt")
+    assert same(whole["trained"], rest["trained"]) and same(whole["saved"], rest["saved"])
+
+
+def test_bad_options_and_tasks_are_told(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"technique\.mixup\.alpha is 0\.0, must be above 0"):
+        Mixup(alpha=0.0)
+    with pytest.raises(ValueError, match=r"technique\.mixup\.share is 1\.5, must be in \[0, 1\]"):
+        Mixup(share=1.5)
+    from tests.tasks.test_synthesis import task as synthesis
+
+    with pytest.raises(ValueError, match=r"technique mixup mixes labels, and Synthesis is no classifier"):
+        Mixup().setup(None, synthesis(), "fit")  # type: ignore[arg-type]
+    gan, _ = build("gan", tmp_path)
+    with pytest.raises(ValueError, match=r"technique mixup changes continuous inputs .* ToyGan"):
+        Mixup().setup(None, gan, "fit")  # type: ignore[arg-type]

@@ -1,0 +1,153 @@
+"""Noisy student: sure labels of the teacher fill what is missing, rounds pass the weights on, stochastic depth, and resuming."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from etude.core.task import Task
+from etude.techniques.data.noisy_student import NoisyStudent
+from tests.robust import classifier
+from tests.songs import write_songs
+from tests.tasks.test_classifier import batch as packed
+from tests.tasks.test_classifier import task as small_classifier
+from tests.test_composition import build as build_task
+from tests.test_composition import fit
+from tests.toys import same, trainer
+
+
+def teach(folder: Path, make: Callable[[], Any]) -> dict[str, Any]:
+    """Options that give `make()` as the teacher."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "teacher.ckpt"
+    torch.manual_seed(5)
+    torch.save(make().state_dict(), path)
+
+    def load(path: Path) -> tuple[Any, None]:
+        teacher = make()
+        teacher.load_state_dict(torch.load(path, weights_only=True))
+        return teacher, None
+
+    return {"teacher": str(path), "find": lambda ckpt, option: Path(ckpt), "load": load}
+
+
+def matrix_options(kind: str, folder: Path, build: Callable[[], tuple[Task, Any]]) -> dict[str, Any]:
+    # all examples of the matrix have labels, so only the noise would show
+    return {**teach(folder, lambda: build()[0]), "stochastic_depth": 0.7, "rounds": 2}
+
+
+def started(technique: NoisyStudent, task: Any, folder: Path, steps: int = 8) -> NoisyStudent:
+    technique.setup(trainer(folder, max_steps=steps), task, "fit")
+    return technique
+
+
+def test_sure_labels_fill_what_is_missing(tmp_path: Path) -> None:
+    options, task = teach(tmp_path, small_classifier), small_classifier()
+    batch = packed(genre=(0, -1, -1, 1))
+    teacher = small_classifier().eval()
+    with torch.no_grad():
+        probability = teacher.class_logits(batch)["genre"].softmax(-1)
+    threshold = float(probability[1:3].max(-1).values.mean())  # between the two
+    technique = started(NoisyStudent(threshold=threshold, **options), task, tmp_path)
+    found = technique.transform_batch(task, batch)
+    sure = probability.max(-1).values >= threshold
+    assert sure[1] != sure[2]
+    expected = torch.where(sure, probability.argmax(-1), -1)
+    expected[0], expected[3] = 0, 1
+    assert task.documents(found, "label_genre").tolist() == expected.tolist()
+    assert (found["label_genre"][batch["documents"] < 0] == -1).all()
+    metre = int(teacher.class_logits(batch)["metre"][1].softmax(-1).max() >= threshold)
+    assert (technique.asked, technique.given) == (3, 1 + metre)
+    assert torch.equal(batch["label_genre"], packed(genre=(0, -1, -1, 1))["label_genre"])
+
+
+def test_the_student_becomes_the_teacher_after_a_round(tmp_path: Path) -> None:
+    options, task = teach(tmp_path, small_classifier), small_classifier()
+    technique = started(NoisyStudent(rounds=2, **options), task, tmp_path, steps=8)
+    first = technique.teacher.heads["head_genre"].weight.clone()
+    with torch.no_grad():
+        task.heads["head_genre"].weight += 1
+    for step in range(1, 9):
+        task.steps_trained = step
+        technique.after_step(task)
+        weight = technique.teacher.heads["head_genre"].weight
+        assert torch.equal(weight, first) == (step < 4)
+    assert technique.round == 1 and torch.equal(weight, task.heads["head_genre"].weight)
+
+
+def test_stochastic_depth_keeps_the_mean(tmp_path: Path) -> None:
+    task = small_classifier(head_dropout=0.0)
+    block: Any = task.residual_blocks[1]
+    plain = block.forward
+    technique = started(NoisyStudent(stochastic_depth=0.5, **teach(tmp_path, small_classifier)), task, tmp_path)
+    assert [technique.kept(number) for number in range(2)] == [0.75, 0.5]
+    left = 0
+    for number in range(400):
+        task.batches_trained = number
+        technique._draw(task)
+        left += 1 in technique._left_out
+    assert 160 < left < 240
+    x = torch.randn(1, 3, 16)
+
+    def double(x: Tensor) -> Tensor:
+        return 2 * x
+
+    from etude.techniques.data.noisy_student import _left_out_at_times
+
+    wrapped = _left_out_at_times(double, technique, 1, block)
+    technique._left_out = {1}
+    assert torch.equal(wrapped(x), x)
+    technique._left_out = set()
+    torch.testing.assert_close(wrapped(x), 3 * x)  # x + x / 0.5; the mean of both is 2 x
+    block.eval()
+    assert torch.equal(wrapped(x), 2 * x) and plain is not block.forward
+
+
+def test_it_resumes_bit_for_bit_over_rounds(tmp_path: Path) -> None:
+    songs = write_songs(tmp_path / "songs")
+    options = teach(tmp_path, lambda: classifier(songs)[0])
+
+    class HalfLabelled(NoisyStudent):
+        """Hides the labels of every other piece before it labels."""
+
+        def transform_batch(self, task: Any, batch: Any) -> Any:
+            hidden = batch["piece"] % 2 == 0
+            return super().transform_batch(task, {**batch, "label_genre": batch["label_genre"].masked_fill(hidden, -1)})
+
+    HalfLabelled.__module__ = NoisyStudent.__module__
+
+    def run(folder: str, **more: Any) -> dict[str, Any]:
+        technique = HalfLabelled(threshold=0.51, rounds=3, stochastic_depth=0.3, **options)
+        return fit(tmp_path / folder, lambda: classifier(songs), [technique], **more)
+
+    whole = run("whole", steps=9)
+    run("half", steps=9, kill_at=5)
+    rest = run("rest", steps=9, resume=tmp_path / "half" / "last.ckpt")
+    assert same(whole["trained"], rest["trained"]) and same(whole["saved"], rest["saved"])
+
+
+def test_bad_options_and_teachers_are_told(tmp_path: Path) -> None:
+    for options, told in (
+        ({"threshold": 1.0}, r"threshold is 1\.0, must be in \(0, 1\)"),
+        ({"rounds": 0}, "rounds is 0, must be at least 1"),
+        ({"stochastic_depth": 1.0}, r"stochastic_depth is 1\.0, must be in \[0, 1\)"),
+    ):
+        given: dict[str, Any] = dict(options)
+        with pytest.raises(ValueError, match=rf"technique\.noisy_student\.{told}"):
+            NoisyStudent(**given)
+    task = small_classifier()
+    with pytest.raises(ValueError, match="technique noisy_student needs a teacher for this Classifier"):
+        started(NoisyStudent(), task, tmp_path)
+    other = teach(tmp_path / "other", partial(small_classifier, labels={"genre": ("classical", "folk")}))
+    with pytest.raises(ValueError, match="is no Classifier of the same classes"):
+        started(NoisyStudent(**other), task, tmp_path)
+    apart = teach(tmp_path / "apart", partial(small_classifier, sharing="soft"))
+    with pytest.raises(ValueError, match=r"has another network than this Classifier; set rounds=1"):
+        started(NoisyStudent(rounds=2, **apart), task, tmp_path)
+    for kind, told in (("gan", "ToyGan is no classifier"), ("grader", "Grader knows the labels of all its examples")):
+        with pytest.raises(ValueError, match=told):
+            started(NoisyStudent(), build_task(kind, tmp_path)[0], tmp_path)
