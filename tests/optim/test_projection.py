@@ -25,6 +25,8 @@ def test_no_projection_points_against_a_memory(seed: int) -> None:
         assert found @ memory > -1e-12
         if gradient @ memory >= 0:
             assert torch.equal(found, gradient)
+        far = averaged_projection(gradient, memory, margin=0.5)
+        assert far @ memory >= 0.5 * gradient.norm() * memory.norm() - 1e-12
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.3])

@@ -15,7 +15,7 @@ from tests.toys import same, trainer, weights
 
 
 def matrix_options(kind: str, folder: Path, build: Callable[[], tuple[Any, Any]]) -> dict[str, Any]:
-    return {"every": 2, "size": 8, "batch_size": 2}
+    return {"every": 2, "size": 8, "batch_size": 2, "margin": 0.9}  # so that every step is changed
 
 
 class Watched(Agem):
@@ -54,7 +54,7 @@ def test_no_step_points_against_a_memory(tmp_path: Path) -> None:
     assert not same(on, run([]))
 
 
-@pytest.mark.parametrize("option", ["size", "batch_size", "every"])
+@pytest.mark.parametrize("option", ["size", "batch_size", "margin", "every"])
 def test_bad_options_are_told(option: str) -> None:
     with pytest.raises(ValueError, match=rf"technique\.agem\.{option} is -1, must be"):
         Agem(**{option: -1})

@@ -6,15 +6,19 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 
-def averaged_projection(gradient_n: Tensor, reference_n: Tensor) -> Tensor:
+def averaged_projection(gradient_n: Tensor, reference_n: Tensor, *, margin: float = 0.0) -> Tensor:
     """Returns the vector nearest to the gradient whose product with the reference is not negative.
 
-    g - (g . r / r . r) r where g . r < 0, otherwise g itself. Source: Chaudhry et al. 2019 (A-GEM), equation 11.
+    g - (g . r / r . r) r where g . r < 0, otherwise g itself. With a margin the product is at least margin |g| |r|.
+
+    Source: Chaudhry et al. 2019 (A-GEM), equation 11, where the margin is 0.
     """
-    against = gradient_n @ reference_n
-    if not against < 0:
+    lacking = gradient_n @ reference_n
+    if margin:
+        lacking = lacking - margin * gradient_n.norm() * reference_n.norm()
+    if not lacking < 0:
         return gradient_n
-    return gradient_n - against / (reference_n @ reference_n) * reference_n
+    return gradient_n - lacking / (reference_n @ reference_n) * reference_n
 
 
 def episodic_projection(gradient_n: Tensor, memories_kn: Tensor, *, margin: float = 0.0) -> Tensor:

@@ -30,6 +30,7 @@ class Agem(Technique):
 
     Args:
         size: pieces in the memory, at least 1. batch_size: pieces of the memory in each step, at least 1.
+        margin: at least 0; the product with r is at least margin times both lengths.
         every: steps after which a section ends like a phase; None to go by the phases alone.
         seed: of what is kept and drawn.
 
@@ -41,13 +42,17 @@ class Agem(Technique):
     gradient_slot: ClassVar[GradientSlot] = GradientSlot.PROJECT
     step_slot: ClassVar[StepSlot] = StepSlot.PLAN
 
-    def __init__(self, *, size: int = 32, batch_size: int = 8, every: int | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, *, size: int = 32, batch_size: int = 8, margin: float = 0.0, every: int | None = None, seed: int = 0
+    ) -> None:
         super().__init__(seed=seed)
         for name, value in (("size", size), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"technique.agem.{name} is {value}, must be at least 1 piece")
+        if not margin >= 0:
+            raise ValueError(f"technique.agem.margin is {margin}, must be at least 0")
         check_every(self.name, every)
-        self.size, self.batch_size, self.every = size, batch_size, every
+        self.size, self.batch_size, self.margin, self.every = size, batch_size, margin, every
         self.memory = Memory(size=size, seed=seed)
         self.projected = 0  # steps whose gradient was changed
         self._carried = 0  # sections of the run that this one goes on from
@@ -75,7 +80,7 @@ class Agem(Technique):
             return
         changed = False
         for own, (reference,) in player_gradients(task, [batches]):
-            projected = averaged_projection(own.vector, reference)
+            projected = averaged_projection(own.vector, reference, margin=self.margin)
             changed = changed or not torch.equal(projected, own.vector)
             write_gradient(own, projected)
         self.projected += changed
