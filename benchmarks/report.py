@@ -243,6 +243,7 @@ def gpu() -> list[str]:
 def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     from report_audio import audio
+    from report_continual import continual
     from report_defaults import defaults
     from report_generation import generation
     from report_grader import grader
@@ -271,6 +272,7 @@ def main() -> None:
             synthesis(),
             representation(),
             heads(),
+            continual(),
             sweeps(),
             speed(),
         )

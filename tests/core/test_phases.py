@@ -13,7 +13,7 @@ from torch.nn import functional
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from etude.core.checkpoints import LastCheckpoint
-from etude.core.phase_draws import _mask, batches_of
+from etude.core.phase_draws import batches_of, rows_of
 from etude.core.phases import Phase, position
 from etude.core.task import Task
 from etude.core.technique import Technique
@@ -338,7 +338,7 @@ def test_a_misspelt_prefix_in_a_phase_that_adds_modules_is_told_when_it_begins(t
 )
 def test_two_numbers_are_a_range_and_other_lists_are_values(wanted: Any, tracks: set[int]) -> None:
     column = np.array([1, 2, 3, 5, 8, 2])
-    mask = _mask(Phase(name="x", data={"tracks": wanted}), {"tracks": column})
+    mask = rows_of(Phase(name="x", data={"tracks": wanted}), {"tracks": column})
     assert set(column[mask].tolist()) == tracks
 
 

@@ -90,7 +90,7 @@ class PhasePieces:
                 "leave data out of the phases"
             )
         columns = data.pieces()
-        self._masks = [_mask(phase, columns) for phase in sequence]
+        self._masks = [rows_of(phase, columns) for phase in sequence]
         if isinstance(data, MayDropStyles):
             for phase, mask in zip(sequence, self._masks, strict=True):
                 _check_styles(phase, columns["genre"][mask], data.styles, task)
@@ -156,7 +156,7 @@ def batches_of(steps: int, *, at: int, epoch: int, accumulate: int) -> int:
     return epochs * epoch + rest * accumulate - at
 
 
-def _mask(phase: PhaseLike, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+def rows_of(phase: PhaseLike, columns: Mapping[str, np.ndarray]) -> np.ndarray:
     """Returns which pieces a phase trains on, bool [n]. Of numbers, a list of two is a range; other lists hold values."""
     mask = np.ones(len(next(iter(columns.values()))), bool)
     for name, wanted in phase.data.items():

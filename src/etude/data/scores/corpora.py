@@ -10,7 +10,7 @@ import importlib.util
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -236,14 +236,31 @@ class Folder(Corpus):
 
     root: the folder; '' means that it must be given. The genre of a file is its first subfolder, 'unknown' for files in the
         root itself. A `SOURCES.tsv` in the root with columns file, source, licence may say where files come from.
+    roots: several folders instead; the genre of a file is the name of its folder, whatever its subfolders.
     """
 
     root: str = ""
+    roots: Sequence[str] | None = None
 
     def files(self) -> list[Source]:
-        if not self.root:
+        if not self.roots:
+            return self._files(self.root)
+        if self.root:
+            raise ValueError(f"data.root={self.root} and data.corpus.roots are both given; give one of them")
+        names = [folder_name(root) for root in self.roots]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"data.corpus.roots: two folders are named {twice[0]}; the name is the genre, rename one of them")
+        found = [
+            replace(source, name=f"{name}/{source.name}", genre=name)
+            for name, root in zip(names, self.roots, strict=True)
+            for source in self._files(root)
+        ]
+        return sorted(found, key=lambda source: source.name)
+
+    def _files(self, folder: str) -> list[Source]:
+        if not folder:
             raise ValueError("data.root is empty; give the folder with your scores: data=folder data.root=DIR")
-        root = Path(self.root).expanduser()
+        root = Path(folder).expanduser()
         if not root.is_dir():
             raise ValueError(f"data.root={printable(root)} is not a folder; give the folder that holds your scores")
         paths = sorted(Path(parent, name) for parent, _, names in os.walk(root) for name in names)
@@ -269,6 +286,11 @@ class Folder(Corpus):
         with table.open(encoding="utf-8", errors="replace", newline="") as file:
             rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
             return {row["file"]: (row.get("source") or "", row.get("licence") or "") for row in rows if row.get("file")}
+
+
+def folder_name(folder: str) -> str:
+    """Returns the name of a folder, as it is the genre of its scores."""
+    return printable(Path(folder).expanduser().resolve().name)
 
 
 @dataclass(frozen=True)

@@ -325,10 +325,23 @@ class MusicDataModule(CorpusDataModule, AboutTraining):
         refuse_augmented(self.targets, transpose=self.augmentation.transpose, tempo_scale=self.augmentation.tempo_scale)
         return self._loader(PackedRows(documents, max_len=self.max_len, evaluation=False, labels=self.classes("train")), sampler)
 
-    def _evaluation(self, split: str) -> StatefulDataLoader:
+    def held_out(self, split: str) -> dict[str, np.ndarray]:
+        """Returns the columns of `manifest(split)` with `tokens`, the length; 0 for a piece that can't be represented."""
+        table, view = self.manifest(split), self.view(split)
+        columns = {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names if name not in IDENTITY}
+        columns["tokens"] = np.zeros(len(table), np.int64)
+        columns["tokens"][view.table["row"]] = view.table["length"]
+        return columns
+
+    def loader_of(self, split: str, chosen: np.ndarray) -> StatefulDataLoader:
+        """The chosen pieces of a split once, without augmentation. chosen: bool, for each row of `held_out(split)`."""
+        return self._evaluation(split, chosen)
+
+    def _evaluation(self, split: str, chosen: np.ndarray | None = None) -> StatefulDataLoader:
         rank, world = self._place()
         documents = self._documents(split, Augmentation())
-        packer = Packer(documents, self.max_eval_len, shuffle=False, overlap=self.eval_overlap)
+        rules = {} if chosen is None else {"chosen": lambda rows, draw: chosen[rows].astype(np.float64)}
+        packer = Packer(documents, self.max_eval_len, shuffle=False, overlap=self.eval_overlap, rules=rules)
         size = max(1, self.batch_size * self.max_len // self.max_eval_len)
         batches = evaluation_batches(packer, batch_size=size, rank=rank, world=world)
         return self._loader(

@@ -106,6 +106,8 @@ class Packer:
                 return False
             self.number, self.position = self.number + 1, 0
         pieces = self._next_pieces(size)
+        if len(pieces) == 0:
+            return True
         passes = np.full(len(pieces), self.number)
         variations = self.documents.variations(passes, pieces)
         whole = np.zeros((len(pieces), EMPTY_PLAN.shape[1]), np.int64)
@@ -128,8 +130,8 @@ class Packer:
         while True:
             block = np.arange(self.position, min(self.position + (BLOCK if not self.rules else MIN_BUFFER), size))
             self.position += len(block)
-            if not self.shuffle:
-                return block
+            if not self.shuffle:  # rules say which pieces are evaluated
+                return block[self._admitted(block, np.zeros_like(block))] if self.rules else block
             pieces = permute(block, size=size, seed=self.documents.seed, number=self.number)
             if self.rules:
                 pieces = pieces[self._admitted(pieces, np.full(len(pieces), self.number))]

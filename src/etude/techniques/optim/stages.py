@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 
+from etude.core.phase_values import PhaseOfEach
 from etude.core.phases import Phase
 from etude.core.task import Task
 from etude.core.technique import StepSlot, Technique
@@ -42,17 +43,27 @@ class Stages(Technique):
 
     When to use: to train first on broad data, then on your own; first new layers, then all. `stage=progression` is an example.
 
+    With `each` there is a phase for every value of a column of the data instead: {column: genre, order: null, folders: null,
+    max_steps: null} and any of the keys above but name and data, which then hold for all of these phases. They come in the order
+    of `order` (values, or lists of values for a phase of several; None for all values, sorted) or of `folders` (whose names are
+    the values). Without `max_steps` they share the run equally.
+
     Args:
         stages: the phases in order, at least one.
+        each: a phase for every value of a column; instead of `stages`.
 
     Raises:
-        ValueError: an unknown key, or a phase without an end; in setup, an unknown parameter, column or metric.
+        ValueError: an unknown key, or a phase without an end; in setup, an unknown parameter, column, metric or value, a single
+            value, or a value without a piece to train on.
     """
 
     step_slot: ClassVar[StepSlot] = StepSlot.PLAN
 
-    def __init__(self, *, stages: Sequence[Mapping[str, Any]] | None = None) -> None:
+    def __init__(self, *, stages: Sequence[Mapping[str, Any]] | None = None, each: Mapping[str, Any] | None = None) -> None:
         super().__init__()
+        if stages and each:
+            raise ValueError("technique.stages: stages and each are both given; give the phases, or a column, not both")
+        self.each = None if each is None else PhaseOfEach.checked(each)
         self.phases = [self._phase(stage, number, len(stages or ())) for number, stage in enumerate(stages or (), start=1)]
         self.plateau = Plateau()
         self.reason = ""  # why the phase is about to end; "" if it is not
@@ -82,6 +93,8 @@ class Stages(Technique):
         if stage != "fit":
             return
         assert isinstance(pl_module, Task)
+        if self.each is not None:
+            self.phases = [self._phase(each, number, 0) for number, each in enumerate(self.each.phases(trainer, pl_module), 1)]
         if not self.phases:
             raise ValueError(
                 f"technique stages has no stages for this {type(pl_module).__name__}; choose stage=progression, or give "

@@ -1,0 +1,109 @@
+"""docs/results/continual.md and its picture, from rows of benchmarks/continual.py; called by report.py."""
+
+import statistics
+
+import numpy as np
+from report import RESULTS, Row, rows, spread, table, where
+
+ENDS = ("fine-tuning", "joint")  # what every method lies between
+TOLD = {
+    "fine-tuning": "nothing",
+    "joint": "all pieces, all the time",
+    "replay": "40 pieces",
+    "agem": "40 pieces",
+    "gem": "40 pieces",
+    "ewc": "two numbers a weight",
+    "ewc, online": "two numbers a weight",
+    "si": "four numbers a weight",
+    "packnet": "two numbers a weight; which genre a piece is of",
+}
+
+
+def share_of_gap(name: str, groups: dict[str, list[Row]]) -> str:
+    """How far from joint training a method ends, as a share of the distance of fine-tuning; over seeds that all three have."""
+    if name in ENDS or any(end not in groups for end in ENDS):
+        return ""
+    finals = {case: {row["seed"]: row["final"] for row in groups[case]} for case in (name, *ENDS)}
+    seeds = sorted(set.intersection(*(set(each) for each in finals.values())))
+    shares = [
+        (finals[name][s] - finals["joint"][s]) / (finals["fine-tuning"][s] - finals["joint"][s])
+        for s in seeds
+        if finals["fine-tuning"][s] != finals["joint"][s]
+    ]
+    return f"{100 * statistics.mean(shares):.0f} %" if shares else ""
+
+
+def matrices(groups: dict[str, list[Row]]) -> None:
+    """Draws the forgetting matrix of each case, of its first seed."""
+    from matplotlib.figure import Figure
+
+    shown = {name: found[0] for name, found in groups.items() if len(found[0]["nll_per_note"]) > 2}
+    values = np.concatenate([np.asarray(row["nll_per_note"][1:]) for row in shown.values()])
+    columns = min(3, len(shown))
+    lines = -(-len(shown) // columns)
+    figure = Figure(figsize=(3.4 * columns, 2.7 * lines), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(lines, columns, squeeze=False)).flatten()
+    for axis, (name, row) in zip(axes, shown.items(), strict=False):
+        matrix = np.asarray(row["nll_per_note"][1:])
+        axis.imshow(matrix, cmap="Blues", vmin=float(values.min()), vmax=float(np.quantile(values, 0.95)), aspect="auto")
+        for (i, j), value in np.ndenumerate(matrix):
+            dark = value > (values.min() + np.quantile(values, 0.95)) / 2
+            axis.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=7, color="white" if dark else "black")
+        axis.set_xticks(range(len(row["genres"])), row["genres"], fontsize=7, rotation=30)
+        axis.set_yticks(range(len(matrix)), row["after"][1:], fontsize=7)
+        axis.set_title(f"{name}, seed {row['seed']}", fontsize=9)
+    for axis in axes[len(shown) :]:
+        axis.set_visible(False)
+    figure.supxlabel("measured on the held-out pieces of", fontsize=8)
+    figure.supylabel("after training on", fontsize=8)
+    figure.savefig(RESULTS / "continual.png", dpi=140, metadata={"Software": None})
+
+
+def continual() -> str:
+    """docs/results/continual.md; returns the README's table."""
+    found = [row for row in rows("continual.jsonl") if row["split"] == "test"]
+    if not found:
+        return ""
+    groups: dict[str, list[Row]] = {}
+    for row in found:
+        groups.setdefault(row["name"], []).append(row)
+    matrices(groups)
+    header = ["technique", "keeps", "test, nats per note", "of the gap to joint", "backward transfer", "forward transfer",
+              "CPU-seconds", "seeds"]  # fmt: skip
+    lines = []
+    for name, own in groups.items():
+        transfers = [[row[key] for row in own if key in row] for key in ("backward_transfer", "forward_transfer")]
+        lines.append(
+            [name, TOLD.get(name, ""), spread([row["final"] for row in own]), share_of_gap(name, groups),
+             *(spread(values) if values else "" for values in transfers), f"{statistics.mean(r['cpu_s'] for r in own):.0f}",
+             str(len(own))]
+        )  # fmt: skip
+    one = found[0]
+    notes = RESULTS / "continual_notes.md"
+    tried = [row for row in rows("continual.jsonl") if row["split"] == "val"]
+    options = [" ".join(each for each in row["options"].split() if each.startswith("technique.")) for row in tried]
+    choices = [[row["name"], f"`{own}`", f"{row['final']:.3f}"] for row, own in zip(tried, options, strict=True)]
+    chosen = table(["tried on val", "options", "val, nats per note"], choices)
+    seeds = " ".join(sorted({str(row["seed"]) for row in found}))
+    text = f"""# Learning one genre after the other
+
+A language model of {one["parameters"]:,} parameters is trained on {", ".join(one["genres"])}, one after the other, {one["steps"]}
+steps in all, with `stage=genres`; it isn't told the genre. The training data are {one["pieces"]} pieces of {one["tokens"]:,}
+tokens. After the last genre the likelihood of the held-out pieces of each genre is measured; the table has the mean over genres.
+Fine-tuning has nothing against forgetting; joint training takes as many steps on all genres at once. The gap is the distance of
+fine-tuning from joint training: 0 % is as good as joint training, 100 % as bad as fine-tuning. Backward transfer below 0 is what
+the earlier genres lost; forward transfer is what the genres before gave to one that had not come yet (Lopez-Paz, Ranzato 2017).
+
+{table(header, lines)}
+
+![Forgetting matrices](continual.png)
+
+Regenerate: `OMP_NUM_THREADS=1 python benchmarks/continual.py --scores FOLDER --seeds {seeds}`,
+then `make report`.
+
+{where(found)}
+"""
+    parts = [text.rstrip(), chosen if tried else "", notes.read_text().rstrip() if notes.exists() else ""]
+    (RESULTS / "continual.md").write_text("\n\n".join(part for part in parts if part) + "\n")
+    short = [[name, spread([row["final"] for row in own]), share_of_gap(name, groups)] for name, own in groups.items()]
+    return table(["five genres, one after the other", "test, nats per note", "of the gap to joint"], short)
