@@ -89,7 +89,7 @@ def trained_with(*options: str) -> dict[str, Any]:
 def kind(task: str) -> str:
     if task == "vae":
         return "language_model"
-    if task in ("classifier", "representation"):
+    if task in ("classifier", "representation", "few_shot"):
         return "encoder"
     if task == "grader":
         return "vocoder"

@@ -78,6 +78,7 @@ PLACES = (  # (keys in the recipe, kind of constructor); the first match counts;
     ("model", "a network"),
     ("discriminator", "a network"),
     ("objective", "a network"),
+    ("algorithm", "a network"),
     ("optimizer", "an optimizer"),
     ("scheduler", "a schedule"),
     ("tokenizer", "a tokenizer"),
@@ -197,7 +198,7 @@ def checked_recipe(recipe: object) -> dict[str, Any]:
     known = _PlainCopy().plain(rest, ())
     if type(known.get("task")) is not dict or "_target_" not in known["task"]:
         raise ValueError("task names no constructor")
-    for name in ("model", "discriminator", "objective", "optimizer", "scheduler", "tokenizer", "data"):
+    for name in ("model", "discriminator", "objective", "algorithm", "optimizer", "scheduler", "tokenizer", "data"):
         node = known.get(name)
         if node is not None and (type(node) is not dict or "_target_" not in node):
             raise ValueError(f"{name} names no constructor")

@@ -154,7 +154,7 @@ def _read_tunes(path: Path, data: bytes) -> Iterator[tuple[str, Score]]:
     book, bad = tunes(path, data), list[str]()
     for number, (name, text) in enumerate(book, start=1):
         try:
-            score = normalise(_checked(notation.read_abc(text), path))
+            score = checked_tune(notation.read_abc(text), path)
         except ScoreError as error:
             bad.append(f"tune {number}: {error.problem}")
         except OUT_OF_MEMORY as error:
@@ -210,6 +210,11 @@ def _checked(score: Score, path: Path) -> Score:
             "cut it into pieces",
         )
     return score
+
+
+def checked_tune(score: Score, path: Path) -> Score:
+    """Returns `normalise(score)` of a score of the file `path`. Raises: ScoreError if it is not valid or too long."""
+    return normalise(_checked(score, path))
 
 
 def normalise(score: Score) -> Score:

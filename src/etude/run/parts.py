@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from etude.core.task import Task
     from etude.sweeps.trial import RunningTrial
 
+FITTING = {"discriminator": "style_transfer", "objective": "representation", "algorithm": "few_shot"}  # group -> its task
+
 
 def instantiate(node: Any, **extra: Any) -> Any:
     """Builds the object that `_target_` names; constructors get plain lists and dictionaries."""
@@ -66,14 +68,14 @@ def told_of_settings() -> Iterator[None]:
 def build_task(cfg: DictConfig, **parts: Any) -> "Task":
     """Builds the task with its networks, optimizer and schedule; `parts` are constructor arguments that come from the data.
 
-    Raises: ValueError for data with defects and a task that does not learn them, and for a discriminator or an objective of a
-        task that has none; as `build_with`.
+    Raises: ValueError for data with defects and a task that does not learn them, and for a discriminator, objective or
+        algorithm of a task that has none; as `build_with`.
     """
     from hydra.utils import get_object
 
-    names = ("model", "discriminator", "objective", "optimizer", "scheduler")
+    names = ("model", "discriminator", "objective", "algorithm", "optimizer", "scheduler")
     takes = inspect.signature(get_object(cfg.task._target_)).parameters
-    for name, fitting in (("discriminator", "style_transfer"), ("objective", "representation")):
+    for name, fitting in FITTING.items():
         if cfg.get(name) is not None and name not in takes:
             raise ValueError(
                 f"{name}= names a network for task={fitting}; {cfg.task._target_.rpartition('.')[2]} takes none: leave it out"

@@ -21,22 +21,12 @@ PRETRAINING = "data=corpus"  # whose tokens and networks suit data=folder, too, 
 REQUIRED = ("task", "data", "model", "optimizer", "trainer")  # groups of train.py of which a run needs a choice
 OPTIONAL = (  # groups of train.py in which null chooses nothing
     "experiment", "genre", "level", "convergence", "stage", "sweep", "technique", "scheduler", "tokenizer", "discriminator",
-    "objective", "reads", "sampling", "logger", "contract",
+    "objective", "algorithm", "reads", "sampling", "logger", "contract",
 )  # fmt: skip
-# what a stage takes over from the run it starts from
-KEPT = (
-    "experiment",
-    "task",
-    "data",
-    "contract",
-    "model",
-    "tokenizer",
-    "discriminator",
-    "objective",
-    "styles",
-    "heads",
+KEPT = (  # what a stage takes over from the run it starts from
+    "experiment", "task", "data", "contract", "model", "tokenizer", "discriminator", "objective", "algorithm", "styles", "heads",
     "sharing",
-)
+)  # fmt: skip
 
 
 def pick(choice: str | None, *cases: str) -> str:

@@ -248,6 +248,11 @@ class Packer:
         return answer
 
 
+def last_bar(bars: np.ndarray, room: int) -> int:
+    """Returns the last start of a bar, above 0, that leaves at most `room` tokens before it; `room` if there is none."""
+    return _cut(bars, 1, room, last=True)
+
+
 def _cut(bars: np.ndarray, low: int, high: int, *, last: bool = False) -> int:
     """Returns the first (or last) bar start in [low, high]; `high` if there is none."""
     inside = bars[(bars >= low) & (bars <= high)]

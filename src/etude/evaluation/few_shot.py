@@ -1,0 +1,181 @@
+"""How well new classes are told apart from a few pieces of each: accuracy by shots over many episodes, beside honest floors.
+
+Shapes: s pieces of a support, q queries, d features, n ways.
+"""
+
+import copy
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from etude.evaluation.classes import bodies, ngram_features
+from etude.evaluation.representation import Encoder, piece_vectors, untrained
+from etude.report.run_page import begin_report, end_report
+
+Row = dict[str, Any]
+COLUMNS = ("split", "ways", "shots", "method", "episodes", "accuracy", "interval")
+TUNING = {"steps": 10, "lr": 1e-3}  # of fine-tuning: Adam on all weights and a new head
+
+
+@runtime_checkable
+class AnswersEpisodes(Protocol):
+    """A task that tells the ways of the queries of episodes."""
+
+    compares_vectors: bool
+
+    def answers(self, batch: Mapping[str, Any]) -> list[tuple[Tensor, Tensor]]:
+        """Returns the logits [q, n] and the true ways [q] of the queries of each episode."""
+        ...
+
+
+class Episode:
+    """Support and queries of one episode: rows of the manifest, and their ways."""
+
+    def __init__(self, rows: Sequence[Any], table: np.ndarray) -> None:
+        piece = np.array([int(table["row"][int(row.plan[0, 1])]) for row in rows])
+        way, query = np.array([row.way for row in rows]), np.array([row.query for row in rows], bool)
+        self.rows = rows
+        self.support, self.support_way = piece[~query], way[~query]
+        self.query, self.query_way = piece[query], way[query]
+
+
+def score_few_shot(
+    *, task: Any, datamodule: Any, folder: Path, split: str = "test", ways: int = 5, shots: Sequence[int] = (1, 5),
+    queries: int = 1, episodes: int = 600, adapted_episodes: int = 60, tuned_episodes: int = 20, seed: int = 0,
+) -> list[Row]:  # fmt: skip
+    """Measures a few-shot task on classes that it has never seen: writes few_shot.csv and report.html, and prints the table.
+
+    All methods answer the same episodes. An interval is 1.96 standard errors of the mean over episodes (95 %).
+
+    Args:
+        task: a trained task of few_shot. datamodule: an `EpisodeModule`. folder: the run's folder.
+        split: val or test.
+        ways, shots, queries: of the episodes; queries: of each class.
+        episodes: of methods that read each piece once.
+        adapted_episodes: of maml, fomaml and reptile, which adapt a network to each episode; the first of the `episodes`.
+        tuned_episodes: of fine-tuning a whole network on the shots, from random weights and from this encoder's; 0 for none.
+        seed: of the episodes and of the random encoder.
+
+    Returns: a row for each number of shots and method.
+
+    Raises: ValueError for a value out of range, or a split with too few classes.
+    """
+    if split not in ("val", "test") or not shots or min(shots) < 1 or min(ways - 1, queries, episodes) < 1:
+        raise ValueError(
+            f"split={split} must be val or test, ways={ways} at least 2, shots={list(shots)}, queries={queries} and "
+            f"episodes={episodes} at least 1"
+        )
+    if min(adapted_episodes - 1, tuned_episodes) < 0:
+        raise ValueError(f"adapted_episodes={adapted_episodes} must be at least 1 and tuned_episodes={tuned_episodes} at least 0")
+    random = untrained(task, seed)
+    spaces = {
+        "n-grams, nearest centroid": _ngrams(datamodule, split),
+        "random encoder, nearest centroid": piece_vectors(random, datamodule.evaluation_loader(split)),
+        "this encoder, nearest centroid": piece_vectors(task, datamodule.evaluation_loader(split)),
+    }
+    rows: list[Row] = []
+    for count in shots:
+        planner = datamodule.planner(split, seed=seed, ways=ways, shots=count, queries=queries)
+        drawn = [Episode(planner.rows(number), planner.documents.view.table) for number in range(episodes)]
+        about = {"split": split, "ways": ways, "shots": count}
+        rows.append({**about, "method": "chance", "episodes": episodes, "accuracy": 1 / ways, "interval": 0.0})
+        for name, vectors in spaces.items():
+            rows.append(_row(about, name, [centroid_accuracy(vectors, one, ways=ways) for one in drawn]))
+        name = type(task.algorithm).__name__.lower()
+        rows.append(_row(about, name, _by_algorithm(task, datamodule, planner, drawn, spaces, ways, adapted_episodes)))
+        for name, encoder in (("fine-tuned from scratch", random), ("fine-tuned from this encoder", task)):
+            if tuned_episodes:
+                found = [tuned_accuracy(encoder, datamodule, planner, one, ways=ways) for one in drawn[:tuned_episodes]]
+                rows.append(_row(about, name, found))
+    _write(rows, folder, split)
+    return rows
+
+
+def _write(rows: Sequence[Row], folder: Path, split: str) -> None:
+    lines = [[f"{row[name]:.3f}" if isinstance(row[name], float) else str(row[name]) for name in COLUMNS] for row in rows]
+    with (folder / "few_shot.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([COLUMNS, *lines])
+    report = begin_report(f"Evaluation: few shots, {split} split", folder)
+    report.table(list(COLUMNS), lines)
+    end_report(report, folder)
+    for line in lines:
+        print(f"{line[1]} ways, {line[2]} shots  {line[3]:34}{line[5]} ± {line[6]}  ({line[4]} episodes)")
+
+
+def _row(about: Row, method: str, accuracies: Sequence[float]) -> Row:
+    spread = 1.96 * float(np.std(accuracies, ddof=1)) / len(accuracies) ** 0.5 if len(accuracies) > 1 else float("nan")
+    return {
+        **about, "method": method, "episodes": len(accuracies), "accuracy": float(np.mean(accuracies)), "interval": spread,
+    }  # fmt: skip
+
+
+def _ngrams(data: Any, split: str) -> dict[int, np.ndarray]:
+    """Returns log(1 + count) of the n-grams of tokens that most training pieces have, for each piece of a split."""
+    pieces = {part: np.asarray(data.view(part).table["row"], np.int64) for part in ("train", split)}
+    _, found = ngram_features(*(bodies(data, part, rows) for part, rows in pieces.items()))
+    return dict(zip(pieces[split].tolist(), found.toarray(), strict=True))
+
+
+def centroid_accuracy(vectors: Mapping[int, np.ndarray], one: Episode, *, ways: int) -> float:
+    """Returns the share of queries whose nearest centroid, by cosine, is that of their way."""
+    support, query = (_unit(np.stack([vectors[i] for i in each.tolist()])) for each in (one.support, one.query))
+    centres = _unit(np.stack([support[one.support_way == way].mean(0) for way in range(ways)]))
+    return float(((query @ centres.T).argmax(1) == one.query_way).mean())
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    unit: np.ndarray = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    return unit
+
+
+def _by_algorithm(
+    task: Any, data: Any, planner: Any, drawn: Sequence[Episode], spaces: Mapping[str, Any], ways: int, adapted: int
+) -> list[float]:
+    """Returns the accuracy of the task's own algorithm on each episode."""
+    found = []
+    if task.compares_vectors:
+        vectors = spaces["this encoder, nearest centroid"]
+        for one in drawn:
+            support, query = (
+                torch.tensor(np.stack([vectors[i] for i in each.tolist()]), dtype=torch.float32, device=task.device)
+                for each in (one.support, one.query)
+            )
+            way = torch.as_tensor(one.support_way, device=task.device)
+            with torch.inference_mode():
+                logits = task.vector_logits(support, way, query, ways=ways)
+            found.append(float((logits.argmax(1).cpu().numpy() == one.query_way).mean()))
+        return found
+    for one in drawn[:adapted]:
+        batch = {name: value.to(task.device) for name, value in data.batch(planner, one.rows).items()}
+        ((logits, true),) = task.answers(batch)
+        found.append(float((logits.argmax(1) == true).float().mean()))
+    return found
+
+
+def tuned_accuracy(encoder: Any, data: Any, planner: Any, one: Episode, *, ways: int, steps: int | None = None) -> float:
+    """Returns the accuracy on an episode of a copy of the encoder and a new head that are trained on the support."""
+    tuned: Encoder = copy.deepcopy(encoder)
+    batch = {name: value.to(tuned.device) for name, value in data.batch(planner, one.rows).items()}
+    support, query = ({n: v[batch["query"].amax(1) == side] for n, v in batch.items()} for side in (0, 1))
+    module: Any = tuned
+    with torch.random.fork_rng(devices=[tuned.device] if tuned.device.type == "cuda" else []):
+        torch.manual_seed(0)
+        head = nn.Linear(tuned.features(support).shape[1], ways).to(tuned.device)
+        chosen = [p for p in module.parameters() if p.requires_grad]
+        optimizer = torch.optim.Adam([*chosen, *head.parameters()], lr=TUNING["lr"])
+        way: Callable[[Any], Tensor] = lambda part: tuned.documents(part, "way")  # noqa: E731
+        for _ in range(int(TUNING["steps"]) if steps is None else steps):
+            loss = F.cross_entropy(head(tuned.features(support)), way(support))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        with torch.no_grad():
+            said = head(tuned.features(query)).argmax(1)
+    return float((said == way(query)).float().mean())

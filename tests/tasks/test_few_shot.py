@@ -1,0 +1,388 @@
+"""Few shots: inner loops are the formulas, prototypes of one shot are neighbours, episodes keep to a split, resuming is exact."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from etude.data.scores.corpora import Folder
+from etude.data.scores.episodes import EpisodeModule, EpisodeSampler
+from etude.data.scores.essen import ENDS, TuneFamilies, _place, families, regions
+from etude.evaluation.few_shot import score_few_shot
+from etude.losses.episodes import attention_logits, half_squared_distance, negative_squared_distances, prototypes
+from etude.models.symbolic.transformer import Transformer
+from etude.objectives.inner_loop import InnerLoop
+from etude.objectives.maml import Fomaml, Maml
+from etude.objectives.masked import Masked
+from etude.objectives.matching import Matching
+from etude.objectives.prototypical import Prototypical
+from etude.objectives.reptile import Reptile
+from etude.tasks.few_shot import FewShot
+from etude.tasks.representation import Representation
+from etude.tokens.miditok import MidiTokTokenizer
+from etude.tokens.satb import SatbGrid
+from tests.paradigms.harness import KILLS, assert_resumes
+from tests.songs import song
+from tests.toys import trainer
+
+ALGORITHMS: dict[str, Any] = {
+    "prototypical": Prototypical, "matching": Matching, "maml": partial(Maml, steps=2, learn_rates=True), "fomaml": Fomaml,
+    "reptile": Reptile,
+}  # fmt: skip
+NETWORK = partial(Transformer, dim=16, num_layers=1, num_heads=2, causal=False)
+CLASSES, PIECES = 9, 4  # three classes of each split
+
+
+class Families(Folder):
+    """Songs in folders that are classes; a class belongs to one split."""
+
+    def files(self) -> list[Any]:
+        order = {f"class{i}": ("train", "val", "test")[i // 3] for i in range(CLASSES)}
+        return [replace(source, split=order[source.genre]) for source in super().files()]
+
+
+@pytest.fixture(scope="module")
+def songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("home") / "songs"
+    for number in range(CLASSES * PIECES):
+        path = folder / f"class{number // PIECES}" / f"song{number:02d}.mid"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        song(number, bars=2, voices=1 + number % 2).dump_midi(path)
+    return folder
+
+
+def music(songs: Path, workers: int = 0, **options: Any) -> EpisodeModule:
+    return EpisodeModule(
+        **{
+            "corpus": Families(str(songs)), "tokenizer": partial(MidiTokTokenizer, scheme="REMI", infill=False),
+            "cache_dir": str(songs.parent / "cache"), "max_len": 128, "max_eval_len": 128, "batch_size": 2,
+            "batches_per_epoch": 5, "num_workers": workers, "prepare_workers": 1, "seed": 1, "controls": [], "infill": 0.0,
+            "targets": ["genre"], "ways": 3, "shots": 1, "queries": 2, "val_episodes": 4, "transpose": [-2, 2], **options,
+        }
+    )  # fmt: skip
+
+
+def task(songs: Path, algorithm: str = "prototypical", **data: Any) -> tuple[FewShot, EpisodeModule]:
+    torch.manual_seed(0)
+    module = music(songs, **data)
+    return FewShot(
+        model=NETWORK, algorithm=ALGORITHMS[algorithm], optimizer=partial(torch.optim.AdamW, lr=1e-2), seed=1, **module.parts
+    ), module
+
+
+# --- the formulas ---
+
+
+def quadratic() -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    root = torch.randn(4, 4, generator=generator).double()
+    return root @ root.T + torch.eye(4).double(), *torch.randn(2, 4, generator=generator).double()
+
+
+def meta_gradient(loop: InnerLoop) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the gradient of an episode with support loss t'Ht/2 - c't and query loss sum t^3, theta, and the slope."""
+    hessian, c, start = quadratic()
+    theta = start.clone().requires_grad_()
+
+    def slope(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        t = weights["t"]
+        (found,) = torch.autograd.grad(0.5 * t @ hessian @ t - c @ t, t, create_graph=loop.second_order)
+        return {"t": found}
+
+    loop.attach(["t"])
+    (found,) = torch.autograd.grad(loop.losses({"t": theta}, slope, lambda weights: (weights["t"] ** 3).sum()), theta)
+    return found, theta.detach(), hessian @ theta.detach() - c
+
+
+def test_mamls_gradient_is_that_of_the_quadratic() -> None:
+    found, theta, slope = meta_gradient(Maml(dim=1, rate=0.05, steps=1))
+    expected = (torch.eye(4).double() - 0.05 * quadratic()[0]) @ (3 * (theta - 0.05 * slope) ** 2)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+
+def test_the_first_order_gradient_is_the_one_at_the_adapted_point() -> None:
+    found, theta, slope = meta_gradient(Fomaml(dim=1, rate=0.05, steps=1))
+    torch.testing.assert_close(found, 3 * (theta - 0.05 * slope) ** 2, rtol=0, atol=1e-9)
+
+
+def test_one_step_of_reptile_is_the_gradient_and_several_go_to_the_adapted_weights() -> None:
+    found, _, slope = meta_gradient(Reptile(dim=1, rate=0.05, steps=1))
+    torch.testing.assert_close(found, slope, rtol=0, atol=1e-9)
+    found, theta, _ = meta_gradient(Reptile(dim=1, rate=0.05, steps=3))
+    hessian, c, _ = quadratic()
+    adapted = theta
+    for _ in range(3):
+        adapted = adapted - 0.05 * (hessian @ adapted - c)
+    torch.testing.assert_close(found, (theta - adapted) / 0.15, rtol=0, atol=1e-9)
+
+
+def test_learnt_rates_get_a_gradient() -> None:
+    loop = Maml(dim=1, rate=0.05, steps=1, learn_rates=True)
+    loop.attach(["t"])
+    hessian, c, start = quadratic()
+    theta = {"t": start.clone().requires_grad_()}
+    slope = {"t": hessian @ start - c}
+    loss = loop.losses(theta, lambda _: slope, lambda weights: (weights["t"] ** 3).sum())
+    assert loop.log_rates is not None
+    (found,) = torch.autograd.grad(loss, loop.log_rates)
+    expected = -(0.05 * slope["t"] * 3 * (start - 0.05 * slope["t"]) ** 2).sum()
+    torch.testing.assert_close(found[0].double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_prototypes_are_means_and_with_one_shot_nearest_neighbours() -> None:
+    torch.manual_seed(0)
+    support, query, way = torch.randn(6, 5), torch.randn(7, 5), torch.tensor([2, 0, 1, 1, 0, 2])
+    torch.testing.assert_close(prototypes(support, way, ways=3)[1], (support[2] + support[3]) / 2)
+    one, order = support[:4], torch.tensor([3, 1, 0, 2])
+    for distance, expected in (
+        ("euclidean", torch.cdist(query, one).argmin(1)),
+        ("cosine", torch.cosine_similarity(query[:, None], one[None], dim=-1).argmax(1)),
+    ):
+        logits = Prototypical(dim=5, distance=distance).logits(one, order, query, ways=4)
+        assert torch.equal(logits.argmax(1), order[expected])
+    torch.testing.assert_close(-negative_squared_distances(query, one), torch.cdist(query, one) ** 2)
+
+
+def test_attention_to_ways_is_the_sum_of_the_attention_to_their_pieces() -> None:
+    torch.manual_seed(0)
+    similarity, way = torch.randn(4, 6), torch.tensor([0, 2, 1, 2, 0, 0])
+    attention = similarity.softmax(-1)
+    expected = torch.stack([attention[:, way == n].sum(1) for n in range(3)], dim=1)
+    torch.testing.assert_close(attention_logits(similarity, way, ways=3).softmax(-1), expected)
+
+
+def test_full_context_depends_on_the_whole_support_and_can_be_left_out() -> None:
+    torch.manual_seed(0)
+    support, query = torch.randn(4, 6), torch.randn(3, 6)
+    full, plain = Matching(dim=6), Matching(dim=6, full_context=False)
+    changed = support.clone()
+    changed[0] += 1
+    assert not torch.allclose(full.in_context(support, query)[1], full.in_context(changed, query)[1])
+    assert plain.in_context(support, query)[1] is query and not list(plain.parameters())
+
+
+def test_half_a_squared_distance_holds_the_other_end_fixed() -> None:
+    one, other = torch.randn(3, requires_grad=True), torch.randn(3, requires_grad=True)
+    half_squared_distance({"w": one}, {"w": other}).backward()
+    torch.testing.assert_close(one.grad, (one - other).detach())
+    assert other.grad is None
+
+
+# --- episodes ---
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_episodes_are_of_one_split_and_their_halves_are_disjoint(songs: Path, split: str) -> None:
+    data = music(songs)
+    planner = data.planner(split, seed=0)
+    labels = data.labels(split, "genre")
+    seen = set()
+    for number in range(20):
+        batch = data.batch(planner, planner.rows(number))
+        piece, way, query = (batch[name].amax(1).tolist() for name in ("piece", "way", "query"))
+        assert len(set(piece)) == len(piece) == 9 and sorted(way) == [0] * 3 + [1] * 3 + [2] * 3
+        assert sum(query) == 6 and all(len({labels[p] for p, w in zip(piece, way, strict=True) if w == n}) == 1 for n in range(3))
+        assert len({(w, labels[p]) for p, w in zip(piece, way, strict=True)}) == 3
+        seen |= {labels[p] for p in piece}
+        assert (batch["episode"] == torch.where(batch["documents"] >= 0, 0, -1)).all()
+    assert seen == {f"class{i}" for i in range(9) if ("train", "val", "test")[i // 3] == split}
+
+
+def test_equal_pieces_count_once_and_none_of_an_earlier_split(songs: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "songs"
+    shutil.copytree(songs, copy)
+    shutil.copy(songs / "class0" / "song00.mid", copy / "class0" / "again.mid")
+    shutil.copy(songs / "class0" / "song00.mid", copy / "class3" / "again.mid")
+    data = music(copy)
+    assert [len(x) for x in data.members("train", ways=3, shots=1, queries=2)["genre"].values()] == [4, 4, 4]
+    assert [len(x) for x in data.members("val", ways=3, shots=1, queries=2)["genre"].values()] == [4, 4, 4]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_sampler_resumes_in_the_middle_of_an_epoch(songs: Path, ranks: int) -> None:
+    data = music(songs)
+
+    def sampler() -> EpisodeSampler:
+        planner = data._planner("train", data._training)
+        return EpisodeSampler(planner, batch_size=2, num_batches=3, rank=ranks - 1, world=ranks)
+
+    def told(batch: Any) -> list[Any]:
+        return [(row.plan.tolist(), row.episode, row.way, row.query) for row in batch]
+
+    whole = sampler()
+    batches = [told(batch) for _ in range(3) for batch in whole]
+    assert len(batches) == 9 and len({str(batch) for batch in batches}) == 9
+    half = sampler()
+    first = iter(half)
+    next(first), next(first)
+    rest = sampler()
+    rest.load_state_dict(half.state_dict())
+    assert [told(batch) for batch in rest] + [told(batch) for batch in rest] == batches[2:6]
+
+
+def test_validation_episodes_are_the_same_each_time(songs: Path) -> None:
+    loader = music(songs).val_dataloader()
+    first, second = ([batch["piece"] for batch in loader] for _ in range(2))
+    assert len(first) == 2 and all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def test_rules_choose_the_pieces_of_a_class(songs: Path) -> None:
+    data = music(songs, shots=1, queries=1)
+    allowed = {row for i, row in enumerate(data.view("train").table["row"].tolist()) if i % PIECES < 2}
+    data.admit("half", lambda rows, draw: np.array([float(row in allowed) for row in rows.tolist()]))
+    for batch in data.train_dataloader():
+        assert set(batch["piece"].amax(1).tolist()) <= allowed
+
+
+def test_families_stay_whole_and_linked_ones_together() -> None:
+    folder = TuneFamilies().files()[0].path.parent
+    found = families(folder)
+    split: dict[str, set[str]] = {}
+    for family, part in found.values():
+        split.setdefault(family, set()).add(part)
+    assert len(split) == 79 and all(len(parts) == 1 for parts in split.values())
+    assert split["Die Koenigskinder"] == {next(name for name, end in ENDS if _place("Die Koenigskinder") < end)}
+    assert split["Die Rheinbraut"] == split["Der Maedchenmoerder (Halewijn - Ulinger)"]  # one catalogue number, Q0041
+    assert len({region for region, _ in regions(folder).values()}) == 9
+
+
+# --- the task ---
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_it_resumes(tmp_path: Path, songs: Path, algorithm: str) -> None:
+    assert_resumes(tmp_path, lambda: task(songs, algorithm), kill=KILLS[1], accumulate_grad_batches=1)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_training_learns_its_episodes(tmp_path: Path, songs: Path, algorithm: str) -> None:
+    model, data = task(songs, algorithm, transpose=None)
+    planner = data.planner("train", seed=0)
+    batches = [data.batch(planner, planner.rows(number)) for number in range(6)]
+
+    def nats() -> float:
+        return float(np.mean([float(model.measure(batch)["nll"].mean) for batch in batches]))
+
+    before = nats()
+    trainer(tmp_path, max_steps=60, limit_val_batches=0).fit(model, data)
+    assert nats() < before
+
+
+def test_adaptation_lowers_the_loss_of_the_support_and_leaves_the_weights(songs: Path) -> None:
+    model, data = task(songs, "maml")
+    planner = data.planner("train", seed=0)
+    ((support, query),) = model._episodes(data.batch(planner, planner.rows(0)))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.inference_mode():  # as trainer.validate
+        weights = model.adapted(support, steps=8)
+        adapted = model._logits_at(support, weights)
+    true = model.documents(support, "way")
+    plain = torch.nn.functional.cross_entropy(model.way_logits(support), true)
+    assert torch.nn.functional.cross_entropy(adapted, true) < plain
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert set(query) == set(support) and "query" not in query
+
+
+def test_mamls_gradient_of_the_task_is_that_of_differences(songs: Path) -> None:
+    model, data = task(songs, "maml")
+    model.double()
+    planner = data.planner("train", seed=0)
+    batch = data.batch(planner, planner.rows(0))
+    found = model.gradient_of(batch)
+    name = "head.weight"
+    weight = model.head.weight  # type: ignore[union-attr]
+    direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ends = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            moved = {name: (weight + sign * 1e-5 * direction).requires_grad_()}
+        ends.append(float(model.losses_at(batch, parameters=moved)["query"]))
+    assert float((found[name] * direction).sum()) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-3)
+    assert "algorithm.log_rates" in found
+
+
+def test_evaluation_shows_floors_beside_the_algorithm(tmp_path: Path, songs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for algorithm in ("prototypical", "fomaml"):
+        model, data = task(songs, algorithm)
+        rows = score_few_shot(
+            task=model, datamodule=data, folder=tmp_path, ways=3, shots=[1, 3], episodes=8, adapted_episodes=2, tuned_episodes=2
+        )
+        assert [row["method"] for row in rows[:7]] == [
+            "chance", "n-grams, nearest centroid", "random encoder, nearest centroid", "this encoder, nearest centroid",
+            algorithm, "fine-tuned from scratch", "fine-tuned from this encoder",
+        ]  # fmt: skip
+        assert len(rows) == 14 and all(0 <= row["accuracy"] <= 1 for row in rows)
+    assert (tmp_path / "few_shot.csv").is_file() and "3 ways, 3 shots" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"the test split has 3 classes of genre .* and an episode takes 5"):
+        score_few_shot(task=model, datamodule=data, folder=tmp_path, episodes=2)
+    with pytest.raises(ValueError, match="split=train must be val or test"):
+        score_few_shot(task=model, datamodule=data, folder=tmp_path, split="train")
+
+
+def test_it_starts_from_the_encoder_of_another_run(tmp_path: Path, songs: Path) -> None:
+    model, data = task(songs, "maml")
+    other = Representation(
+        model=NETWORK, objective=Masked, tokenizer=data.tokenizer, optimizer=partial(torch.optim.AdamW, lr=1e-3)
+    )
+    run = trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    run.fit(other, data)
+    run.save_checkpoint(tmp_path / "end.ckpt")
+    saved = torch.load(tmp_path / "end.ckpt", weights_only=True)
+    found = model.weights_from(saved, tmp_path / "end.ckpt")
+    assert found.keys() == model.state_dict().keys()
+    for name, value in other.encoder.state_dict().items():
+        torch.testing.assert_close(found[f"encoder.{name}"], value)
+    satb = FewShot(
+        model=NETWORK, algorithm=Prototypical, optimizer=partial(torch.optim.AdamW), tokenizer=SatbGrid(genres=[]), ways=3
+    )
+    with pytest.raises(ValueError, match="its tokens"):
+        satb.weights_from(saved, tmp_path / "end.ckpt")
+
+
+# --- bad input ---
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ways": 4}, r"the train split has 3 classes of genre .* and an episode takes 4"),
+        ({"shots": 3, "queries": 2}, r"has 0 classes of genre with 5 different pieces \(3 with fewer\)"),
+        ({"ways": 1}, "data.ways=1 must be at least 2"),
+        ({"queries": 0}, "data.queries=0 must be at least 1"),
+        ({"targets": []}, "data.targets names none"),
+        ({"targets": ["family"]}, "the data has no column 'family'"),
+    ],
+)
+def test_episodes_that_cannot_be_drawn_are_refused(songs: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        music(songs, **options).prepare()
+
+
+def test_classes_with_too_few_pieces_are_told(songs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "songs"
+    shutil.copytree(songs, copy)
+    (copy / "class1" / "song04.mid").unlink()
+    music(copy, ways=2, queries=3).prepare()
+    assert "1 of 3 classes of genre in the train split have fewer than 4 pieces" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Prototypical(dim=4, distance="l1"), "algorithm.distance=l1"),
+        (lambda: Prototypical(dim=4, temperature=0.0), "algorithm.temperature=0.0"),
+        (lambda: Matching(dim=4, steps=0), "algorithm.steps=0"),
+        (lambda: Maml(dim=4, rate=0.0), "algorithm.rate=0.0"),
+        (lambda: Reptile(dim=4, steps=0), "algorithm.steps=0"),
+    ],
+)
+def test_wrong_options_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
