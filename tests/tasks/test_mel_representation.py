@@ -153,13 +153,13 @@ def test_noise_and_mixing_add_power() -> None:
 def test_features_are_of_segments() -> None:
     model = task().eval()
     found = model.features(batch())
-    assert found.shape == (8, 16) and model.documents(batch()).tolist() == list(range(8))
+    assert found.shape == (8, 32) and model.documents(batch()).tolist() == list(range(8))
 
 
 @pytest.mark.parametrize(
     ("objective", "options", "message"),
     [
-        ("mae", {"crop": 0.5}, "task.crop=0.5 is of views"),
+        ("mae", {"crop": [0.5, 1.0]}, "task.crop=.* is of views"),
         ("simclr", {"tempi": 1}, "task.tempi=1 is not of views of mels"),
         ("masked", {}, "objective=masked hides tokens"),
         ("mae", {"contract": MelContract(n_mels=20)}, "must be a multiple of model.patch_bands"),

@@ -11,7 +11,8 @@ from symusic import Note, Score, TimeSignature, Track
 
 from etude.data.scores.corpora import Folder
 from etude.data.scores.module import MusicDataModule
-from etude.evaluation.representation import chosen, piece_vectors, score_representation, untrained
+from etude.evaluation.fine_tuning import fine_tuned
+from etude.evaluation.representation import chosen, piece_vectors, probe, score_representation, typical, untrained
 from etude.models.symbolic.transformer import Transformer
 from etude.objectives.mae import Mae
 from etude.objectives.masked import Masked
@@ -25,7 +26,7 @@ from etude.tokens.miditok_vocabulary import BAR, TIME_SIG
 from etude.tokens.satb import SatbGrid
 from tests.paradigms.harness import KILLS, assert_resumes
 from tests.songs import write_songs
-from tests.toys import trainer
+from tests.toys import same, trainer, weights
 
 OBJECTIVES = {
     "simclr": SimClr,
@@ -198,13 +199,16 @@ def test_a_classifier_starts_from_its_encoder(tmp_path: Path, songs: Path) -> No
 
 def test_evaluation_shows_floors_beside_the_encoder(tmp_path: Path, songs: Path) -> None:
     model, data = task(songs)
-    rows = score_representation(task=model, datamodule=data, folder=tmp_path, split="val", shares=[1.0])
+    rows = score_representation(task=model, datamodule=data, folder=tmp_path, split="val", shares=[1.0], fine_tune_steps=2)
     assert [row["method"] for row in rows] == [
         "most frequent class", "this encoder, logistic regression", "random encoder, logistic regression",
         "n-grams, logistic regression", "this encoder, 5 nearest", "random encoder, 5 nearest",
+        "this encoder, fine-tuned", "supervised from scratch",
     ]  # fmt: skip
     for name in ("probes.csv", "pieces_genre.png", "report.html"):
         assert (tmp_path / name).stat().st_size > 0
+    points = (tmp_path / "pieces_genre.csv").read_text().splitlines()
+    assert points[0] == "piece,class,x,y" and points[1].startswith("song") and len(points) == 1 + rows[0]["pieces"]
     vectors = piece_vectors(model, data.evaluation_loader("train"))
     assert sorted(vectors) == sorted(data.view("train").table["row"].tolist())
     with pytest.raises(ValueError, match="split=train must be val or test"):
@@ -222,7 +226,7 @@ def test_the_random_encoder_is_initialised_as_a_new_one_is(songs: Path) -> None:
 @pytest.mark.parametrize("option", ["semitones", "tempi", "note_values", "voices", "crop", "hide"])
 def test_masked_tokens_refuse_what_is_of_views(songs: Path, option: str) -> None:
     with pytest.raises(ValueError, match=f"task.{option}=.* is of views"):
-        task(songs, "masked", **{option: 0.5 if option == "crop" else 0})
+        task(songs, "masked", **{option: [0.5, 1.0] if option == "crop" else 0})
 
 
 def test_a_share_of_the_labels_keeps_two_of_each_class() -> None:
@@ -235,7 +239,7 @@ def test_a_share_of_the_labels_keeps_two_of_each_class() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"crop": 0.0}, r"task.crop=0.0 must lie in \[0.05, 1\]"),
+        ({"crop": [0.0, 1.0]}, r"task.crop=\[0.0, 1.0\] must be"),
         ({"hide": 1.0}, "task.hide=1.0"),
         ({"stretch": 0.1}, "task.stretch=0.1 is not of views of scores"),
         ({"kind": "mae"}, "objective=mae hides patches of mels"),
@@ -244,3 +248,31 @@ def test_a_share_of_the_labels_keeps_two_of_each_class() -> None:
 def test_wrong_options_are_refused(songs: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         task(songs, options.pop("kind", "simclr"), **options)
+
+
+def test_fine_tuning_uses_the_chosen_labels_alone_and_leaves_the_encoder_as_it_is(songs: Path) -> None:
+    model, data = task(songs)
+    before = weights(model)
+    true, rows = data.classes("train")["genre"], np.array(sorted(data.view("train").table["row"].tolist()))
+    few = np.concatenate([rows[true[rows] == one][:2] for one in (0, 1)])
+    options: dict[str, Any] = {"label": "genre", "num_classes": 2, "steps": 60, "lr": 1e-2, "seed": 0}
+    tuned = fine_tuned(model, data, rows=few, **options)
+    assert same(before, weights(model)) and not same(before, weights(tuned.encoder))
+    logits = piece_vectors(tuned, data.evaluation_loader("train"))
+    assert [int(logits[row].argmax()) for row in few.tolist()] == true[few].tolist()  # it has learned these four
+    again = fine_tuned(model, data, rows=few, **options)
+    assert same(weights(tuned), weights(again))
+    drawn = {int(p) for batch in data.train_dataloader() for p in batch["piece"].unique() if p >= 0}
+    assert len(drawn) > 4  # training draws all pieces again
+
+
+def test_a_probe_chooses_its_regularisation_by_the_labels_it_has() -> None:
+    draws = np.random.default_rng(0)
+    true = np.repeat([0, 1], 60)
+    noisy = np.concatenate([true[:, None] + draws.normal(0, 1.5, (120, 1)), draws.normal(0, 1, (120, 100))], axis=1)
+    assert probe(noisy, true)[-1].C == 0.01 and probe(noisy[[0, 1, 60, 61]], true[[0, 1, 60, 61]])[-1].C == 1.0
+
+
+def test_two_pieces_of_each_class_are_named() -> None:
+    plane = np.array([[0.0, 0], [1, 0], [9, 0], [0, 5], [0, 6]])
+    assert typical(plane, ["a", "a", "a", "b", "b"]) == [1, 2, 3]  # of b, both are as far from the median

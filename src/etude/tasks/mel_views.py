@@ -82,4 +82,5 @@ def _band_centres(contract: MelContract) -> np.ndarray:
     centres = np.where(total > 0, (weights @ hertz) / np.maximum(total, 1e-12), np.nan)
     known = ~np.isnan(centres)
     filled = np.interp(np.arange(len(centres)), np.flatnonzero(known), centres[known])
-    return np.maximum.accumulate(filled) + np.arange(len(filled)) * math.ulp(contract.sample_rate)
+    rising: np.ndarray = np.maximum.accumulate(filled) + np.arange(len(filled)) * math.ulp(contract.sample_rate)
+    return rising

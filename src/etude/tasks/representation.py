@@ -48,7 +48,8 @@ class Representation(Task):
         note_values: whether a view of scores may have halved or doubled note values; None for True.
         voices: probability with which a view of scores leaves each of several voices out; None for 0.2.
         hide: share of the tokens of a view of scores that a mask stands for, in [0, 0.95]; None for 0.
-        crop: smallest share of a piece's bars, or of a segment's frames, that a view shows, in [0.05, 1]; None for 0.5.
+        crop: [smallest, largest] share of a piece's bars, or of a segment's frames, that a view shows, within [0.05, 1]; None for
+            [0.15, 0.4] of scores and [0.5, 1] of mels.
         stretch, noise, mix: of views of mels, see `MelViews`; None for 0.2, 0.1 and 0.2.
         optimizer, scheduler, loss_weights, seed: see `Task`.
 
@@ -58,6 +59,7 @@ class Representation(Task):
     """
 
     terms = ("objective",)
+    mask: nn.Parameter | None
 
     def __init__(
         self,
@@ -71,7 +73,7 @@ class Representation(Task):
         note_values: bool | None = None,
         voices: float | None = None,
         hide: float | None = None,
-        crop: float | None = None,
+        crop: Sequence[float] | None = None,
         stretch: float | None = None,
         noise: float | None = None,
         mix: float | None = None,
@@ -128,7 +130,7 @@ class Representation(Task):
         if isinstance(self.objective, Mae):
             return self._autoencoded(batch), count.to(self.device), {}
         assert isinstance(self.objective, ViewObjective)
-        shares = [(self.reads.crop, 1.0)] * 2 + [self.objective.small_crop] * self.objective.small_views
+        shares = [self.reads.crop] * 2 + [self.objective.small_crop] * self.objective.small_views
         views = [self.reads.view(batch, *share) for share in shares]
         fast = [self.reads.pooled(self.encoder, view, self.mask) for view in views]
         slow: list[Tensor] = []
@@ -167,7 +169,7 @@ class Representation(Task):
     # --- for techniques and evaluation ---
 
     def features(self, batch: Batch) -> Tensor:
-        """Returns one row for each document or segment, [n, d]: the mean of its hidden states, before any projector."""
+        """Returns one row for each document or segment, [n, 2 d]: mean and maximum of its hidden states, before any projector."""
         return self.reads.pooled(self.encoder, batch, self.mask)
 
     def documents(self, batch: Batch, name: str = "piece") -> Tensor:
@@ -204,13 +206,13 @@ class Representation(Task):
             return
         features = torch.cat(self._seen)
         self._seen = []
-        rank, spread = float(effective_rank(features)), float(F.normalize(features, dim=1).std(0).mean()) * self.dim**0.5
+        rank, spread = float(effective_rank(features)), float(F.normalize(features, dim=1).std(0).norm())
         self.log("val/rank", rank, sync_dist=True)
         self.log("val/spread", spread, sync_dist=True)
         if rank < COLLAPSED_RANK or spread < COLLAPSED_SPREAD:
             log.warning(
                 "the features of the validation pieces use %.1f of %d dimensions and deviate by %.2g of their length: the "
-                "encoder has collapsed; try a lower rate, objective=simclr, or a larger batch", rank, self.dim, spread,
+                "encoder has collapsed; try a lower rate, objective=simclr, or a larger batch", rank, features.shape[1], spread,
             )  # fmt: skip
 
     # --- the checkpoint ---

@@ -20,14 +20,15 @@ from etude.objectives.mae import Mae
 from etude.objectives.masked import Masked
 from etude.tasks.encoder_weights import encoder_weights
 from etude.tasks.mel_views import MelViews
-from etude.tasks.pooling import each_document, mean_of_documents
+from etude.tasks.pooling import each_document, mean_and_max_of_documents
 from etude.tasks.score_views import ScoreViews
 from etude.tasks.token_nll import token_features
 from etude.tokens.tokenizer import Tokenizer
 
 Options = Mapping[str, Any]
+WIDTHS = 2  # a vector is mean and maximum of the hidden states
 RANGES = {"semitones": (0, 24), "tempi": (0, 12), "voices": (0, 0.95), "hide": (0, 0.95), "stretch": (0, 0.5), "noise": (0, 1),
-          "mix": (0, 0.95), "crop": (0.05, 1)}  # fmt: skip
+          "mix": (0, 0.95)}  # fmt: skip
 
 
 def chosen_views(given: Options, usual: Options, *, of: str) -> dict[str, Any]:
@@ -40,6 +41,10 @@ def chosen_views(given: Options, usual: Options, *, of: str) -> dict[str, Any]:
             raise ValueError(f"task.{name}={value} is not of views of {of}, which have {', '.join(usual)}; leave it out")
         if name in RANGES and not RANGES[name][0] <= value <= RANGES[name][1]:
             raise ValueError(f"task.{name}={value} must lie in [{RANGES[name][0]}, {RANGES[name][1]}]")
+    if (crop := given.get("crop")) is not None and (len(crop) != 2 or not 0.05 <= crop[0] <= crop[1] <= 1):
+        raise ValueError(
+            f"task.crop={list(crop)} must be [smallest, largest] share of a piece, within [0.05, 1]; [1, 1] shows all"
+        )
     return {**usual, **given}
 
 
@@ -54,7 +59,7 @@ class ScoreInputs:
 
     example_axis: ClassVar[int] = 0
     usual: ClassVar[Options] = {
-        "semitones": 6, "tempi": 2, "note_values": True, "voices": 0.2, "crop": 0.5, "hide": 0.0,
+        "semitones": 6, "tempi": 2, "note_values": True, "voices": 0.2, "crop": (0.15, 0.4), "hide": 0.0,
     }  # fmt: skip
 
     def __init__(self, tokenizer: Tokenizer, given: Options, *, with_views: bool) -> None:
@@ -76,7 +81,7 @@ class ScoreInputs:
             raise ValueError(
                 "objective=mae hides patches of mels; scores have objective=masked, and mels task=mel_representation"
             )
-        found: nn.Module = build(dim=encoder.dim)
+        found: nn.Module = build(dim=WIDTHS * encoder.dim)  # type: ignore[operator]
         return found
 
     def view(self, batch: Batch, least: float, most: float) -> Batch:
@@ -97,8 +102,8 @@ class ScoreInputs:
         )  # fmt: skip
 
     def pooled(self, encoder: nn.Module, batch: Batch, mask: Tensor | None) -> Tensor:
-        """Returns the mean hidden state of each document over what the batch shows of it, [n, d]."""
-        return mean_of_documents(self.states(encoder, batch, mask), batch, batch["documents"] >= 0)
+        """Returns mean and maximum of the hidden states of each document over what the batch shows of it, [n, 2 d]."""
+        return mean_and_max_of_documents(self.states(encoder, batch, mask), batch)
 
     def each(self, batch: Batch, name: str) -> Tensor:
         """Returns the batch's entry `name` once for each document: [n]."""
@@ -128,7 +133,7 @@ class MelInputs:
     """
 
     example_axis: ClassVar[int] = 1
-    usual: ClassVar[Options] = {"semitones": 3, "stretch": 0.2, "noise": 0.1, "mix": 0.2, "crop": 0.5}
+    usual: ClassVar[Options] = {"semitones": 3, "stretch": 0.2, "noise": 0.1, "mix": 0.2, "crop": (0.5, 1.0)}
 
     def __init__(self, contract: MelContract, given: Options, *, with_views: bool) -> None:
         self.contract = contract
@@ -150,7 +155,7 @@ class MelInputs:
         if kind is Masked:
             raise ValueError("objective=masked hides tokens of scores; mels have objective=mae")
         more = {"values": encoder.patch_bands * encoder.patch_frames, "rows": encoder.rows} if kind is Mae else {}
-        found: nn.Module = build(dim=encoder.dim, **more)
+        found: nn.Module = build(dim=encoder.dim if kind is Mae else WIDTHS * encoder.dim, **more)
         return found
 
     def view(self, batch: Batch, least: float, most: float) -> Batch:
@@ -164,9 +169,10 @@ class MelInputs:
         return encoder.patches(batch["mel"].flatten(0, 1))
 
     def pooled(self, encoder: nn.Module, batch: Batch, mask: Tensor | None) -> Tensor:
-        """Returns the mean hidden state of each segment, [n, d]; `mask` is not used."""
+        """Returns mean and maximum of the hidden states of each segment, [n, 2 d]; `mask` is not used."""
         assert isinstance(encoder, PatchEncoder)
-        return encoder.hidden(batch["mel"].flatten(0, 1)).float().mean(1)
+        hidden = encoder.hidden(batch["mel"].flatten(0, 1)).float()
+        return torch.cat((hidden.mean(1), hidden.amax(1)), dim=1)
 
     def each(self, batch: Batch, name: str) -> Tensor:
         """Returns the batch's entry `name` for each segment: [n]."""

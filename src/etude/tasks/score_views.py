@@ -136,7 +136,8 @@ class ScoreViews:
         draw = torch.where(used, torch.rand(names.shape[1], device=device), 2.0)
         lowest = torch.full((len(starts),), 2.0, device=device).scatter_reduce(0, names[0], draw, "amin")
         stays = ((1 - draw) > self.voices) | (draw == lowest[names[0]])
-        return (~notes | stays[number]).view_as(owner_bt)
+        heard: Tensor = ~notes | stays[number]
+        return heard.view_as(owner_bt)
 
 
 def _owners(batch: Batch) -> tuple[Tensor, Tensor]:

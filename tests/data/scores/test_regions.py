@@ -57,8 +57,8 @@ def test_places_and_titles_do_not_reach_the_tokens(tmp_path: Path) -> None:
         songs = [SONG.format(number=n, title=f"Lied aus {place}", origin=place, last=last) for n, last in ((1, "G3"), (2, "B3"))]
         (tmp_path / f"{place}.abc").write_text("".join(songs))
     data = MusicDataModule(
-        corpus=Songs(str(tmp_path)), tokenizer=partial(MidiTokTokenizer, scheme="REMI", infill=False), cache_dir=str(tmp_path / "cache"),
-        controls=[], targets=["region"], prepare_workers=1,
+        corpus=Songs(str(tmp_path)), tokenizer=partial(MidiTokTokenizer, scheme="REMI", infill=False),
+        cache_dir=str(tmp_path / "cache"), controls=[], targets=["region"], prepare_workers=1,
     )  # fmt: skip
     assert data.labels("train", "region") == ["China", "China", "Hesse", "Hesse"]
     bodies = [np.asarray(data.view("train").body(number)).tolist() for number in range(4)]
