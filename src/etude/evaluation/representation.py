@@ -1,4 +1,4 @@
-"""What the vectors of an encoder are worth: linear probe, nearest neighbours, few labels, beside honest floors.
+"""What the vectors of an encoder are worth: linear probe, nearest neighbours, fine-tuning, few labels, beside honest floors.
 
 Shapes: n pieces, d features, c classes.
 """
@@ -13,12 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from etude.evaluation.classes import NO_LABEL, bodies, fitted, ngram_features
+from etude.evaluation.classes import NO_LABEL
+from etude.evaluation.fine_tuning import fine_tuned
+from etude.evaluation.floors import floor_features
 from etude.metrics.sets import classes as scores
 from etude.report.run_page import begin_report, end_report
 from etude.report.scatter import labelled_scatter
 
 NEIGHBOURS = 5
+STRENGTHS = (0.01, 0.1, 1.0, 10.0)  # inverse strengths of regularisation among which a probe chooses
+FOLDS = 3  # of the training labels, by which it chooses
 LEAST = 2  # pieces of a class that a small share of the labels keeps, where there are so many
 Row = dict[str, Any]
 COLUMNS = ("label", "method", "labels", "training pieces", "pieces", "accuracy", "balanced accuracy")
@@ -37,7 +41,11 @@ class Encoder(Protocol):
     """What an evaluation needs of a task that computes features of pieces."""
 
     training: bool
-    device: torch.device
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        ...
 
     def train(self, mode: bool = True) -> Any:
         """Enters training mode, or evaluation mode."""
@@ -54,16 +62,18 @@ class Encoder(Protocol):
 
 def score_representation(
     *, task: Encoder, datamodule: Any, folder: Path, split: str = "test", shares: Sequence[float] = (0.01, 0.1, 1.0),
-    seed: int = 0,
+    fine_tune_steps: int = 100, fine_tune_lr: float = 1e-3, seed: int = 0,
 ) -> list[Row]:  # fmt: skip
     """Measures how well the labels of data.targets can be read off an encoder's vectors.
 
-    Writes probes.csv, a picture of the held-out pieces for each label, and report.html.
+    Writes probes.csv, a picture of the held-out pieces for each label with the table of its points, and report.html.
 
     Args:
         task: a trained encoder. datamodule: the data of its training, with targets. folder: the run's folder.
         split: val or test.
         shares: of the training labels that a probe gets, each in (0, 1].
+        fine_tune_steps: also train this encoder, and a random one (supervised training), further on each share of the labels for
+            so many steps; 0 for not. fine_tune_lr: the highest rate of both.
         seed: of which labels they are, and of the random encoder.
 
     Returns: a row for each label, method and share.
@@ -72,6 +82,8 @@ def score_representation(
     """
     if split not in ("val", "test") or not shares or any(not 0 < share <= 1 for share in shares):
         raise ValueError(f"split={split} must be val or test, and shares={list(shares)} shares of the labels in (0, 1]")
+    if fine_tune_steps < 0 or fine_tune_lr <= 0:
+        raise ValueError(f"fine_tune_steps={fine_tune_steps} must be at least 0, and fine_tune_lr={fine_tune_lr} above 0")
     if not datamodule.targets:
         raise ValueError("the data has no labels to look for; give +data.targets=[genre], say")
     encoders = {"this encoder": task, "random encoder": untrained(task, seed)}
@@ -90,10 +102,16 @@ def score_representation(
         if not all(map(len, known.values())):
             raise ValueError(f"no piece of the {split} split, or none of training, has a {label}; choose another split")
         found = _probes(datamodule, label, split, shares, seed, vectors=vectors, true=true, known=known)
+        if fine_tune_steps:
+            options = {"label": label, "num_classes": len(names), "steps": fine_tune_steps, "lr": fine_tune_lr, "seed": seed}
+            found += _fine_tuned(encoders, datamodule, split, shares, options, true=true, known=known)
         rows += found
         report.heading(label).table(list(COLUMNS), [[_shown(row[column]) for column in COLUMNS] for row in found])
         points = np.stack([vectors["this encoder"][split][i] for i in known[split].tolist()])
-        picture = labelled_scatter(principal_plane(points), [names[true[split][i]] for i in known[split].tolist()], title=label)
+        plane, classes = principal_plane(points), [names[true[split][i]] for i in known[split].tolist()]
+        pieces = [str(datamodule.labels(split, "name")[row]) for row in known[split].tolist()]
+        picture = labelled_scatter(plane, classes, title=label, notes={i: pieces[i] for i in typical(plane, classes)})
+        _write_points(folder / f"pieces_{label}.csv", plane, classes, pieces)
         (folder / f"pieces_{label}.png").write_bytes(picture)
         report.image(picture, alt=f"held-out pieces by their vectors, two principal components, coloured by {label}")
     with (folder / "probes.csv").open("w", newline="") as file:
@@ -102,6 +120,24 @@ def score_representation(
         writer.writerows(rows)
     end_report(report, folder)
     return rows
+
+
+def typical(plane_n2: np.ndarray, classes: Sequence[str]) -> list[int]:
+    """Returns the indices of two points of each class: the one nearest to its median, and the one farthest from it."""
+    names, found = np.asarray(classes), set[int]()
+    for name in np.unique(names):
+        own = np.flatnonzero(names == name)
+        distance = np.linalg.norm(plane_n2[own] - np.median(plane_n2[own], axis=0), axis=1)
+        found |= {int(own[distance.argmin()]), int(own[distance.argmax()])}
+    return sorted(found)
+
+
+def _write_points(path: Path, plane_n2: np.ndarray, classes: Sequence[str], names: Sequence[str]) -> None:
+    """Writes the points of a picture: which piece each is, its class, and its place."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["piece", "class", "x", "y"])
+        writer.writerows([name, one, f"{x:.4f}", f"{y:.4f}"] for name, one, (x, y) in zip(names, classes, plane_n2, strict=True))
 
 
 def _shown(value: Any) -> str:
@@ -164,7 +200,8 @@ def _probes(
         name: [np.stack([each[part][i] for i in known[part].tolist()]) for part in ("train", split)]
         for name, each in vectors.items()
     }
-    features["n-grams"] = list(ngram_features(bodies(data, "train", known["train"]), bodies(data, split, known[split])))
+    floor, *floors = floor_features(data, split, known["train"], known[split])
+    features[floor] = floors
     largest = np.bincount(train_y).argmax()
     rows = [_row(label, "most frequent class", 1.0, len(train_y), np.full(len(y), largest), y)]
     for share in shares:
@@ -193,15 +230,42 @@ def _row(label: str, method: str, share: float, count: int, said: np.ndarray, y:
     }  # fmt: skip
 
 
-def probe(x_nd: Any, true_n: np.ndarray) -> Any:
-    """Returns a logistic regression; dense features are standardised first."""
-    if not isinstance(x_nd, np.ndarray):
-        return fitted(x_nd, true_n)
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+def _fine_tuned(
+    encoders: Mapping[str, Any], data: Any, split: str, shares: Sequence[float], options: dict[str, Any], *, true: Any, known: Any
+) -> list[Row]:  # fmt: skip
+    train_y, y, rows = true["train"][known["train"]], true[split][known[split]], list[Row]()
+    for share in shares:
+        places = chosen(train_y, share, seed=options["seed"])
+        for name, encoder in encoders.items():
+            model = fine_tuned(encoder, data, rows=known["train"][places], **options)
+            logits = piece_vectors(model, data.evaluation_loader(split))
+            said = np.stack([logits[i] for i in known[split].tolist()]).argmax(1)
+            method = "this encoder, fine-tuned" if name == "this encoder" else "supervised from scratch"
+            rows.append(_row(options["label"], method, share, len(places), said, y))
+    return rows
 
-    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(x_nd, true_n)
+
+def probe(x_nd: Any, true_n: np.ndarray) -> Any:
+    """Returns a logistic regression on standardised (dense) or scaled (sparse) features.
+
+    The strength of its regularisation is the one of `STRENGTHS` that is most often right in cross-validation on the labels given;
+    1 if a class has fewer examples than folds. The same for vectors of networks and for floors.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import MaxAbsScaler, StandardScaler
+
+    def model(strength: float) -> Any:
+        scaler = StandardScaler() if isinstance(x_nd, np.ndarray) else MaxAbsScaler()
+        return make_pipeline(scaler, LogisticRegression(C=strength, max_iter=2000))
+
+    best = 1.0
+    if np.unique(true_n, return_counts=True)[1].min() >= FOLDS:
+        folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
+        right = [cross_val_score(model(strength), x_nd, true_n, cv=folds).mean() for strength in STRENGTHS]
+        best = STRENGTHS[int(np.argmax(right))]
+    return model(best).fit(x_nd, true_n)
 
 
 def nearest(train_x: np.ndarray, x: np.ndarray, true_n: np.ndarray) -> np.ndarray:

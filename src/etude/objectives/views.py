@@ -31,6 +31,8 @@ class ViewObjective(nn.Module):
     """
 
     uses_copy: ClassVar[bool] = False
+    small_views: int = 0  # views that show less, beside the two
+    small_crop: tuple[float, float] = (1.0, 1.0)  # smallest and largest share of a piece that one of them shows
 
     def __init__(self, *, dim: int, hidden_dim: int, projection_dim: int, momentum: float | None = None) -> None:
         super().__init__()
@@ -41,9 +43,10 @@ class ViewObjective(nn.Module):
         self.slow_projector = copy.deepcopy(self.projector).requires_grad_(False) if momentum is not None else None
 
     def losses(self, views: Sequence[Tensor], slow_views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the loss, and what `after_step` is to get of this batch.
+        """Returns the loss, and what `after_step` is to get of this batch: nothing, or `keys`.
 
-        views, slow_views: vectors [n, d] of two views by the encoder, and by its slow copy (empty without one).
+        views, slow_views: vectors [n, d] of two views by the encoder, and by its slow copy (empty without one); `views` goes on
+            with the `small_views`.
         """
         raise TypeError(f"{type(self).__name__} must define losses(views, slow_views)")
 
@@ -112,9 +115,7 @@ class Moco(ViewObjective):
     @torch.no_grad()
     def after_step(self, left: dict[str, list[Tensor]]) -> None:
         super().after_step(left)
-        keys = torch.cat(left["keys"])[-len(self.queue) :]
-        self.queue[(self.place + torch.arange(len(keys), device=keys.device)) % len(self.queue)] = keys.to(self.queue.dtype)
-        self.place.add_(len(keys)).remainder_(len(self.queue))
+        place(self.queue, self.place, left["keys"])
 
 
 class Byol(ViewObjective):
@@ -142,16 +143,35 @@ class Byol(ViewObjective):
 class Swav(ViewObjective):
     """Predicts to which prototypes the other view is assigned, where all prototypes are used equally.
 
-    num_prototypes: at least 2. epsilon, iterations: of the assignment, see `losses.contrastive.sinkhorn`.
+    Of the views, the first two are assigned; the others, which show less, only predict those assignments (multi-crop).
 
-    Source: Caron et al. 2020; here without crops of other sizes.
+    num_prototypes: at least 2. epsilon, iterations: of the assignment, see `losses.contrastive.sinkhorn`.
+    small_views, small_crop: number of the small views, and the [smallest, largest] share of a piece that one shows.
+    queue_size: projections of earlier views that are assigned together with those of the batch, so that a small batch need not
+        use all prototypes equally by itself; 0 for none.
+
+    Source: Caron et al. 2020.
     """
+
+    queue: Tensor
+    place: Tensor
+    filled: Tensor
 
     def __init__(
         self, *, dim: int, hidden_dim: int = 256, projection_dim: int = 64, temperature: float = 0.1, num_prototypes: int = 64,
-        epsilon: float = 0.05, iterations: int = 3,
+        epsilon: float = 0.05, iterations: int = 3, small_views: int = 2, small_crop: Sequence[float] = (0.2, 0.4),
+        queue_size: int = 256,
     ) -> None:  # fmt: skip
         super().__init__(dim=dim, hidden_dim=hidden_dim, projection_dim=projection_dim)
+        if small_views < 0 or queue_size < 0 or len(small_crop) != 2 or not 0 < small_crop[0] <= small_crop[1] <= 1:
+            raise ValueError(
+                f"objective.small_views={small_views} and queue_size={queue_size} must be at least 0, and "
+                f"small_crop={list(small_crop)} [lowest, highest] within (0, 1]"
+            )
+        self.small_views, self.small_crop = small_views, (float(small_crop[0]), float(small_crop[1]))
+        self.register_buffer("queue", torch.zeros(queue_size, projection_dim))
+        self.register_buffer("place", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
         self.temperature, self.epsilon = _positive("temperature", temperature), _positive("epsilon", epsilon)
         if num_prototypes < 2 or iterations < 1:
             raise ValueError(f"objective.num_prototypes={num_prototypes} must be at least 2, iterations={iterations} at least 1")
@@ -160,10 +180,29 @@ class Swav(ViewObjective):
 
     def losses(self, views: Sequence[Tensor], slow_views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         unit = F.normalize(self.prototypes, dim=1)
-        scores = [F.normalize(self.projector(x).float(), dim=1) @ unit.T for x in views]
-        assigned = [sinkhorn(x, epsilon=self.epsilon, iterations=self.iterations) for x in scores]
-        both = [swapped_prediction(scores[i], assigned[1 - i], temperature=self.temperature) for i in (0, 1)]
-        return torch.stack(both).mean(), {}
+        projected = [F.normalize(self.projector(x).float(), dim=1) for x in views]
+        scores = [x @ unit.T for x in projected]
+        earlier = self.queue[: int(self.filled)].float() @ unit.T
+        assigned = [
+            sinkhorn(torch.cat((x, earlier)), epsilon=self.epsilon, iterations=self.iterations)[: len(x)] for x in scores[:2]
+        ]
+        pairs = [(said, target) for said in range(len(scores)) for target in (0, 1) if said != target]
+        each = [swapped_prediction(scores[i], assigned[j], temperature=self.temperature) for i, j in pairs]
+        return torch.stack(each).mean(), {"keys": torch.cat(projected[:2]).detach()}
+
+    @torch.no_grad()
+    def after_step(self, left: dict[str, list[Tensor]]) -> None:
+        super().after_step(left)
+        if len(self.queue):
+            place(self.queue, self.place, left["keys"])
+            self.filled.add_(sum(map(len, left["keys"]))).clamp_(max=len(self.queue))
+
+
+def place(queue: Tensor, start: Tensor, keys: Sequence[Tensor]) -> None:
+    """Writes the last of the keys into a queue from place `start` on, which goes round; both are changed."""
+    last = torch.cat(list(keys))[-len(queue) :]
+    queue[(start + torch.arange(len(last), device=last.device)) % len(queue)] = last.to(queue.dtype)
+    start.add_(len(last)).remainder_(len(queue))
 
 
 def _positive(name: str, value: float) -> float:

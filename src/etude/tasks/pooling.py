@@ -27,6 +27,16 @@ def each_document(batch: Batch, name: str) -> Tensor:
     return entry_bt.flatten()[documents_of(batch)[0]]
 
 
+def mean_and_max_of_documents(hidden_btd: Tensor, batch: Batch) -> Tensor:
+    """Returns mean and largest value of each hidden state over the tokens of each document, [n, 2 d], in float32."""
+    starts, owner = documents_of(batch)
+    counted = (batch["documents"] >= 0).flatten()
+    mean = mean_of_documents(hidden_btd.float(), batch, batch["documents"] >= 0)
+    hidden, place = hidden_btd.float().flatten(0, 1)[counted], owner[counted][:, None].expand(-1, hidden_btd.shape[-1])
+    largest = hidden.new_zeros(len(starts), hidden_btd.shape[-1]).scatter_reduce(0, place, hidden, "amax", include_self=False)
+    return torch.cat((mean, largest), dim=1)
+
+
 def mean_of_documents(hidden_btd: Tensor, batch: Batch, counted_bt: Tensor) -> Tensor:
     """Returns the mean of the hidden states over the counted tokens of each document, [n, d]; 0 for one without."""
     starts, owner = documents_of(batch)

@@ -83,6 +83,7 @@ class _Segments(torch.utils.data.Dataset[dict[str, Tensor]]):
         self.onsets = onsets  # for each style and piece: whether a note begins in each frame, bool [f]; None for no such entry
         self.notes = None if notes is None else list(notes)  # of each style
         self.labels = list(labels or [{} for _ in clips])  # for each style: name -> class of each piece, int64 [n]
+        self.first_rows = np.cumsum([0, *(len(each) for each in self.clips)])  # of each style, in the manifest of the split
         self.contract = self.clips[0].contract
 
     def _empty(self, rows: int) -> dict[str, np.ndarray]:
@@ -95,14 +96,14 @@ class _Segments(torch.utils.data.Dataset[dict[str, Tensor]]):
         if self.notes is not None:
             sizes = (len(KINDS), len(self.notes[0].instruments), PITCHES, self.segment)
             arrays |= {"roll": np.empty((*shape, *sizes), np.float32), "stop": np.empty((*shape, self.segment), np.float32)}
-        told = [*(f"label_{name}" for name in self.labels[0]), "piece"] if self.labels[0] else []
-        return arrays | {name: np.full(shape, -1, np.int64) for name in told}
+        known = [f"label_{name}" for name in self.labels[0]]
+        return arrays | {name: np.full(shape, -1, np.int64) for name in (["piece", *known] if known else [])}
 
     def _write(self, arrays: dict[str, np.ndarray], style: int, row: int, piece: int, start: int, gain_db: float = 0.0) -> None:
         stop = start + self.segment
         for name, classes in self.labels[style].items():
             arrays[f"label_{name}"][style, row] = classes[piece]
-            arrays["piece"][style, row] = sum(map(len, self.clips[:style])) + piece
+            arrays["piece"][style, row] = self.first_rows[style] + piece
         if self.onsets is not None:
             arrays["onsets"][style, row] = self.onsets[style][piece][start:stop]
         mel_fm = arrays["mel"][style, row]
@@ -119,9 +120,12 @@ class _Segments(torch.utils.data.Dataset[dict[str, Tensor]]):
 
     def _tensors(self, arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
         mel_sbmf = self.contract.normalise(torch.from_numpy(arrays["mel"])).transpose(2, 3).contiguous()
-        labels = [name for name in arrays if name.startswith("label_")]
-        more = [name for name in (*labels, "piece", "samples", "onsets", "roll", "stop") if name in arrays]
-        return {"mel": mel_sbmf} | {name: torch.from_numpy(arrays[name]) for name in more}
+        batch = {
+            "mel": mel_sbmf,
+            **{name: torch.from_numpy(array) for name, array in arrays.items() if name.startswith(("label_", "piece"))},
+        }
+        more = ("samples", "onsets", "roll", "stop")
+        return batch | {name: torch.from_numpy(arrays[name]) for name in more if name in arrays}
 
 
 class RestrictedDraws(NamedTuple):
@@ -136,9 +140,9 @@ class RandomSegments(_Segments):
 
     A batch holds "mel": float32 [s, b, m, f], with `waveform` "samples": float32 [s, b, n], with `notes` "roll": float32
     [s, b, 2, p, 128, f] and "stop": float32 [s, b, f], and for each of `labels` "label_*": int64 [s, b], -1 where a piece has no
-    label, with "piece", its number counted through all styles. Styles without an admitted piece are missing; the batch then also
-    holds "style": int64 [s, b], the index of each row's style. With `notes` a segment may reach beyond the end of the music: the
-    mel is then silent and "stop" is 1.
+    label, beside "piece": int64 [s, b], its row in the split's columns. Styles without an admitted piece are missing; the batch
+    then also holds "style": int64 [s, b], the index of each row's style. With `notes` a segment may reach beyond the end of the
+    music: the mel is then silent and "stop" is 1.
 
     Row r is draw number draws[r] of each style and depends on (seed, style, draw number) alone. All positions in all pieces
     are equally likely, except that a silent segment is drawn again, a few times.
