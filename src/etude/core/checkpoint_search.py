@@ -34,12 +34,12 @@ def find_checkpoint(
     Of a run the first good one of `checkpoints_of` is taken; a damaged one is skipped, which is told with the reason.
 
     Args:
-        ckpt: a file, a run's folder, `bundled` for the model that comes with the package, or `last` for the last good checkpoint
+        ckpt: a file, a run's folder, `bundled` for a model that comes with the package, or `last` for the last good checkpoint
             of the newest run; trials of a sweep are left out.
         outputs: the folder in which `last` looks for runs.
-        kind: with `last`, only runs of this task count, such as style_transfer; None for any task.
-        offers: with `last`, only runs of tasks whose class has the methods of this protocol count; None for any task. The
-            protocol must have no other members.
+        kind: with `last` and `bundled`, only models of this task count, such as style_transfer; None for any task.
+        offers: with `last` and `bundled`, only models of tasks whose class has the methods of this protocol count; None for any
+            task. The protocol must have no other members.
         option: the option that holds `ckpt`, for messages.
         announce: print to stderr what is skipped, and if best.ckpt is taken because there is no last.ckpt.
         best: take a run's best.ckpt, for programs that use a model and do not continue its training.
@@ -47,15 +47,18 @@ def find_checkpoint(
     Raises:
         ValueError: there is no such checkpoint.
     """
+    of = f" of a {kind} run" if kind else f" of a task that offers {', '.join(_methods(offers))}()" if offers else ""
     if ckpt == bundled.NAME and bundled.PATH.is_file():
-        return bundled.PATH
+        known = (path for name, path in bundled.MODELS.items() if _is_wanted(name, kind=kind, offers=offers))
+        if (model := next(filter(Path.is_file, known), None)) is None:
+            raise ValueError(f"{option}={bundled.NAME}: no model{of} comes with Etude; train one first, and give its folder")
+        return model
     if ckpt == "last":
         folders = {path.parent for path in Path(outputs).rglob("checkpoints/*.ckpt")}
         runs = sorted((found for folder in folders if (found := checkpoints_of(folder))), key=_age)  # newest first
         wanted = (found for found in runs if _is_run_of(found[0].parents[1], kind=kind, offers=offers, trials=False))
         path = _first_good((one for found in wanted for one in checkpoints_of(found[0].parent, best=best)), announce=announce)
         if path is None:
-            of = f" of a {kind} run" if kind else f" of a task that offers {', '.join(_methods(offers))}()" if offers else ""
             raise ValueError(f"{option}=last: no checkpoints/last.ckpt{of} under {outputs}/; train first or give a path")
     else:
         named = Path(ckpt).expanduser()
@@ -152,7 +155,11 @@ def _is_run_of(folder: Path, *, kind: str | None = None, offers: type | None = N
     found = TASK.search(text)
     if found is None:
         return False
-    name = current_name(found[1])
+    return _is_wanted(current_name(found[1]), kind=kind, offers=offers)
+
+
+def _is_wanted(name: str, *, kind: str | None, offers: type | None) -> bool:
+    """Returns whether the task class of this dotted name is of a kind, and has the methods of a protocol."""
     return (kind is None or name.startswith(f"etude.tasks.{kind}.")) and (offers is None or _offers(name, offers))
 
 

@@ -50,7 +50,7 @@ ARRANGEMENTS = {
 }
 
 
-def arrange(score: Score, style: str, *, max_seconds: float = 30.0) -> Score:
+def arrange(score: Score, style: str | Arrangement, *, max_seconds: float = 30.0) -> Score:
     """Arranges the melody of a score in a style.
 
     The melody is the highest note at every onset. The chord of each half bar is the diatonic triad that contains most of
@@ -58,15 +58,15 @@ def arrange(score: Score, style: str, *, max_seconds: float = 30.0) -> Score:
 
     Args:
         score: any score with a pitched note.
-        style: folk, rock or jazz.
+        style: folk, rock or jazz, or how another style plays.
         max_seconds: greatest length, above 0.
 
     Raises:
         ValueError: an unknown style, or a score without a pitched note.
     """
-    if style not in ARRANGEMENTS:
+    if isinstance(style, str) and style not in ARRANGEMENTS:
         raise ValueError(f"style={style} is not one of {', '.join(ARRANGEMENTS)}; give one of these")
-    plan = ARRANGEMENTS[style]
+    plan = ARRANGEMENTS[style] if isinstance(style, str) else style
     score = normalise(score)
     melody = _melody(score)
     bars = _bars(score, max_seconds)

@@ -25,16 +25,14 @@ def synthesise(cfg: DictConfig) -> None:
 @one_line_errors
 def perform(cfg: DictConfig) -> None:
     """Generates a piece or takes a score, plays it with a synthesis model, and restyles the sound with a transfer model."""
-    from etude.core.checkpoint_search import find_checkpoint
-    from etude.core.protocols import Restyles, Translates
+    from etude.core.protocols import Translates
+    from etude.run.starting import model_to_restyle
 
     quiet_lightning()
     task = _player(cfg, cfg.synthesis, "synthesis")
     options: dict[str, Any] = {}
     if cfg.style is not None:
-        translator, _ = load_task(
-            find_checkpoint(cfg.transfer or "last", cfg.outputs, offers=Restyles, option="transfer", best=True)
-        )
+        translator, _ = load_task(model_to_restyle(cfg.transfer, cfg.outputs, option="transfer"))
         if not isinstance(translator, Translates):
             told = f"holds a {type(translator).__name__}, which changes no styles"
             raise ValueError(f"transfer={cfg.transfer} {told}; give a run of `{program('train')} task=style_transfer`")

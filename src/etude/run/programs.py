@@ -244,8 +244,7 @@ def generate(cfg: DictConfig) -> None:
 @one_line_errors
 def transfer(cfg: DictConfig) -> None:
     """Translates audio files, or with live=true what is being played, to another style with a checkpoint."""
-    from etude.core.checkpoint_search import find_checkpoint
-    from etude.core.protocols import Restyles, Translates
+    from etude.core.protocols import Translates
 
     if not isinstance(cfg.live, bool):
         raise ValueError(f"live={cfg.live}, must be true or false")
@@ -253,7 +252,7 @@ def transfer(cfg: DictConfig) -> None:
     if given and not cfg.live:
         raise ValueError(f"{given[0]}={cfg[given[0]]} does nothing without live=true; add that, or leave it out")
     quiet_lightning()
-    task, _ = load_task(find_checkpoint(cfg.ckpt or "last", cfg.outputs, offers=Restyles, best=True))
+    task, _ = load_task(starting.model_to_restyle(cfg.ckpt, cfg.outputs))
     if not isinstance(task, Translates):
         raise ValueError(f"ckpt holds a {type(task).__name__}, which changes no styles; give one of task=style_transfer")
     vocoder = build_with(cfg.vocoder, contract=task.contract, find=finder(cfg.outputs), load=load_task)

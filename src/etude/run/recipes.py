@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from etude.core.called import program
-from etude.run.starting import named_weights
+from etude.run.starting import named_start, named_weights
 
 if TYPE_CHECKING:
     from etude.core.task import Task
@@ -234,14 +234,12 @@ def starting_point(cfg: DictConfig, options: list[str]) -> tuple[DictConfig, lis
         ValueError: there is no such run.
     """
     from etude.core.checkpoint_files import load_checkpoint
-    from etude.core.checkpoint_search import find_checkpoint, find_stage_checkpoint
+    from etude.core.checkpoint_search import find_stage_checkpoint
 
     after = list(cfg.stage.get("after") or [])
     if not after:
         return cfg, options
-    if named_weights(cfg) is not None:
-        path = find_checkpoint(cfg.weights, cfg.outputs, option="weights", best=True)
-    else:
+    if (path := named_start(cfg)) is None:
         kind = next((option.partition("=")[2] for option in options if key(option) == "task"), None)
         path = find_stage_checkpoint(after, cfg.outputs, wanted=cfg.stage.name, kind=kind)
     mine = {key(option) for option in options}  # data=... takes the place of all that was said about data, data.root=... does not

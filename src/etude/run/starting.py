@@ -18,6 +18,17 @@ def named_weights(cfg: DictConfig) -> str | None:
     return None if cfg.weights in (None, AUTO) else str(cfg.weights)
 
 
+def named_start(cfg: DictConfig) -> Path | None:
+    """Returns the checkpoint that `weights=` names; None if it names none. Raises: ValueError if it is not there."""
+    from etude.core import bundled
+    from etude.core.checkpoint_search import find_checkpoint
+
+    named = named_weights(cfg)
+    if named == bundled.NAME:
+        return bundled.start_of(cfg.task._target_)
+    return None if named is None else find_checkpoint(named, cfg.outputs, option="weights", best=True)
+
+
 def starting_weights(cfg: DictConfig, recipe: Mapping[str, Any], datamodule: Any) -> Path | None:
     """Returns the checkpoint whose weights a new run starts from; None for random weights.
 
@@ -25,11 +36,10 @@ def starting_weights(cfg: DictConfig, recipe: Mapping[str, Any], datamodule: Any
     run's; stages and everything else start with random weights.
     """
     from etude.core import bundled
-    from etude.core.checkpoint_search import find_checkpoint
     from etude.core.protocols import KnowsSize
 
-    if (named := named_weights(cfg)) is not None:
-        return find_checkpoint(named, cfg.outputs, option="weights", best=True)
+    if (start := named_start(cfg)) is not None:
+        return start
     if cfg.weights != AUTO or cfg.get("stage") or not isinstance(datamodule, KnowsSize):
         return None
     if not bundled.fits(recipe, num_pieces=datamodule.num_training_pieces):
@@ -53,14 +63,29 @@ def model_to_sample(ckpt: str | None, outputs: str) -> Path:
 
     Raises: ValueError if there is no such checkpoint.
     """
-    from etude.core import bundled
-    from etude.core.checkpoint_search import find_checkpoint
     from etude.core.protocols import Composes
 
+    return _named_newest_or_bundled(ckpt, outputs, Composes, "ckpt")
+
+
+def model_to_restyle(ckpt: str | None, outputs: str, *, option: str = "ckpt") -> Path:
+    """Returns the checkpoint to restyle audio with, as `model_to_sample`; option: the one that holds `ckpt`, for messages."""
+    from etude.core.protocols import Restyles
+
+    return _named_newest_or_bundled(ckpt, outputs, Restyles, option)
+
+
+def _named_newest_or_bundled(ckpt: str | None, outputs: str, offers: type, option: str) -> Path:
+    from etude.core import bundled
+    from etude.core.checkpoint_search import find_checkpoint
+
     try:
-        return find_checkpoint(ckpt or "last", outputs, offers=Composes, best=True)
+        return find_checkpoint(ckpt or "last", outputs, offers=offers, option=option, best=True)
     except ValueError:
-        if ckpt is not None or not bundled.PATH.is_file():
+        if ckpt is not None:
             raise
-    print(f"no run in {outputs}/ yet: this is the model that comes with Etude (ckpt={bundled.NAME})", file=sys.stderr)
-    return bundled.PATH
+    model = find_checkpoint(bundled.NAME, outputs, offers=offers, option=option)
+    purpose, knows = bundled.ABOUT[model]
+    comes = f"this is the model that comes with Etude ({option}={bundled.NAME}), {knows}"
+    print(f"no run that {purpose} in {outputs}/ yet: {comes}", file=sys.stderr)
+    return model
