@@ -1,0 +1,86 @@
+"""benchmarks/supervised.py: the same places of the same tunes in both styles, and a loss that is the distance to the truth."""
+
+import importlib
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from etude.models.mel.discriminators import FrameDiscriminator
+from etude.models.mel.generator import MelGenerator
+from tests.data.audio.files import inline
+from tests.data.audio.test_arranged import CONTRACT, TINY, songs
+
+SEGMENT = 32
+
+
+@pytest.fixture(scope="module")
+def supervised() -> ModuleType:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))  # type: ignore[no-untyped-call]
+        return importlib.import_module("supervised")
+
+
+@pytest.fixture(scope="module")
+def data(supervised: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> object:
+    """Two tunes of folk and two of jazz, each rendered in both; rock is a third style of the corpus."""
+    with pytest.MonkeyPatch.context() as patch:
+        inline(patch)
+        made = supervised.PairedStyles(
+            corpus=supervised.PairedTunes(**TINY, both=("folk", "jazz")), contract=CONTRACT, styles=["folk", "jazz"],
+            cache_dir=str(tmp_path_factory.mktemp("cache")), segment_frames=SEGMENT, batch_size=5, batches_per_epoch=3,
+            prepare_workers=1,
+        )  # fmt: skip
+        made.prepare()
+        return made
+
+
+def place(data: object, style: str, segment_mf: Tensor) -> tuple[int, int]:
+    """Returns the tune and the first frame of a segment of natural-log mels."""
+    for piece in range(data.num_pieces("train", style)):  # type: ignore[attr-defined]
+        windows_mnf = data.log_mel("train", style, piece).unfold(1, SEGMENT, 1)  # type: ignore[attr-defined]
+        distance_n = (windows_mnf - segment_mf[:, None]).abs().amax(dim=(0, 2))
+        if float(distance_n.min()) < 1e-3:
+            return piece, int(distance_n.argmin())
+    raise AssertionError("no such segment")
+
+
+def test_both_styles_have_the_same_places_of_the_same_tunes(data: object) -> None:
+    tunes = [songs(data, "train", style) for style in ("folk", "jazz")]  # type: ignore[arg-type]
+    assert tunes[0] == tunes[1] and len(set(tunes[0])) == 4
+    places = set()
+    for batch in data.train_dataloader():  # type: ignore[attr-defined]
+        mel_sbmf = CONTRACT.denormalise(batch["mel"])
+        for row in range(5):
+            folk, jazz = (place(data, style, mel_sbmf[s, row]) for s, style in enumerate(("folk", "jazz")))
+            assert folk == jazz
+            places.add(folk)
+    assert len(places) > 10 and len({piece for piece, _ in places}) > 1
+
+
+def test_the_loss_is_the_distance_to_the_truth_and_trains_the_generators_alone(supervised: ModuleType, data: object) -> None:
+    task = supervised.Supervised(
+        model=partial(MelGenerator, dim=8, num_blocks=1), discriminator=partial(FrameDiscriminator, channels=8),
+        optimizer=partial(torch.optim.Adam, lr=1e-3), **data.parts,  # type: ignore[attr-defined]
+    )  # fmt: skip
+    batch = next(iter(data.train_dataloader()))  # type: ignore[attr-defined]
+    folk, jazz = CONTRACT.denormalise(batch["mel"])
+    losses = task.losses(batch)
+    errors = [task.affine(folk, source="folk", target="jazz") - jazz, task.affine(jazz, source="jazz", target="folk") - folk]
+    assert losses.keys() == task.loss_weights.keys() == {"generator/paired"}  # an untrained generator is the affine map
+    assert float(losses["generator/paired"]) == pytest.approx(float(torch.cat(errors).abs().mean()), rel=1e-4)
+    losses["generator/paired"].backward()
+    assert all(generator.outlet.weight.grad.abs().sum() > 0 for generator in task.generators)
+    assert all(parameter.grad is None for parameter in task.judge.parameters())
+
+
+def test_the_configuration_names_the_pair(supervised: ModuleType) -> None:
+    known = OmegaConf.create({"_target_": "a", "corpus": {"_target_": "b", "songs_per_style": 60}, "styles": None})
+    OmegaConf.set_struct(known, True)
+    made = supervised.paired_data(known, ["folk", "rock"])
+    assert made.corpus.both == ["folk", "rock"] and made.corpus.songs_per_style == 60
+    assert (made._target_, made.corpus._target_) == ("supervised.PairedStyles", "supervised.PairedTunes")
