@@ -68,9 +68,9 @@ class PairedStyles(StyleDataModule):
 class Supervised(StyleTransfer):
     """The generators of `StyleTransfer`, trained with the L1 of the log mels to the true rendering, in nats; nothing else."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.loss_weights = {TERM: 1.0}
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self.loss_weights = {TERM: 1.0}  # not in a constructor, whose arguments must stay those of the task
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         mel_sbmf = self.contract.denormalise(batch["mel"])

@@ -39,27 +39,27 @@ def data(supervised: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> ob
         return made
 
 
-def place(data: object, style: str, segment_mf: Tensor) -> tuple[int, int]:
-    """Returns the tune and the first frame of a segment of natural-log mels."""
+def places(data: object, style: str, segment_mf: Tensor) -> set[tuple[int, int]]:
+    """Returns the tunes and first frames of a segment of natural-log mels; music repeats, so there may be several."""
+    found = set()
     for piece in range(data.num_pieces("train", style)):  # type: ignore[attr-defined]
         windows_mnf = data.log_mel("train", style, piece).unfold(1, SEGMENT, 1)  # type: ignore[attr-defined]
         distance_n = (windows_mnf - segment_mf[:, None]).abs().amax(dim=(0, 2))
-        if float(distance_n.min()) < 1e-3:
-            return piece, int(distance_n.argmin())
-    raise AssertionError("no such segment")
+        found |= {(piece, start) for start in torch.nonzero(distance_n < 1e-3)[:, 0].tolist()}
+    return found
 
 
 def test_both_styles_have_the_same_places_of_the_same_tunes(data: object) -> None:
     tunes = [songs(data, "train", style) for style in ("folk", "jazz")]  # type: ignore[arg-type]
     assert tunes[0] == tunes[1] and len(set(tunes[0])) == 4
-    places = set()
+    drawn = set()
     for batch in data.train_dataloader():  # type: ignore[attr-defined]
         mel_sbmf = CONTRACT.denormalise(batch["mel"])
         for row in range(5):
-            folk, jazz = (place(data, style, mel_sbmf[s, row]) for s, style in enumerate(("folk", "jazz")))
-            assert folk == jazz
-            places.add(folk)
-    assert len(places) > 10 and len({piece for piece, _ in places}) > 1
+            folk, jazz = (places(data, style, mel_sbmf[s, row]) for s, style in enumerate(("folk", "jazz")))
+            assert folk & jazz
+            drawn |= folk & jazz
+    assert len(drawn) > 10 and len({piece for piece, _ in drawn}) > 1
 
 
 def test_the_loss_is_the_distance_to_the_truth_and_trains_the_generators_alone(supervised: ModuleType, data: object) -> None:
@@ -71,8 +71,8 @@ def test_the_loss_is_the_distance_to_the_truth_and_trains_the_generators_alone(s
     folk, jazz = CONTRACT.denormalise(batch["mel"])
     losses = task.losses(batch)
     errors = [task.affine(folk, source="folk", target="jazz") - jazz, task.affine(jazz, source="jazz", target="folk") - folk]
-    assert losses.keys() == task.loss_weights.keys() == {"generator/paired"}  # an untrained generator is the affine map
-    assert float(losses["generator/paired"]) == pytest.approx(float(torch.cat(errors).abs().mean()), rel=1e-4)
+    assert losses.keys() == {"generator/paired"}  # an untrained generator is the affine map
+    assert losses["generator/paired"].item() == pytest.approx(float(torch.cat(errors).abs().mean()), rel=1e-4)
     losses["generator/paired"].backward()
     assert all(generator.outlet.weight.grad.abs().sum() > 0 for generator in task.generators)
     assert all(parameter.grad is None for parameter in task.judge.parameters())
