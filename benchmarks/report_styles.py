@@ -86,6 +86,7 @@ def style_transfer() -> str:
     latest = {  # a row that was measured again takes the place of the earlier one
         tuple(row[key] for key in ("recipe", "pair", "budget_s", "seed", "source", "target", "row")): row
         for row in rows("style_transfer.jsonl")
+        if row["budget_s"] is not None and row.get("split", "test") == "test"  # the others are those of `lengths`
     }
     found = [row for row in latest.values() if row["recipe"] == "default"]
     if not found:
@@ -112,6 +113,7 @@ def style_transfer() -> str:
             f"CPU-seconds of the steps: {min(r['cpu_s'] for r in runs):.0f} to {max(r['cpu_s'] for r in runs):.0f}."
         )
     parts += bound(found, [row for row in latest.values() if row["recipe"] == "supervised"])
+    parts += lengths([row for row in rows("style_transfer.jsonl") if row["budget_s"] is None])
     parts += floor(found)
     curves(found)
     parts.append("## Curves\n\n![Validation during training](style_transfer.png)")
@@ -168,6 +170,22 @@ def bound(found: list[Row], supervised: list[Row]) -> list[str]:
     columns = ["direction", "L1 with pairs, nats", "MCD, dB", "onset F", "chroma correlation", "steps", "L1 of Etude, without",
                "ratio (goal: at most 2)"]  # fmt: skip
     return ["## The supervised bound", BOUND, table(columns, lines), where(supervised)]
+
+
+def lengths(found: list[Row]) -> list[str]:
+    """Returns the section on runs of given numbers of steps, by split, direction, recipe and length."""
+    model = [row for row in found if row["row"] == "model"]
+    places = ("split", "source", "target", "recipe", "asked_steps", "stops")
+    lines = []
+    for place in dict.fromkeys(tuple(row[name] for name in places) for row in model):
+        mine = [row for row in model if tuple(row[name] for name in places) == place]
+        split, source, target, recipe, asked, stops = place
+        made = sorted({row["steps"] for row in mine})
+        told = f"{recipe}, {asked} steps" + (f", ended after {', '.join(map(str, made))}" if stops else "")
+        values = [cell(mine, column) for column in ("l1_nats", "mcd_db", "frechet_bel2", "onset_f", "chroma_r")]
+        lines.append([f"{source} to {target}, {split}", told, str(len({row["seed"] for row in mine})), *values])
+    columns = ["direction and tunes", "run", "seeds", "L1, nats", "MCD, dB", "Fréchet, bel²", "onset F", "chroma correlation"]
+    return ["## Runs of given lengths", table(columns, lines), where(found)] if lines else []
 
 
 def floor(found: list[Row]) -> list[str]:

@@ -84,3 +84,19 @@ def test_the_configuration_names_the_pair(supervised: ModuleType) -> None:
     made = supervised.paired_data(known, ["folk", "rock"])
     assert made.corpus.both == ["folk", "rock"] and made.corpus.songs_per_style == 60
     assert (made._target_, made.corpus._target_) == ("supervised.PairedStyles", "supervised.PairedTunes")
+
+
+def test_the_report_compares_it_with_training_without_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))  # type: ignore[no-untyped-call]
+    report = importlib.import_module("report_styles")
+    values = {"mcd_db": 10.0, "frechet_bel2": 0.1, "onset_f": 0.9, "chroma_r": 0.8, "steps": 4000, "command": "x", "commit": "y"}
+    shared = {**values, "date": "d", "hardware": "h", "load": 1.0, "budget_s": 90, "row": "model", "source": "folk"}
+    paired = [{**shared, "target": target, "l1_nats": 0.25} for target in ("rock", "jazz")]
+    unpaired = [{**shared, "target": "rock", "l1_nats": l1} for l1 in (0.4, 0.5)]
+    unpaired += [{**shared, "target": "jazz", "l1_nats": 0.6}]
+    lines = report.bound(unpaired, paired)[2].splitlines()
+    assert "| 1.8, reached |" in lines[2] and "| 2.4, **missed** |" in lines[3] and len(lines) == 4
+    run = {"split": "val", "recipe": "default", "asked_steps": 5000, "stops": True, "seed": 0}
+    table = report.lengths([{**unpaired[0], **run}, {**unpaired[1], **run, "seed": 1, "steps": 3000}])[1]
+    assert "folk to rock, val | default, 5000 steps, ended after 3000, 4000 | 2 | 0.450 ± 0.071 |" in table
+    assert report.lengths([]) == report.bound(unpaired, []) == []
