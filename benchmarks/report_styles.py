@@ -87,6 +87,7 @@ def style_transfer() -> str:
     latest = {  # a row that was measured again takes the place of the earlier one
         tuple(row[key] for key in ("recipe", "pair", "budget_s", "seed", "source", "target", "row")): row
         for row in rows("style_transfer.jsonl")
+        if row["budget_s"] is not None and row.get("split", "test") == "test"  # the others are those of `lengths`
     }
     found = [row for row in latest.values() if row["recipe"] == "default"]
     if not found:
@@ -112,6 +113,8 @@ def style_transfer() -> str:
             f"{model[0]['parameters'] / 1e6:.2f} M; losses that were not finite: {sum(r['not_finite'] for r in runs)}; "
             f"CPU-seconds of the steps: {min(r['cpu_s'] for r in runs):.0f} to {max(r['cpu_s'] for r in runs):.0f}."
         )
+    parts += bound(found, [row for row in latest.values() if row["recipe"] == "supervised"])
+    parts += lengths([row for row in rows("style_transfer.jsonl") if row["budget_s"] is None])
     parts += floor(found)
     curves(found)
     parts.append("## Curves\n\n![Validation during training](style_transfer.png)")
@@ -122,7 +125,7 @@ def style_transfer() -> str:
             f"{name.removeprefix('style_').removesuffix('.png').replace('_', ' ')}\n\n![{name}]({name})" for name in pictures
         ]
     parts += real()
-    tried = [row for row in latest.values() if row["recipe"] != "default" and row["row"] == "model"]
+    tried = [row for row in latest.values() if row["recipe"] not in ("default", "supervised") and row["row"] == "model"]
     if tried:
         parts.append("## What was tried\n\nOne seed each, otherwise the same budget; one thing changed.")
         lines = [
@@ -138,6 +141,53 @@ def style_transfer() -> str:
     parts.append("## Where the rows come from\n\n" + where(found))
     (RESULTS / "style_transfer.md").write_text("\n\n".join(part for part in parts if part).rstrip() + "\n")
     return table(["transfer, affine → **Etude**", "L1, nats", "MCD, dB", "Fréchet, bel²", "style accuracy, %"], summary)
+
+
+def bound(found: list[Row], supervised: list[Row]) -> list[str]:
+    """Returns the section on training with pairs, the bound that training without them approaches, by budget and direction.
+
+    found: rows of the default recipe. supervised: of the same networks, trained on paired tunes.
+    """
+    lines = []
+    places = dict.fromkeys((row["budget_s"], row["source"], row["target"]) for row in supervised)
+    for budget, source, target in places:
+        sides = [
+            [r for r in rows if (r["budget_s"], r["source"], r["target"], r["row"]) == (budget, source, target, "model")]
+            for rows in (supervised, found)
+        ]
+        if not sides[1]:
+            continue
+        paired, unpaired = (statistics.mean(row["l1_nats"] for row in side) for side in sides)
+        lines.append(
+            [
+                f"{source} to {target}, {budget:.0f} CPU-s",
+                *(cell(sides[0], column) for column in ("l1_nats", "mcd_db", "onset_f", "chroma_r")),
+                f"{statistics.mean(row['steps'] for row in sides[0]):.0f}",
+                cell(sides[1], "l1_nats"),
+                f"{unpaired / paired:.1f}, {'reached' if unpaired <= 2 * paired else '**missed**'}",
+            ]
+        )
+    if not lines:
+        return []
+    columns = ["direction", "L1 with pairs, nats", "MCD, dB", "onset F", "chroma correlation", "steps", "L1 of Etude, without",
+               "ratio (goal: at most 2)"]  # fmt: skip
+    return ["## The supervised bound", BOUND, table(columns, lines), where(supervised)]
+
+
+def lengths(found: list[Row]) -> list[str]:
+    """Returns the section on runs of given numbers of steps, by split, direction, recipe and length."""
+    model = [row for row in found if row["row"] == "model"]
+    places = ("split", "source", "target", "recipe", "asked_steps", "stops")
+    lines = []
+    for place in dict.fromkeys(tuple(row[name] for name in places) for row in model):
+        mine = [row for row in model if tuple(row[name] for name in places) == place]
+        split, source, target, recipe, asked, stops = place
+        made = sorted({row["steps"] for row in mine})
+        told = f"{recipe}, {asked} steps" + (f", ended after {', '.join(map(str, made))}" if stops else "")
+        values = [cell(mine, column) for column in ("l1_nats", "mcd_db", "frechet_bel2", "onset_f", "chroma_r")]
+        lines.append([f"{source} to {target}, {split}", told, str(len({row["seed"] for row in mine})), *values])
+    columns = ["direction and tunes", "run", "seeds", "L1, nats", "MCD, dB", "Fréchet, bel²", "onset F", "chroma correlation"]
+    return ["## Runs of given lengths", table(columns, lines), where(found)] if lines else []
 
 
 def floor(found: list[Row]) -> list[str]:
@@ -248,6 +298,12 @@ Fréchet do not suffice either: another song in the right style scores well; ons
 
 Budget: CPU-seconds of training steps on one thread. The checkpoint at the end of the budget is measured (averaged weights);
 no choice uses held-out music. Regenerate: `make styles`, then `make report`."""
+
+BOUND = """The same networks with the same optimizer, schedule and average, trained for the same CPU-seconds with the L1 to the
+true rendering and nothing else: the training tunes of both styles of a pair are rendered in both, held-out tunes are those of all
+tables. It says how much of the truth can be predicted from the source at all. A step costs less, so there are more of them.
+Regenerate: `OMP_NUM_THREADS=1 python benchmarks/style_transfer.py --case supervised --budget 90 --seeds 0 --rows
+docs/results/rows/style_transfer.jsonl`, then `make report`."""
 
 FLOOR = """How to read it: the same soundfont with the other synthesizer (which adds reverb and chorus) shows how much two
 faithful renderings of a score differ: the noise floor. Another soundfont plays the same notes on the same instruments, and yet

@@ -30,10 +30,13 @@ def composed(options: list[str], folder: Path) -> Any:
         return cfg
 
 
-def trained_audio(cfg: Any, folder: Path, *, steps: int, checks: int, clock: pl.Callback, data: Any = None) -> tuple[Any, Any]:
+def trained_audio(
+    cfg: Any, folder: Path, *, steps: int, checks: int, clock: pl.Callback, data: Any = None, task_class: str | None = None
+) -> tuple[Any, Any]:
     """Trains a task of audio as train.py does, with `checks` validations; returns it with its averaged weights, and its data.
 
     clock: records what the benchmark measures. data: configuration of other data than `cfg` names, which checkpoints don't tell.
+    task_class: the class that is trained, if not the task's own; its weights must fit the latter.
     """
     pl.seed_everything(cfg.seed, verbose=False)
     with open_dict(cfg):
@@ -41,7 +44,8 @@ def trained_audio(cfg: Any, folder: Path, *, steps: int, checks: int, clock: pl.
         cfg.trainer.val_check_interval = max(1, steps // checks) if checks else None
         cfg.trainer.limit_val_batches = 1.0 if checks else 0
     datamodule = run.prepare_data(cfg.data if data is None else data, None, folder)
-    task = run.build_task(cfg, **datamodule.parts)
+    trained = cfg if task_class is None else OmegaConf.merge(cfg, {"task": {"_target_": task_class}})
+    task = run.build_task(trained, **datamodule.parts)
     task.recipe = OmegaConf.to_container(cfg, resolve=True)
     techniques = Composition(run.instantiate(node) for node in (cfg.get("technique") or {}).values()).techniques
     last = folder / "checkpoints" / "last.ckpt"

@@ -65,7 +65,15 @@ DEFAULTS = {
     "language_model": ["optimizer=muon", "scheduler=wsd", "technique=[ema]", "technique.ema.decay=0.99"],
     "vocoder": ["optimizer=adamw", "scheduler=cosine", "technique=[ema]", "technique.ema.decay=0.999"],
     "encoder": ["optimizer=muon", "scheduler=wsd", "technique=[ema]", "technique.ema.decay=0.99"],
-    "gan": ["optimizer=adam", "scheduler=wsd_half", "technique=[ema]", "technique.ema.decay=0.999"],
+    "gan": [
+        "optimizer=adam",
+        "scheduler=wsd_half",
+        "technique=[ema,early_stopping]",
+        "technique.ema.decay=0.999",
+        "technique.early_stopping.patience=4",
+        "technique.early_stopping.min_gain=0.01",
+        "technique.early_stopping.finish=0.25",
+    ],
     "grader": ["optimizer=adamw", "scheduler=cosine", "technique=[ema]", "technique.ema.decay=0.99"],
     "synthesis": ["optimizer=muon", "scheduler=wsd_half", "technique=[ema]", "technique.ema.decay=0.99"],
 }
@@ -130,7 +138,7 @@ def test_the_levels_of_synthesis_leave_what_the_user_says() -> None:
 
 
 def test_the_vocoder_keeps_its_steps() -> None:
-    assert composed("task=vocoder").max_steps == 1200 and composed("task=style_transfer").max_steps == 2000
+    assert composed("task=vocoder").max_steps == 1200 and composed("task=style_transfer").max_steps == 5000
 
 
 def test_fast_convergence_is_the_default_of_language_models() -> None:

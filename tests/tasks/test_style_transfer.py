@@ -271,6 +271,7 @@ def test_the_nearest_style_is_the_one_whose_bands_it_has_at_any_level() -> None:
         ({"input_noise": -1.0}, "input_noise"),
         ({"reference_share": 1.5}, "reference_share"),
         ({"cycle_gradient": 1.5}, "cycle_gradient"),
+        ({"cycle_transposed": -1.0}, "cycle_transposed"),
         ({"styles": ("folk",)}, "two styles"),
     ],
 )

@@ -1,11 +1,13 @@
 """PatchNCE: contrastive loss that ties each position of the output to the same position of the input.
 
-Shapes: b batch, p positions, d feature dimensions.
+Shapes: b batch, p positions, d feature dimensions, f frames.
 """
+
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def patch_nce(query_bpd: Tensor, key_bpd: Tensor, *, temperature: float = 0.07) -> Tensor:
@@ -33,3 +35,17 @@ def patch_nce(query_bpd: Tensor, key_bpd: Tensor, *, temperature: float = 0.07) 
     logits_bpp = query @ key.transpose(1, 2) / temperature
     positions = torch.arange(logits_bpp.shape[1], device=logits_bpp.device).expand(logits_bpp.shape[:2])
     return F.cross_entropy(logits_bpp.flatten(0, 1), positions.flatten())
+
+
+def layers_nce(
+    queries_bdf: Sequence[Tensor], keys_bdf: Sequence[Tensor], *, heads: Iterable[nn.Module], positions_p: Tensor
+) -> Tensor:
+    """Returns the mean of `patch_nce` over layers, each projected by its head.
+
+    Args:
+        queries_bdf, keys_bdf: a layer of the output's and of the input's features each, [b, d, f].
+        heads: one for each layer, applied to the last dimension. positions_p: the frames that are compared.
+    """
+    pairs = zip(heads, queries_bdf, keys_bdf, strict=True)
+    found = [patch_nce(*(head(x[..., positions_p].transpose(1, 2)) for x in (query, key))) for head, query, key in pairs]
+    return torch.stack(found).mean()

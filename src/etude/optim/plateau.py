@@ -22,16 +22,18 @@ class Plateau:
     Args:
         mode: "min" if lower values are better, "max" if higher values are.
         min_delta: a value must be better by more than this to count as an improvement.
+        min_gain: and by more than this share of the best value's size.
     """
 
-    def __init__(self, *, mode: str = "min", min_delta: float = 0.0) -> None:
-        self.mode, self.min_delta = mode, min_delta
+    def __init__(self, *, mode: str = "min", min_delta: float = 0.0, min_gain: float = 0.0) -> None:
+        self.mode, self.min_delta, self.min_gain = mode, min_delta, min_gain
         self._sign = 1 if mode == "min" else -1
         self.best, self.waited = self._sign * math.inf, 0
 
     def improves(self, value: float) -> bool:
-        """Records a value and returns whether it improves on the best by more than `min_delta`; NaN never does."""
-        better = self._sign * value < self._sign * self.best - self.min_delta
+        """Records a value and returns whether it improves on the best by enough; NaN never does."""
+        least = max(self.min_delta, self.min_gain * abs(self.best)) if math.isfinite(self.best) else 0.0
+        better = self._sign * value < self._sign * self.best - least
         self.best, self.waited = (value, 0) if better else (self.best, self.waited + 1)
         return better
 

@@ -1,8 +1,10 @@
 """The programs train, generate, evaluate and transfer."""
 
 import functools
+import math
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -130,7 +132,7 @@ def _run(
     from etude.core.technique import Composition
     from etude.durable import copy_durably
     from etude.report.dashboards import continue_curves
-    from etude.report.run_page import standing_still
+    from etude.report.run_end import told_end
     from etude.report.tracking import show_end
     from etude.run import repro
     from etude.run.inputs import write_inputs
@@ -181,6 +183,7 @@ def _run(
     last = folder / "checkpoints" / "last.ckpt"
     if resume is not None:
         verify_archive(resume)  # again, since Lightning reads the file now, and preparing the data may have taken hours
+    began = time.monotonic()
     try:
         with told_resuming(resume, trainer):
             trainer.fit(task, datamodule=datamodule, ckpt_path=resume, weights_only=True)
@@ -194,6 +197,7 @@ def _run(
             if cfg.autoresume and trial is None:  # a sweep starts its trials again itself
                 again.requeue(signal.number)
         sys.exit(signal.exit_code)
+    seconds, steps = time.monotonic() - began, trainer.global_step - (done or 0)
     if resume is not None and not last.is_file() and trainer.is_global_zero:  # no step followed
         copy_durably(resume, last)
     if trial is not None:
@@ -210,8 +214,12 @@ def _run(
             )
             sampling(task=trained, folder=folder, datamodule=datamodule, **more)
         show_end(trainer, folder, monitor=cfg.monitor)
-        if still := standing_still(folder / "metrics.csv", monitor=cfg.monitor, mode=cfg.monitor_mode):
-            print(f"note: {still}", file=sys.stderr)
+        if line := told_end(
+            folder / "metrics.csv", monitor=cfg.monitor, mode=cfg.monitor_mode, step=trainer.global_step, most=trainer.max_steps,
+            seconds_per_step=seconds / steps if steps > 0 else math.nan, command=f"{program('train')} ckpt={folder}",
+            patience=(cfg.get("technique") or {}).get("early_stopping", {}).get("patience"),
+        ):  # fmt: skip
+            print(f"note: {line}", file=sys.stderr)
         print(f"checkpoint: {best}\nresults:    {folder}", file=sys.stderr)
         again.mark_finished(folder, step=trainer.global_step, value=value)
     return float(value) if value is not None else None

@@ -52,6 +52,19 @@ class StyleTask(Task):
         count = torch.tensor(batch["mel"].shape[1])
         return {"frechet": Measured(torch.tensor(frechet), count), "l1": Measured(torch.tensor(l1), count)}
 
+    def _index(self, style: str) -> int:
+        if style not in self.styles:
+            raise ValueError(f"style={style} is unknown to this model; it knows {', '.join(self.styles)}")
+        return self.styles.index(style)
+
+    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns {"mel": normalised mels [s, b, m, f]}: inputs of the generators and real examples for the discriminator."""
+        return {"mel": batch["mel"]}
+
+    def with_inputs(self, batch: Batch, inputs: Mapping[str, Tensor]) -> Batch:
+        """Returns the batch with these mels instead of its own, in both of their uses."""
+        return {**batch, "mel": inputs["mel"]}
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         for direction, (fake_bmf, real_bmf) in self.restyled(batch).items():
             fakes, reals = self._validated.setdefault(direction, ([], []))

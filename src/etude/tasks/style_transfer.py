@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from etude.audio.chroma import mel_chroma_filterbank
 from etude.audio.mel import MelContract
+from etude.audio.transposition import band_centres, transpose_bands
 from etude.core.batch import Batch
 from etude.core.task import OptimizerFactory, SchedulerFactory, frozen
 from etude.losses.adversarial import Kind, discriminator_loss, generator_loss, r1_penalty
 from etude.losses.cycle import cycle_loss, identity_loss
 from etude.losses.feature_matching import feature_matching
 from etude.losses.harmony import chroma_loss
-from etude.losses.patch_nce import patch_nce
+from etude.losses.patch_nce import layers_nce
 from etude.losses.rhythm import onset_loss
 from etude.losses.style_terms import D, G, check_options, full_weights
 from etude.models.mel.generator import StyleEncoder
@@ -46,6 +47,8 @@ class StyleTransfer(StyleTask):
     - generator/cycle: cycle consistency |back(y(x + e) + e) - x| in nats (Zhu et al. 2017). The share `cycle_gradient` of its
       gradient reaches the generator of y. 1 is CycleGAN; 0 is back-translation (Lample et al. 2018): each generator learns to
       reconstruct x, but not to keep what that needs in its own outputs. The noise keeps it from hiding there in small details.
+      With `cycle_transposed`, half of the rows are |back(T(y(x))) - T(x)|, T a transposition: an exchange of harmonies that is
+      not the same in every key can't be undone then. feature_matching compares the same mels.
     - generator/identity: |generator(x of t, to t) - x| in nats, every `identity_every` batches until `identity_until`.
     - generator/patch_nce: contrastive loss between frames of x and y(x) in the generator's hidden layers (CUT, Park et al. 2020).
     - generator/feature_matching: distance of the discriminator's features of the reconstruction and of x.
@@ -60,6 +63,7 @@ class StyleTransfer(StyleTask):
             its own. A batch uses all of them with two or three styles, but not with more.
         style_dim: size e of the style vectors. reference_share: how often, in [0, 1], the target's comes from a clip, not a name.
         adversarial: lsgan, hinge or non_saturating. input_noise: standard deviation of e, relative to that of a band.
+        cycle_transposed: greatest interval in semitones of a transposition within the cycle; None for none.
         cycle_gradient: share of the cycle loss's gradient that reaches the first generator, in [0, 1].
         huber: Huber threshold of the cycle and identity losses in nats; 0 for the absolute difference.
         r1_every, identity_every: batches between two computations. identity_until: batch after which the identity loss ends.
@@ -92,6 +96,7 @@ class StyleTransfer(StyleTask):
         adversarial: Kind = "lsgan",
         cycle_gradient: float = 0.3,
         input_noise: float = 0.3,
+        cycle_transposed: float | None = None,
         huber: float = 0.0,
         r1_every: int = 8,
         identity_every: int = 4,
@@ -100,7 +105,7 @@ class StyleTransfer(StyleTask):
         seed: int = 0,
     ) -> None:
         shares = {"reference_share": reference_share, "cycle_gradient": cycle_gradient}
-        sizes = {"input_noise": input_noise, "huber": huber, "pool_size": pool_size}
+        sizes = {"input_noise": input_noise, "huber": huber, "pool_size": pool_size, "cycle_transposed": cycle_transposed or 0.0}
         check_options(sizes=sizes, shares=shares, counts=(r1_every, identity_every, style_dim), styles=styles, kind=adversarial)
         weights = full_weights(loss_weights or {})
         super().__init__(
@@ -124,8 +129,9 @@ class StyleTransfer(StyleTask):
         self.judge = discriminator(count, n_mels=contract.n_mels)  # the discriminator; checkpoints know it by this name
         width = getattr(self.generators[0], "outlet").in_features if weights[G + "patch_nce"] else 0  # noqa: B009
         self.heads = nn.ModuleList(nn.Linear(width, 64) for _ in range(3 if width else 0))
-        self.pool = ImagePool(pool_size)
+        self.pool, self.cycle_transposed = ImagePool(pool_size), cycle_transposed
         self.bands = BandStatistics(statistics)
+        self.register_buffer("centres", band_centres(contract).clone(), persistent=False)
         self.register_buffer("chroma_bands", mel_chroma_filterbank(contract).clone(), persistent=False)
 
     @property
@@ -217,6 +223,11 @@ class StyleTransfer(StyleTask):
         detached_nmf = fake_nmf.detach()
         if self.cycle_gradient:
             detached_nmf = torch.lerp(detached_nmf, fake_nmf, self.cycle_gradient)  # equal values, a share of the gradient
+        if self.cycle_transposed:
+            draws_2n = torch.rand(2, len(x_nmf), device=self.device)
+            semitones_n = self.cycle_transposed * (2 * draws_2n[0] - 1) * (draws_2n[1] < 0.5)
+            detached_nmf = self._transposed(detached_nmf, semitones_n, target_n)
+            x_nmf = self._transposed(x_nmf, semitones_n, source_n)
         rebuilt_nmf = self._generate(self._add_noise(detached_nmf), target_n, source_n, self._style_vectors(target_n, source_n))
         if G + "cycle" in on:
             terms[G + "cycle"] = cycle_loss(rebuilt_nmf, x_nmf, scale_nm1=self.bands.deviation(source_n), huber=self.huber)
@@ -225,6 +236,10 @@ class StyleTransfer(StyleTask):
                 rebuilt, real = self.judge(rebuilt_nmf, source_n)[1], self.judge(x_nmf, source_n)[1]
                 terms[G + "feature_matching"] = feature_matching(rebuilt, real)
         return terms
+
+    def _transposed(self, x_nmf: Tensor, semitones_n: Tensor, style_n: Tensor) -> Tensor:
+        log_nmf = transpose_bands(self.bands.destandardise(x_nmf, style_n), semitones_n, centres_m=cast(Tensor, self.centres))
+        return self.bands.standardise(log_nmf, style_n)
 
     def _preservation(
         self, on: set[str], log_nmf: Tensor, x_nmf: Tensor, fake_nmf: Tensor, source_n: Tensor, target_n: Tensor,
@@ -243,11 +258,7 @@ class StyleTransfer(StyleTask):
             with torch.no_grad():
                 keys = self._hidden_layers(x_nmf, source_n, target_n, vectors)
             places = torch.randperm(x_nmf.shape[-1], device=self.device)[:NUM_POSITIONS]
-            nce = [
-                patch_nce(head(q[..., places].transpose(1, 2)), head(k[..., places].transpose(1, 2)))
-                for head, q, k in zip(self.heads, queries, keys, strict=True)
-            ]
-            terms[G + "patch_nce"] = torch.stack(nce).mean()
+            terms[G + "patch_nce"] = layers_nce(queries, keys, heads=self.heads, positions_p=places)
         return terms
 
     def _hidden_layers(self, mel_nmf: Tensor, source_n: Tensor, target_n: Tensor, vectors: Tensor | None) -> list[Tensor]:
@@ -301,11 +312,6 @@ class StyleTransfer(StyleTask):
         """The start of an excerpt must be a multiple of this many frames."""
         return int(cast(Any, self.generators[0]).stride)
 
-    def _index(self, style: str) -> int:
-        if style not in self.styles:
-            raise ValueError(f"style={style} is unknown to this model; it knows {', '.join(self.styles)}")
-        return self.styles.index(style)
-
     @torch.inference_mode()
     def translate(self, log_mel_bmf: Tensor, *, source: str, target: str, reference: Tensor | None = None) -> Tensor:
         """Translates natural-log mels [b, m, f], f at least 1, from one style to another.
@@ -356,14 +362,6 @@ class StyleTransfer(StyleTask):
             vectors = self._style_vectors(source_b, target_b)
             found[s, t] = self._translated(mel_sbmf[s], source_b, target_b, vectors), mel_sbmf[t]
         return found
-
-    def inputs(self, batch: Batch) -> dict[str, Tensor]:
-        """Returns {"mel": normalised mels [s, b, m, f]}: inputs of the generators and real examples for the discriminator."""
-        return {"mel": batch["mel"]}
-
-    def with_inputs(self, batch: Batch, inputs: Mapping[str, Tensor]) -> Batch:
-        """Returns the batch with these mels instead of its own, in both of their uses."""
-        return {**batch, "mel": inputs["mel"]}
 
     def features(self, batch: Batch) -> Tensor:
         """Returns one row for each piece of each style, [s * b, d]: the discriminator's last hidden layer, a mean over frames."""
