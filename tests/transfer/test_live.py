@@ -13,7 +13,7 @@ from torch import Tensor
 from etude.audio.griffin_lim import GriffinLim
 from etude.audio.live_limiter import LiveLimiter
 from etude.metrics.audio.artefacts import click_level
-from etude.transfer.live import Pace, live_blocks, restyle_live
+from etude.transfer.live import AHEAD_FRAMES, BLOCK_FRAMES, Pace, live_blocks, restyle_live
 from etude.transfer.live_ends import Loudspeaker, Microphone, PcmFormat, PipeSink, PipeSource
 from etude.transfer.live_stream import LiveRestyler, latency_parts
 from etude.transfer.stream import StreamRestyler, StyleRequest, restyle_stream
@@ -80,7 +80,7 @@ def pcm(samples: Tensor, *, rate: int = 16_000, header: bool = False) -> io.Byte
     return file
 
 
-@pytest.mark.parametrize("rate", [16_000, 44_100, 48_000])
+@pytest.mark.parametrize("rate", [16_000, 22_050, 44_100, 48_000])
 @pytest.mark.parametrize("channels", [1, 2])
 def test_the_latency_is_the_one_that_is_told(rate: int, channels: int) -> None:
     samples = sound(1.2, rate=rate, channels=channels)
@@ -102,6 +102,12 @@ def test_the_latency_is_the_one_that_is_told(rate: int, channels: int) -> None:
     assert returned == samples.shape[1] and pace.blocks == live.blocks
     told = sum(latency_parts(live, limiter, rate).values())
     assert told - 0.025 < most / rate <= told
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 32_000, 44_100, 48_000, 96_000, 22_257])
+def test_the_defaults_stay_below_150_ms_at_every_rate(rate: int) -> None:
+    live = restyler(BLOCK_FRAMES, AHEAD_FRAMES)
+    assert sum(latency_parts(live, LiveLimiter(rate), rate).values()) < 0.15
 
 
 def test_the_level_follows_the_input() -> None:

@@ -25,7 +25,7 @@ from etude.transfer.live_ends import (
     standard_input,
     standard_output,
 )
-from etude.transfer.live_stream import FILTER_SECONDS, Level, LiveRestyler, latency_parts, piece_samples
+from etude.transfer.live_stream import Level, LiveRestyler, latency_parts, piece_samples
 from etude.transfer.requests import asked
 from etude.transfer.stereo import check_stereo
 from etude.transfer.stream import restyle_stream
@@ -176,7 +176,7 @@ def live_blocks(origin: Source, restyler: LiveRestyler, limiter: LiveLimiter, pa
             measured()
         resumed = time.perf_counter()
 
-    for samples in restyle_stream(pieces(), origin.format.sample_rate, restyler, filter_seconds=FILTER_SECONDS):
+    for samples in restyle_stream(pieces(), origin.format.sample_rate, restyler, prompt=True):
         found = limiter.push(level.push(samples, restyler.level_gain))
         measured()
         if found.shape[1]:
