@@ -253,6 +253,7 @@ def main() -> None:
     from report_synthesis import synthesis
     from report_techniques import techniques
     from report_tokenizers import tokenizers
+    from report_vocoder import vocoder
 
     block = "\n\n".join(
         part
@@ -266,6 +267,7 @@ def main() -> None:
             style_transfer(),
             grader(),
             audio(),
+            vocoder(),
             synthesis(),
             representation(),
             sweeps(),

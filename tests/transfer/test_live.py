@@ -4,6 +4,7 @@ import io
 import math
 import sys
 import types
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from torch import Tensor
 from etude.audio.griffin_lim import GriffinLim
 from etude.audio.live_limiter import LiveLimiter
 from etude.metrics.audio.artefacts import click_level
+from etude.models.wave.vocos import Vocos
+from etude.tasks.vocoder import NeuralVocoder, Vocoder
 from etude.transfer.live import AHEAD_FRAMES, BLOCK_FRAMES, Pace, live_blocks, restyle_live
 from etude.transfer.live_ends import Loudspeaker, Microphone, PcmFormat, PipeSink, PipeSource
 from etude.transfer.live_stream import LiveRestyler, latency_parts
@@ -223,3 +226,20 @@ def test_wishes_that_can_not_be_met_are_told(wrong: dict[str, Any], told: str) -
     options = {"task": Filter(), "vocoder": GriffinLim(CONTRACT), "input": "-", "output": "-", "style": "rock", "source": "folk"}
     with pytest.raises(ValueError, match=told):
         restyle_live(**{**options, **wrong})
+
+
+def test_a_neural_vocoder_plays_live_too() -> None:
+    torch.manual_seed(0)
+    network = Vocoder(
+        model=partial(Vocos, dim=16, num_layers=1, hidden_dim=16), contract=CONTRACT, optimizer=torch.optim.AdamW,
+        loss_weights={"generator/adversarial": 0.0},
+    )  # fmt: skip
+    voice, samples = NeuralVocoder(network), sound(1.2)
+    whole = StreamRestyler(Filter(), voice, REQUEST, 10_000)
+    expected = torch.cat(list(restyle_stream([samples], 16_000, whole)), 1)
+    live = LiveRestyler(Filter(), voice, REQUEST, block_frames=2, ahead_frames=12)
+    torch.testing.assert_close(streamed(samples, live), expected, atol=2e-4, rtol=0)
+    live = LiveRestyler(Filter(), voice, REQUEST, block_frames=2, ahead_frames=4)
+    origin, limiter = PipeSource(pcm(samples), sample_rate=16_000, channels=1), LiveLimiter(16_000)
+    found = torch.cat(list(live_blocks(origin, live, limiter, Pace(0.032))), 1)
+    assert found.shape == samples.shape and bool(torch.isfinite(found).all()) and found.abs().max() > 0.01

@@ -70,7 +70,10 @@ class Pace:
             f"{1000 * self.longest:.1f}; {block / max(each, 1e-9):.1f} times real time; {self.late} late"
         )
         if self.late > LATE * self.blocks:
-            text += "\nit can't keep up: give a larger live_block=, vocoder.num_iters=2, or a machine that is less busy"
+            text += (
+                "\nit can't keep up: give a larger live_block=, with vocoder=griffin_lim vocoder.num_iters=2, or a machine that "
+                "is less busy"
+            )
         return text
 
 
