@@ -14,7 +14,7 @@ COLUMNS = {
 GOAL = ("wav_l1_nats", "wav_chroma_r", "note_f1")
 BASELINE = "griffin_lim"
 INTRODUCTION = """Waveforms of restyled mels, by each vocoder from the same mels and the same source, against the true rendering
-of the same song on the first test bed. The baseline is Griffin-Lim from the source's magnitudes and phases, `vocoder=griffin_lim`.
+of the same song on the first test bed. The baseline is Griffin-Lim from the source's magnitudes and phases (`griffin_lim`).
 "Generated" mels are those of a trained transfer model; "true" ones are those of the true rendering, what a perfect model would
 give. Behind a figure stands in how many of the songs it is better than the baseline's. L1 and pitch classes are of the waveform,
 scaled to the truth's loudness; note F1 is that of the notes that a network finds (equal semitone, onset within 50 ms).

@@ -21,4 +21,5 @@ def root_convergence(log_fake_bkf: Tensor, real_bkf: Tensor) -> Tensor:
     decide alone.
     """
     root = real_bkf.clamp(min=QUIET**2).sqrt()
-    return (torch.linalg.matrix_norm((0.5 * log_fake_bkf).exp() - root) / torch.linalg.matrix_norm(root)).mean()
+    shares: Tensor = torch.linalg.matrix_norm((0.5 * log_fake_bkf).exp() - root) / torch.linalg.matrix_norm(root)
+    return shares.mean()

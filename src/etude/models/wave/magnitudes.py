@@ -118,4 +118,5 @@ class Magnitudes(nn.Module):
         with torch.autocast(log_mel_bmf.device.type, enabled=False):  # small magnitudes need float32
             x_bfi, fitted, smooth = self.inputs(log_mel_bmf.float(), None if source_bkf is None else source_bkf.float())
         added, gate = self.head(self.hidden(x_bfi)).float().transpose(1, 2).chunk(2, dim=1)
-        return (torch.lerp(smooth, fitted, gate.sigmoid()) + added).clamp(max=MAX_LOG_MAGNITUDE)
+        found: Tensor = torch.lerp(smooth, fitted, gate.sigmoid()) + added
+        return found.clamp(max=MAX_LOG_MAGNITUDE)
