@@ -60,13 +60,15 @@ def live_row(
     contract = task.contract
     restyler = LiveRestyler(task, vocoder, request, block_frames=block, ahead_frames=ahead)
     restyler.warm_up(1)
-    latency = {rate: sum(latency_parts(restyler, LiveLimiter(rate), rate).values()) for rate in (contract.sample_rate, 48_000)}
+    rates = (contract.sample_rate, 22_050, 44_100, 48_000)
+    latency = {rate: sum(latency_parts(restyler, LiveLimiter(rate), rate).values()) for rate in rates}
     started, started_cpu = time.perf_counter(), time.process_time()
     found = restyled(samples, restyler)
     wall, cpu = time.perf_counter() - started, time.process_time() - started_cpu
     mel, rate, period = contract.log_mel(whole), contract.sample_rate, block * contract.hop_length
     return {
         "case": "live", "block": block, "ahead": ahead, "latency_ms": 1000 * latency[rate],
+        "latency_22k_ms": 1000 * latency[22_050], "latency_44k_ms": 1000 * latency[44_100],
         "latency_48k_ms": 1000 * latency[48_000], "cpu_ms_per_block": 1000 * cpu / restyler.blocks,
         "realtime_factor": samples.shape[1] / rate / cpu, "wall_factor": samples.shape[1] / rate / wall,
         "l1_nats": float((contract.log_mel(found) - mel).abs().mean()),

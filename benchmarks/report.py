@@ -256,6 +256,7 @@ def main() -> None:
     from report_synthesis import synthesis
     from report_techniques import techniques
     from report_tokenizers import tokenizers
+    from report_vocoder import vocoder
 
     block = "\n\n".join(
         part
@@ -269,6 +270,7 @@ def main() -> None:
             style_transfer(),
             grader(),
             audio(),
+            vocoder(),
             synthesis(),
             representation(),
             heads(),

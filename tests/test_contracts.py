@@ -22,7 +22,8 @@ PRESETS = sorted(path.stem for path in (CONF / "contract").glob("*.yaml"))
 CD = MelContract(sample_rate=44_100, n_fft=2048, hop_length=512, n_mels=128, f_max=16_000.0)
 AUDIO = [
     ("style_transfer", "audio_folder"), ("stargan", "audio_folder"), ("cut", "arranged"), ("cyclegan", "arranged"),
-    ("vocoder", "audio_folder"), ("vocoder", "arranged"), ("grader", "arranged"), ("grader", "audio_folder"),
+    ("vocoder", "audio_folder"), ("vocoder", "arranged"), ("mel_inverter", "arranged"),
+    ("grader", "arranged"), ("grader", "audio_folder"),
     ("synthesis", "paired_folder"), ("synthesis", "arranged"),
 ]  # fmt: skip
 TINY = [

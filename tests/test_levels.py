@@ -75,6 +75,7 @@ DEFAULTS = {
         "technique.early_stopping.finish=0.25",
     ],
     "grader": ["optimizer=adamw", "scheduler=cosine", "technique=[ema]", "technique.ema.decay=0.99"],
+    "mel_inverter": ["optimizer=adamw", "scheduler=cosine", "technique=[ema]", "technique.ema.decay=0.99"],
     "synthesis": ["optimizer=muon", "scheduler=wsd_half", "technique=[ema]", "technique.ema.decay=0.99"],
 }
 
@@ -99,7 +100,7 @@ def kind(task: str) -> str:
         return "language_model"
     if task in ("classifier", "representation", "few_shot"):
         return "encoder"
-    if task == "grader":
+    if task in ("grader", "mel_inverter"):
         return "vocoder"
     return task if task in ("language_model", "vocoder", "synthesis") else "gan"
 

@@ -306,13 +306,14 @@ def test_bad_wishes_are_told_in_one_line(
 
 @pytest.fixture(scope="module")
 def others(home: Path) -> Path:
-    """The outputs with a tiny language model's run and a tiny vocoder's."""
+    """The outputs with a tiny language model's run and those of two tiny vocoders."""
     songs = [f"data.root={write_songs(home / 'songs')}", f"cache_dir={home / 'cache'}", "~sampling", "trainer.max_steps=2"]
     tiny = [option for option in TINY_LANGUAGE_MODEL if not option.startswith("sampling.")]
     call("train", home / "outputs" / "language", *tiny, *songs)
     small = ["model.dim=16", "model.num_layers=1", "model.hidden_dim=16"]
     mine = [o for o in here(home) if o.startswith(("data", "trainer", "cache_dir", "save_every"))]
-    call("train", home / "outputs" / "vocoder", "task=vocoder", *mine, *small, "trainer.max_steps=4")
+    for task in ("vocoder", "mel_inverter"):
+        call("train", home / "outputs" / task, f"task={task}", *mine, *small, "trainer.max_steps=4")
     return home / "outputs"
 
 
@@ -332,12 +333,16 @@ def test_a_checkpoint_of_another_task_is_told(home: Path, others: Path, capsys: 
 
 def test_a_trained_vocoder_may_build_the_sound(home: Path, others: Path, tmp_path: Path) -> None:
     source = home / "genres" / "rock" / "rock1.flac"
-    neural = ["vocoder=neural", f"vocoder.ckpt={others / 'vocoder' / 'checkpoints' / 'last.ckpt'}"]
-    for name, vocoder in (("neural", neural), ("griffin_lim", [])):
+    chosen: dict[str, list[str]] = {
+        task: ["vocoder=neural", f"vocoder.ckpt={others / task / 'checkpoints' / 'last.ckpt'}"]
+        for task in ("vocoder", "mel_inverter")
+    }
+    for name, vocoder in (chosen | {"griffin_lim": []}).items():
         transfer(home, "v", f"in={source}", "style=jazz", f"out={tmp_path / name}.wav", *vocoder)
-    made = {name: soundfile.read(tmp_path / f"{name}.wav")[0] for name in ("neural", "griffin_lim")}
-    assert made["neural"].shape == made["griffin_lim"].shape == soundfile.read(source)[0].shape
-    assert not np.allclose(made["neural"], made["griffin_lim"], atol=1e-3)
+    made = {name: soundfile.read(tmp_path / f"{name}.wav")[0] for name in (*chosen, "griffin_lim")}
+    for name in chosen:
+        assert made[name].shape == made["griffin_lim"].shape == soundfile.read(source)[0].shape
+        assert not np.allclose(made[name], made["griffin_lim"], atol=1e-3)
 
 
 def test_evaluate_writes_the_table(home: Path) -> None:

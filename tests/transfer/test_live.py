@@ -4,6 +4,7 @@ import io
 import math
 import sys
 import types
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from torch import Tensor
 from etude.audio.griffin_lim import GriffinLim
 from etude.audio.live_limiter import LiveLimiter
 from etude.metrics.audio.artefacts import click_level
-from etude.transfer.live import Pace, live_blocks, restyle_live
+from etude.models.wave.vocos import Vocos
+from etude.tasks.vocoder import NeuralVocoder, Vocoder
+from etude.transfer.live import AHEAD_FRAMES, BLOCK_FRAMES, Pace, live_blocks, restyle_live
 from etude.transfer.live_ends import Loudspeaker, Microphone, PcmFormat, PipeSink, PipeSource
 from etude.transfer.live_stream import LiveRestyler, latency_parts
 from etude.transfer.stream import StreamRestyler, StyleRequest, restyle_stream
@@ -80,7 +83,7 @@ def pcm(samples: Tensor, *, rate: int = 16_000, header: bool = False) -> io.Byte
     return file
 
 
-@pytest.mark.parametrize("rate", [16_000, 44_100, 48_000])
+@pytest.mark.parametrize("rate", [16_000, 22_050, 44_100, 48_000])
 @pytest.mark.parametrize("channels", [1, 2])
 def test_the_latency_is_the_one_that_is_told(rate: int, channels: int) -> None:
     samples = sound(1.2, rate=rate, channels=channels)
@@ -102,6 +105,12 @@ def test_the_latency_is_the_one_that_is_told(rate: int, channels: int) -> None:
     assert returned == samples.shape[1] and pace.blocks == live.blocks
     told = sum(latency_parts(live, limiter, rate).values())
     assert told - 0.025 < most / rate <= told
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 32_000, 44_100, 48_000, 96_000, 22_257])
+def test_the_defaults_stay_below_150_ms_at_every_rate(rate: int) -> None:
+    live = restyler(BLOCK_FRAMES, AHEAD_FRAMES)
+    assert sum(latency_parts(live, LiveLimiter(rate), rate).values()) < 0.15
 
 
 def test_the_level_follows_the_input() -> None:
@@ -217,3 +226,20 @@ def test_wishes_that_can_not_be_met_are_told(wrong: dict[str, Any], told: str) -
     options = {"task": Filter(), "vocoder": GriffinLim(CONTRACT), "input": "-", "output": "-", "style": "rock", "source": "folk"}
     with pytest.raises(ValueError, match=told):
         restyle_live(**{**options, **wrong})
+
+
+def test_a_neural_vocoder_plays_live_too() -> None:
+    torch.manual_seed(0)
+    network = Vocoder(
+        model=partial(Vocos, dim=16, num_layers=1, hidden_dim=16), contract=CONTRACT, optimizer=torch.optim.AdamW,
+        loss_weights={"generator/adversarial": 0.0},
+    )  # fmt: skip
+    voice, samples = NeuralVocoder(network), sound(1.2)
+    whole = StreamRestyler(Filter(), voice, REQUEST, 10_000)
+    expected = torch.cat(list(restyle_stream([samples], 16_000, whole)), 1)
+    live = LiveRestyler(Filter(), voice, REQUEST, block_frames=2, ahead_frames=12)
+    torch.testing.assert_close(streamed(samples, live), expected, atol=2e-4, rtol=0)
+    live = LiveRestyler(Filter(), voice, REQUEST, block_frames=2, ahead_frames=4)
+    origin, limiter = PipeSource(pcm(samples), sample_rate=16_000, channels=1), LiveLimiter(16_000)
+    found = torch.cat(list(live_blocks(origin, live, limiter, Pace(0.032))), 1)
+    assert found.shape == samples.shape and bool(torch.isfinite(found).all()) and found.abs().max() > 0.01

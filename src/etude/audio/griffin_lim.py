@@ -67,12 +67,13 @@ class GriffinLim:
         return (self.num_iters + 1) * overlap
 
     @torch.no_grad()
-    def __call__(self, log_mel_cmf: Tensor, *, source: Tensor | None = None) -> Tensor:
+    def __call__(self, log_mel_cmf: Tensor, *, source: Tensor | None = None, magnitudes: Tensor | None = None) -> Tensor:
         """Returns waveforms [c, f * hop].
 
         Args:
             log_mel_cmf: natural-log mel magnitudes.
             source: the complex spectrum [c, k, f] (`MelContract.spectrum`) to start from; None starts from random phases.
+            magnitudes: linear magnitudes [c, k, f] to start from instead of the source's; `num_updates` updates follow.
 
         Raises:
             ValueError: shapes do not match.
@@ -85,19 +86,20 @@ class GriffinLim:
                 f"source has the shape {list(source.shape)}, must be {[*lead, self.contract.num_bins, frames]}: "
                 "the spectrum of the same frames"
             )
-        mel = log_mel_cmf.reshape(-1, bands, frames).exp()
+        mel, num_updates = log_mel_cmf.reshape(-1, bands, frames).exp(), self.num_updates
         if source is None:
             start = self._pseudo_inverse(mel)
             phases = self._random_phases(start)
-            magnitudes = self.fit_magnitudes(mel, start, self.num_updates_alone)
+            num_updates = self.num_updates_alone if magnitudes is None else num_updates
         else:
             flat = source.reshape(-1, self.contract.num_bins, frames)
             start = flat.abs()
             phases = flat.sgn()
             if (silent := start <= EPSILON).any():  # no energy, no phase; equal ones in all frames would click at the hop rate
                 phases = torch.where(silent, self._random_phases(start), phases)
-            magnitudes = self.fit_magnitudes(mel, start, self.num_updates)
-        return self._find_phases(magnitudes, phases).reshape(*lead, -1)
+        if magnitudes is not None:
+            start = magnitudes.reshape(start.shape)
+        return self._find_phases(self.fit_magnitudes(mel, start, num_updates), phases).reshape(*lead, -1)
 
     def fit_magnitudes(self, mel_cmf: Tensor, start_ckf: Tensor, num_updates: int) -> Tensor:
         """Returns linear magnitudes [c, k, f], starting from `start_ckf`, whose mel magnitudes approach `mel_cmf`."""

@@ -13,17 +13,19 @@ from torchaudio.transforms import Resample
 LARGEST_TERM = 1000  # of the reduced ratio; the size of torchaudio's kernel grows with the product of the two terms
 FILTER_WIDTH, ROLLOFF = 32, 0.97  # zero crossings on each side; cutoff as a share of the band, which avoids aliasing
 BLOCK = 8192  # samples at the old rate that are filtered at once
+MOST = 4096  # samples at the new rate that are filtered at once, one by one
 
 
 class Resampler:
     """Changes the sample rate of a stream given in blocks; together the results equal the whole signal resampled at once.
 
-    The output has no delay relative to the input. Each output sample is returned as soon as the filter has its input.
-    The number of samples is ceil(n * new / old), as in torchaudio. If the rates are equal, samples pass unchanged.
+    The output has no delay relative to the input. The number of samples is ceil(n * new / old), as in torchaudio. If the rates
+    are equal, samples pass unchanged.
 
     Args:
         old: samples per second of the input, at least 1. new: samples per second of the output, at least 1.
-        block: input samples that are filtered at once, rounded up to whole periods of the ratio; fewer mean less delay.
+        prompt: whether each output sample is returned as soon as its filter has its input, for a live stream. Otherwise about
+            8192 input samples, whole periods of the ratio, are filtered at once, which is faster. The samples are the same.
 
     Raises:
         ValueError: a rate is below 1.
@@ -33,7 +35,7 @@ class Resampler:
     1000, which is off by at most one millionth (0.002 cents); the exact kernel would take gigabytes.
     """
 
-    def __init__(self, old: int, new: int, *, block: int = BLOCK) -> None:
+    def __init__(self, old: int, new: int, *, prompt: bool = False) -> None:
         if min(old, new) < 1:
             raise ValueError(f"old={old} and new={new} are sample rates in Hz, must be at least 1")
         ratio = max(Fraction(min(old, new), max(old, new)).limit_denominator(LARGEST_TERM), Fraction(1, LARGEST_TERM))
@@ -41,10 +43,12 @@ class Resampler:
         self.old, self.new = (low, high) if old < new else (high, low)  # the two directions are exact inverses
         if self.new != self.old:
             filters = Resample(self.old, self.new, lowpass_filter_width=FILTER_WIDTH, rolloff=ROLLOFF)
-            self._kernel, self._width = filters.kernel, filters.width
-            self._steps = -(-block // self.old)
+            self._kernel, self._width = filters.kernel, int(filters.width)
+            self._steps = -(-BLOCK // self.old)
             self._needed = (self._steps - 1) * self.old + self._kernel.shape[-1]
+            self._phases = self._by_phase(filters.kernel) if prompt else None
         self._buffer: Tensor | None = None
+        self._first = 0  # of the samples and the zeros before them, the one with which the buffer begins
         self._num_received = self._num_returned = 0
 
     def num_samples(self, length: int) -> int:
@@ -54,7 +58,9 @@ class Resampler:
     @property
     def ahead(self) -> int:
         """Input samples, at most, that must follow a place in the stream before its output is returned."""
-        return 0 if self.new == self.old else self._steps * self.old + self._width
+        if self.new == self.old:
+            return 0
+        return self._width + 1 if self._phases is not None else self._steps * self.old + self._width
 
     def push(self, samples_cn: Tensor) -> Tensor:
         """Adds the next samples [c, n]; returns the output samples that are complete, [c, r]; r may be 0."""
@@ -74,7 +80,31 @@ class Resampler:
         rest = self.num_samples(self._num_received) - self._num_returned
         return self._filter(F.pad(self._buffer, (0, self._needed + 2 * self._width)))[:, :rest]
 
+    def _by_phase(self, kernel: Tensor) -> Tensor:
+        """Returns the filter of each of the `new` output samples of a period, [new, taps], without the zeros around it."""
+        starts = torch.arange(self.new) * self.old // self.new
+        taps = torch.arange(2 * self._width + 2)  # the filter spans `width` on both sides of a place between two samples
+        return F.pad(kernel[:, 0], (0, 2)).gather(1, starts[:, None] + taps)
+
     def _filter(self, buffer_cn: Tensor) -> Tensor:
+        return self._filter_blocks(buffer_cn) if self._phases is None else self._filter_each(buffer_cn, self._phases)
+
+    def _filter_each(self, buffer_cn: Tensor, phases: Tensor) -> Tensor:
+        """Filters all output samples whose input is complete; output j begins at the input floor(j * old / new)."""
+        taps, phases = phases.shape[1], phases.to(buffer_cn.device)
+        most = self._first + buffer_cn.shape[1] - taps  # the last place at which a filter may begin
+        stop = max(self._num_returned, ((most + 1) * self.new - 1) // self.old + 1)
+        found = [buffer_cn[:, :0]]
+        for start in range(self._num_returned, stop, MOST):
+            places = torch.arange(start, min(start + MOST, stop), device=buffer_cn.device)
+            windows = buffer_cn.unfold(1, taps, 1)[:, places * self.old // self.new - self._first]
+            found.append((windows * phases[places % self.new]).sum(2))
+        self._num_returned = stop
+        begin = max(self._first, stop * self.old // self.new)
+        self._buffer, self._first = buffer_cn[:, begin - self._first :], begin
+        return torch.cat(found, 1)
+
+    def _filter_blocks(self, buffer_cn: Tensor) -> Tensor:
         # blocks of one size: oneDNN caches its preparation for every shape, and many shapes would take megabytes
         found = [buffer_cn[:, :0]]
         while buffer_cn.shape[1] >= self._needed:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -235,14 +235,26 @@ def _split_real_fake(both: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]
     return [real for real, _ in pairs], [fake for _, fake in pairs]
 
 
+@runtime_checkable
+class Synthesiser(Synthesises, Protocol):
+    """A task that makes audio from mels of its contract, such as `Vocoder` and `MelInverter`."""
+
+    contract: MelContract
+
+    @property
+    def context_frames(self) -> int:
+        """Frames on each side that the samples of a frame depend on."""
+        ...
+
+
 class NeuralVocoder:
     """A trained vocoder with the interface that `etude.transfer` needs.
 
     Args:
-        task: a trained `Vocoder`.
+        task: a trained `Vocoder` or `MelInverter`.
     """
 
-    def __init__(self, task: Vocoder) -> None:
+    def __init__(self, task: Synthesiser) -> None:
         self.task = task
 
     @property
@@ -260,7 +272,7 @@ class NeuralVocoder:
 
         Args:
             log_mel_cmf: at least one frame.
-            source: complex spectrum [c, k, f] of the audio that the mels were made from; see `Vocoder.synthesise`.
+            source: complex spectrum [c, k, f] of the audio that the mels were made from; see the task's `synthesise`.
         """
         return self.task.synthesise(log_mel_cmf, source)
 
@@ -278,7 +290,7 @@ def open_vocoder(
         contract: settings of the mels that it will be given.
         find: returns the path for (ckpt, the key that holds it, the protocol that the newest run's task must meet).
         load: returns (task, configuration) for a path.
-        ckpt: a checkpoint or run of `task=vocoder`, or `last`.
+        ckpt: a checkpoint or run of `task=vocoder` or `task=mel_inverter`, or `last`.
 
     Raises:
         ValueError: no `ckpt`, the file does not exist, or the checkpoint is of another task or mel contract.
@@ -288,9 +300,10 @@ def open_vocoder(
             f"vocoder.ckpt is missing: give a checkpoint or run of `{program('train')} task=vocoder`, or vocoder.ckpt=last"
         )
     task, _ = load(find(ckpt, "vocoder.ckpt", Synthesises))
-    if not isinstance(task, Vocoder):
+    if not isinstance(task, Synthesiser):
         raise ValueError(
-            f"vocoder.ckpt={ckpt} holds a {type(task).__name__}; give a checkpoint that `{program('train')} task=vocoder` wrote"
+            f"vocoder.ckpt={ckpt} holds a {type(task).__name__}; give a checkpoint that `{program('train')} task=vocoder` or "
+            "`task=mel_inverter` wrote"
         )
     if task.contract != contract:
         raise ValueError(

@@ -25,7 +25,7 @@ from etude.transfer.live_ends import (
     standard_input,
     standard_output,
 )
-from etude.transfer.live_stream import FILTER_SECONDS, Level, LiveRestyler, latency_parts, piece_samples
+from etude.transfer.live_stream import Level, LiveRestyler, latency_parts, piece_samples
 from etude.transfer.requests import asked
 from etude.transfer.stereo import check_stereo
 from etude.transfer.stream import restyle_stream
@@ -70,7 +70,10 @@ class Pace:
             f"{1000 * self.longest:.1f}; {block / max(each, 1e-9):.1f} times real time; {self.late} late"
         )
         if self.late > LATE * self.blocks:
-            text += "\nit can't keep up: give a larger live_block=, vocoder.num_iters=2, or a machine that is less busy"
+            text += (
+                "\nit can't keep up: give a larger live_block=, with vocoder=griffin_lim vocoder.num_iters=2, or a machine that "
+                "is less busy"
+            )
         return text
 
 
@@ -176,7 +179,7 @@ def live_blocks(origin: Source, restyler: LiveRestyler, limiter: LiveLimiter, pa
             measured()
         resumed = time.perf_counter()
 
-    for samples in restyle_stream(pieces(), origin.format.sample_rate, restyler, filter_seconds=FILTER_SECONDS):
+    for samples in restyle_stream(pieces(), origin.format.sample_rate, restyler, prompt=True):
         found = limiter.push(level.push(samples, restyler.level_gain))
         measured()
         if found.shape[1]:

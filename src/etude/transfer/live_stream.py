@@ -13,7 +13,6 @@ from etude.audio.files import polarities_of
 from etude.audio.live_limiter import LiveLimiter
 from etude.transfer.stream import MelVocoder, StreamRestyler, StyleModel, StyleRequest, device_of, resamplers
 
-FILTER_SECONDS = 0.002  # audio that is resampled at once
 PIECE_SECONDS = 0.004  # audio that is read at once
 MEMORY_SECONDS = 3.0  # of the past, in which levels are compared
 MOST_GAIN = 10.0  # 20 dB
@@ -132,7 +131,7 @@ def latency_parts(restyler: LiveRestyler, limiter: LiveLimiter, sample_rate: int
     """Returns what delays the stream, in seconds: the algorithm's part, without processing and a sound card's buffers."""
     contract = restyler.task.contract
     frame = contract.hop_length / contract.sample_rate
-    down, up = resamplers(sample_rate, contract.sample_rate, FILTER_SECONDS)
+    down, up = resamplers(sample_rate, contract.sample_rate, prompt=True)
     return {
         "block": restyler.block_frames * frame,
         "look-ahead": restyler.ahead_frames * frame,

@@ -186,16 +186,16 @@ class StreamRestyler:
 
 
 def restyle_stream(
-    blocks: Iterable[Tensor], sample_rate: int, restyler: StreamRestyler, *, filter_seconds: float | None = None
+    blocks: Iterable[Tensor], sample_rate: int, restyler: StreamRestyler, *, prompt: bool = False
 ) -> Iterator[Tensor]:
     """Yields the audio of `blocks` [c, n] restyled, with the same number of samples in total.
 
     The model covers only the frequencies up to half the contract's sample rate. With x the source, y its part in that band and
-    z the restyled y, the result is (1 - intensity) (x - y) + z at the source's sample rate. filter_seconds: audio that is
-    resampled at once, which delays the result; None for what is fastest.
+    z the restyled y, the result is (1 - intensity) (x - y) + z at the source's sample rate. prompt: whether samples are
+    resampled as they come, see `Resampler`; without it, it is faster.
     """
     kept = 1 - restyler.request.intensity
-    down, up = resamplers(sample_rate, restyler.task.contract.sample_rate, filter_seconds)
+    down, up = resamplers(sample_rate, restyler.task.contract.sample_rate, prompt=prompt)
     waiting: list[Tensor] = []
 
     def mix(found: Tensor) -> Iterator[Tensor]:
@@ -217,9 +217,6 @@ def restyle_stream(
     yield from mix(up.flush())
 
 
-def resamplers(outer: int, inner: int, filter_seconds: float | None) -> tuple[Resampler, Resampler]:
+def resamplers(outer: int, inner: int, *, prompt: bool) -> tuple[Resampler, Resampler]:
     """Returns the two that take a stream from one sample rate to another and back; see `restyle_stream`."""
-    if filter_seconds is None:
-        return Resampler(outer, inner), Resampler(inner, outer)
-    blocks = [max(1, round(filter_seconds * rate)) for rate in (outer, inner)]
-    return Resampler(outer, inner, block=blocks[0]), Resampler(inner, outer, block=blocks[1])
+    return Resampler(outer, inner, prompt=prompt), Resampler(inner, outer, prompt=prompt)
