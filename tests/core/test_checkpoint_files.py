@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from etude.core.audio_protocols import Synthesises
 from etude.core.checkpoint_search import find_checkpoint, find_stage_checkpoint
-from etude.core.protocols import Composes, Restyles, Synthesises
+from etude.core.protocols import Composes, Restyles
 from etude.moved import MOVED
 
 TASKS = {"language_model": "LanguageModel", "style_transfer": "StyleTransfer", "vocoder": "Vocoder"}

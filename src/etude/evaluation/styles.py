@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from etude.audio.griffin_lim import GriffinLim
-from etude.core.protocols import HasAffineBaseline, Translates
+from etude.core.audio_protocols import HasAffineBaseline
+from etude.core.protocols import Translates
 from etude.evaluation.perceptual import Listener, opening
 from etude.evaluation.style_comparison import COLUMNS, compare_mels
 from etude.metrics.audio.artefacts import squeal_share

@@ -9,7 +9,8 @@ import numpy as np
 from omegaconf import OmegaConf
 from symusic import Score
 
-from etude.core.protocols import HoldsAudio, HoldsScores
+from etude.core.audio_protocols import HoldsAudio
+from etude.core.protocols import HoldsScores
 from etude.run.parts import prepare_data
 from etude.run.resuming import told_of_data
 from etude.studio.pieces import MOST, Piece, constant, sounding_seconds

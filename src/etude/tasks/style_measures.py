@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from etude.core.audio_protocols import Paired
 from etude.core.batch import Batch
 from etude.core.measuring import Measure, Measured
-from etude.core.protocols import Paired
 from etude.core.task import Task
 from etude.metrics.audio.mel_distances import frechet_distance
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from etude.audio.mel import MelContract
+from etude.core.audio_protocols import Synthesises
 from etude.core.batch import Batch
 from etude.core.called import program
 from etude.core.measuring import Measure, Measured
-from etude.core.protocols import Synthesises
 from etude.core.task import OptimizerFactory, SchedulerFactory, Task, frozen
 from etude.losses.adversarial import discriminator_loss, generator_loss
 from etude.losses.feature_matching import feature_matching

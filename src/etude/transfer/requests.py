@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from etude.audio.files import read_audio
-from etude.core.protocols import UsesReferenceClips
+from etude.core.audio_protocols import UsesReferenceClips
 from etude.transfer.stream import StyleModel, StyleRequest, device_of
 
 OPENING_SECONDS = 30  # from the beginning of a file, to guess its style

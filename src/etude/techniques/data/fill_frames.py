@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 import pytorch_lightning as pl
 import torch
 
+from etude.core.audio_protocols import FillsFrames
 from etude.core.batch import Batch
-from etude.core.protocols import FillsFrames
 from etude.core.task import Task
 from etude.core.technique import BatchSlot, Technique
 
