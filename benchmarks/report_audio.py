@@ -122,7 +122,8 @@ def live() -> list[str]:
         return f"{statistics.mean(row[column] for row in mine):.{digits}f}"
 
     lines = [
-        [f"{block} and {ahead}", *(average(mine, f"latency_{rate}ms", 0) for rate in ("", "44k_", "48k_")), average(mine, "l1_nats", 3),
+        [f"{block} and {ahead}", *(average(mine, f"latency_{rate}ms", 0) for rate in ("", "44k_", "48k_")),
+         average(mine, "l1_nats", 3),
          f"{100 * sum(r['l1_nats'] for r in mine) / sum(r['change_nats'] for r in mine):.0f}",
          average(mine, "cpu_ms_per_block", 1), average(mine, "realtime_factor", 1),
          f"{average(mine, 'border_file_db', 2)} → {average(mine, 'border_db', 2)}"]
