@@ -72,6 +72,12 @@ def test_a_head_without_a_label_is_left_out(tmp_path: Path) -> None:
     assert found[1].isnan().all() and found[:, 1].isnan().all()
 
 
+def test_no_groups_are_told_where_a_pair_was_not_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = Affinity()
+    measured(made, Bowls(silent="near"), tmp_path)
+    assert made.groups() == [] and "no groups, since two heads" in capsys.readouterr().err
+
+
 def test_the_means_are_over_the_measurements(tmp_path: Path) -> None:
     made = Affinity(every=3)
     measured(made, Bowls(), tmp_path, steps=7)

@@ -156,7 +156,9 @@ class Affinity(Technique):
     # --- what is told ---
 
     def groups(self) -> list[list[str]]:
-        """Returns the groups of heads that help each other most, by the means so far."""
+        """Returns the groups of heads that help each other most, by the means so far; [] where a pair was not measured."""
+        if self.table().isnan().any():
+            return []
         return [[self.heads[i] for i in group] for group in best_groups(self.table().numpy(), num_groups=self.num_groups)]
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -168,7 +170,7 @@ class Affinity(Technique):
         writer.writerow(["source", *(f"to {name}" for name in self.heads), "group"])
         group_of = {name: number for number, group in enumerate(groups, start=1) for name in group}
         for name, row in zip(self.heads, table, strict=True):
-            writer.writerow([name, *(f"{value:.6f}" for value in row), group_of[name]])
+            writer.writerow([name, *(f"{value:.6f}" for value in row), group_of.get(name, "")])
         write_atomically(folder / "affinity.csv", text.getvalue())
         title = (
             "how much a step for one head lowers the loss of another" if self.measure == "lookahead" else "cosine of gradients"
@@ -176,7 +178,12 @@ class Affinity(Technique):
         picture = signed_table(table, list(self.heads), title=title, rows="step for", columns="loss of")
         (folder / "affinity.png").write_bytes(picture)
         shown = "[" + ",".join(f"[{','.join(group)}]" for group in groups) + "]"
-        print(f"affinity: heads={shown} help each other most; {folder / 'affinity.csv'} has the table", file=sys.stderr)
+        told = (
+            f"heads={shown} help each other most"
+            if groups
+            else "no groups, since two heads share no weights or never had labels at once"
+        )
+        print(f"affinity: {told}; {folder / 'affinity.csv'} has the table", file=sys.stderr)
 
     def state_dict(self) -> dict[str, Any]:
         return {"measure": self.measure, "heads": list(self.heads), "sums": self.sums, "counts": self.counts}
