@@ -26,9 +26,9 @@ class RandAugment(Technique):
     """Applies `num` operations to each training example, drawn with replacement; `magnitude` is their largest strength.
 
     Of scores: transpose (up to 6 semitones either way; kept where a note would leave the range), tempo (up to 1.5 times as fast
-    or slow), velocity (up to 4 bins), drop_bars (up to half of them), swap_bars (two neighbours but the last change places). Of mels: level
-    and tilt (up to 0.3 of the normalised scale), noise (up to a tenth of it), mask_bands and mask_frames (an interval of up to
-    40 % gets the example's mean). These are the limits at magnitude 1; the strength of each operation is uniform below its limit.
+    or slow), velocity (up to 4 bins), drop_bars (up to half of them), swap_bars (two neighbours but the last change places). Of
+    mels: level and tilt (up to 0.3 of the normalised scale), noise (up to a tenth of it), mask_bands and mask_frames (an interval
+    of up to 40 % gets the example's mean). These are the limits at magnitude 1; the strength of each operation is uniform below.
 
     When to use: classifiers that overfit. What `data.transpose` and the like do stays as it is and adds to this. Suggested: num
     2, magnitude 0.5. A grader may hear level, tilt and noise as defects: give it other operations.
