@@ -21,7 +21,8 @@ class Cutmix(Technique):
 
     Of scores whole bars are replaced by as many whole bars from a random place of the other piece, fewer if that is shorter, and
     never by its last one, which may be incomplete; keys and metres are those of either piece. Of mels an interval of frames is
-    replaced by the same frames of the other one; a grader learns the truths of the frames as they then are. The part that is replaced is uniform in (0, most].
+    replaced by the same frames of the other one; a grader learns the truths of the frames as they then are. The part that is
+    replaced is uniform in (0, most].
 
     When to use: as `mixup`; what is heard stays music. Suggested: most 0.5.
 
