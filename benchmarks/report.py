@@ -248,6 +248,7 @@ def main() -> None:
     from report_grader import grader
     from report_optimizers import optimizers
     from report_representation import representation
+    from report_robustness import robustness
     from report_styles import style_transfer
     from report_sweeps import sweeps
     from report_synthesis import synthesis
@@ -268,6 +269,7 @@ def main() -> None:
             audio(),
             synthesis(),
             representation(),
+            robustness(),
             sweeps(),
             speed(),
         )

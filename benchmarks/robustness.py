@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/robustness.py [--seeds 0] [--steps 200] [--only plain trades]
 
 The dance classifier is trained on one tune book and tested on the other (data.corpus.held_out=oneills1850), in one process, with
-the options that a user would give to train.py. Each case is measured on the same test tunes: its accuracy on all of `--clean`, and
-on the first `--attacked` of them under the ensemble, under noise and by randomized smoothing. Nothing is chosen on the test book.
+the options that a user would give to train.py. Each case is measured on the same test tunes: its accuracy on `--clean` of them,
+and on `--attacked` under the ensemble, under noise and by randomized smoothing. Nothing is chosen on the test book.
 """
 
 import argparse
