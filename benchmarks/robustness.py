@@ -83,6 +83,8 @@ def main() -> None:
     parser.add_argument("--train-db", type=float, default=40, help="signal-to-noise ratio of the attacks in training")
     parser.add_argument("--clean", type=int, default=300, help="test tunes without an attack")
     parser.add_argument("--attacked", type=int, default=48, help="test tunes under attack")
+    parser.add_argument("--ratios", nargs="+", type=float, default=[50, 40, 30, 20, 10], help="dB")
+    parser.add_argument("--effort", type=int, default=15, help="steps of each APGD, a quarter of the queries, of the samples")
     parser.add_argument("--cache", default=str(ROOT / "outputs" / "cache"))
     parser.add_argument("--rows", type=Path, default=ROWS, help="JSON lines to append to")
     args = parser.parse_args()
@@ -101,10 +103,18 @@ def main() -> None:
                 row = {**shown, "clean": accuracy, "tunes": number}
                 if name in ROBUST:
                     given: dict[str, Any] = {"task": task, "datamodule": data, "folder": folder, "num_examples": args.attacked}
-                    under = attacking.score_ensemble(**given, snr_db=[50, 40, 30, 20, 10], steps=15, targets=2, queries=60)
+                    under = attacking.score_ensemble(
+                        **given, snr_db=args.ratios, steps=args.effort, targets=2, queries=4 * args.effort
+                    )
                     row["under_ensemble"] = {str(r["snr_db"]): [r[attacking.UNDER], r[attacking.NOISE]] for r in under}
-                    row["attacked"], row["clean_of_attacked"] = under[0]["examples"], under[0]["clean accuracy"]
-                    sure = certifying.score_smoothing(**given, snr_db=[50, 40, 30, 20, 10], samples=60, selection=10, noise_db=10)
+                    row["effort"], row["attacked"], row["clean_of_attacked"] = (
+                        args.effort,
+                        under[0]["examples"],
+                        under[0]["clean accuracy"],
+                    )
+                    sure = certifying.score_smoothing(
+                        **given, snr_db=args.ratios, samples=4 * args.effort, selection=10, noise_db=10
+                    )
                     row["certified"] = {str(r["snr_db"]): r[certifying.CERTAIN] for r in sure}
                     row["smoothed"] = sure[0]["accuracy of the smoothed classifier"]
                 append_row(args.rows, row | context())
