@@ -250,6 +250,7 @@ def main() -> None:
     from report_heads import heads
     from report_optimizers import optimizers
     from report_representation import representation
+    from report_robustness import robustness
     from report_styles import style_transfer
     from report_summary import summary
     from report_sweeps import sweeps
@@ -275,6 +276,7 @@ def main() -> None:
             representation(),
             heads(),
             continual(),
+            robustness(),
             sweeps(),
             speed(),
         )

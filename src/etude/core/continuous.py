@@ -32,8 +32,8 @@ def check_inputs(technique: str, task: AnyTask, *, predicts: bool = False) -> No
         )
     if len(task.players) > 1:  # type: ignore[attr-defined]
         raise ValueError(
-            f"technique {technique} raises the loss of one network, but {kind} trains several against each other; remove it from "
-            "technique=[...]"
+            f"technique {technique} changes the inputs of one network, but {kind} trains several against each other; remove it "
+            "from technique=[...]"
         )
     if predicts and not isinstance(task, ClassifiesInputs | PredictsTokens):
         raise ValueError(

@@ -5,13 +5,17 @@ from typing import Any
 
 from etude.report.plots import COLOURS, png
 
+LABELS = {"snr_db": "least signal-to-noise ratio of the change, dB", "notes": "notes changed by a semitone"}
 LINES = ("-", "--", ":", "-.")
 
 
-def accuracy_curves(rows: Sequence[Mapping[str, Any]], *, columns: Sequence[str], title: str = "", by: str = "head") -> bytes:
-    """Draws accuracies over `snr_db`, small changes on the left: a colour for each value of `by`, a line style for each column.
+def accuracy_curves(
+    rows: Sequence[Mapping[str, Any]], *, columns: Sequence[str], title: str = "", by: str = "head", over: str = "snr_db"
+) -> bytes:
+    """Draws accuracies over the size of the change, small ones on the left.
 
-    rows: with `by`, `snr_db`, `clean accuracy` and the columns. The clean accuracy is a thin line over the whole width.
+    rows: with `by`, each of whose values has a colour; the columns, each of which has a line style; `over`: snr_db, or notes; and
+    `clean accuracy`, which is a thin line over the whole width.
     """
     from matplotlib.figure import Figure
 
@@ -24,11 +28,12 @@ def accuracy_curves(rows: Sequence[Mapping[str, Any]], *, columns: Sequence[str]
         for number, column in enumerate(columns):
             label = f"{name}: {column}" if len(columns) > 1 else str(name)
             axis.plot(
-                [float(row["snr_db"]) for row in mine], [float(row[column]) for row in mine], color=colour, marker="o",
+                [float(row[over]) for row in mine], [float(row[column]) for row in mine], color=colour, marker="o",
                 markersize=3, linestyle=LINES[number % len(LINES)], label=label,
             )  # fmt: skip
-    axis.set(xlabel="least signal-to-noise ratio of the change, dB", ylabel="accuracy", ylim=(-0.02, 1.02), title=title)
-    axis.invert_xaxis()
+    axis.set(xlabel=LABELS[over], ylabel="accuracy", ylim=(-0.02, 1.02), title=title)
+    if over == "snr_db":
+        axis.invert_xaxis()
     axis.grid(alpha=0.25)
     axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     axis.spines[["top", "right"]].set_visible(False)

@@ -29,23 +29,18 @@ def check_ratios(snr_db: Sequence[float]) -> list[float]:
 
 
 def write(
-    folder: Path,
-    title: str,
-    about: str,
-    rows: list[Row],
-    *,
-    shown: Sequence[str],
-    more: Sequence[tuple[str, str, list[Row]]] = (),
-) -> None:
-    """Writes robustness.csv, robustness.png (the columns `shown` over `snr_db`, a colour for each head) and report.html.
+    folder: Path, title: str, about: str, rows: list[Row], *, shown: Sequence[str],
+    more: Sequence[tuple[str, str, list[Row]]] = (), over: str = "snr_db",
+) -> None:  # fmt: skip
+    """Writes robustness.csv, robustness.png (the columns `shown` over `over`, a colour for each head) and report.html.
 
     more: further sections: (heading, text, rows of a table).
     """
     report = begin_report(f"Robustness: {title}", folder)
     report.text(about)
-    picture = accuracy_curves(rows, columns=shown, title=title)
+    picture = accuracy_curves(rows, columns=shown, title=title, over=over)
     (folder / "robustness.png").write_bytes(picture)
-    report.image(picture, alt=f"{title}: accuracy over the least signal-to-noise ratio, for each head")
+    report.image(picture, alt=f"{title}: accuracy over the size of the change, for each head")
     report.table(list(rows[0]), [[_shown(value) for value in row.values()] for row in rows])
     for heading, text, lines in more:
         report.heading(heading).text(text)

@@ -19,9 +19,10 @@ class Cutmix(Technique):
     """Replaces a passage of each example by one of another example of the batch; its loss is the mean of the losses of both
     labels, weighted by what each has in the result.
 
-    Of scores whole bars are replaced by as many whole bars from a random place of the other piece, fewer if that is shorter;
-    keys and metres are those of either piece. Of mels an interval of frames is replaced by the same frames of the other one; a
-    grader learns the truths of the frames as they then are. The part that is replaced is uniform in (0, most].
+    Of scores whole bars are replaced by as many whole bars from a random place of the other piece, fewer if that is shorter, and
+    never by its last one, which may be incomplete; keys and metres are those of either piece. Of mels an interval of frames is
+    replaced by the same frames of the other one; a grader learns the truths of the frames as they then are. The part that is
+    replaced is uniform in (0, most].
 
     When to use: as `mixup`; what is heard stays music. Suggested: most 0.5.
 
@@ -79,9 +80,10 @@ class Cutmix(Technique):
         rows, places, shares = list[Tensor](), list[Tensor](), list[float]()
         for own, other in enumerate(order.tolist()):
             mine, theirs = borders[own], borders[other]
-            number = min(round(part * (len(mine) - 1)), len(theirs) - 1)
+            whole = max(0, len(theirs) - 2)  # the last bar may not be complete
+            number = min(round(part * (len(mine) - 1)), whole)
             first = int(torch.randint(0, len(mine) - number, (), generator=draws))
-            taken = int(torch.randint(0, len(theirs) - number, (), generator=draws))
+            taken = int(torch.randint(0, whole - number + 1, (), generator=draws))
             begin, end = mine[first], mine[first + number]
             there, after = torch.arange(theirs[taken], theirs[taken + number]), torch.arange(end, lengths[own])
             places.append(torch.cat([torch.arange(begin), there, after]))

@@ -26,9 +26,9 @@ class RandAugment(Technique):
     """Applies `num` operations to each training example, drawn with replacement; `magnitude` is their largest strength.
 
     Of scores: transpose (up to 6 semitones either way; kept where a note would leave the range), tempo (up to 1.5 times as fast
-    or slow), velocity (up to 4 bins), drop_bars (up to half of them), swap_bars (two neighbours change places). Of mels: level
-    and tilt (up to 0.3 of the normalised scale), noise (up to a tenth of it), mask_bands and mask_frames (an interval of up to
-    40 % gets the example's mean). These are the limits at magnitude 1; the strength of each operation is uniform below its limit.
+    or slow), velocity (up to 4 bins), drop_bars (up to half of them), swap_bars (two neighbours but the last change places). Of
+    mels: level and tilt (up to 0.3 of the normalised scale), noise (up to a tenth of it), mask_bands and mask_frames (an interval
+    of up to 40 % gets the example's mean). These are the limits at magnitude 1; the strength of each operation is uniform below.
 
     When to use: classifiers that overfit. What `data.transpose` and the like do stays as it is and adds to this. Suggested: num
     2, magnitude 0.5. A grader may hear level, tilt and noise as defects: give it other operations.
@@ -136,17 +136,16 @@ def changed_score(
         return tokenizer.velocity_scaling(round(MOST_VELOCITY * strength))[ids], place
     body = np.flatnonzero(ids >= tokenizer.first_body)
     starts = [int(body[start]) for start in tokenizer.bar_starts(ids[body])] if len(body) else []
-    if len(starts) < 2:
+    if len(starts) < 3:
         return ids, place
     borders = [*starts, int(body[-1]) + 1]
     bars = list(range(len(starts)))
     if name == "swap_bars":
-        first = int(torch.randint(len(bars) - 1, (), generator=draws))
+        first = int(torch.randint(len(bars) - 2, (), generator=draws))  # the last bar may not be complete, so it stays the last
         bars[first], bars[first + 1] = bars[first + 1], bars[first]
     else:
         dropped = round(MOST_DROPPED * abs(strength) * len(bars))
-        kept = torch.randperm(len(bars), generator=draws)[: len(bars) - dropped].tolist()
-        bars = sorted(kept)
+        bars = sorted(torch.randperm(len(bars), generator=draws)[: len(bars) - dropped].tolist())
     order = [np.arange(borders[0]), *(np.arange(borders[b], borders[b + 1]) for b in bars), np.arange(borders[-1], len(ids))]
     chosen = np.concatenate(order).astype(np.int64)
     return ids[chosen], place[chosen]

@@ -1,0 +1,124 @@
+"""What robust and semi-supervised training of a classifier is worth; rows for docs/results/robustness.md.
+
+    OMP_NUM_THREADS=1 python benchmarks/robustness.py [--seeds 0] [--steps 200] [--only plain trades]
+
+The dance classifier is trained on one tune book and tested on the other (data.corpus.held_out=oneills1850), in one process, with
+the options that a user would give to train.py. Each case is measured on the same test tunes: its accuracy on `--clean` of them,
+and on `--attacked` under the ensemble, under noise and by randomized smoothing. Nothing is chosen on the test book.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from omegaconf import OmegaConf
+from peer import append_row, context
+from training import ROOT, composed
+
+from etude.core.technique import Technique
+from etude.evaluation.robustness import attacking, certifying
+from etude.evaluation.robustness.examples import Victim, attacked, held_out
+from etude.run.parts import build_task, build_technique, instantiate, prepare_data
+from etude.run.quiet import quiet_lightning
+
+ROWS = ROOT / "docs" / "results" / "rows" / "robustness.jsonl"
+BASE = [
+    "task=classifier", "data.corpus.held_out=oneills1850", "data.max_len=512", "data.batch_size=4", "model=tiny", "model.dim=64",
+    "model.num_layers=2", "model.hidden_dim=192", "technique=[]", "logger=[csv]",
+]  # fmt: skip
+ROBUST = {
+    "plain": [],
+    "adversarial_training": [
+        "technique=[adversarial_training]", "technique.adversarial_training.snr_db={train_db}",
+        "technique.adversarial_training.steps=3",
+    ],
+    "trades": ["technique=[trades]", "technique.trades.snr_db={train_db}", "technique.trades.steps=3"],
+}  # fmt: skip
+MORE = {
+    "mixup": ["technique=[mixup]"],
+    "cutmix": ["technique=[cutmix]"],
+    "randaugment": ["technique=[randaugment]"],
+    "noisy_student": ["technique=[noisy_student]", "technique.noisy_student.teacher={teacher}"],
+    "plain, twice the steps": [],
+}
+
+
+def fit(options: list[str], folder: Path, steps: int) -> tuple[Any, Any, float]:
+    """Trains as train.py with these options; returns the task, its data and the CPU seconds of training."""
+    cfg = composed([*BASE, *options, f"max_steps={steps}"], folder)
+    pl.seed_everything(cfg.seed, verbose=False)
+    datamodule = prepare_data(cfg.data, instantiate(cfg.tokenizer), folder, outputs=str(folder))
+    techniques: list[Technique] = [build_technique(node) for node in (cfg.get("technique") or {}).values()]
+    task: Any = build_task(cfg, **datamodule.parts)
+    task.recipe = {**OmegaConf.to_container(cfg, resolve=True), "overrides": options}  # type: ignore[dict-item]
+    trainer = pl.Trainer(
+        max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, limit_val_batches=0, callbacks=list(techniques),
+    )  # fmt: skip
+    begin = time.process_time()
+    trainer.fit(task, datamodule=datamodule)
+    seconds = time.process_time() - begin
+    trainer.save_checkpoint(folder / "last.ckpt")
+    return task.eval(), datamodule, seconds
+
+
+def clean_accuracy(task: Any, data: Any, number: int) -> tuple[float, int]:
+    """Returns the accuracy on unchanged test tunes, and how many they are."""
+    right, total = 0, 0
+    with attacked(task):
+        for batch in held_out(task, data, split="test", num=number, seed=0):
+            victim = Victim(task, batch, "dance")
+            right, total = right + int(victim.right.sum()), total + len(victim.true)
+    return right / total, total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--only", nargs="+", default=[*ROBUST, *MORE])
+    parser.add_argument("--train-db", type=float, default=40, help="signal-to-noise ratio of the attacks in training")
+    parser.add_argument("--clean", type=int, default=300, help="test tunes without an attack")
+    parser.add_argument("--attacked", type=int, default=48, help="test tunes under attack")
+    parser.add_argument("--ratios", nargs="+", type=float, default=[50, 40, 30, 20, 10], help="dB")
+    parser.add_argument("--effort", type=int, default=15, help="steps of each APGD, a quarter of the queries, of the samples")
+    parser.add_argument("--cache", default=str(ROOT / "outputs" / "cache"))
+    parser.add_argument("--rows", type=Path, default=ROWS, help="JSON lines to append to")
+    args = parser.parse_args()
+    quiet_lightning()
+    for seed in args.seeds:
+        with tempfile.TemporaryDirectory() as scratch:
+            for name in args.only:
+                folder = Path(scratch) / name.replace(" ", "_").replace(",", "")
+                folder.mkdir()
+                filled = {"train_db": args.train_db, "teacher": Path(scratch) / "plain" / "last.ckpt"}
+                options = [option.format(**filled) for option in {**ROBUST, **MORE}[name]]
+                steps = 2 * args.steps if name.endswith("twice the steps") else args.steps
+                task, data, seconds = fit([*options, f"seed={seed}", f"cache_dir={args.cache}"], folder, steps)
+                accuracy, number = clean_accuracy(task, data, args.clean)
+                shown = {"name": name, "seed": seed, "steps": steps, "cpu_s": round(seconds, 1), "train_db": args.train_db}
+                row = {**shown, "clean": accuracy, "tunes": number}
+                if name in ROBUST:
+                    given: dict[str, Any] = {"task": task, "datamodule": data, "folder": folder, "num_examples": args.attacked}
+                    under = attacking.score_ensemble(
+                        **given, snr_db=args.ratios, steps=args.effort, targets=2, queries=4 * args.effort
+                    )
+                    row["under_ensemble"] = {str(r["snr_db"]): [r[attacking.UNDER], r[attacking.NOISE]] for r in under}
+                    row["effort"], row["attacked"], row["clean_of_attacked"] = (
+                        args.effort,
+                        under[0]["examples"],
+                        under[0]["clean accuracy"],
+                    )
+                    sure = certifying.score_smoothing(
+                        **given, snr_db=args.ratios, samples=4 * args.effort, selection=10, noise_db=10
+                    )
+                    row["certified"] = {str(r["snr_db"]): r[certifying.CERTAIN] for r in sure}
+                    row["smoothed"] = sure[0]["accuracy of the smoothed classifier"]
+                append_row(args.rows, row | context())
+
+
+if __name__ == "__main__":
+    main()
