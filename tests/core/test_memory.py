@@ -62,6 +62,8 @@ def test_sections_share_the_memory_and_keep_what_they_would_have_kept_alone() ->
         assert [len(each) for each in memory.ended] == [12 // (section + 2)] * (section + 1)
     for section, kept in enumerate(memory.ended):
         assert all(100 * section <= float(each.example["a"]) < 100 * section + 50 for each in kept)
+    memory.end_section()  # empty: not a section
+    assert len(memory.ended) == 3
     drawn = memory.draw(5, torch.Generator().manual_seed(0), of=task)
     assert sum(len(batch["a"]) for batch in drawn) == 5
     assert [len(batches[0]["a"]) for batches in memory.draw_each(2, torch.Generator().manual_seed(0), of=task)] == [2, 2, 2]

@@ -163,6 +163,9 @@ def test_bad_options_are_told(options: dict[str, Any], message: str) -> None:
 def test_a_single_phase_and_phases_of_unknown_length_are_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"technique packnet holds on .* single phase"):
         fit_matrix(tmp_path / "one", lambda: build("language_model", Matrix(tmp_path).songs), [PackNet()])
+    run = trainer(tmp_path, max_steps=24, callbacks=[phases(), PackNet(every=4)])
+    with pytest.raises(ValueError, match=r"technique packnet divides the weights of Classifier among phases or among sections"):
+        run.fit(Classifier(), GenreData())
     open_ended = Stages(stages=[{"name": "one", "patience": 2}, {"name": "two"}])
     run = trainer(tmp_path, max_steps=4, callbacks=[open_ended, PackNet()])
     with pytest.raises(ValueError, match=r"retrains at the end of a phase of Classifier, and that of one is not known"):

@@ -62,7 +62,9 @@ class Memory:
             known.add(key)
 
     def end_section(self) -> None:
-        """Ends the section under way."""
+        """Ends the section under way; does nothing if it has no example."""
+        if not self.current:
+            return
         self.ended.append(self.current)
         self.current, self.seen = [], 0
         self.ended = [_lowest(section, self.share) for section in self.ended]

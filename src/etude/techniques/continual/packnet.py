@@ -40,7 +40,7 @@ class PackNet(Technique):
     Args:
         keep: share of the free weights that a phase keeps, in (0, 1]; None for equal shares of all phases.
         retrain: share of the steps of a phase that follow on its choice, in [0, 1).
-        every: steps after which a section ends like a phase; None to go by the phases alone.
+        every: steps of a section, in a run without phases; None to go by the phases.
 
     Raises:
         ValueError: an option out of its range, a single phase, a phase of unknown length, or weights sharded over devices.
@@ -72,6 +72,11 @@ class PackNet(Technique):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Task)
         check_sections(pl_module, self.name, self.every)
+        if self.every is not None and pl_module.phases.sequence:
+            raise ValueError(
+                f"technique packnet divides the weights of {type(pl_module).__name__} among phases or among sections of `every` "
+                "steps, not both; set technique.packnet.every=null, or leave the phases out"
+            )
         for held in (self.owner, self.held):
             held.update({name: value.to(pl_module.device) for name, value in held.items()})
         for phase in pl_module.phases.sequence[:-1]:
