@@ -244,6 +244,7 @@ def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     from report_audio import audio
     from report_defaults import defaults
+    from report_few_shot import few_shot
     from report_generation import generation
     from report_grader import grader
     from report_optimizers import optimizers
@@ -268,6 +269,7 @@ def main() -> None:
             audio(),
             synthesis(),
             representation(),
+            few_shot(),
             sweeps(),
             speed(),
         )
