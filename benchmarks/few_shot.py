@@ -44,17 +44,26 @@ def main() -> None:
     parser.add_argument("--tuned", type=int, default=0, help="episodes of fine-tuning on the shots")
     parser.add_argument("--adapted", type=int, default=60, help="episodes of algorithms that adapt a network to each")
     parser.add_argument("--options", nargs="*", default=[], help="of train.py")
+    parser.add_argument("--run", type=Path, help="ask about this run of one algorithm and seed, instead of training")
     parser.add_argument("--rows", type=Path, default=ROWS, help="JSON lines to append to")
     args = parser.parse_args()
     for seed in args.seeds:
         for name in args.algorithms:
             with tempfile.TemporaryDirectory() as folder:
-                run = Path(folder) / name
+                run = args.run or Path(folder) / name
                 own = [f"seed={seed}", f"outputs={folder}", f"max_steps={args.steps}", f"hydra.run.dir={run}"]
                 length = [f"trainer.val_check_interval={max(1, args.steps // 4)}"]
-                seconds = call(
-                    "train.py", "task=few_shot", f"algorithm={name}", *EPISODES[name], *MODEL, *own, *length, *args.options
-                )
+                command = [
+                    "train.py",
+                    "task=few_shot",
+                    f"algorithm={name}",
+                    *EPISODES[name],
+                    *MODEL,
+                    *own,
+                    *length,
+                    *args.options,
+                ]
+                seconds = call(*command) if args.run is None else None
                 asked = [(split, "families", []) for split in args.splits]
                 asked += [("test", "regions", REGIONS)] if args.regions else []
                 for split, data, options in asked:
@@ -66,7 +75,7 @@ def main() -> None:
                     with (at / "few_shot.csv").open() as file:
                         for row in csv.DictReader(file):
                             shown = {"algorithm": name, "data": data, "seed": seed, "steps": args.steps, "options": args.options}
-                            append_row(args.rows, shown | dict(row) | {"wall_s": round(seconds, 1)} | context())
+                            append_row(args.rows, shown | dict(row) | {"wall_s": seconds and round(seconds, 1)} | context())
 
 
 if __name__ == "__main__":
