@@ -245,6 +245,7 @@ def main() -> None:
     from report_audio import audio
     from report_continual import continual
     from report_defaults import defaults
+    from report_few_shot import few_shot
     from report_generation import generation
     from report_grader import grader
     from report_heads import heads
@@ -277,6 +278,7 @@ def main() -> None:
             heads(),
             continual(),
             robustness(),
+            few_shot(),
             sweeps(),
             speed(),
         )

@@ -174,7 +174,7 @@ def tuned_accuracy(encoder: Any, data: Any, planner: Any, one: Episode, *, ways:
         for _ in range(int(TUNING["steps"]) if steps is None else steps):
             loss = F.cross_entropy(head(tuned.features(support)), way(support))
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
         with torch.no_grad():
             said = head(tuned.features(query)).argmax(1)

@@ -58,7 +58,8 @@ class InnerLoop(nn.Module):
 
     def adapted(self, weights: Weights, slope: Slope, *, steps: int) -> Weights:
         """Returns the weights after `steps` steps, with a graph to the first ones (and through `slope`, if that has one)."""
-        rates = self.rates()
+        known = self.rates()
+        rates = {name: known.get(name, self.rate) for name in weights}  # a technique may have added weights
         for _ in range(steps):
             weights = descended(weights, slope(weights), rates)
         return weights

@@ -97,7 +97,7 @@ class FewShot(Task):
         """Returns the logits of the head for each document, [n, ways]."""
         assert self.head is not None
         logits: Tensor = self.head(self.features(batch))
-        return logits.float()
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     # --- training ---
 

@@ -253,14 +253,18 @@ class EpisodeModule(MusicDataModule):
             pieces.setdefault(label, []).append(place)
         return {label: np.array(places, np.int64) for label, places in pieces.items()}
 
-    def _planner(self, split: str, augmentation: Augmentation, **counts: int) -> EpisodePlanner:
-        shape = {"ways": self.ways, "shots": self.shots, "queries": self.queries, **counts}
-        seed = shape.pop("seed", self.seed)
+    def _planner(
+        self, split: str, augmentation: Augmentation, *, seed: int | None = None, ways: int | None = None,
+        shots: int | None = None, queries: int | None = None,
+    ) -> EpisodePlanner:  # fmt: skip
+        ways, shots, queries = ways or self.ways, shots or self.shots, queries or self.queries
+        seed = self.seed if seed is None else seed
         length = self.max_len if split == "train" else self.max_eval_len
-        members = self.members(split, **shape)
+        members = self.members(split, ways=ways, shots=shots, queries=queries)
         return EpisodePlanner(
-            self._documents(split, augmentation), members, max_len=length, key=(seed % 2**32, EPISODES[split]), **shape
-        )
+            self._documents(split, augmentation), members, ways=ways, shots=shots, queries=queries, max_len=length,
+            key=(seed % 2**32, EPISODES[split]),
+        )  # fmt: skip
 
     def _rows_of(self, planner: EpisodePlanner) -> EpisodeRows:
         return EpisodeRows(planner.documents, max_len=planner.max_len, evaluation=True)

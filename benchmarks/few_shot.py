@@ -1,0 +1,82 @@
+"""New tune families from a few tunes of each, beside floors; rows for docs/results/few_shot.md.
+
+    OMP_NUM_THREADS=1 python benchmarks/few_shot.py [--algorithms prototypical ...] [--seeds 0 1 2] [--steps 200] [--splits test]
+
+Each algorithm trains an encoder on episodes of the training families by the command that a user would type, and `evaluate.py`
+asks about families of the split, which no training has seen. Choose on --split val; the tables show both. --regions also
+asks about regions of other tunes of the collection, without training on any. --options are
+passed on to train.py and kept in the row.
+"""
+
+import argparse
+import csv
+import tempfile
+from pathlib import Path
+
+from peer import append_row, context
+from representation import call
+from training import ROOT
+
+ROWS = ROOT / "docs" / "results" / "rows" / "few_shot.jsonl"
+MODEL = [
+    "model.dim=64", "model.num_layers=2", "model.hidden_dim=128", "data.max_len=256", "data.max_eval_len=256",
+    "data.val_episodes=30", "logger=[csv]",
+]  # fmt: skip
+EPISODES = {  # of training; those of inner loops need the ways of the test
+    "prototypical": ["data.ways=10", "data.queries=2", "data.batch_size=1"],
+    "matching": ["data.ways=10", "data.queries=2", "data.batch_size=1"],
+    "maml": ["data.batch_size=1"],
+    "fomaml": ["data.batch_size=1"],
+    "reptile": ["data.batch_size=1"],
+}
+REGIONS = [
+    "+data.corpus._target_=etude.data.scores.essen.Regions", "+data.targets=[region]", "+data.ways=2",
+]  # fmt: skip  # of the data that the encoder is asked about
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--algorithms", nargs="+", default=list(EPISODES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--splits", nargs="+", default=["val", "test"])
+    parser.add_argument("--regions", action="store_true")
+    parser.add_argument("--tuned", type=int, default=0, help="episodes of fine-tuning on the shots")
+    parser.add_argument("--adapted", type=int, default=60, help="episodes of algorithms that adapt a network to each")
+    parser.add_argument("--options", nargs="*", default=[], help="of train.py")
+    parser.add_argument("--run", type=Path, help="ask about this run of one algorithm and seed, instead of training")
+    parser.add_argument("--rows", type=Path, default=ROWS, help="JSON lines to append to")
+    args = parser.parse_args()
+    for seed in args.seeds:
+        for name in args.algorithms:
+            with tempfile.TemporaryDirectory() as folder:
+                run = args.run or Path(folder) / name
+                own = [f"seed={seed}", f"outputs={folder}", f"max_steps={args.steps}", f"hydra.run.dir={run}"]
+                length = [f"trainer.val_check_interval={max(1, args.steps // 4)}"]
+                command = [
+                    "train.py",
+                    "task=few_shot",
+                    f"algorithm={name}",
+                    *EPISODES[name],
+                    *MODEL,
+                    *own,
+                    *length,
+                    *args.options,
+                ]
+                seconds = call(*command) if args.run is None else None
+                asked = [(split, "families", []) for split in args.splits]
+                asked += [("test", "regions", REGIONS)] if args.regions else []
+                for split, data, options in asked:
+                    at = Path(folder) / f"{data}_{split}"
+                    few = [f"task.tuned_episodes={args.tuned}", f"task.adapted_episodes={args.adapted}", f"task.split={split}"]
+                    call(
+                        "evaluate.py", f"ckpt={run}", "task=few_shot", f"outputs={folder}", f"hydra.run.dir={at}", *few, *options
+                    )
+                    with (at / "few_shot.csv").open() as file:
+                        for row in csv.DictReader(file):
+                            shown = {"algorithm": name, "data": data, "seed": seed, "steps": args.steps, "options": args.options}
+                            append_row(args.rows, shown | dict(row) | {"wall_s": seconds and round(seconds, 1)} | context())
+
+
+if __name__ == "__main__":
+    main()
