@@ -67,6 +67,7 @@ DEFAULTS = {
     "encoder": ["optimizer=muon", "scheduler=wsd", "technique=[ema]", "technique.ema.decay=0.99"],
     "gan": ["optimizer=adam", "scheduler=wsd_half", "technique=[ema]", "technique.ema.decay=0.999"],
     "grader": ["optimizer=adamw", "scheduler=cosine", "technique=[ema]", "technique.ema.decay=0.99"],
+    "mel_representation": ["optimizer=adamw", "scheduler=cosine", "technique=[ema]", "technique.ema.decay=0.99"],
     "synthesis": ["optimizer=muon", "scheduler=wsd_half", "technique=[ema]", "technique.ema.decay=0.99"],
 }
 
@@ -91,7 +92,7 @@ def kind(task: str) -> str:
         return "language_model"
     if task in ("classifier", "representation"):
         return "encoder"
-    if task == "grader":
+    if task in ("grader", "mel_representation"):
         return "vocoder"
     return task if task in ("language_model", "vocoder", "synthesis") else "gan"
 
