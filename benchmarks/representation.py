@@ -74,7 +74,14 @@ def measure(args: argparse.Namespace, bed: str, case: str, seed: int) -> None:
         seconds, cpu = call("train.py", *command(bed, case, start), *common, f"hydra.run.dir={folder}/run")
         kind = "classes" if case in ("classifier", "fine-tuned") else "probes"
         tuned = [f"task.fine_tune_steps={args.fine_tune}", f"task.seed={seed}"] if kind == "probes" else []
-        where = [f"ckpt={folder}/run", f"outputs={folder}", f"hydra.run.dir={folder}/evaluated", f"task.split={args.split}"]
+        judged = "task=representation" if kind == "probes" else "task=classifier"
+        where = [
+            judged,
+            f"ckpt={folder}/run",
+            f"outputs={folder}",
+            f"hydra.run.dir={folder}/evaluated",
+            f"task.split={args.split}",
+        ]
         call("evaluate.py", *where, *tuned)
         with (Path(folder) / "evaluated" / f"{kind}.csv").open() as file:
             for row in csv.DictReader(file):

@@ -31,6 +31,8 @@ NOT_SET = {  # arguments with a default that stand in no file: why. One without 
     "restyling_vocoder": "likewise",
     "composer": "likewise",
     "style_dim": "the task's",
+    "tokenizer": "the data's, of tasks that also take audio",
+    "contract": "likewise, of audio",
     "labels": "the data's columns data.targets",
     "tokenizer": "of a classifier: the data's, if they are scores",
     "contract": "of a classifier: the data's, if they are audio",

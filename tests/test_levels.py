@@ -76,6 +76,7 @@ DEFAULTS = {
     ],
     "grader": ["optimizer=adamw", "scheduler=cosine", "technique=[ema]", "technique.ema.decay=0.99"],
     "mel_inverter": ["optimizer=adamw", "scheduler=cosine", "technique=[ema]", "technique.ema.decay=0.99"],
+    "mel_representation": ["optimizer=adamw", "scheduler=cosine", "technique=[ema]", "technique.ema.decay=0.99"],
     "synthesis": ["optimizer=muon", "scheduler=wsd_half", "technique=[ema]", "technique.ema.decay=0.99"],
 }
 
@@ -100,7 +101,7 @@ def kind(task: str) -> str:
         return "language_model"
     if task in ("classifier", "representation", "few_shot"):
         return "encoder"
-    if task in ("grader", "mel_inverter"):
+    if task in ("grader", "mel_inverter", "mel_representation"):
         return "vocoder"
     return task if task in ("language_model", "vocoder", "synthesis") else "gan"
 

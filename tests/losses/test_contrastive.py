@@ -57,6 +57,19 @@ def test_sinkhorn_uses_all_prototypes_equally() -> None:
     torch.testing.assert_close(constant, torch.full((8, 4), 0.25))
 
 
+@pytest.mark.parametrize("iterations", [1, 3, 10])
+def test_sinkhorn_is_its_definition(iterations: int) -> None:
+    """Plain products in double precision, as in the listing of Caron et al. 2020, appendix A."""
+    scores = vectors(40, 6).tanh()
+    matrix = (scores.double() / 0.05).exp().T
+    matrix = matrix / matrix.sum()
+    for _ in range(iterations):
+        matrix = matrix / matrix.sum(1, keepdim=True) / 6
+        matrix = matrix / matrix.sum(0, keepdim=True) / 40
+    expected = (matrix * 40).T
+    assert float((sinkhorn(scores, iterations=iterations).double() - expected).abs().max()) < 1e-6
+
+
 def test_the_swapped_prediction_is_a_cross_entropy() -> None:
     scores, assigned = vectors(6, 3), torch.eye(3)[[0, 1, 2, 0, 1, 2]]
     expected = torch.nn.functional.cross_entropy(scores / 0.1, assigned.argmax(1))

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from etude.losses.contrastive import nt_xent
+from etude.losses.contrastive import nt_xent, sinkhorn, swapped_prediction
+from etude.objectives.mae import Mae
 from etude.objectives.masked import Masked
 from etude.objectives.views import Byol, Moco, SimClr, Swav, ViewObjective
 
@@ -48,6 +49,31 @@ def test_the_queue_takes_the_keys_of_all_batches_of_a_step_in_turn() -> None:
     assert int(objective.place) == 12 and torch.equal(objective.queue[:12], left[0]) and not torch.equal(first, objective.queue)
 
 
+def test_swav_assigns_a_batch_together_with_earlier_views() -> None:
+    torch.manual_seed(0)
+    objective = Swav(dim=8, projection_dim=4, num_prototypes=5, queue_size=10)
+    first, left = objective.losses([*views(), *views(2)], [])
+    assert left["keys"].shape == (12, 4) and int(objective.filled) == 0
+    objective.after_step({"keys": [left["keys"]]})
+    assert int(objective.filled) == 10 and torch.equal(objective.queue, left["keys"][-10:])
+    assert float(objective.losses([*views(), *views(2)], [])[0].detach()) != pytest.approx(float(first.detach()), abs=1e-6)
+    alone = Swav(dim=8, projection_dim=4, num_prototypes=5, queue_size=0)
+    alone.after_step({"keys": [left["keys"]]})
+
+
+def test_small_views_predict_and_are_not_predicted() -> None:
+    """With the assignments of two views, the loss is the mean over each prediction of another view's assignment."""
+    torch.manual_seed(0)
+    objective = Swav(dim=8, projection_dim=4, num_prototypes=5)
+    one, two, small = *views(), views(3)[0]
+    unit = torch.nn.functional.normalize(objective.prototypes, dim=1)
+    scores = [torch.nn.functional.normalize(objective.projector(x), dim=1) @ unit.T for x in (one, two, small)]
+    assigned = [sinkhorn(x) for x in scores[:2]]
+    pairs = [(0, 1), (1, 0), (2, 0), (2, 1)]
+    expected = torch.stack([swapped_prediction(scores[i], assigned[j]) for i, j in pairs]).mean()
+    torch.testing.assert_close(objective.losses([one, two, small], [])[0], expected)
+
+
 def test_a_slow_projector_keeps_its_momentum() -> None:
     objective = Byol(dim=8, momentum=0.75)
     assert objective.slow_projector is not None
@@ -81,6 +107,8 @@ def test_masks_have_the_shares_that_are_asked_for() -> None:
         (lambda: SimClr(dim=8, temperature=0.0), "objective.temperature=0.0 must be above 0"),
         (lambda: Byol(dim=8, momentum=1.0), r"objective.momentum=1.0 must lie in \[0, 1\)"),
         (lambda: Moco(dim=8, queue_size=0), "objective.queue_size=0 must be at least 1"),
+        (lambda: Swav(dim=8, small_crop=[0.5, 0.2]), r"small_crop=\[0.5, 0.2\] \[lowest, highest\] within \(0, 1\]"),
+        (lambda: Mae(dim=8, values=4, rows=2, share=1.0), "objective.share=1.0 must lie in"),
         (lambda: Swav(dim=8, num_prototypes=1), "objective.num_prototypes=1 must be at least 2"),
     ],
 )

@@ -169,7 +169,19 @@ def test_it_resumes(tmp_path: Path, songs: Path, objective: str) -> None:
 
 def test_slow_copies_and_queues_follow_once_a_step(tmp_path: Path, songs: Path) -> None:
     model, data = task(songs, "moco")
+    calls, keys = list[int](), list[torch.Tensor]()
+    after: Any = model.objective.after_step
+
+    def counted(left: dict[str, list[torch.Tensor]]) -> None:
+        calls.append(len(left["keys"]))
+        keys.extend(left["keys"])
+        after(left)
+
+    object.__setattr__(model.objective, "after_step", counted)
     trainer(tmp_path, max_steps=2, accumulate_grad_batches=2, val_check_interval=2).fit(model, data)
+    assert calls == [2, 2]  # once for both batches of a step; validation, which computes losses too, adds nothing
+    place = int(model.objective.place)
+    torch.testing.assert_close(model.objective.queue[place - 1], keys[-1][-1])  # the last key of training stands last
     assert model.slow_encoder is not None and not model.step_trace
     slow, fast = (next(x.blocks.parameters()) for x in (model.slow_encoder, model.encoder))
     assert float((slow - fast).detach().abs().max()) > 0

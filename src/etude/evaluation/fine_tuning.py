@@ -80,7 +80,7 @@ def fine_tuned(
     """
     admitted = Admitted()
     admitted.rows = rows
-    own = copy.deepcopy(encoder)
+    own = copy.deepcopy(encoder).train()
     batch = next(iter(datamodule.evaluation_loader("train")))
     with torch.no_grad():
         dim = own.features({name: value.to(own.device) for name, value in batch.items()}).shape[1]

@@ -1,0 +1,54 @@
+"""Representations as a user calls them: of audio, trained and evaluated from the command line, and what does not fit."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from tests.data.audio.files import write_styles
+from tests.test_run import call, fails
+
+TINY = [
+    "task=mel_representation", "data=audio_folder", "trainer=smoke", "model.dim=16", "model.num_layers=1", "model.num_heads=2",
+    "data.segment_frames=32", "data.batch_size=4", "data.prepare_workers=1", "objective.decoder_dim=16",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("representation")
+    write_styles(folder / "sounds", files=10)
+    call("train", folder / "one", *TINY, f"data.root={folder / 'sounds'}", f"cache_dir={folder / 'cache'}")
+    return folder
+
+
+def test_an_encoder_of_audio_is_trained_and_evaluated(home: Path) -> None:
+    call(
+        "evaluate", home / "judged", "task=representation", f"ckpt={home / 'one'}", "task.fine_tune_steps=2", "task.shares=[1.0]",
+        "task.split=val",
+    )  # fmt: skip
+    with (home / "judged" / "probes.csv").open() as file:
+        methods = [row["method"] for row in csv.DictReader(file)]
+    assert methods == [
+        "most frequent class", "this encoder, logistic regression", "random encoder, logistic regression",
+        "band statistics, logistic regression", "this encoder, 5 nearest", "random encoder, 5 nearest",
+        "this encoder, fine-tuned", "supervised from scratch",
+    ]  # fmt: skip
+    assert (home / "judged" / "pieces_style.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["objective=masked"], "objective=masked hides tokens of scores; mels have objective=mae"),
+        (["objective=simclr", "task.tempi=1"], "task.tempi=1 is not of views of mels"),
+        (["model.patch_bands=7"], "must be a multiple of model.patch_bands=7"),
+        (["task=representation", "data=audio_folder", "objective=simclr"], "set model=mel_patches"),
+    ],
+)
+def test_parts_that_do_not_fit_are_told(home: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str) -> None:
+    own = [option for option in TINY if not option.startswith("objective.")]
+    if options[0].startswith("task="):
+        own = ["trainer=smoke", "data.segment_frames=32", "tokenizer=null"]
+    place = [f"data.root={home / 'sounds'}", f"cache_dir={home / 'cache'}"]
+    assert message in fails(capsys, "train", home / "wrong", *own, *options, *place)
