@@ -35,7 +35,9 @@ def one_generator(columns: Columns, pairwise: list[Row]) -> list[str]:
             _by_row("mean of six directions", known, columns, SHOWN),
         ]
         without_accuracy = [column for column in SHOWN if column != "accuracy"]
-        parts += [UNKNOWN, _by_row("mean of three sources", unknown, columns, without_accuracy), where(mine)]
+        if unknown:
+            parts += [UNKNOWN, _by_row("mean of three sources", unknown, columns, without_accuracy)]
+        parts.append(where(mine))
     return parts
 
 
