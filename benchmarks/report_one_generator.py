@@ -36,7 +36,15 @@ def one_generator(columns: Columns, pairwise: list[Row]) -> list[str]:
         ]
         without_accuracy = [column for column in SHOWN if column != "accuracy"]
         if unknown:
-            parts += [UNKNOWN, _by_row("mean of three sources", unknown, columns, without_accuracy)]
+            parts += [
+                UNKNOWN,
+                _by_row(
+                    f"mean over {' and '.join(dict.fromkeys(row['source'] for row in unknown))}",
+                    unknown,
+                    columns,
+                    without_accuracy,
+                ),
+            ]
         parts.append(where(mine))
     return parts
 
