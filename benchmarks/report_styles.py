@@ -134,7 +134,7 @@ def style_transfer() -> str:
             for r in tried
         ]  # fmt: skip
         parts.append(table(["change", "direction", "CPU-s", "L1", "MCD", "Fréchet", "accuracy, %", "onset F", "chroma r"], lines))
-    parts += one_generator(COLUMNS)
+    parts += one_generator(COLUMNS, found)
     parts += speeds()
     notes = RESULTS / "style_transfer_notes.md"
     parts.append(notes.read_text() if notes.exists() else "")

@@ -4,8 +4,8 @@
 
 Known styles: the held-out tunes are restyled by name, by clips of training tunes in the target style, and, as a control, with
 the name of the target style and clips of another one. An unknown style: a brass band, which plays the same held-out tunes by an
-arrangement of its own. Its clips are three validation tunes; every known style is restyled to it from the name of the style
-that is nearest to the clip, with that style's band statistics or the clip's own. Values are means over the three clips.
+arrangement of its own. Its clips are validation tunes; every known style is restyled to it from the name of the style
+that is nearest to the clip, with that style's band statistics or the clip's own. Values are means over the clips.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from peer import context
 from torch import Tensor
 from training import composed
 
+from etude.core.checkpoint_files import load_checkpoint
 from etude.core.checkpoint_search import find_checkpoint
 from etude.data.scores.build import load_score
 from etude.evaluation.style_comparison import compare_mels
@@ -32,7 +33,6 @@ from etude.render.scores import render
 from etude.run import parts as run
 
 BRASS = Arrangement(melody=56, chords=61, bass=58, octave=0, comping="offbeat", walking=False, drums="straight", swing=0.5)
-CLIPS = 3
 QUIET_SHARE = 0.01  # as of `data.audio.statistics`
 
 
@@ -78,29 +78,30 @@ def mean_row(rows: list[dict[str, float]]) -> dict[str, float]:
     return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
 
 
-def known_styles(task: Any, datamodule: Any, classifier: Any, count: int) -> Iterator[dict[str, Any]]:
+def known_styles(task: Any, datamodule: Any, classifier: Any, count: int, num_clips: int) -> Iterator[dict[str, Any]]:
     """Yields rows of every direction between the styles that the model was trained on."""
     for source, target in itertools.permutations(task.styles, 2):
         mels, truths = (log_mels(datamodule, "test", style, max_pieces=count) for style in (source, target))
         other = next(style for style in task.styles if style not in (source, target))
-        clips = {
-            "by name": [None],
-            "by a clip": [datamodule.log_mel("train", target, index) for index in range(CLIPS)],
-            "by name, clip of another style": [datamodule.log_mel("train", other, index) for index in range(CLIPS)],
+        own, others = ([datamodule.log_mel("train", style, i) for i in range(num_clips)] for style in (target, other))
+        made = {
+            "affine": [[task.affine(mel[None], source=source, target=target)[0] for mel in mels]],
+            "by name": [restyled(task, mels, source, target)],
+            "by a clip": [restyled(task, mels, source, target, clip) for clip in own],
+            "by name, clip of another style": [restyled(task, mels, source, target, clip) for clip in others],
         }
-        for row, given in clips.items():
+        for row, tries in made.items():
             found = []
-            for clip in given:
-                fakes = restyled(task, mels, source, target, clip)
+            for fakes in tries:
                 accuracy = classifier.accuracy(whole_segments(fakes), task.styles.index(target))
                 same = compare_mels(zip(fakes, truths, strict=True), contract=task.contract)
                 found.append({"accuracy": accuracy, **same})
             yield {"source": source, "target": target, "row": row, **mean_row(found)}
 
 
-def unknown_style(task: Any, datamodule: Any, count: int) -> Iterator[dict[str, Any]]:
+def unknown_style(task: Any, datamodule: Any, count: int, num_clips: int) -> Iterator[dict[str, Any]]:
     """Yields rows of every known style restyled to one that the model never heard."""
-    clips, truths = unknown(datamodule, "val", CLIPS), unknown(datamodule, "test", count)
+    clips, truths = unknown(datamodule, "val", num_clips), unknown(datamodule, "test", count)
     for source in task.styles:
         mels = log_mels(datamodule, "test", source, max_pieces=count)
         found: dict[str, list[dict[str, float]]] = {}
@@ -127,24 +128,31 @@ def main() -> None:
     parser.add_argument("--ckpt", default="last", help="a run of task=stargan, or bundled")
     parser.add_argument("--name", default="shared", help="what the table calls this model")
     parser.add_argument("--songs", type=int, default=40, help="held-out songs")
+    parser.add_argument("--clips", type=int, default=3, help="clips of each style")
     parser.add_argument("--rows", type=Path, default=None, help="JSON lines to append to")
     args = parser.parse_args()
-    task: Any = run.load_task(find_checkpoint(args.ckpt, "outputs", kind="style_transfer", best=True))[0]
+    path = find_checkpoint(args.ckpt, "outputs", kind="style_transfer", best=True)
+    task: Any = run.load_task(path)[0]
     if task.encoder is None:
         parser.error(f"--ckpt {args.ckpt} knows styles only by name; give a run of task=stargan")
     with tempfile.TemporaryDirectory() as scratch:
         cfg = composed(["task=stargan", f"styles=[{','.join(task.styles)}]"], Path(scratch))
         datamodule = run.prepare_data(cfg.data, None, Path(scratch))
     classifier = train_classifier(datamodule, styles=task.styles)
+    about = {
+        "model": args.name, "songs": args.songs, "clips": args.clips, "steps": load_checkpoint(path)["global_step"],
+        "parameters": sum(p.numel() for p in task.generators.parameters()),
+    }  # fmt: skip
     with torch.inference_mode():
         for row in itertools.chain(
-            known_styles(task, datamodule, classifier, args.songs), unknown_style(task, datamodule, args.songs)
+            known_styles(task, datamodule, classifier, args.songs, args.clips),
+            unknown_style(task, datamodule, args.songs, args.clips),
         ):
             print(" ".join(f"{k}={v:.3f}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()), flush=True)
             if args.rows is not None:
                 args.rows.parent.mkdir(parents=True, exist_ok=True)
                 with args.rows.open("a") as file:
-                    file.write(json.dumps({**context(), "model": args.name, "songs": args.songs, **row}) + "\n")
+                    file.write(json.dumps({**context(), **about, **row}) + "\n")
 
 
 if __name__ == "__main__":

