@@ -104,6 +104,25 @@ def test_a_request_is_told_from_what_the_run_had() -> None:
     assert takes_settings(cfg, then)
 
 
+def test_a_run_of_style_transfer_from_before_it_could_end_early_keeps_its_length() -> None:
+    """Those runs had 2,000 steps and an average alone; they are told by the option that came with the change."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        then = recipe("task=style_transfer", "cache_dir=here")
+    then = {**then, "max_steps": 2000, "task": {k: v for k, v in then["task"].items() if k != "cycle_transposed"}}
+    for options, steps, techniques in (
+        ([], 2000, {"ema"}),
+        (["max_steps=9000"], 9000, {"ema"}),
+        (["technique=level/until_still"], 2000, {"ema", "early_stopping"}),
+    ):
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            cfg = compose("train", overrides=["ckpt=x.ckpt", *options], return_hydra_config=True)
+            HydraConfig.instance().set_config(cfg)
+            found, _ = continued(cfg, {"etude": {"recipe": then}, "callbacks": {}}, options, path=Path("x.ckpt"))
+        assert found.max_steps == found.trainer.max_steps == steps and set(found.technique) == techniques
+    today, _ = going_on(["task=style_transfer"])
+    assert today.max_steps == 5000 and set(today.technique) == {"ema", "early_stopping"}
+
+
 def test_an_average_from_before_the_option_every_goes_on_with_each_step_unless_it_is_asked_for() -> None:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         HydraConfig.instance().set_config(cfg := compose("train", overrides=["ckpt=x.ckpt"], return_hydra_config=True))

@@ -142,6 +142,8 @@ def _former_defaults(recipe: dict[str, Any], options: list[str]) -> list[str]:
     """
     ema = (recipe.get("technique") or {}).get("ema")
     found = ["technique.ema.every=1"] if ema is not None and "every" not in ema else []
+    if recipe["task"]["_target_"].endswith(".StyleTransfer") and "cycle_transposed" not in recipe["task"]:
+        return [*_former_transfer(recipe, options), *found]
     if "fast_convergence" not in recipe or not recipe["task"]["_target_"].endswith(".LanguageModel"):
         return found  # only the runs of then have this key
     said = {key(option): option.partition("=")[2] for option in [*recipe.get("overrides", []), *options]}
@@ -149,6 +151,15 @@ def _former_defaults(recipe: dict[str, Any], options: list[str]) -> list[str]:
     if not said.keys() & {"level", "convergence", "fast_convergence", "experiment"} and said.get("optimizer") != "schedule_free":
         former |= {"optimizer": "adamw", "scheduler": "cosine", "technique": "[ema]", "ema_decay": 0.999}
     return [*(f"{name}={value}" for name, value in former.items() if name not in said), *found]
+
+
+def _former_transfer(recipe: dict[str, Any], options: list[str]) -> list[str]:
+    """Returns the defaults of style transfer from when its runs were of a fixed length: that, and no end before it."""
+    said = {key(option) for option in [*recipe.get("overrides", []), *options]}
+    former = {"max_steps": recipe["max_steps"]}
+    if not said & {"level", "convergence", "fast_convergence", "experiment"}:
+        former |= {"technique": "[ema]"}
+    return [f"{name}={value}" for name, value in former.items() if name not in said]
 
 
 def _former_tokens(recipe: dict[str, Any]) -> list[str]:
