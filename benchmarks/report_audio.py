@@ -122,14 +122,15 @@ def live() -> list[str]:
         return f"{statistics.mean(row[column] for row in mine):.{digits}f}"
 
     lines = [
-        [f"{block} and {ahead}", average(mine, "latency_ms", 0), average(mine, "latency_44k_ms", 0), average(mine, "latency_48k_ms", 0), average(mine, "l1_nats", 3),
+        [f"{block} and {ahead}", *(average(mine, column, 0) for column in ("latency_ms", "latency_44k_ms", "latency_48k_ms")),
+         average(mine, "l1_nats", 3),
          f"{100 * sum(r['l1_nats'] for r in mine) / sum(r['change_nats'] for r in mine):.0f}",
          average(mine, "cpu_ms_per_block", 1), average(mine, "realtime_factor", 1),
          f"{average(mine, 'border_file_db', 2)} → {average(mine, 'border_db', 2)}"]
         for (block, ahead), mine in sorted(settings.items())
     ]  # fmt: skip
-    header = ["block and frames ahead", "latency at 16 kHz, ms", "at 44.1 kHz, ms", "at 48 kHz, ms", "L1 to the file's result, nats",
-              "% of the change", "CPU ms a block", "times real time", "borders, dB"]  # fmt: skip
+    header = ["block and frames ahead", "latency at 16 kHz, ms", "at 44.1 kHz, ms", "at 48 kHz, ms",
+              "L1 to the file's result, nats", "% of the change", "CPU ms a block", "times real time", "borders, dB"]  # fmt: skip
     treatments: dict[str, list[Row]] = {}
     for row in found:
         if row["case"] == "stereo":
