@@ -2,12 +2,13 @@
 
     OMP_NUM_THREADS=1 python benchmarks/live_transfer.py --ckpt outputs/2026-01-31/12-00-00_style --audio my_recordings
 
-Rows for docs/results/audio.md. `case` live: recordings are streamed at the model's sample rate with a block and a number of
-frames ahead; `l1_nats` is the mean difference of the log mels of the result and of that of a file, `change_nats` that of the
-latter and the source. `border_db` is the energy of the second difference within 1 ms of block borders over that elsewhere,
-which a click raises; the same of the file's result stands beside it. `case` stereo: two recordings are panned to different
-places, and restyled by each treatment of stereo; `mono_l1_nats` compares the mono mix of the result with the restyled mono
-mix, `correlation` and `width_db` (side over mid) are given before and after. No sound card's buffers are in any figure.
+Rows for docs/results/audio.md. `case` latency: of the algorithm, at several sample rates. `case` live: recordings are streamed
+at the model's sample rate with a block and a number of frames ahead; `l1_nats` is the mean difference of the log mels of the
+result and of that of a file, `change_nats` that of the latter and the source. `border_db` is the energy of the second
+difference within 1 ms of block borders over that elsewhere, which a click raises; the same of the file's result stands beside
+it. `case` stereo: two recordings are panned to different places, and restyled by each treatment of stereo; `mono_l1_nats`
+compares the mono mix of the result with the restyled mono mix, `correlation` and `width_db` (side over mid) are given before
+and after. No sound card's buffers are in any figure.
 """
 
 import argparse
@@ -60,22 +61,28 @@ def live_row(
     contract = task.contract
     restyler = LiveRestyler(task, vocoder, request, block_frames=block, ahead_frames=ahead)
     restyler.warm_up(1)
-    rates = (contract.sample_rate, 22_050, 44_100, 48_000)
-    latency = {rate: sum(latency_parts(restyler, LiveLimiter(rate), rate).values()) for rate in rates}
     started, started_cpu = time.perf_counter(), time.process_time()
     found = restyled(samples, restyler)
     wall, cpu = time.perf_counter() - started, time.process_time() - started_cpu
     mel, rate, period = contract.log_mel(whole), contract.sample_rate, block * contract.hop_length
     return {
-        "case": "live", "block": block, "ahead": ahead, "latency_ms": 1000 * latency[rate],
-        "latency_22k_ms": 1000 * latency[22_050], "latency_44k_ms": 1000 * latency[44_100],
-        "latency_48k_ms": 1000 * latency[48_000], "cpu_ms_per_block": 1000 * cpu / restyler.blocks,
+        "case": "live", "block": block, "ahead": ahead, "cpu_ms_per_block": 1000 * cpu / restyler.blocks,
         "realtime_factor": samples.shape[1] / rate / cpu, "wall_factor": samples.shape[1] / rate / wall,
         "l1_nats": float((contract.log_mel(found) - mel).abs().mean()),
         "change_nats": float((contract.log_mel(samples) - mel).abs().mean()),
         "border_db": border_db(found, period, rate), "border_file_db": border_db(whole, period, rate),
         "clicks_db": click_level(found[0], sample_rate=rate, click_rate=rate / period),
         "clicks_file_db": click_level(whole[0], sample_rate=rate, click_rate=rate / period),
+    }  # fmt: skip
+
+
+def latency_row(task: Any, vocoder: Any, request: StyleRequest, block: int, ahead: int) -> dict[str, Any]:
+    """Returns the latency of the algorithm at several sample rates; it depends on no recording."""
+    restyler = LiveRestyler(task, vocoder, request, block_frames=block, ahead_frames=ahead)
+    parts = {rate: latency_parts(restyler, LiveLimiter(rate), rate) for rate in (16_000, 22_050, 44_100, 48_000)}
+    return {
+        "case": "latency", "block": block, "ahead": ahead,
+        **{f"latency_{rate}_ms": round(1000 * sum(each.values()), 2) for rate, each in parts.items()},
     }  # fmt: skip
 
 
@@ -130,7 +137,7 @@ def main() -> None:
     parser.add_argument("--style", default="jazz")
     parser.add_argument("--blocks", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--aheads", type=int, nargs="+", default=[1, 2, 3, 4, 6, 8, 16, 32])
-    parser.add_argument("--cases", nargs="+", default=["stereo", "live"], choices=["stereo", "live"])
+    parser.add_argument("--cases", nargs="+", default=["latency", "stereo", "live"], choices=["latency", "stereo", "live"])
     parser.add_argument("--most", type=int, default=4, help="recordings that are streamed")
     parser.add_argument("--rows", type=Path, default=ROWS, help="JSON lines to append to")
     args = parser.parse_args()
@@ -146,6 +153,9 @@ def main() -> None:
             recordings[path.stem] = samples[:, first : first + count]
     shared = {"source": args.source, "style": args.style, "seconds": args.seconds}
     names = list(recordings)
+    for block, ahead in product(args.blocks, args.aheads) if "latency" in args.cases else ():
+        if block == 2 or ahead == 4:
+            append_row(args.rows, latency_row(task, vocoder, request, block, ahead) | context())
     for one, other in zip(names, names[1:] + names[:1], strict=True) if "stereo" in args.cases else ():
         for row in stereo_rows(task, vocoder, request, recordings[one], recordings[other]):
             append_row(args.rows, {"recording": f"{one[:24]} and {other[:24]}", **shared, **row, **context()})

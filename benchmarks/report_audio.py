@@ -114,6 +114,7 @@ def live() -> list[str]:
     if not found:
         return []
     settings: dict[tuple[int, int], list[Row]] = {}
+    latency = {(row["block"], row["ahead"]): row for row in found if row["case"] == "latency"}  # the newest of each
     for row in found:
         if row["case"] == "live":
             settings.setdefault((row["block"], row["ahead"]), []).append(row)
@@ -122,7 +123,7 @@ def live() -> list[str]:
         return f"{statistics.mean(row[column] for row in mine):.{digits}f}"
 
     lines = [
-        [f"{block} and {ahead}", *(average(mine, f"latency_{rate}ms", 0) for rate in ("", "44k_", "48k_")),
+        [f"{block} and {ahead}", *(f"{latency[block, ahead][f'latency_{rate}_ms']:.0f}" for rate in (16_000, 44_100, 48_000)),
          average(mine, "l1_nats", 3),
          f"{100 * sum(r['l1_nats'] for r in mine) / sum(r['change_nats'] for r in mine):.0f}",
          average(mine, "cpu_ms_per_block", 1), average(mine, "realtime_factor", 1),

@@ -20,8 +20,9 @@ give. Behind a figure stands in how many of the songs it is better than the base
 scaled to the truth's loudness; note F1 is that of the notes that a network finds (equal semitone, onset within 50 ms).
 
 Regenerate: `python benchmarks/style_transfer.py --budget 90 --pairs folk,rock --seeds 0 --keep outputs/style`,
-`python train.py task=mel_inverter`, then `python benchmarks/vocoder.py --transfer ... --neural inverter=... --split test --rows
-docs/results/rows/vocoder.jsonl`, and `make report`."""
+`python train.py task=mel_inverter optimizer.lr=0.003`, then
+`python benchmarks/vocoder.py --transfer ... --neural inverter=... --split test --rows docs/results/rows/vocoder.jsonl`, and
+`make report`."""
 
 
 def cell(row: Row, key: str) -> str:
@@ -34,8 +35,9 @@ def goal(found: list[Row], name: str) -> str:
     mine, base = (next(row for row in found if row["vocoder"] == each) for each in (name, BASELINE))
     told = []
     for key in GOAL:
-        label, _, lower = COLUMNS[key]
-        told.append(f"{label}: {'better' if (mine[key] < base[key]) == lower and mine[key] != base[key] else '**not better**'}")
+        label, digits, lower = COLUMNS[key]
+        gain = round(base[key] - mine[key] if lower else mine[key] - base[key], digits)  # in the digits that are shown
+        told.append(f"{label}: {'better' if gain > 0 else 'equal' if gain == 0 else '**worse**'}")
     return f"{name} against the baseline: {'; '.join(told)}."
 
 

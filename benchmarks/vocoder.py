@@ -58,11 +58,12 @@ def compared(
     }
 
 
-def vocoders(contract: Any, neural: list[str]) -> dict[str, Make]:
+def vocoders(contract: Any, neural: list[str], *, variants: bool) -> dict[str, Make]:
     """Returns what makes a waveform [1, n] of a log mel [1, m, f] and the source's spectrum, by name; the baseline first."""
     baseline, found = GriffinLim(contract), dict[str, Make]()
     found["griffin_lim"] = lambda mel, source: baseline(mel, source=source)
-    found["griffin_lim, 32 iterations"] = lambda mel, source: GriffinLim(contract, num_iters=32)(mel, source=source)
+    if variants:
+        found["griffin_lim, 32 iterations"] = lambda mel, source: GriffinLim(contract, num_iters=32)(mel, source=source)
     for wish in neural:
         name, _, place = wish.partition("=")
         task: Any = run.load_task(find_checkpoint(place, "outputs", best=True))[0].eval()
@@ -70,7 +71,8 @@ def vocoders(contract: Any, neural: list[str]) -> dict[str, Make]:
             raise SystemExit(f"error: --neural {wish} was trained on another mel contract: {difference}")
         voice = NeuralVocoder(task)
         found[name] = lambda mel, source, voice=voice: voice(mel, source)  # type: ignore[misc]
-        found[f"{name}, without the source"] = lambda mel, source, voice=voice: voice(mel)  # type: ignore[misc]
+        if variants:
+            found[f"{name}, without the source"] = lambda mel, source, voice=voice: voice(mel)  # type: ignore[misc]
     return found
 
 
@@ -80,6 +82,9 @@ def main() -> None:
     parser.add_argument("--neural", nargs="*", default=[], help="NAME=RUN of task=vocoder or task=mel_inverter")
     parser.add_argument("--split", default="val", choices=["val", "test"])
     parser.add_argument("--songs", type=int, default=6, help="of the split, from the first")
+    parser.add_argument(
+        "--variants", action="store_true", help="also Griffin-Lim with 32 iterations, and networks without source"
+    )
     parser.add_argument("--rows", type=Path, default=None, help="JSON lines to append to")
     parser.add_argument("options", nargs="*", help="options of the data, such as cache_dir=outputs/cache (after --)")
     args = parser.parse_args()
@@ -88,7 +93,7 @@ def main() -> None:
     folder = Path("outputs")
     cfg = composed(["task=style_transfer", f"styles=[{','.join(transfer.styles)}]", *args.options], folder)
     datamodule, contract, finder = run.prepare_data(cfg.data, None, folder), transfer.contract, NoteFinder()
-    made = vocoders(contract, args.neural)
+    made = vocoders(contract, args.neural, variants=args.variants)
     for source, target in (transfer.styles, transfer.styles[::-1]):
         values: dict[tuple[str, str], list[dict[str, float]]] = {}
         spent: dict[str, list[float]] = {}

@@ -34,8 +34,6 @@ NOT_SET = {  # arguments with a default that stand in no file: why. One without 
     "tokenizer": "the data's, of tasks that also take audio",
     "contract": "likewise, of audio",
     "labels": "the data's columns data.targets",
-    "tokenizer": "of a classifier: the data's, if they are scores",
-    "contract": "of a classifier: the data's, if they are audio",
     "temperatures": "fitted in training; from the checkpoint",
     "border_thresholds": "likewise",
 }
