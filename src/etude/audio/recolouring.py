@@ -24,7 +24,8 @@ def equaliser(samples_n: Samples, generator: np.random.Generator, sample_rate: i
     spectrum = np.fft.rfft(samples_n)
     place = np.fft.rfftfreq(len(samples_n), 1 / sample_rate)
     gain = np.interp(np.log(np.maximum(place, knots[0])), np.log(knots), gain_k)
-    return np.fft.irfft(spectrum * 10 ** (gain / 20), len(samples_n))
+    changed_n: np.ndarray = np.fft.irfft(spectrum * 10 ** (gain / 20), len(samples_n))
+    return changed_n
 
 
 def room(samples_n: Samples, generator: np.random.Generator, sample_rate: int) -> np.ndarray:
@@ -39,7 +40,7 @@ def room(samples_n: Samples, generator: np.random.Generator, sample_rate: int) -
 def chorus(samples_n: Samples, generator: np.random.Generator, sample_rate: int) -> np.ndarray:
     """Mixes in one to three copies, each delayed by 5 to 30 ms that vary by 0.5 to 4 ms, 0.2 to 3 times a second."""
     at_n = np.arange(len(samples_n), dtype=np.float64)
-    total_n = samples_n.astype(np.float64)
+    total_n: np.ndarray = samples_n.astype(np.float64)
     for _ in range(int(generator.integers(1, 4))):
         delay, depth = generator.uniform(0.005, 0.03), generator.uniform(0.0005, 0.004)
         rate, phase = generator.uniform(0.2, 3), generator.uniform(0, 2 * math.pi)
