@@ -52,7 +52,8 @@ def chorus(samples_n: Samples, generator: np.random.Generator, sample_rate: int)
 def amplifier(samples_n: Samples, generator: np.random.Generator, sample_rate: int) -> np.ndarray:
     """A soft saturation, the hyperbolic tangent of samples at 0.1 to 0.7 root mean square: rounded, never flat."""
     drive = generator.uniform(0.1, 0.7) / max(_size(samples_n), 1e-12)
-    return np.tanh(samples_n * drive) / drive
+    changed_n: np.ndarray = np.tanh(samples_n * drive) / drive
+    return changed_n
 
 
 CHANGES: tuple[Callable[[Samples, np.random.Generator, int], np.ndarray], ...] = (amplifier, equaliser, chorus, room)
