@@ -43,12 +43,9 @@ def test_an_encoder_of_audio_is_trained_and_evaluated(home: Path) -> None:
         (["objective=masked"], "objective=masked hides tokens of scores; mels have objective=mae"),
         (["objective=simclr", "task.tempi=1"], "task.tempi=1 is not of views of mels"),
         (["model.patch_bands=7"], "must be a multiple of model.patch_bands=7"),
-        (["task=representation", "data=audio_folder", "objective=simclr"], "set model=mel_patches"),
     ],
 )
 def test_parts_that_do_not_fit_are_told(home: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str) -> None:
     own = [option for option in TINY if not option.startswith("objective.")]
-    if options[0].startswith("task="):
-        own = ["trainer=smoke", "data.segment_frames=32", "tokenizer=null"]
     place = [f"data.root={home / 'sounds'}", f"cache_dir={home / 'cache'}"]
     assert message in fails(capsys, "train", home / "wrong", *own, *options, *place)
