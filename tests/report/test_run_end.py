@@ -23,6 +23,7 @@ def test_a_run_that_ended_early_says_so(tmp_path: Path) -> None:
         "ended at step 400 of 1000: val/frechet was best at step 200 (2); `python train.py ckpt=run "
         "technique.early_stopping.patience=6` goes on, up to 600 steps more in about 3 min"
     )
+    assert told(tmp_path, [3.0, 2.0, 2.5], most=1000, patience=2).startswith("ended at step 300 of 1000")  # few suffice here
     assert "in about" not in told(tmp_path, [3.0, 2.0, 2.5, 2.4], most=1000, patience=2, seconds_per_step=float("nan"))
 
 

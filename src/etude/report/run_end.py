@@ -21,24 +21,26 @@ def told_end(
 ) -> str:
     """Returns one line: why a run ended at `step`, whether more training would help, how to get it and how long it takes.
 
-    '' where nothing can be said: fewer than 4 validations of the metric, or a run that ended neither early nor still improving
-    nor long after its best validation.
+    '' where nothing can be said: a run that ended neither early nor still improving nor long after its best
+    validation, or had fewer than 4 validations and did not end early.
 
     Args:
         metrics: the run's metrics.csv. monitor: the metric that picks the best checkpoint. mode: min or max.
         step: the last optimizer step. most: the run's max_steps.
         seconds_per_step: of this run, validation included; NaN if unknown.
         command: what continues the run, such as `python train.py ckpt=FOLDER`.
-        patience: of the technique early_stopping; None for a run without it.
+        patience: of the technique early_stopping; None for a run without it, or that something else may have ended.
     """
     points = read_curves(metrics).get(monitor, []) if metrics.is_file() else []
-    if len(points) < STILL:
+    if not points:
         return ""
     at, best = (min if mode == "min" else max)(points, key=lambda point: point[1])
     found = f"{monitor} was best at step {at:.0f} ({best:.4g})"
     if step < most and patience is not None:
         option = f"technique.early_stopping.patience={2 * patience + 2}"
         return f"ended at step {step} of {most}: {found}; `{command} {option}` goes on{_cost(most - step, seconds_per_step)}"
+    if len(points) < STILL:
+        return ""
     if step == most and at >= LATE * step:
         return (
             f"ended at max_steps={most}, and {found}: more training may help; `{command} max_steps={2 * most}` goes on"

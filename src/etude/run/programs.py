@@ -214,10 +214,12 @@ def _run(
             )
             sampling(task=trained, folder=folder, datamodule=datamodule, **more)
         show_end(trainer, folder, monitor=cfg.monitor)
+        chosen = cfg.get("technique") or {}
+        alone = "stages" not in chosen and cfg.trainer.get("max_time") is None  # nothing else ends a run before its last step
         if line := told_end(
             folder / "metrics.csv", monitor=cfg.monitor, mode=cfg.monitor_mode, step=trainer.global_step, most=trainer.max_steps,
             seconds_per_step=seconds / steps if steps > 0 else math.nan, command=f"{program('train')} ckpt={folder}",
-            patience=(cfg.get("technique") or {}).get("early_stopping", {}).get("patience"),
+            patience=chosen.get("early_stopping", {}).get("patience") if alone else None,
         ):  # fmt: skip
             print(f"note: {line}", file=sys.stderr)
         print(f"checkpoint: {best}\nresults:    {folder}", file=sys.stderr)
