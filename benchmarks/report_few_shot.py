@@ -36,8 +36,8 @@ def few_shot() -> str:
         "validation and 17 test, by a fixed hash; families that share a catalogue number fall together; of equal tunes one is "
         "drawn, and none that an earlier split has. No tokenizer reads headers. "
         "Accuracy over episodes of 5 families; the interval is 1.96 "
-        "standard errors over episodes where there is one seed. All methods of a table answer the same episodes. Chosen on "
-        "validation families; the test is shown.",
+        "standard errors over episodes where there is one seed. All methods of a table answer the same episodes. Choices "
+        "are for validation families.",
     ], []  # fmt: skip
     for data in dict.fromkeys(row["data"] for row in found):
         for split in dict.fromkeys(row["split"] for row in found if row["data"] == data):
