@@ -10,6 +10,7 @@ import torch
 from etude.core.any_task import AnyTask
 from etude.core.batch import Batch
 from etude.core.examples import batches_of, example_at, keys_of, num_tokens
+from etude.core.phase_draws import data_of
 from etude.core.protocols import KnowsSize
 from etude.wording import counted
 
@@ -144,7 +145,7 @@ def check_memory(task: AnyTask, name: str, option: str, size: int) -> None:
             f"technique {name} remembers batches of {who} on one device; set trainer.devices=1, or remove {name} from "
             "technique=[...]"
         )
-    data: Any = getattr(trainer, "datamodule", None)
+    data = data_of(trainer)
     if isinstance(data, KnowsSize) and size > data.num_training_pieces:
         raise ValueError(
             f"technique {name} would remember {size} pieces, and {who} has {data.num_training_pieces} to train on; set "

@@ -58,6 +58,11 @@ class PhaseLike(Protocol):
     def max_steps(self) -> int | None: ...
 
 
+def data_of(trainer: Any) -> Any:
+    """Returns the data module of a trainer; None if it has none."""
+    return getattr(trainer, "datamodule", None)
+
+
 class PhasePieces:
     """The schedule that says which batches hold the pieces of which phase.
 
@@ -83,7 +88,7 @@ class PhasePieces:
         """
         if not any(phase.data for phase in sequence):
             return
-        data: Any = getattr(task.trainer, "datamodule", None)
+        data = data_of(task.trainer)
         if not isinstance(data, ChoosesPieces):
             raise ValueError(
                 f"a phase chooses pieces, but {type(task).__name__}'s data ({type(data).__name__}) has no table of pieces; "

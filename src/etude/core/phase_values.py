@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 
-from etude.core.phase_draws import ChoosesPieces
+from etude.core.phase_draws import ChoosesPieces, data_of
 from etude.core.phases import Phase
 
 OF_PHASE = frozenset(each.name for each in fields(Phase)) - {"name", "data", "modules", "max_steps"}
@@ -48,7 +48,7 @@ class PhaseOfEach:
             that is too short.
         """
         who = f"technique stages, for {type(task).__name__}"
-        data: Any = getattr(trainer, "datamodule", None)
+        data = data_of(trainer)
         if not isinstance(data, ChoosesPieces):
             raise ValueError(
                 f"{who}: the data ({type(data).__name__}) have no table of pieces to make phases of; give other data="

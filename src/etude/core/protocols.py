@@ -5,7 +5,6 @@ a class that defines these names must also give them the meaning that is describ
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -265,19 +264,6 @@ class PieceTable(AdmitsPieces, Protocol):
 
 
 @runtime_checkable
-class HoldsOut(Protocol):
-    """Data of whose held-out pieces some can be measured alone."""
-
-    def held_out(self, split: str) -> dict[str, np.ndarray]:
-        """Returns the columns of the table of a split's pieces, by name; one row for each piece."""
-        ...
-
-    def loader_of(self, split: str, chosen: np.ndarray) -> Any:
-        """Returns a loader of the chosen pieces of a split; chosen: bool, for each row of the table."""
-        ...
-
-
-@runtime_checkable
 class Varies(Protocol):
     """Data with augmentation ranges that a technique may change."""
 
@@ -308,6 +294,7 @@ class HoldsScores(TokenViews, Protocol):
         ...
 
 
+<<<<<<< HEAD
 # --- techniques ---
 
 
@@ -317,6 +304,27 @@ class RecallsPhases(Protocol):
 
     def recalled(self, task: Any, phase: int) -> AbstractContextManager[None]:
         """Returns a context within which the task has the weights of a phase, counted from 0."""
+=======
+@runtime_checkable
+class HoldsAudio(HasMelContract, Protocol):
+    """Data of audio in several styles that can be listened to piece by piece."""
+
+    @property
+    def styles(self) -> tuple[str, ...]:
+        """The names of the styles."""
+        ...
+
+    def num_pieces(self, split: str, style: str) -> int:
+        """Returns the number of pieces of a style in a split."""
+        ...
+
+    def piece(self, split: str, style: str, index: int) -> Any:
+        """Returns the facts about a piece: name, song, key, start, stop."""
+        ...
+
+    def samples(self, split: str, style: str, index: int) -> Tensor:
+        """Returns the mono samples [n] of a piece at the contract's rate."""
+>>>>>>> cont
         ...
 
 

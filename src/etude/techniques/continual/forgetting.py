@@ -11,8 +11,8 @@ import numpy as np
 import pytorch_lightning as pl
 
 from etude.core.measuring import Measure, measured_batches
-from etude.core.phase_draws import rows_of
-from etude.core.protocols import HoldsOut, RecallsPhases
+from etude.core.phase_draws import data_of, rows_of
+from etude.core.phase_protocols import HoldsOut, RecallsPhases
 from etude.core.sections import check_every, ends_now
 from etude.core.task import Task
 from etude.core.technique import StepSlot, Technique
@@ -66,7 +66,7 @@ class Forgetting(Technique):
         if stage != "fit":
             return
         assert isinstance(pl_module, Task)
-        who, data = type(pl_module).__name__, getattr(trainer, "datamodule", None)
+        who, data = type(pl_module).__name__, data_of(trainer)
         if not pl_module.measures():
             raise ValueError(f"technique forgetting needs measures, and {who} has none; remove it from technique=[...]")
         if not isinstance(data, HoldsOut):

@@ -1,0 +1,28 @@
+"""Protocols of data and techniques for runs in phases; see `etude.core.protocols`."""
+
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+
+@runtime_checkable
+class HoldsOut(Protocol):
+    """Data of whose held-out pieces some can be measured alone."""
+
+    def held_out(self, split: str) -> dict[str, np.ndarray]:
+        """Returns the columns of the table of a split's pieces, by name; one row for each piece."""
+        ...
+
+    def loader_of(self, split: str, chosen: np.ndarray) -> Any:
+        """Returns a loader of the chosen pieces of a split; chosen: bool, for each row of the table."""
+        ...
+
+
+@runtime_checkable
+class RecallsPhases(Protocol):
+    """A technique that knows other weights for pieces of earlier phases than the latest."""
+
+    def recalled(self, task: Any, phase: int) -> AbstractContextManager[None]:
+        """Returns a context within which the task has the weights of a phase, counted from 0."""
+        ...
