@@ -294,40 +294,6 @@ class HoldsScores(TokenViews, Protocol):
         ...
 
 
-<<<<<<< HEAD
-# --- techniques ---
-
-
-@runtime_checkable
-class RecallsPhases(Protocol):
-    """A technique that knows other weights for pieces of earlier phases than the latest."""
-
-    def recalled(self, task: Any, phase: int) -> AbstractContextManager[None]:
-        """Returns a context within which the task has the weights of a phase, counted from 0."""
-=======
-@runtime_checkable
-class HoldsAudio(HasMelContract, Protocol):
-    """Data of audio in several styles that can be listened to piece by piece."""
-
-    @property
-    def styles(self) -> tuple[str, ...]:
-        """The names of the styles."""
-        ...
-
-    def num_pieces(self, split: str, style: str) -> int:
-        """Returns the number of pieces of a style in a split."""
-        ...
-
-    def piece(self, split: str, style: str, index: int) -> Any:
-        """Returns the facts about a piece: name, song, key, start, stop."""
-        ...
-
-    def samples(self, split: str, style: str, index: int) -> Tensor:
-        """Returns the mono samples [n] of a piece at the contract's rate."""
->>>>>>> cont
-        ...
-
-
 # --- networks ---
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from etude.core.batch import Batch
+from etude.core.factories import kind_of
 from etude.core.gradients import gradients_enabled
 from etude.core.measuring import Measure, Measured
 from etude.core.task import OptimizerFactory, SchedulerFactory, Task
@@ -64,7 +65,7 @@ class FewShot(Task):
     ) -> None:
         super().__init__(optimizer=optimizer, scheduler=scheduler, loss_weights=loss_weights, seed=seed)
         self.tokenizer, self.ways = tokenizer, ways
-        kind = algorithm.func if hasattr(algorithm, "func") else algorithm
+        kind = kind_of(algorithm)
         plain = {"fused": False} if isinstance(kind, type) and issubclass(kind, InnerLoop) and kind.second_order else {}
         encoder = model(vocab_size=len(tokenizer), feature_sizes=dict(tokenizer.feature_sizes), **plain)
         if not isinstance(encoder, Transformer):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from etude.audio.mel import MelContract
 from etude.core.batch import Batch
+from etude.core.factories import kind_of
 from etude.core.measuring import Measure, Measured
 from etude.core.task import OptimizerFactory, SchedulerFactory, Task
 from etude.losses.contrastive import effective_rank
@@ -88,7 +89,7 @@ class Representation(Task):
             "stretch": stretch, "noise": noise, "mix": mix,
         }  # fmt: skip
         given = {name: value for name, value in settings.items() if value is not None}
-        hides = getattr(objective, "func", objective) in (Masked, Mae)
+        hides = kind_of(objective) in (Masked, Mae)
         if given and hides:
             name, value = next(iter(given.items()))
             raise ValueError(f"task.{name}={value} is of views, which objective=masked and mae have none of; leave it out")

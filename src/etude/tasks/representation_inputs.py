@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from etude.audio.mel import MelContract
 from etude.core.batch import Batch
+from etude.core.factories import kind_of
 from etude.models.mel.patches import PatchEncoder
 from etude.models.symbolic.transformer import Transformer
 from etude.objectives.mae import Mae
@@ -77,7 +78,7 @@ class ScoreInputs:
 
     def objective(self, build: Any, encoder: nn.Module) -> nn.Module:
         """Builds the objective. Raises: ValueError for one of mels."""
-        if getattr(build, "func", build) is Mae:
+        if kind_of(build) is Mae:
             raise ValueError(
                 "objective=mae hides patches of mels; scores have objective=masked, and mels task=mel_representation"
             )
@@ -151,7 +152,7 @@ class MelInputs:
     def objective(self, build: Any, encoder: nn.Module) -> nn.Module:
         """Builds the objective. Raises: ValueError for one of tokens."""
         assert isinstance(encoder, PatchEncoder)
-        kind = getattr(build, "func", build)
+        kind = kind_of(build)
         if kind is Masked:
             raise ValueError("objective=masked hides tokens of scores; mels have objective=mae")
         more = {"values": encoder.patch_bands * encoder.patch_frames, "rows": encoder.rows} if kind is Mae else {}

@@ -55,8 +55,8 @@ class Essen(Music21Corpus):
                 continue
             try:
                 yield name, known[name][1], checked_tune(read_abc(text), path)
-            except ValueError as error:
-                bad.append(f"tune {number}: {getattr(error, 'problem', error)}")
+            except ScoreError as error:
+                bad.append(f"tune {number}: {error.problem}")
         if bad:
             raise ScoreError(path, f"{len(bad)} tunes can't be read ({', '.join(bad)})", "leave these tunes out")
 
