@@ -34,7 +34,8 @@ def room(samples_n: Samples, generator: np.random.Generator, sample_rate: int) -
     time_n = np.arange(round(seconds * sample_rate)) / sample_rate
     answer_n = generator.standard_normal(len(time_n)) * 10 ** (-3 * time_n / seconds)
     wet_n = fftconvolve(samples_n, answer_n)[: len(samples_n)]
-    return samples_n + wet_n * (10 ** (level / 20) * _size(samples_n) / max(_size(wet_n), 1e-12))
+    changed_n: np.ndarray = samples_n + wet_n * (10 ** (level / 20) * _size(samples_n) / max(_size(wet_n), 1e-12))
+    return changed_n
 
 
 def chorus(samples_n: Samples, generator: np.random.Generator, sample_rate: int) -> np.ndarray:
