@@ -30,7 +30,7 @@ EPISODES = {  # of training; those of inner loops need the ways of the test
     "reptile": ["data.batch_size=1"],
 }
 REGIONS = [
-    "+data.corpus._target_=etude.data.scores.essen.Regions", "+data.targets=[region]", "+data.ways=2",
+    "+data.corpus._target_=etude.data.scores.essen.UnseenRegions", "+data.targets=[region]", "+data.ways=2",
 ]  # fmt: skip  # of the data that the encoder is asked about
 
 

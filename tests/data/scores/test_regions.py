@@ -1,4 +1,4 @@
-"""Regions of folk songs come from the field O of their headers, and never reach the tokens."""
+"""UnseenRegions of folk songs come from the field O of their headers, and never reach the tokens."""
 
 from collections import Counter
 from dataclasses import dataclass

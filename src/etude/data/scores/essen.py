@@ -81,7 +81,7 @@ class TuneFamilies(Essen):
 
 
 @dataclass(frozen=True)
-class Regions(Essen):
+class UnseenRegions(Essen):
     """Nine regions of the Essen collection, at most 60 tunes of each: two are training, two validation, five the test."""
 
     reader: ClassVar[str] = "essen_regions"
