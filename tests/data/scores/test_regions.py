@@ -1,4 +1,4 @@
-"""UnseenRegions of folk songs come from the field O of their headers, and never reach the tokens."""
+"""Regions of folk songs come from the field O of their headers, and never reach the tokens."""
 
 from collections import Counter
 from dataclasses import dataclass
