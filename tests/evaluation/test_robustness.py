@@ -30,13 +30,14 @@ PLAIN = partial(PlainGraderNetwork, channels=4, dim=16, num_layers=2)
 @pytest.fixture(scope="module")
 def trained() -> Grader:
     """A grader with a plain network, trained on the toy defects for a few steps."""
-    task = grader(model=PLAIN)
-    optimizer = torch.optim.Adam(task.parameters(), lr=5e-3)
+    task = grader(model=PLAIN, gamma=0.0)
+    optimizer = torch.optim.Adam(task.parameters(), lr=1e-2)
     data = Graded(256)
-    for step in range(60):
+    for step in range(150):
         rows = as_batch([data[(32 * step + i) % 256] for i in range(32)])
         optimizer.zero_grad()
-        torch.stack(list(task.losses(rows).values())).sum().backward()
+        losses = task.losses(rows)
+        (losses["clip"] + losses["frames"]).backward()
         optimizer.step()
     optimizer.zero_grad()
     return task.eval()
@@ -74,7 +75,7 @@ def test_accuracy_falls_with_the_budget_and_is_written(trained: Grader, tmp_path
         ("fgsm", attacking.score_fgsm, {}),
         ("pgd", attacking.score_pgd, {"steps": 8, "check_db": 15, "queries": 30}),
         ("ensemble", attacking.score_ensemble, {"steps": 8, "queries": 20}),
-        ("cw", attacking.score_cw, {"steps": 30, "searches": 3}),
+        ("cw", attacking.score_cw, {"steps": 60, "searches": 4, "learning_rate": 0.1}),
     ):
         folder = tmp_path / name
         folder.mkdir()
@@ -86,13 +87,18 @@ def test_accuracy_falls_with_the_budget_and_is_written(trained: Grader, tmp_path
             mine = [row for row in rows if row["head"] == head]
             shares = [row["accuracy under attack"] for row in mine]
             assert mine[0]["clean accuracy"] >= shares[0] >= shares[1] >= shares[2]
+    nearest = [row for row in found["cw"] if row["head"] == "hum"]
+    assert nearest[0]["accuracy under attack"] == 1 > nearest[2]["accuracy under attack"]
     total = {name: sum(row["accuracy under attack"] for row in rows) for name, rows in found.items()}
     assert total["ensemble"] <= total["pgd"] <= total["fgsm"]
-    noise = sum(row["accuracy under random noise"] for row in found["ensemble"] if row["snr_db"] == 10)
-    assert noise > sum(row["accuracy under attack"] for row in found["ensemble"] if row["snr_db"] == 10)
+    loudest = [row for row in found["ensemble"] if row["snr_db"] == 10]
+    noise, clean, under = (
+        sum(row[name] for row in loudest) for name in ("accuracy under random noise", "clean accuracy", "accuracy under attack")
+    )
+    assert clean > 2.4 and noise > under and clean > under + 0.3, (clean, noise, under)
     with (tmp_path / "pgd" / "masking.csv").open() as file:
         checks = list(csv.DictReader(file))
-    assert len(checks) == 6 * 3 and "no sign of masked gradients" in (tmp_path / "pgd" / "report.html").read_text()
+    assert len(checks) == 6 * 3 and "does the defence hide its gradients" in (tmp_path / "pgd" / "report.html").read_text()
 
 
 def test_signs_of_masked_gradients_are_named() -> None:

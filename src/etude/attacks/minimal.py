@@ -12,6 +12,7 @@ from etude.attacks.budget import Budget
 from etude.attacks.objectives import Fooled, LogitsOf, margin
 
 LOWEST, HIGHEST = 0.0, 1e10  # of the weight c
+SLOWEST = 0.01  # the last learning rate, as a share of the first: far changes are reached, near ones resolved
 
 
 def carlini_wagner(
@@ -21,8 +22,8 @@ def carlini_wagner(
     *,
     steps: int = 100,
     searches: int = 5,
-    learning_rate: float = 0.003,
-    weight: float = 0.01,
+    learning_rate: float = 0.03,
+    weight: float = 0.1,
     counted: Tensor | None = None,
 ) -> Fooled:
     """Returns the smallest wrong inputs that were found, with their Euclidean distances.
@@ -34,8 +35,8 @@ def carlini_wagner(
 
     Args:
         logits_of: logits [n, c] of inputs [n, ...]. counted: as of `Budget`.
-        steps: of Adam, for each c. searches: values of c that are tried. learning_rate: as a share of the root mean square of
-            each example. weight: c at first.
+        steps: of Adam, for each c. searches: values of c that are tried. learning_rate: the first one, as a share of the root
+            mean square of each example; it falls to a hundredth. weight: c at first.
 
     Source: Carlini and Wagner 2017, section VI-A, f_6.
     """
@@ -56,7 +57,8 @@ def carlini_wagner(
         change = torch.zeros_like(inputs, requires_grad=True)  # in units of the scale
         optimizer = torch.optim.Adam([change], lr=learning_rate)
         broken = torch.zeros(len(inputs), dtype=torch.bool, device=inputs.device)
-        for _ in range(steps):
+        for step in range(steps):
+            optimizer.param_groups[0]["lr"] = learning_rate * SLOWEST ** (step / steps)
             with torch.inference_mode(False), torch.enable_grad():
                 moved = budget.real(change * scale)
                 logits = record.logits(inputs + moved)

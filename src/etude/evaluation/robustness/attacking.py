@@ -83,11 +83,11 @@ def score_ensemble(
 
 def score_cw(
     *, task: Any, datamodule: Any, folder: Path, snr_db: Sequence[float] = (60, 50, 40, 30, 20), steps: int = 60,
-    searches: int = 4, learning_rate: float = 0.003, heads: Sequence[str] | None = None,
+    searches: int = 4, learning_rate: float = 0.03, heads: Sequence[str] | None = None,
     num_examples: int | None = 100, split: str = "test", seed: int = 0,
 ) -> list[Row]:  # fmt: skip
     """Looks for the smallest change in l2 (`attacks.minimal.carlini_wagner`), once for all ratios; see `score` for the rest."""
-    smallest: dict[int, Tensor] = {}
+    smallest: dict[int, tuple[Victim, Tensor]] = {}  # kept with the victim, whose id would be given to another one
 
     def breaks(victim: Victim, rows: Tensor, budget: Budget, draws: torch.Generator) -> Tensor:
         if id(victim) not in smallest:
@@ -95,8 +95,8 @@ def score_cw(
                 victim.logits_of(victim.everything), victim.values, victim.true, steps=steps, searches=searches,
                 learning_rate=learning_rate, counted=victim.counted,
             )  # fmt: skip
-            smallest[id(victim)] = found.distance
-        return smallest[id(victim)][rows] <= budget.size
+            smallest[id(victim)] = victim, found.distance
+        return smallest[id(victim)][1][rows] <= budget.size
 
     return score(task, datamodule, folder, "Carlini-Wagner", breaks, snr_db, "l2", heads, num_examples, split, seed)
 

@@ -46,7 +46,7 @@ def write(
         report.heading(heading).text(text)
         if lines:
             report.table(list(lines[0]), [[_shown(value) for value in line.values()] for line in lines])
-            _csv(folder / f"{heading.split()[0].lower()}.csv", lines)
+            _csv(folder / f"{heading.split()[0].lower().rstrip(':')}.csv", lines)
     _csv(folder / "robustness.csv", rows)
     end_report(report, folder)
 
