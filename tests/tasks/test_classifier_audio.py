@@ -12,6 +12,7 @@ from etude.audio.mel import MelContract
 from etude.evaluation.classes import predicted, score_classifier
 from etude.models.mel.encoder import MelEncoder
 from etude.models.mel.grader import GraderNetwork
+from etude.models.mel.patches import PatchEncoder
 from etude.models.shared_encoders import SHARING, Encoder
 from etude.tasks.classifier import Classifier
 from tests.data.audio.files import CONTRACT, module, write_styles
@@ -20,6 +21,7 @@ from tests.toys import trainer
 
 STYLES = {"style": ("folk", "rock")}
 NETWORK = partial(MelEncoder, channels=4, dim=16, num_layers=2)
+PATCHES = partial(PatchEncoder, dim=16, num_layers=2, num_heads=2, patch_bands=8, patch_frames=8)
 
 
 def task(**options: Any) -> Classifier:
@@ -44,16 +46,30 @@ def test_a_head_averages_over_the_segments_that_have_its_label() -> None:
     torch.testing.assert_close(model.class_logits(alone)["style"], logits[[0, 2]])  # segments don't see each other
 
 
-def test_the_steps_of_the_network_are_its_hidden_states() -> None:
+@pytest.mark.parametrize(("build", "steps"), [(NETWORK, 16), (PATCHES, 4)])
+def test_the_steps_of_the_network_are_its_hidden_states(build: Any, steps: int) -> None:
     torch.manual_seed(0)
-    network: Any = NETWORK(n_mels=16)
+    network = build(n_mels=16)
     assert isinstance(network, Encoder)
     mel = batch()["mel"].flatten(0, 1)
-    (x,) = network.begin(mel)
+    x, *beside = network.begin(mel)
     for block in network.blocks:
-        x = network.through(block, x)
+        x = network.through(block, x, *beside)
     torch.testing.assert_close(network.end(x), network.hidden(mel))
-    assert network.hidden(mel).shape == (4, 16, 16)
+    assert network.hidden(mel).shape == (4, steps, 16)
+
+
+@pytest.mark.parametrize("sharing", SHARING)
+def test_it_starts_from_a_representation_of_mels(sharing: str, tmp_path: Path) -> None:
+    encoder = PATCHES(n_mels=CONTRACT.n_mels)
+    weights = {f"encoder.{name}": torch.randn_like(value) for name, value in encoder.state_dict().items()}
+    saved = {"state_dict": weights, "etude": {"contract": CONTRACT.to_dict()}}
+    of = task(model=PATCHES, sharing=sharing)
+    found = of.weights_from(saved, tmp_path)
+    torch.testing.assert_close(found["model.networks.0.inlet.weight"], weights["encoder.inlet.weight"])
+    assert of.losses(batch())["style"].isfinite()
+    with pytest.raises(ValueError, match="it holds no such network of mels"):
+        task().weights_from(saved, tmp_path)
 
 
 @pytest.mark.parametrize("sharing", SHARING)

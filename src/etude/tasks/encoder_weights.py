@@ -58,7 +58,10 @@ def mel_encoder_weights(
     network = {name.removeprefix(prefix): value for name, value in own.items() if name.startswith(prefix)}
     theirs = next((each for each in PREFIXES if all(f"{each}{name}" in weights for name in network)), None)
     if theirs is None or "contract" not in saved["etude"]:
-        raise ValueError(f"weights={path}: it holds no such network of mels; give a run of task=grader or classifier on audio")
+        raise ValueError(
+            f"weights={path}: it holds no such network of mels; give a run of task=grader or "
+            "classifier on audio, or one of task=mel_representation with model=mel_patches"
+        )
     found = MelContract(**saved["etude"]["contract"])
     if found != contract:
         raise ValueError(f"weights={path}: it reads other mels: {found.difference(contract)}; give the contract= of its run")

@@ -95,17 +95,33 @@ class PatchEncoder(nn.Module):
 
         shown_bq: their indices; None for all. The others are not computed.
         """
+        x_bqd, rotary = self._projected(patches_bpe, shown_bq)
+        for block in self.blocks:
+            x_bqd = block(x_bqd, rotary)
+        return self.end(x_bqd)
+
+    def begin(self, mel_bmf: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Returns what the first block gets, [b, p, d], and its angles; with `through` and `end` the steps of `hidden`."""
+        return self._projected(self.patches(mel_bmf), None)
+
+    def through(self, block: nn.Module, x_bpd: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        """Returns the output of one of `blocks`, [b, p, d]."""
+        out: Tensor = block(x_bpd, rotary)
+        return out
+
+    def end(self, x_bpd: Tensor) -> Tensor:
+        """Returns the normalised hidden states [b, p, d] of the last block's output."""
+        normed: Tensor = rms_norm(x_bpd, fused=self.fused) * self.gain.to(x_bpd.dtype)
+        return normed
+
+    def _projected(self, patches_bpe: Tensor, shown_bq: Tensor | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         count = patches_bpe.shape[1]
         index = torch.arange(count, device=patches_bpe.device).expand(len(patches_bpe), -1) if shown_bq is None else shown_bq
         given = (
             patches_bpe if shown_bq is None else patches_bpe.gather(1, shown_bq[..., None].expand(-1, -1, patches_bpe.shape[2]))
         )
         x_bqd = self.inlet(given) + self.bands(index % self.rows)
-        rotary = self._angles(index // self.rows, x_bqd.dtype)
-        for block in self.blocks:
-            x_bqd = block(x_bqd, rotary)
-        normed: Tensor = rms_norm(x_bqd, fused=self.fused) * self.gain.to(x_bqd.dtype)
-        return normed
+        return x_bqd, self._angles(index // self.rows, x_bqd.dtype)
 
     def _angles(self, column_bq: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         half = self.head_dim // 2
