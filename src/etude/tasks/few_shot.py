@@ -164,8 +164,8 @@ class FewShot(Task):
             found.append((self._logits_at(query, weights), each_document(query, "way")))
         return found
 
-    def adapted(self, support: Batch, *, steps: int | None = None, rate: float | None = None) -> Weights:
-        """Returns the weights after gradient descent on a support; steps, rate: None for those of the algorithm in evaluation.
+    def adapted(self, support: Batch, *, steps: int | None = None) -> Weights:
+        """Returns the weights after gradient descent on a support; steps: None for those of the algorithm in evaluation.
 
         Raises: ValueError if the support has more classes than the head.
         """
