@@ -69,7 +69,7 @@ def default(args: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         task, datamodule, curve = fit(options, folder)
-        rows = score_synthesis(task=task, datamodule=datamodule, folder=folder, num_songs=args.songs)
+        rows = score_synthesis(task=task, datamodule=datamodule, folder=folder, num_songs=args.songs, perceptual_songs=args.heard)
         if args.pictures is not None and seed == args.seeds[0]:
             for picture in folder.glob("*.png"):
                 (args.pictures / f"synthesis_{picture.name}").write_bytes(picture.read_bytes())
@@ -103,6 +103,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=64, help="batches between two validations of a level")
     parser.add_argument("--warmup", type=float, default=0.1, help="share of the run that is level=basic's warm-up")
     parser.add_argument("--songs", type=int, default=None, help="held-out pieces of each style; all without it")
+    parser.add_argument("--heard", type=int, default=0, help="held-out pieces of each style that are made sound and listened to")
     parser.add_argument("--cache", type=Path, default=Path("outputs/cache"))
     parser.add_argument("--rows", type=Path, default=None, help="JSON lines to append to")
     parser.add_argument("--pictures", type=Path, default=None, help="folder for the first seed's synthesis_<style>.png")

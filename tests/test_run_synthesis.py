@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,17 @@ def test_the_evaluation_has_its_floors(home: Path) -> None:
     assert list(rows) == ["mean", "linear", "model", "rebuilt"]
     assert float(rows["linear"]["l1_nats"]) < float(rows["mean"]["l1_nats"])
     assert (folder / "pairs.png").is_file() and (folder / "report.html").is_file()
+
+
+@pytest.mark.skipif(find_spec("basic_pitch") is None or find_spec("musicnn") is None, reason="needs the extra `perceptual`")
+def test_the_evaluation_listens_to_notes(home: Path) -> None:
+    folder = home / "outputs" / "heard"
+    call("evaluate", folder, f"ckpt={home / 'outputs' / 'one'}", "task=synthesis", "num_songs=1", "task.perceptual_songs=1")
+    with (folder / "synthesis.csv").open() as file:
+        rows = {row["row"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["mean", "linear", "model", "rebuilt", "true"]
+    f1 = {name: float(row["note_f1"]) for name, row in rows.items()}
+    assert 0.5 < f1["true"] <= 1 and f1["true"] > f1["mean"] and float(rows["true"]["l1_nats"]) == 0
 
 
 def test_a_score_becomes_sound(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from etude.audio.mel import MelContract
 from etude.core.score_protocols import PlaysScores
+from etude.evaluation.perceptual import Listener, opening
 from etude.metrics.audio.mel_distances import frechet_distance, log_mel_l1
 from etude.metrics.audio.mel_features import chroma_correlation, onset_agreement
+from etude.metrics.audio.notes import note_f1
 from etude.report.roll_plots import roll_above_mels
 from etude.report.run_page import begin_report, end_report
 
@@ -23,6 +25,7 @@ ROWS = {
     "linear": "a linear map from the notes of a frame to its mel, fitted to the training data (ridge regression)",
     "model": "the model, from the notes alone",
     "rebuilt": "the model with the latents that its encoder finds in the recording, not a prediction",
+    "true": "the recording's own mel through the same vocoder; only with task.perceptual_songs",
 }
 RIDGE = 1.0  # added to the diagonal, in frames
 MAX_FRAMES = 60_000  # of the training audio that the linear map is fitted to
@@ -31,7 +34,13 @@ Row = dict[str, Any]
 
 
 def score_synthesis(
-    *, task: PlaysScores, datamodule: Any, folder: Path, split: str = "test", num_songs: int | None = None
+    *,
+    task: PlaysScores,
+    datamodule: Any,
+    folder: Path,
+    split: str = "test",
+    num_songs: int | None = None,
+    perceptual_songs: int = 0,
 ) -> list[Row]:
     """Evaluates a synthesis model: writes synthesis.csv, a picture for each style and report.html.
 
@@ -43,6 +52,9 @@ def score_synthesis(
         folder: the run's folder.
         split: val or test.
         num_songs: largest number of pieces of each style; None for all.
+        perceptual_songs: of each style so many pieces are made sound by Griffin-Lim, and the notes that a network finds in their
+            first 15 s are compared with those that it finds in the recording (`note_f1`); needs the packages of the extra
+            `perceptual`. 0 for none.
 
     Returns:
         The rows of the table.
@@ -54,6 +66,9 @@ def score_synthesis(
         raise ValueError(f"task.split={split} is not held out; choose val or test")
     if num_songs is not None and num_songs < 1:
         raise ValueError(f"num_songs is {num_songs}, must be at least 1, or null for all")
+    if perceptual_songs < 0:
+        raise ValueError(f"perceptual_songs is {perceptual_songs}, must be at least 0; 0 compares mels only")
+    listener = Listener(task.contract) if perceptual_songs else None
     if not datamodule.score:
         raise ValueError("the evaluation of synthesis needs scores; give data with scores, such as +data.score=true")
     print("fitting the linear map", file=sys.stderr)
@@ -65,7 +80,9 @@ def score_synthesis(
         if not count:
             raise ValueError(f"there is no {split} audio of {style}; add files, or give data.split another share")
         print(f"scoring {style}", file=sys.stderr)
-        found, picture = _style_rows(task, floor, datamodule, split, style, min(count, num_songs or count))
+        found, picture = _style_rows(
+            task, floor, datamodule, split, style, min(count, num_songs or count), listener, perceptual_songs
+        )
         rows += found
         report.heading(style).table(list(found[0])[1:], [list(row.values())[1:] for row in found])
         (folder / f"{style}.png").write_bytes(picture)
@@ -141,10 +158,27 @@ def _compared(mels: list[Tensor], truths: list[Tensor], contract: MelContract) -
     return row | {"frechet_bel2": frechet_distance(torch.cat(mels, 1).numpy(), torch.cat(truths, 1).numpy())}
 
 
+def _notes_kept(listener: Listener, mels: list[Tensor], songs: list[Tensor]) -> float:
+    """Returns the mean F-measure of the notes found in mels that were made sound and in the recordings [n]."""
+    found = []
+    for mel, song in zip(mels, songs, strict=False):
+        sound = listener.sound(mel[:, : listener.contract.num_frames(len(song))])
+        found.append(note_f1(listener.notes(sound), listener.notes(song)))
+    defined = [value for value in found if not math.isnan(value)]
+    return sum(defined) / len(defined) if defined else math.nan
+
+
 def _style_rows(
-    task: PlaysScores, floor: LinearMap, datamodule: Any, split: str, style: str, count: int
+    task: PlaysScores,
+    floor: LinearMap,
+    datamodule: Any,
+    split: str,
+    style: str,
+    count: int,
+    listener: Listener | None,
+    perceptual_songs: int,
 ) -> tuple[list[Row], bytes]:
-    made: dict[str, list[Tensor]] = {name: [] for name in ROWS}
+    made: dict[str, list[Tensor]] = {name: [] for name in ROWS if name != "true" or listener is not None}
     truths, shown = [], torch.zeros(0)
     for index in range(count):
         roll, truth = datamodule.roll(split, style, index), datamodule.log_mel(split, style, index)
@@ -155,8 +189,14 @@ def _style_rows(
         made["model"].append(task.play_roll(roll))
         made["rebuilt"].append(task.reconstruct(roll, truth))
     rows = []
+    if listener is not None:
+        made["true"] = truths
     for name, mels in made.items():
-        rows.append({"style": style, "row": name, "pieces": count} | _compared(mels, truths, task.contract))
+        row = {"style": style, "row": name, "pieces": count} | _compared(mels, truths, task.contract)
+        if listener is not None:
+            songs = [opening(datamodule, split, style, index) for index in range(min(count, perceptual_songs))]
+            row["note_f1"] = _notes_kept(listener, mels, songs)
+        rows.append(row)
     seconds = task.contract.hop_length / task.contract.sample_rate
     frames = round(SHOWN_SECONDS / seconds)
     panels = {"true": truths[0], "linear map": made["linear"][0], "model": made["model"][0]}
