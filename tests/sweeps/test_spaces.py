@@ -7,6 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+import etude.run.recipes  # noqa: F401  # the resolvers that conf/ calls
 from etude.run.parts import build_technique, instantiate
 from etude.run.search_space import space_files, space_of
 from etude.sweeps.space import all_dimensions, examples
