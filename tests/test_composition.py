@@ -243,7 +243,7 @@ def random_sets(kind: str, matrix: Matrix, count: int, seed: str) -> list[list[s
 def random_set(kind: str, matrix: Matrix, draw: random.Random) -> list[str]:
     chosen: list[str] = []
     for name in draw.sample(NAMES, len(NAMES)):
-        if matrix.refusal(name, kind):
+        if matrix.refusal(name, kind) or {"packnet", "stages"} <= {*chosen, name}:  # here packnet has sections, not phases
             continue
         with suppress(ValueError):
             Composition(matrix.technique(other, kind) for other in [*chosen, name])

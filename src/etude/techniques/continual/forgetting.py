@@ -69,6 +69,11 @@ class Forgetting(Technique):
         who, data = type(pl_module).__name__, data_of(trainer)
         if not pl_module.measures():
             raise ValueError(f"technique forgetting needs measures, and {who} has none; remove it from technique=[...]")
+        if pl_module.example_axis is None:
+            raise ValueError(
+                f"technique forgetting measures some pieces alone, and pieces mean nothing to {who} without the others of their "
+                "batch; remove it from technique=[...]"
+            )
         if not isinstance(data, HoldsOut):
             raise ValueError(
                 f"technique forgetting measures some pieces alone, which the data ({type(data).__name__}) of {who} does not "
