@@ -16,8 +16,9 @@ from etude.audio.files import read_audio
 from etude.audio.griffin_lim import GriffinLim
 from etude.audio.mel import MelContract
 from etude.core import bundled
+from etude.core.audio_protocols import Synthesises
 from etude.core.checkpoint_search import find_checkpoint
-from etude.core.protocols import Composes, Restyles, Synthesises
+from etude.core.protocols import Composes, Restyles
 from etude.core.weights_file import read_weights
 from etude.music.arrangement import arrange
 from etude.render.scores import render
