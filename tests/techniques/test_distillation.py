@@ -248,3 +248,18 @@ def test_a_bad_step_leaves_the_projections_alone(tmp_path: Path) -> None:
         technique._projections[0].grad = gradient
         technique.transform_gradients(task)
     assert technique._projections[0].isfinite().all() and technique._optimizer.state_dict()["state"][0]["step"] == 2
+
+
+def test_a_wider_teacher_embeds_tokens_itself_where_the_students_embeddings_are_changed(tmp_path: Path) -> None:
+    tokenizer = SatbGrid(genres=["a"], bar_steps=4)
+    body = torch.tensor([tokenizer.rest_id + 1 + i for i in range(8)])
+    rows = packed_rows(tokenizer, [body], rows=1, length=12)
+    student, teacher = language_model(8, tokenizer), language_model(16, tokenizer)
+    technique = Distillation(**teach(tmp_path, lambda: teacher))
+    technique.setup(trainer(tmp_path, max_steps=1), student, "fit")
+    terms = []
+    for change in (0.0, 1.0):
+        changed = student.with_inputs(rows, {"embeddings": student.inputs(rows)["embeddings"] + change})
+        student.trace = {"logits": student.logits(rows)}
+        terms.append(technique.extra_losses(student, changed, {"nll": torch.tensor(0.0)})["distill_soft"])
+    torch.testing.assert_close(terms[0], terms[1])

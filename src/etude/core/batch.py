@@ -95,3 +95,8 @@ def _size(name: str, value: Any, axis: int) -> int:
     if value.ndim <= axis:
         raise ValueError(f"{name} of the batch has the shape {list(value.shape)}, and no axis {axis} for examples")
     return value.shape[axis]
+
+
+def own_inputs(batch: Batch) -> Batch:
+    """Returns the batch for another network: without `embeddings`, which one network has made of the tokens."""
+    return {name: value for name, value in batch.items() if name != "embeddings"}

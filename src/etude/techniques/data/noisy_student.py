@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from etude.core.alone import owners
-from etude.core.batch import Batch
+from etude.core.batch import Batch, own_inputs
 from etude.core.class_protocols import ClassifiesInputs
 from etude.core.protocols import HasMelContract, Tokenized
 from etude.core.task import Task
@@ -157,7 +157,7 @@ class NoisyStudent(Technique):
     def transform_batch(self, task: Task, batch: Batch) -> Batch:
         assert isinstance(task, ClassifiesInputs)
         with torch.no_grad():
-            logits = self.teacher.class_logits(batch)
+            logits = self.teacher.class_logits(own_inputs(batch))
         found = dict(batch)
         for name in task.labels:
             probability, said = (logits[name].float() / self.teacher.temperatures[name]).softmax(-1).max(-1)

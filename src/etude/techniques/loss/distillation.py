@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from etude.core.batch import Batch
+from etude.core.batch import Batch, own_inputs
 from etude.core.protocols import HasAttentionMaps, HasMelContract, PredictsTokens, Styled, Tokenized
 from etude.core.task import Task
 from etude.core.technique import BatchSlot, GradientSlot, Technique
@@ -43,7 +43,8 @@ class Distillation(Technique):
     - `distill_features`: the distance of both outputs in the layers of the teacher's discriminator (Wang et al. 2018, eq. 4).
 
     The teacher is no submodule of the task: optimizer, averages and checkpoints do not contain it. The checkpoint holds its
-    sha256, and a resumed run refuses a different teacher. Both models get the batch after all techniques have changed it.
+    sha256, and a resumed run refuses a different teacher. Both models get the batch after all techniques have changed it, but
+    each embeds its tokens itself.
 
     When to use: to train a small model where a large one is too slow. Suggested: a student of a quarter of the teacher's size,
     soft 1, hard 1, temperature 1; at higher temperatures so small a student spends its capacity on unlikely tokens.
@@ -290,7 +291,7 @@ class Distillation(Technique):
     def extra_losses(self, task: Task, batch: Batch, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         self._own = frozenset(losses)
         with torch.no_grad(), _random_state_restored():
-            taught = self.teacher.recompute_trace(batch, task.trace)
+            taught = self.teacher.recompute_trace(own_inputs(batch), task.trace)
         found = self._language_terms(task, batch, taught) if self._is_language_model else self._gan_terms(task, taught)
         for side in self._outputs.values():
             side.clear()
