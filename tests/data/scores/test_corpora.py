@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from etude.data.scores.corpora import Chorales, Composers, Early, Everything, Folder, Folk, Jsb
+from etude.data.scores.corpora import Chorales, Composers, Corpus, Dances, Early, Everything, Folder, Folk, Jsb
+from etude.data.scores.essen import TuneFamilies, UnseenRegions
 from etude.data.scores.jsb import read_jsb
+from etude.data.scores.module import MusicDataModule
 from etude.music.score import ScoreError
 from etude.tokens.satb import SatbGrid
 from tests.data.scores.pieces import quartet, write_folder
@@ -134,3 +136,13 @@ def test_composers_are_known_by_folder_and_header() -> None:
 def test_a_corpus_of_no_files_of_a_composer_is_refused() -> None:
     with pytest.raises(ValueError, match=r"data.corpus.most=0 must be at least 1"):
         Composers(most=0).files()
+
+
+@pytest.mark.parametrize("corpus", [Jsb(), TuneFamilies(), UnseenRegions(), Dances(held_out="oneills1850")])
+def test_a_split_that_a_corpus_prescribes_can_not_be_asked_for(corpus: Corpus) -> None:
+    with pytest.raises(
+        ValueError, match=rf"data\.split=\[0\.5, 0\.3, 0\.2\] changes nothing, since {type(corpus).__name__} says"
+    ):
+        MusicDataModule(corpus=corpus, tokenizer=SatbGrid, split=[0.5, 0.3, 0.2])
+    MusicDataModule(corpus=corpus, tokenizer=SatbGrid, split=[0.8, 0.1, 0.1])
+    MusicDataModule(corpus=Dances(), tokenizer=SatbGrid, split=[0.5, 0.3, 0.2])

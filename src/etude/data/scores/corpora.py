@@ -51,6 +51,11 @@ class Corpus(ABC):
     label_columns: ClassVar[tuple[str, ...]] = ()  # columns of the manifest that `labels` gives
     without_root: ClassVar[str] = "comes with music21; for your files: data=folder data.root=DIR"
 
+    @property
+    def prescribes_split(self) -> bool:
+        """Whether it says of every piece which split it is in."""
+        return False
+
     @abstractmethod
     def files(self) -> list[Source]:
         """Returns all files, sorted by name. Raises ValueError, with the remedy, if there are none."""
@@ -144,6 +149,10 @@ class Dances(Music21Corpus):
     collections = _FOLK[:2]
     label_columns = ("dance",)
     held_out: str | None = None
+
+    @property
+    def prescribes_split(self) -> bool:
+        return self.held_out is not None
 
     def files(self) -> list[Source]:
         books = [folder for folder, *_ in self.collections]
@@ -304,6 +313,10 @@ class Jsb(Corpus):
     root: str = "data/Jsb16thSeparated.json"
     download: bool = False
     reader: ClassVar[str] = "jsb16"
+
+    @property
+    def prescribes_split(self) -> bool:
+        return True
 
     def files(self) -> list[Source]:
         path = Path(self.root).expanduser()

@@ -41,6 +41,10 @@ class Essen(Music21Corpus):
 
     collections = (("essenFolksong", "folk", "Essen Folksong Collection, encoded under Helmut Schaffrath", LICENCE),)
 
+    @property
+    def prescribes_split(self) -> bool:
+        return True
+
     def files(self) -> list[Source]:
         return [source for source in super().files() if not source.path.name.startswith("test")]
 

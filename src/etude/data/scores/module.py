@@ -39,6 +39,7 @@ from etude.tokens.tokenizer import LABELS, Tokenizer
 from etude.wording import counted
 
 INFILLED = 0.5  # share of the pieces with holes, where the tokenizer can infill
+SHARES = (0.8, 0.1, 0.1)  # of train, val and test, unless others are asked for
 IDENTITY = frozenset({"path", "file", "sha256", "id", "split"})
 
 
@@ -66,7 +67,7 @@ class MusicDataModule(CorpusDataModule, AboutTraining):
         num_workers: int = 0,
         prepare_workers: int | None = None,
         seed: int = 0,
-        split: Sequence[float] = (0.8, 0.1, 0.1),
+        split: Sequence[float] = SHARES,
         transpose: Sequence[int] | None = None,
         tempo_scale: Sequence[float] | None = None,
         velocity_shift: int = 0,
@@ -91,7 +92,7 @@ class MusicDataModule(CorpusDataModule, AboutTraining):
         num_workers: processes that load batches.
         prepare_workers: processes that parse and tokenise; None for one per core.
         seed: of order, augmentation and control dropout.
-        split: shares of train, val and test; duplicates stay together, and corpora with a prescribed split keep it.
+        split: shares of train, val and test; duplicates stay together, and refused for a corpus that prescribes it.
         transpose: [lowest, highest] shift in semitones.
         tempo_scale: [lowest, highest] factor.
         velocity_shift: largest change of velocity up or down, in bins.
@@ -123,6 +124,11 @@ class MusicDataModule(CorpusDataModule, AboutTraining):
             control_dropout=control_dropout,
         )
         self._check()
+        if self.corpus.prescribes_split and tuple(self.ratios.values()) != SHARES:
+            raise ValueError(
+                f"data.split={list(self.ratios.values())} changes nothing, since {type(self.corpus).__name__} says which split "
+                "each piece is in; leave it out"
+            )
         refuse_augmented(self.targets, transpose=self.augmentation.transpose, tempo_scale=self.augmentation.tempo_scale)
         self.folder: Path | None = None
         self._manifest: tuple[Path, pa.Table] | None = None
@@ -150,7 +156,7 @@ class MusicDataModule(CorpusDataModule, AboutTraining):
         if self._tokenizer is not None:
             return
         rebuilding_damage(self._open)
-        prescribed = any(source.split for source in self._plan.sources)
+        prescribed = self.corpus.prescribes_split or any(source.split for source in self._plan.sources)
         for line in [] if prescribed else lopsided_splits(self.manifest(), self.ratios):
             print(line, file=sys.stderr)
         if bad := len(self.quarantine):

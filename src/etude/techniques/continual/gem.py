@@ -1,24 +1,19 @@
 """Technique gem: the gradient never points against that of any earlier phase (gradient episodic memory)."""
 
-import logging
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
 
-from etude.core.batch import Batch
-from etude.core.memory import Memory, check_memory
-from etude.core.sections import check_every, check_sections, ends_now
+from etude.core.rehearsal import Rehearsal
 from etude.core.task import Task
-from etude.core.technique import BatchSlot, GradientSlot, StepSlot, Technique
+from etude.core.technique import GradientSlot
 from etude.optim.gradient_vectors import player_gradients, write_gradient
 from etude.optim.projection import episodic_projection
 
-log = logging.getLogger(__name__)
 
-
-class Gem(Technique):
+class Gem(Rehearsal):
     """Replaces the gradient by the nearest vector whose product with the gradient of each earlier phase is not negative.
 
     Each phase that has ended has its share of a memory of `size` pieces; its gradient is that of `batch_size` of them, drawn anew
@@ -37,41 +32,20 @@ class Gem(Technique):
         ValueError: an option out of its range, a single phase, or a memory larger than the data.
     """
 
-    batch_slot: ClassVar[BatchSlot] = BatchSlot.SELECT
     gradient_slot: ClassVar[GradientSlot] = GradientSlot.PROJECT
-    step_slot: ClassVar[StepSlot] = StepSlot.PLAN
 
     def __init__(
         self, *, size: int = 32, batch_size: int = 8, margin: float = 0.0, every: int | None = None, seed: int = 0
     ) -> None:
-        super().__init__(seed=seed)
-        for name, value in (("size", size), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"technique.gem.{name} is {value}, must be at least 1 piece")
+        super().__init__(size=size, batch_size=batch_size, every=every, seed=seed)
         if not margin >= 0:
             raise ValueError(f"technique.gem.margin is {margin}, must be at least 0")
-        check_every(self.name, every)
-        self.size, self.batch_size, self.margin, self.every = size, batch_size, margin, every
-        self.memory = Memory(size=size, seed=seed)
+        self.margin = margin
         self.projected = 0  # steps whose gradient was changed
-        self._carried = 0  # sections of the run that this one goes on from
 
     @property
     def logged_metrics(self) -> frozenset[str]:
         return frozenset({"gem/projected"})
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "fit":
-            assert isinstance(pl_module, Task)
-            check_memory(pl_module, self.name, "size", self.size)
-
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, Task)
-        check_sections(pl_module, self.name, self.every, carried=self._carried, size=self.size)
-
-    def transform_batch(self, task: Task, batch: Batch) -> Batch:
-        self.memory.add(batch, of=task)
-        return batch
 
     def transform_gradients(self, task: Task) -> None:
         sections = self.memory.draw_each(self.batch_size, self.generator(task.steps_trained), of=task)
@@ -90,25 +64,15 @@ class Gem(Technique):
         if self.is_logged(trainer):
             pl_module.log("gem/projected", float(self.projected))
 
-    def after_step(self, task: Task) -> None:
-        if ends_now(task, self.every):
-            self.memory.end_section()
-
-    def on_phase_end(self, task: Task) -> None:
-        self.memory.end_section()
-        log.warning(self.memory.told(self.name))
-
     # --- state ---
 
     def state_dict(self) -> dict[str, Any]:
-        return {**self.memory.state_dict(), "projected": self.projected, "carried": self._carried}
+        return {**super().state_dict(), "projected": self.projected}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.memory.load_state_dict(state_dict)
-        self.projected, self._carried = state_dict["projected"], state_dict["carried"]
+        super().load_state_dict(state_dict)
+        self.projected = state_dict["projected"]
 
     def carried_state(self, state: Mapping[str, Any]) -> dict[str, Any] | None:
-        memory = Memory(size=self.size, seed=self.seed)
-        memory.load_state_dict(state)
-        memory.end_section()
-        return {**memory.state_dict(), "projected": 0, "carried": len(memory.ended)}
+        found = super().carried_state(state)
+        return None if found is None else {**found, "projected": 0}
