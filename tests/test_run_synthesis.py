@@ -60,7 +60,7 @@ def test_the_evaluation_has_its_floors(home: Path) -> None:
     assert (folder / "pairs.png").is_file() and (folder / "report.html").is_file()
 
 
-@pytest.mark.skipif(find_spec("basic_pitch") is None or find_spec("musicnn") is None, reason="needs the extra `perceptual`")
+@pytest.mark.skipif(find_spec("basic_pitch") is None, reason="needs the extra `perceptual`")
 def test_the_evaluation_listens_to_notes(home: Path) -> None:
     folder = home / "outputs" / "heard"
     call("evaluate", folder, f"ckpt={home / 'outputs' / 'one'}", "task=synthesis", "num_songs=1", "task.perceptual_songs=1")

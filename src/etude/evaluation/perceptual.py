@@ -53,12 +53,9 @@ class Listener:
         self._notes: dict[int, tuple[Tensor, Floats]] = {}  # of tensors that are heard again, such as sources
         self._references: dict[str, Floats] = {}
 
-    def sound(self, log_mel_mf: Tensor, source_n: Tensor | None = None) -> Tensor:
-        """Returns the waveform [n] of a mel, beginning with the phases of its source [n], as `transfer.py` makes it; without a
-        source as `etude synthesise` does."""
+    def sound(self, log_mel_mf: Tensor, source_n: Tensor) -> Tensor:
+        """Returns the waveform [n] of a mel, beginning with the phases of its source [n], as `transfer.py` makes it."""
         frames = log_mel_mf.shape[-1]
-        if source_n is None:
-            return self._vocoder(log_mel_mf[None].cpu())[0]
         spectrum = self.contract.spectrum(source_n[None])[..., :frames]
         return self._vocoder(log_mel_mf[None].cpu(), source=spectrum)[0, : len(source_n)]
 

@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from etude.audio.griffin_lim import GriffinLim
 from etude.audio.mel import MelContract
 from etude.core.score_protocols import PlaysScores
-from etude.evaluation.perceptual import Listener, opening
+from etude.evaluation.perceptual import opening
 from etude.metrics.audio.mel_distances import frechet_distance, log_mel_l1
 from etude.metrics.audio.mel_features import chroma_correlation, onset_agreement
-from etude.metrics.audio.notes import note_f1
+from etude.metrics.audio.note_finder import NoteFinder
+from etude.metrics.audio.notes import Floats, note_f1
 from etude.report.roll_plots import roll_above_mels
 from etude.report.run_page import begin_report, end_report
 
@@ -68,7 +70,7 @@ def score_synthesis(
         raise ValueError(f"num_songs is {num_songs}, must be at least 1, or null for all")
     if perceptual_songs < 0:
         raise ValueError(f"perceptual_songs is {perceptual_songs}, must be at least 0; 0 compares mels only")
-    listener = Listener(task.contract) if perceptual_songs else None
+    finder = NoteFinder() if perceptual_songs else None
     if not datamodule.score:
         raise ValueError("the evaluation of synthesis needs scores; give data with scores, such as +data.score=true")
     print("fitting the linear map", file=sys.stderr)
@@ -81,7 +83,7 @@ def score_synthesis(
             raise ValueError(f"there is no {split} audio of {style}; add files, or give data.split another share")
         print(f"scoring {style}", file=sys.stderr)
         found, picture = _style_rows(
-            task, floor, datamodule, split, style, min(count, num_songs or count), listener, perceptual_songs
+            task, floor, datamodule, split, style, min(count, num_songs or count), finder, perceptual_songs
         )
         rows += found
         report.heading(style).table(list(found[0])[1:], [list(row.values())[1:] for row in found])
@@ -158,14 +160,22 @@ def _compared(mels: list[Tensor], truths: list[Tensor], contract: MelContract) -
     return row | {"frechet_bel2": frechet_distance(torch.cat(mels, 1).numpy(), torch.cat(truths, 1).numpy())}
 
 
-def _notes_kept(listener: Listener, mels: list[Tensor], songs: list[Tensor]) -> float:
-    """Returns the mean F-measure of the notes found in mels that were made sound and in the recordings [n]."""
-    found = []
-    for mel, song in zip(mels, songs, strict=False):
-        sound = listener.sound(mel[:, : listener.contract.num_frames(len(song))])
-        found.append(note_f1(listener.notes(sound), listener.notes(song)))
-    defined = [value for value in found if not math.isnan(value)]
-    return sum(defined) / len(defined) if defined else math.nan
+class _NotesKept:
+    """How many notes of recordings [n] are found again in mels of their beginnings, which Griffin-Lim makes sound."""
+
+    def __init__(self, finder: NoteFinder, songs: list[Tensor], contract: MelContract) -> None:
+        self._finder, self._contract, self._vocoder = finder, contract, GriffinLim(contract)
+        self._songs = [(contract.num_frames(len(song)), self._notes(song)) for song in songs]
+
+    def _notes(self, song_n: Tensor) -> Floats:
+        return self._finder(song_n, sample_rate=self._contract.sample_rate)
+
+    def f1(self, mels: list[Tensor]) -> float:
+        """Returns the mean F-measure of mels [m, f], over the recordings in which it is defined."""
+        pairs = zip(mels, self._songs, strict=False)
+        found = [note_f1(self._notes(self._vocoder(mel[None, :, :frames].cpu())[0]), notes) for mel, (frames, notes) in pairs]
+        defined = [value for value in found if not math.isnan(value)]
+        return sum(defined) / len(defined) if defined else math.nan
 
 
 def _style_rows(
@@ -175,10 +185,10 @@ def _style_rows(
     split: str,
     style: str,
     count: int,
-    listener: Listener | None,
+    finder: NoteFinder | None,
     perceptual_songs: int,
 ) -> tuple[list[Row], bytes]:
-    made: dict[str, list[Tensor]] = {name: [] for name in ROWS if name != "true" or listener is not None}
+    made: dict[str, list[Tensor]] = {name: [] for name in ROWS if name != "true" or finder is not None}
     truths, shown = [], torch.zeros(0)
     for index in range(count):
         roll, truth = datamodule.roll(split, style, index), datamodule.log_mel(split, style, index)
@@ -189,14 +199,14 @@ def _style_rows(
         made["model"].append(task.play_roll(roll))
         made["rebuilt"].append(task.reconstruct(roll, truth))
     rows = []
-    if listener is not None:
+    kept = None
+    if finder is not None:
         made["true"] = truths
+        songs = [opening(datamodule, split, style, index) for index in range(min(count, perceptual_songs))]
+        kept = _NotesKept(finder, songs, task.contract)
     for name, mels in made.items():
         row = {"style": style, "row": name, "pieces": count} | _compared(mels, truths, task.contract)
-        if listener is not None:
-            songs = [opening(datamodule, split, style, index) for index in range(min(count, perceptual_songs))]
-            row["note_f1"] = _notes_kept(listener, mels, songs)
-        rows.append(row)
+        rows.append(row if kept is None else row | {"note_f1": kept.f1(mels)})
     seconds = task.contract.hop_length / task.contract.sample_rate
     frames = round(SHOWN_SECONDS / seconds)
     panels = {"true": truths[0], "linear map": made["linear"][0], "model": made["model"][0]}

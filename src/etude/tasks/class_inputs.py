@@ -15,6 +15,7 @@ from torch import Tensor
 from etude.audio.mel import MelContract
 from etude.core.batch import Batch
 from etude.tasks.encoder_weights import encoder_weights, mel_encoder_weights
+from etude.tasks.mel_checkpoint import check_contract
 from etude.tasks.pooling import each_document, mean_of_documents
 from etude.tasks.token_nll import token_features
 from etude.tokens.miditok import MidiTokTokenizer
@@ -159,13 +160,7 @@ class MelInputs:
 
     def check(self, saved: Mapping[str, Any]) -> None:
         """See `ClassInputs`."""
-        found = MelContract(**saved["contract"]) if "contract" in saved else None
-        if found != self.contract:
-            told = "tokens of scores" if found is None else f"another mel contract: {found.difference(self.contract)}"
-            raise ValueError(
-                f"the checkpoint was trained on {told}; give the contract= and data= options of its run, which are in its "
-                "config.yaml"
-            )
+        check_contract(saved, self.contract)
 
     def encoder_weights(
         self, saved: Mapping[str, Any], *, own: Mapping[str, Tensor], prefix: str, path: Path

@@ -25,6 +25,7 @@ from etude.metrics.audio.calibration import fit_temperatures, sigmoid
 from etude.metrics.audio.detection import average_precision, best_threshold
 from etude.models.mel.grader import Grades
 from etude.models.mel.plain_grader import PlainGraderNetwork
+from etude.tasks.mel_checkpoint import check_contract
 
 NUM_BANDS = 8  # coarse bands, as in the batches
 LOWEST, HIGHEST = 1.0, 10.0  # quality
@@ -285,12 +286,7 @@ class Grader(Task):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         saved = checkpoint["etude"]
-        found = MelContract(**saved["contract"])
-        if found != self.contract:
-            raise ValueError(
-                f"the checkpoint was trained on another mel contract: {found.difference(self.contract)}; "
-                "give the contract= and data= options of its run, which are in its config.yaml"
-            )
+        check_contract(saved, self.contract)
         if tuple(saved["defects"]) != self.defects:
             raise ValueError(
                 f"the checkpoint was trained on data.defects={saved['defects']}, here are {list(self.defects)}; "

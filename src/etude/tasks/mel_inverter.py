@@ -19,6 +19,7 @@ from etude.core.batch import Batch
 from etude.core.measuring import Measure, Measured
 from etude.core.task import OptimizerFactory, SchedulerFactory, Task
 from etude.losses.magnitudes import log_magnitude_distance, root_convergence
+from etude.tasks.mel_checkpoint import check_contract
 
 UNCHANGED_NATS = 0.05  # a band that changes by less than about this many nats keeps the source's magnitudes
 LOUDER_NATS = 0.3  # deviation of the level of a training segment
@@ -183,9 +184,4 @@ class MelInverter(Task):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        found = MelContract(**checkpoint["etude"]["contract"])
-        if found != self.contract:
-            raise ValueError(
-                f"the checkpoint was trained on another mel contract: {found.difference(self.contract)}; "
-                "give the contract= and data= options of its run, which are in its config.yaml"
-            )
+        check_contract(checkpoint["etude"], self.contract)

@@ -20,6 +20,7 @@ from etude.models.symbolic.transformer import Transformer
 from etude.objectives.mae import Mae
 from etude.objectives.masked import Masked
 from etude.tasks.encoder_weights import encoder_weights
+from etude.tasks.mel_checkpoint import check_contract
 from etude.tasks.mel_views import MelViews
 from etude.tasks.pooling import each_document, mean_and_max_of_documents
 from etude.tasks.score_views import ScoreViews
@@ -186,10 +187,7 @@ class MelInputs:
 
     def check(self, saved: Mapping[str, Any]) -> None:
         """Raises ValueError if a checkpoint is of other mels, or of tokens."""
-        found = MelContract(**saved["contract"]) if "contract" in saved else None
-        if found != self.contract:
-            told = "tokens of scores" if found is None else f"another mel contract: {found.difference(self.contract)}"
-            raise ValueError(f"the checkpoint was trained on {told}; give the contract= and data= options of its run")
+        check_contract(saved, self.contract)
 
     def weights(self, saved: Mapping[str, Any], *, own: Mapping[str, Tensor], prefix: str, path: Path) -> dict[str, Tensor]:
         """Returns the weights of the encoder under `prefix`, from the checkpoint of another run of this task."""

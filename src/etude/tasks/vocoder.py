@@ -23,6 +23,7 @@ from etude.losses.feature_matching import feature_matching
 from etude.losses.stft import multi_resolution_stft
 from etude.models.wave.discriminators import MultiResolutionDiscriminator
 from etude.models.wave.vocos import Vocos, inverse_stft
+from etude.tasks.mel_checkpoint import check_contract
 
 ADVERSARIAL = "generator/adversarial"
 UNCHANGED_NATS = 0.05  # a band that changes by less than about this many nats keeps the source's spectrum
@@ -221,12 +222,7 @@ class Vocoder(Task):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        found = MelContract(**checkpoint["etude"]["contract"])
-        if found != self.contract:
-            raise ValueError(
-                f"the checkpoint was trained on another mel contract: {found.difference(self.contract)}; "
-                "give the contract= and data= options of its run, which are in its config.yaml"
-            )
+        check_contract(checkpoint["etude"], self.contract)
 
 
 def _split_real_fake(both: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
