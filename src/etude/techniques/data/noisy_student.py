@@ -135,7 +135,7 @@ class NoisyStudent(Technique):
         }:
             raise ValueError(
                 f"technique noisy_student: the teacher {path} is no {type(task).__name__} of the same classes; give one that was "
-                "trained with the same data.targets"
+                "trained with the same heads="
             )
         mine, its = (one.tokenizer.fingerprint if isinstance(one, Tokenized) else None for one in (task, teacher))
         mels = [one.contract if isinstance(one, HasMelContract) else None for one in (task, teacher)]

@@ -1,0 +1,94 @@
+"""What is told in one line before anything is trained: parts that do not fit, what can't be sampled, what is missing."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.songs import write_songs
+from tests.test_run import TINY, fails
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with songs."""
+    home = tmp_path_factory.mktemp("home")
+    write_songs(home / "songs")
+    return home
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["data=chorales", "tokenizer=remi"], "model=tiny"),
+        (["data=chorales", "tokenizer.bar_tokens=true"], "bar_tokens=false"),
+        (["data=chorales", "model.dim=32"], "model.dim=64"),
+        (["data=chorales", "technique=[]", "+technique.ema.decay=0.5"], "technique=[ema"),
+    ],
+)
+def test_parts_that_do_not_fit_are_told(
+    home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, options: list[str], expected: str
+) -> None:
+    songs = ["data.corpus._target_=etude.data.scores.corpora.Folder", f"+data.corpus.root={home / 'songs'}"]
+    line = fails(capsys, "train", tmp_path / "run", *options, *songs, f"cache_dir={home / 'cache'}", "~sampling")
+    assert expected in line
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["objective=simclr"], "objective= names a network for task=representation"),
+        (["discriminator=patch"], "discriminator= names a network for task=style_transfer"),
+        (["task=representation", "model=grid"], "GridTransformer has no setting causal"),
+        (["task=vae", "tokenizer=satb"], "SatbGrid has no setting infill"),
+    ],
+)
+def test_what_a_task_does_not_take_is_refused(
+    home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, options: list[str], expected: str
+) -> None:
+    songs = ["data=folder", f"data.root={home / 'songs'}", f"cache_dir={home / 'cache'}", "~sampling"]
+    assert expected in fails(capsys, "train", tmp_path / "run", *options, *songs)
+
+
+def test_what_renders_is_looked_for_before_training(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    nothing = ["data=folder", f"data.root={tmp_path / 'nowhere'}"]
+    for wish, told in (
+        ("synthesizer=timidity", "synthesizer=timidity is not one of"),
+        ("soundfont=no.sf2", "soundfont is no.sf2"),
+    ):
+        assert told in fails(capsys, "train", tmp_path / "run", *nothing, f"sampling.{wish}")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["sampling.genre=polka"], "genre 'polka' is unknown to this tokenizer; valid: classical, folk"),
+        (["data.controls=[key]", "sampling.metre=4/4"], "metre=4/4: this model was trained without that label"),
+        (["sampling.prompt=nowhere.mid"], "nowhere.mid"),
+    ],
+)
+def test_what_samples_ask_for_is_checked_before_training(
+    home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, options: list[str], told: str
+) -> None:
+    places = [f"data.root={home / 'songs'}", f"cache_dir={home / 'cache'}"]
+    assert told in fails(capsys, "train", tmp_path / "run", *TINY, *places, *options)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_logger_that_is_not_installed_is_told_with_its_remedy(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    line = fails(capsys, "train", tmp_path / "run", "data=folder", f"data.root={tmp_path}", "logger=[csv,tensorboard]")
+    assert line.startswith("error: logger=tensorboard needs") and line.endswith("pip install 'etude[tensorboard]'")
+
+
+@pytest.mark.parametrize(
+    "wishes",
+    [["stage=polish", "weights=nowhere"], ["technique=[distillation]", "technique.distillation.teacher=nowhere"]],
+)
+def test_a_missing_checkpoint_is_told_by_the_key_that_names_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, wishes: list[str]
+) -> None:
+    line = fails(capsys, "train", tmp_path / "run", "data=folder", f"data.root={tmp_path}", *wishes)
+    assert f"error: {wishes[1]}: there is no such file" in line and f"or {wishes[1].partition('=')[0]}=last" in line
