@@ -39,6 +39,7 @@ def test_parts_that_do_not_fit_are_told(
     [
         (["objective=simclr"], "objective= names a network for task=representation"),
         (["discriminator=patch"], "discriminator= names a network for task=style_transfer"),
+        (["task=representation", "data=audio_folder"], "this task reads scores"),
         (["task=representation", "model=grid"], "GridTransformer has no setting causal"),
         (["task=vae", "tokenizer=satb"], "SatbGrid has no setting infill"),
     ],
@@ -47,7 +48,7 @@ def test_what_a_task_does_not_take_is_refused(
     home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, options: list[str], expected: str
 ) -> None:
     songs = ["data=folder", f"data.root={home / 'songs'}", f"cache_dir={home / 'cache'}", "~sampling"]
-    assert expected in fails(capsys, "train", tmp_path / "run", *options, *songs)
+    assert expected in fails(capsys, "train", tmp_path / "run", *songs[any(o.startswith("data=") for o in options) :], *options)
 
 
 def test_what_renders_is_looked_for_before_training(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -59,6 +59,11 @@ def told_of_settings() -> Iterator[None]:
         found = re.fullmatch(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
         if found is None:
             raise
+        if found[1] == "StyleDataModule":
+            raise ValueError(
+                f"this task reads scores (it sets data.{found[2]}), and data= is audio; choose data=folder, say, or a task of "
+                "audio: style_transfer, mel_representation, classifier, grader"
+            ) from error
         raise ValueError(
             f"{found[1]} has no setting {found[2]}, which the task, the data or an option sets; choose another model= for this "
             "task, such as tiny, or another tokenizer=, such as remi"
