@@ -5,6 +5,7 @@ Shapes: s styles, b rows, m mel bands, k linear frequency bins, f frames, n = f 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -92,6 +93,17 @@ class MelInverter(Task):
         noisy = mel_bmf + (self._noise(mel_bmf) if self.noise_nats else 0.0)
         return self._terms_of(self.model(noisy, source_bkf), real_bkf)
 
+    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns {"mel": the normalised mels [s, b, m, f] that are the network's input, beside the sources}."""
+        return {"mel": batch["mel_input"] if "mel_input" in batch else batch["mel"]}
+
+    def with_inputs(self, batch: Batch, inputs: Mapping[str, Tensor]) -> Batch:
+        """Returns the batch with these mels as the network's input; the magnitudes to find stay as they are.
+
+        Where sounds are mixed and made louder, the difference from the batch's own mels is added to the mels of that.
+        """
+        return {**batch, "mel_input": inputs["mel"]}
+
     @staticmethod
     def _terms_of(log_fake_bkf: Tensor, real_bkf: Tensor) -> dict[str, Tensor]:
         return {
@@ -108,7 +120,11 @@ class MelInverter(Task):
             if generator is None:
                 samples = samples * (LOUDER_NATS * torch.randn(len(samples), 1, device=samples.device)).exp()
             real_bkf, source_bkf = foreign_sources(self.contract.spectrum(samples.float()), generator)
-            return real_bkf, self.contract.bands(real_bkf).clamp(min=self.contract.floor).log(), source_bkf
+            mel_bmf = self.contract.bands(real_bkf).clamp(min=self.contract.floor).log()
+        if "mel_input" in batch:  # their errors, since the sounds may be mixtures, and louder
+            errors_sbmf = self.contract.scale * (batch["mel_input"] - batch["mel"]).float()
+            mel_bmf = (mel_bmf + errors_sbmf.flatten(0, 1)).clamp(min=math.log(self.contract.floor))
+        return real_bkf, mel_bmf, source_bkf
 
     def _noise(self, mel_bmf: Tensor) -> Tensor:
         rows, bands, frames = mel_bmf.shape
