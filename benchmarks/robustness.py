@@ -2,9 +2,10 @@
 
     OMP_NUM_THREADS=1 python benchmarks/robustness.py [--seeds 0] [--steps 200] [--only plain trades]
 
-The dance classifier is trained on one tune book and tested on the other (data.corpus.held_out=oneills1850), in one process, with
-the options that a user would give to train.py. Each case is measured on the same test tunes: its accuracy on `--clean` of them,
-and on `--attacked` under the ensemble, under noise and by randomized smoothing. Nothing is chosen on the test book.
+Two beds: the dance classifier is trained on one tune book and tested on the other (data.corpus.held_out=oneills1850), and a style
+classifier on mels of rendered tunes, tested on other tunes; in one process, with the options that a user would give to train.py.
+Each case is measured on the same test examples: its accuracy on `--clean` of them, and on `--attacked` under the ensemble, under
+noise and by randomized smoothing. Nothing is chosen on these.
 """
 
 import argparse
@@ -14,21 +15,26 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 from peer import append_row, context
 from training import ROOT, composed
 
 from etude.core.technique import Technique
 from etude.evaluation.robustness import attacking, certifying
 from etude.evaluation.robustness.examples import Victim, attacked, held_out
+from etude.run.heads import set_targets
 from etude.run.parts import build_task, build_technique, instantiate, prepare_data
 from etude.run.quiet import quiet_lightning
 
 ROWS = ROOT / "docs" / "results" / "rows" / "robustness.jsonl"
-BASE = [
-    "task=classifier", "data.corpus.held_out=oneills1850", "data.max_len=512", "data.batch_size=4", "model=tiny", "model.dim=64",
-    "model.num_layers=2", "model.hidden_dim=192", "technique=[]", "logger=[csv]",
-]  # fmt: skip
+BEDS = {
+    "dances": [
+        "task=classifier", "data.corpus.held_out=oneills1850", "data.max_len=512", "data.batch_size=4", "model=tiny",
+        "model.dim=64", "model.num_layers=2", "model.hidden_dim=192", "technique=[]", "logger=[csv]",
+    ],
+    "styles": ["task=classifier", "data=arranged", "heads=[style]", "data.batch_size=4", "technique=[]", "logger=[csv]"],
+}  # fmt: skip
+HEADS = {"dances": "dance", "styles": "style"}
 ROBUST = {
     "plain": [],
     "adversarial_training": [
@@ -46,11 +52,13 @@ MORE = {
 }
 
 
-def fit(options: list[str], folder: Path, steps: int) -> tuple[Any, Any, float]:
+def fit(bed: str, options: list[str], folder: Path, steps: int) -> tuple[Any, Any, float]:
     """Trains as train.py with these options; returns the task, its data and the CPU seconds of training."""
-    cfg = composed([*BASE, *options, f"max_steps={steps}"], folder)
+    cfg = composed([*BEDS[bed], *options, f"max_steps={steps}"], folder)
+    with open_dict(cfg):
+        set_targets(cfg, [])
     pl.seed_everything(cfg.seed, verbose=False)
-    datamodule = prepare_data(cfg.data, instantiate(cfg.tokenizer), folder, outputs=str(folder))
+    datamodule = prepare_data(cfg.data, instantiate(cfg.tokenizer) if cfg.tokenizer else None, folder, outputs=str(folder))
     techniques: list[Technique] = [build_technique(node) for node in (cfg.get("technique") or {}).values()]
     task: Any = build_task(cfg, **datamodule.parts)
     task.recipe = {**OmegaConf.to_container(cfg, resolve=True), "overrides": options}  # type: ignore[dict-item]
@@ -65,18 +73,19 @@ def fit(options: list[str], folder: Path, steps: int) -> tuple[Any, Any, float]:
     return task.eval(), datamodule, seconds
 
 
-def clean_accuracy(task: Any, data: Any, number: int) -> tuple[float, int]:
+def clean_accuracy(task: Any, data: Any, head: str, number: int) -> tuple[float, int]:
     """Returns the accuracy on unchanged test tunes, and how many they are."""
     right, total = 0, 0
     with attacked(task):
         for batch in held_out(task, data, split="test", num=number, seed=0):
-            victim = Victim(task, batch, "dance")
+            victim = Victim(task, batch, head)
             right, total = right + int(victim.right.sum()), total + len(victim.true)
     return right / total, total
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bed", choices=list(BEDS), default="dances")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--only", nargs="+", default=[*ROBUST, *MORE])
@@ -97,9 +106,9 @@ def main() -> None:
                 filled = {"train_db": args.train_db, "teacher": Path(scratch) / "plain" / "last.ckpt"}
                 options = [option.format(**filled) for option in {**ROBUST, **MORE}[name]]
                 steps = 2 * args.steps if name.endswith("twice the steps") else args.steps
-                task, data, seconds = fit([*options, f"seed={seed}", f"cache_dir={args.cache}"], folder, steps)
-                accuracy, number = clean_accuracy(task, data, args.clean)
-                shown = {"name": name, "seed": seed, "steps": steps, "cpu_s": round(seconds, 1), "train_db": args.train_db}
+                task, data, seconds = fit(args.bed, [*options, f"seed={seed}", f"cache_dir={args.cache}"], folder, steps)
+                accuracy, number = clean_accuracy(task, data, HEADS[args.bed], args.clean)
+                shown = {"bed": args.bed, "name": name, "seed": seed, "steps": steps, "cpu_s": round(seconds, 1), "train_db": args.train_db}
                 row = {**shown, "clean": accuracy, "tunes": number}
                 if name in ROBUST:
                     given: dict[str, Any] = {"task": task, "datamodule": data, "folder": folder, "num_examples": args.attacked}
