@@ -36,7 +36,7 @@ def pick(choice: str | None, *cases: str) -> str:
 
     Raises: ValueError where no case names it and all have names.
     """
-    for case in cases:
+    for case in map(str, cases):  # a number is read as one
         names, named, value = case.partition(":")
         if not named or str(choice) in names.split("+"):
             return value if named else names
