@@ -108,8 +108,8 @@ def main() -> None:
                 steps = 2 * args.steps if name.endswith("twice the steps") else args.steps
                 task, data, seconds = fit(args.bed, [*options, f"seed={seed}", f"cache_dir={args.cache}"], folder, steps)
                 accuracy, number = clean_accuracy(task, data, HEADS[args.bed], args.clean)
-                shown = {"bed": args.bed, "name": name, "seed": seed, "steps": steps, "cpu_s": round(seconds, 1), "train_db": args.train_db}
-                row = {**shown, "clean": accuracy, "tunes": number}
+                shown = {"bed": args.bed, "name": name, "seed": seed, "steps": steps, "train_db": args.train_db}
+                row = {**shown, "cpu_s": round(seconds, 1), "clean": accuracy, "tunes": number}
                 if name in ROBUST:
                     given: dict[str, Any] = {"task": task, "datamodule": data, "folder": folder, "num_examples": args.attacked}
                     under = attacking.score_ensemble(
