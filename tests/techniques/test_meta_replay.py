@@ -18,7 +18,7 @@ from tests.toys import same, trainer, weights
 
 
 def matrix_options(kind: str, folder: Path, build: Callable[[], tuple[Any, Any]]) -> dict[str, Any]:
-    return {"every": 3, "size": 8, "batch_size": 2, "cycle": 2}
+    return {"every": 3, "size": 6, "batch_size": 2, "cycle": 2}
 
 
 def looked(technique: MetaReplay, look: Callable[[], tuple[torch.Tensor, ...]]) -> list[tuple[torch.Tensor, ...]]:
