@@ -10,15 +10,23 @@ import torch
 from torch.nn import functional as F
 
 from etude.core.task import Task
+from etude.evaluation.scores import split_likelihood
 from etude.models.symbolic.expandable import ExpandableTransformer
 from etude.models.symbolic.growing import Grows
 from etude.models.symbolic.progressive import ProgressiveTransformer
 from etude.models.symbolic.transformer import Transformer
 from etude.tasks.classifier import Classifier
 from etude.tasks.language_model import LanguageModel
+from etude.techniques.continual.ewc import Ewc
 from etude.techniques.continual.forgetting import Forgetting
+from etude.techniques.continual.meta_replay import MetaReplay
+from etude.techniques.continual.packnet import PackNet
+from etude.techniques.continual.replay import Replay
 from etude.techniques.optim.stages import Stages
 from etude.techniques.weights.ema import Ema
+from etude.techniques.weights.grow_width import GrowWidth
+from etude.techniques.weights.prune import Prune
+from etude.techniques.weights.swa import Swa
 from tests.songs import write_songs
 from tests.test_composition import fit, music
 from tests.toys import same, trainer
@@ -120,12 +128,24 @@ def test_old_parts_do_not_move_and_compute_what_they_computed(songs: Path, tmp_p
     )
 
 
-def test_growing_units_does_not_change_the_function(songs: Path, tmp_path: Path) -> None:
-    _, held = batch(songs, NETWORKS["expandable"])
-    watch, (task, data) = Watch(held), build(songs, NETWORKS["expandable"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_growing_does_not_change_the_function(songs: Path, tmp_path: Path, name: str) -> None:
+    _, held = batch(songs, NETWORKS[name])
+    watch, (task, data) = Watch(held), build(songs, NETWORKS[name])
     trainer(tmp_path, max_steps=12, callbacks=[in_phases(), watch], limit_val_batches=0).fit(task, data)
+    assert len(watch.before) == 2
     for before, after in zip(watch.before, watch.after, strict=True):
         torch.testing.assert_close(after, before, rtol=0, atol=1e-5)
+
+
+def test_a_random_column_begins_anew(songs: Path, tmp_path: Path) -> None:
+    network = partial(NETWORKS["progressive"], start="random")
+    _, held = batch(songs, network)
+    watch, (task, data) = Watch(held), build(songs, network)
+    trainer(tmp_path, max_steps=12, callbacks=[in_phases(), watch], limit_val_batches=0).fit(task, data)
+    for before, after in zip(watch.before, watch.after, strict=True):
+        assert (after - before).abs().max() > 1e-2
+    assert task.model.laterals[1][0].weight.shape == (16, 32)
 
 
 def test_it_grows_only_before_a_phase_whose_loss_is_above_the_threshold(songs: Path, tmp_path: Path) -> None:
@@ -217,6 +237,48 @@ def test_killed_in_any_phase_it_does_the_same(songs: Path, tmp_path: Path, name:
     assert again.model.parts.phases == [{"classical"}, {"folk"}, {"again"}]
 
 
+TOGETHER: dict[str, Callable[[], list[Any]]] = {
+    "progressive": lambda: [Ewc(samples=2), Replay(size=4, batch_size=1), Swa(start=0.2, every=1), PackNet(keep=0.5)],
+    "expandable": lambda: [
+        MetaReplay(size=4, batch_size=1, cycle=3),
+        Prune(heads=0.5, rounds=2),
+        GrowWidth(end=0.9),
+        Ema(decay=0.5),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("kill", [5, 9])
+def test_with_other_techniques_it_resumes_and_no_frozen_weight_moves(songs: Path, tmp_path: Path, name: str, kill: int) -> None:
+    class Frozen(Forgetting):
+        """Looks at what is frozen when a phase begins, and at the end."""
+
+        held: dict[str, torch.Tensor]
+
+        def on_train_start(self, trainer: Any, task: Any) -> None:
+            super().on_train_start(trainer, task)
+            self.on_phase_start(task)
+
+        def on_phase_start(self, task: Any) -> None:
+            self.held = {n: p.detach().clone() for n, p in task.named_parameters() if not p.requires_grad}
+
+        def on_train_end(self, trainer: Any, task: Any) -> None:
+            super().on_train_end(trainer, task)
+            self.moved = [n for n, p in task.named_parameters() if n in self.held and not torch.equal(p, self.held[n])]
+
+    def run(folder: str, look: Frozen, **options: Any) -> dict[str, Any]:
+        techniques = [in_phases(), look, *TOGETHER[name]()]
+        return fit(tmp_path / folder, lambda: build(songs, NETWORKS[name]), techniques, steps=12, **options)
+
+    look = Frozen()
+    whole = run("whole", look)
+    assert look.held and not look.moved
+    run("half", Frozen(), kill_at=kill)
+    rest = run("rest", Frozen(), resume=tmp_path / "half" / "last.ckpt")
+    assert same(whole["trained"], rest["trained"]) and same(whole["saved"], rest["saved"])
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_forgetting_matrix_reads_each_phase_by_its_part(songs: Path, tmp_path: Path, name: str) -> None:
     measured = Forgetting()
@@ -241,6 +303,8 @@ def test_what_cannot_grow_is_told(songs: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"modules of folk: LanguageModel can't add modules"):
         stages = Stages(stages=[{"name": "all", "max_steps": 1}, {"name": "folk", "modules": {"grown": True}}])
         trainer(tmp_path, max_steps=2, callbacks=[stages]).fit(*build(songs, NETWORKS["progressive"]))
+    with pytest.raises(ValueError, match=r"model\.start is 'old', must be one of random, copy"):
+        ProgressiveTransformer(vocab_size=8, start="old")
     for option, value in (("threshold", -1), ("units", 0)):
         with pytest.raises(ValueError, match=rf"model\.{option} is {value}, must be"):
             ExpandableTransformer(vocab_size=8, **{option: value})
@@ -258,3 +322,18 @@ def test_samples_of_a_genre_come_from_its_part(songs: Path) -> None:
         task.sample(num_samples=1, labels=labels, num_bars=1, max_new_tokens=8, seed=3)
         assert set(read) == {part}
     assert isinstance(task, Task) and task.model.parts.active == 1
+
+
+def test_evaluation_reads_each_piece_by_the_part_of_its_genre(songs: Path, tmp_path: Path) -> None:
+    measured = Forgetting()
+    task, data = build(songs, NETWORKS["progressive"])
+    stages = Stages(stages=[{"name": genre, "data": {"genre": genre}, "max_steps": 4} for genre in GENRES])
+    trainer(tmp_path, max_steps=8, callbacks=[stages, measured], limit_val_batches=0).fit(task, data)
+    found = split_likelihood(task, data, "val")
+    columns = data.held_out("val")
+    tokens = [columns["tokens"][columns["genre"] == genre].sum() for genre in GENRES]
+    recalled = measured.rows[-1]["values"]["nll"]
+    expected = sum(nll * count for nll, count in zip(recalled, tokens, strict=True)) / sum(tokens)
+    assert found["nats_per_token"] == pytest.approx(expected, rel=0.02)  # the counts of tokens differ by marks at the ends
+    task.model.parts.phases = [{"classical"}, {"classical", "folk"}]
+    assert split_likelihood(task, data, "val")["nats_per_token"] != found["nats_per_token"]

@@ -1,6 +1,6 @@
 """Protocols of data and techniques for runs in phases; see `etude.core.protocols`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
@@ -39,4 +39,8 @@ class GrowsInPhases(Protocol):
 
     def recalled(self, phase: int) -> AbstractContextManager[None]:
         """Returns a context within which the networks are those of a phase, counted from 0."""
+        ...
+
+    def by_genre(self, genres: Iterable[str]) -> list[tuple[AbstractContextManager[None], set[str]]]:
+        """Returns the genres grouped by the networks that read their pieces, each group with a context as of `recalled`."""
         ...

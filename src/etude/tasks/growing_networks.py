@@ -1,7 +1,7 @@
 """How a language model's network grows between the phases of a run, and how its parts are chosen; see `symbolic.growing`."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -73,6 +73,16 @@ def for_labels(model: nn.Module, labels: Mapping[str, Any] | None) -> AbstractCo
     if not isinstance(model, Grows) or genre is None:
         return nullcontext()
     return model.parts.reading(model.parts.of_genre(str(genre)))
+
+
+def by_genre(model: nn.Module, genres: Iterable[str]) -> list[tuple[AbstractContextManager[None], set[str]]]:
+    """Returns the genres grouped by the part of the network that reads them, each group with a context in which that computes."""
+    if not isinstance(model, Grows):
+        return [(nullcontext(), set(genres))]
+    found: dict[int, set[str]] = {}
+    for genre in genres:
+        found.setdefault(model.parts.of_genre(genre), set()).add(genre)
+    return [(model.parts.reading(number), found[number]) for number in sorted(found)]
 
 
 def _loss_on(task: Task) -> float:

@@ -5,7 +5,7 @@ Shapes: b rows, t tokens of a row, v tokens of the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,7 +26,7 @@ from etude.music.score import bar_ticks
 from etude.music.theory import Key
 from etude.tasks.decoding_methods import Method, check_guidance
 from etude.tasks.grid_infilling import check_filling, fill_voices
-from etude.tasks.growing_networks import check_growing, for_labels, grow, growth_of_phase, recalled
+from etude.tasks.growing_networks import by_genre, check_growing, for_labels, grow, growth_of_phase, recalled
 from etude.tasks.keyed_samples import samples_in_key
 from etude.tasks.openings import Opening
 from etude.tasks.passage_memories import own_pieces_left_out, remember_training
@@ -122,6 +122,9 @@ class LanguageModel(Task):
 
     def recalled(self, phase: int) -> AbstractContextManager[None]:
         return recalled(self, self.model, phase)
+
+    def by_genre(self, genres: Iterable[str]) -> list[tuple[AbstractContextManager[None], set[str]]]:
+        return by_genre(self.model, genres)
 
     def recompute_trace(self, batch: Batch, trace: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with own_pieces_left_out(self.model):

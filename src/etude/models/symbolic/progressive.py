@@ -16,6 +16,8 @@ from etude.models.symbolic.growing import UNFIT, Parts
 from etude.models.symbolic.kv_cache import KVCache
 from etude.models.symbolic.transformer import INIT_STD, Transformer
 
+STARTS = ("random", "copy")
+
 
 class ProgressiveTransformer(Transformer):
     """A Transformer for the first phase, and for each further phase one more column beside it: a Transformer of the same size.
@@ -28,6 +30,8 @@ class ProgressiveTransformer(Transformer):
     Before the first column is added it is a Transformer in every respect, with the same names of weights.
 
     Args:
+        start: "random": a new column has random weights, laterals included. "copy": it begins as a copy of the column before it,
+            which reads that one by laterals of 0, so that the function does not change.
         options: those of `Transformer`, for every column.
 
     Raises:
@@ -39,11 +43,13 @@ class ProgressiveTransformer(Transformer):
 
     threshold: float | None = None  # every phase gets a column
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, start: str = "copy", **options: Any) -> None:
+        if start not in STARTS:
+            raise ValueError(f"model.start is {start!r}, must be one of {', '.join(STARTS)}")
         super().__init__(**options)
         if not self.causal:
             raise ValueError(UNFIT.format("progressive"))
-        self._options = options
+        self.start, self._options = start, options
         self.parts = Parts()
         self.columns = nn.ModuleList()  # from the second on
         self.laterals = nn.ModuleList()  # for each of these: for each input of a block, and of the output, a linear layer
@@ -57,12 +63,27 @@ class ProgressiveTransformer(Transformer):
         laterals = nn.ModuleList(nn.Linear(earlier * self.dim, self.dim, bias=False) for _ in self.blocks)
         for layer in laterals:
             nn.init.normal_(cast(nn.Linear, layer).weight, std=INIT_STD)
+        if self.start == "copy":
+            self._copy(column, laterals)
         self.columns.append(column.to(weight))
         self.laterals.append(laterals.to(weight))
         for frozen in (self, *cast(list[Transformer], list(self.columns[:-1]))):
             frozen.dropout = 0.0
             for block in cast(list[Block], list(frozen.blocks)):
                 block.dropout = 0.0
+
+    @torch.no_grad()
+    def _copy(self, column: Transformer, laterals: nn.ModuleList) -> None:
+        """Gives a new column the weights of the newest one."""
+        newest = cast(Transformer, self.columns[-1]) if len(self.columns) else self
+        known = dict(newest.named_parameters())
+        for name, parameter in column.named_parameters():
+            parameter.copy_(known[name])
+        for number, layer in enumerate(cast(list[nn.Linear], list(laterals))):
+            layer.weight.zero_()
+            if len(self.laterals):
+                before = cast(nn.Linear, cast(nn.ModuleList, self.laterals[-1])[number]).weight
+                layer.weight[:, : before.shape[1]] = before
 
     def frozen_names(self) -> Sequence[str]:
         newest = len(self.columns) - 1

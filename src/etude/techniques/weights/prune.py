@@ -118,6 +118,10 @@ class Prune(Technique):
             raise ValueError(f"technique prune needs whole weights, but trainer=fsdp shards those of {who}; choose trainer=ddp")
         self._steps = trainer.max_steps
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Task)
+        self._units = _layers_with_units(pl_module)  # a checkpoint may have added some
+
     def on_phase_start(self, task: Task) -> None:
         self._units = _layers_with_units(task)
 
