@@ -10,9 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from etude.core.task import Task
+from etude.core.technique import Composition
 from etude.models.symbolic.attention import Attention
 from etude.models.symbolic.blocks import Block, FeedForward
 from etude.optim.optimizers import lookahead_adamw, muon
+from etude.techniques.continual.packnet import PackNet
+from etude.techniques.weights.ema import Ema
+from etude.techniques.weights.grow_width import GrowWidth
 from etude.techniques.weights.prune import Prune
 from tests.toys import PairsData, ToyGan, trainer
 
@@ -144,3 +148,9 @@ def test_bad_options_and_nothing_to_prune_are_told(tmp_path: Path) -> None:
         Prune().setup(trainer(tmp_path, max_steps=4), ToyGan(), "fit")
     with pytest.raises(ValueError, match="technique prune would prune none of the 4 heads of Blocks"):
         Prune(heads=0.2).setup(trainer(tmp_path, max_steps=4), Blocks(), "fit")
+
+
+def test_weights_that_are_held_cannot_be_pruned() -> None:
+    with pytest.raises(ValueError, match="technique 'packnet' holds weights at their values, and technique 'prune' sets them"):
+        Composition([Prune(), PackNet(), Ema()])
+    Composition([Prune(), GrowWidth(), Ema()])

@@ -45,6 +45,7 @@ class PackNet(Technique):
 
     gradient_slot: ClassVar[GradientSlot] = GradientSlot.MASK
     step_slot: ClassVar[StepSlot] = StepSlot.WEIGHTS
+    holds_weights: ClassVar[bool] = True
 
     def __init__(self, *, keep: float | None = None, retrain: float = 0.3, every: int | None = None) -> None:
         super().__init__()

@@ -42,6 +42,7 @@ class GrowWidth(Technique):
 
     claims: ClassVar[frozenset[Power]] = frozenset({Power.INITIAL_WEIGHTS})
     step_slot: ClassVar[StepSlot] = StepSlot.WEIGHTS
+    sets_weights: ClassVar[bool] = True
 
     def __init__(self, *, start: float = 0.5, end: float = 0.5, rounds: int = 4, seed: int = 0) -> None:
         super().__init__(seed=seed)

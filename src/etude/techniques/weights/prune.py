@@ -51,6 +51,7 @@ class Prune(Technique):
 
     gradient_slot: ClassVar[GradientSlot] = GradientSlot.MASK
     step_slot: ClassVar[StepSlot] = StepSlot.WEIGHTS
+    sets_weights: ClassVar[bool] = True
 
     def __init__(
         self,
