@@ -303,6 +303,9 @@ def test_what_cannot_grow_is_told(songs: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"modules of folk: LanguageModel can't add modules"):
         stages = Stages(stages=[{"name": "all", "max_steps": 1}, {"name": "folk", "modules": {"grown": True}}])
         trainer(tmp_path, max_steps=2, callbacks=[stages]).fit(*build(songs, NETWORKS["progressive"]))
+    plain, _ = build(songs, partial(Transformer, **SMALL))
+    with pytest.raises(ValueError, match="the network of this checkpoint grew when folk began, which Transformer can't"):
+        plain.phases.restore_modules(plain, {"phases": {"added": [{"phase": "folk", "after": "classical", "grown": True}]}})
     with pytest.raises(ValueError, match=r"model\.start is 'old', must be one of random, copy"):
         ProgressiveTransformer(vocab_size=8, start="old")
     for option, value in (("threshold", -1), ("units", 0)):

@@ -51,8 +51,15 @@ def growth_of_phase(task: Task, model: nn.Module) -> dict[str, Any]:
 
 
 def grow(task: Task, model: nn.Module, *, phase: str, after: str, grown: bool) -> None:
-    """Lets the network grow if `grown`, and freezes all but its newest part. phase: that begins; after: the one before."""
-    assert isinstance(model, Grows) and isinstance(model, nn.Module)
+    """Lets the network grow if `grown`, and freezes all but its newest part. phase: that begins; after: the one before.
+
+    Raises: ValueError if the network can't grow, since a checkpoint of another one is loaded.
+    """
+    if not isinstance(model, Grows):
+        raise ValueError(
+            f"the network of this checkpoint grew when {phase} began, which {type(model).__name__} can't; set the model= of its "
+            "run, progressive or expandable"
+        )
     if grown:
         model.grow()
     model.parts.begin(phase, after=after, grown=grown)

@@ -38,7 +38,7 @@ class ProgressiveTransformer(Transformer):
         ValueError: options that `Transformer` refuses, or causal=False.
 
     Source: Rusu et al. 2016 (progressive neural networks), equation 1, with residual streams as what laterals read and linear
-    laterals of full width in place of small networks.
+    laterals of full width in place of small networks; there columns start from random weights.
     """
 
     threshold: float | None = None  # every phase gets a column
@@ -52,7 +52,7 @@ class ProgressiveTransformer(Transformer):
         self.start, self._options = start, options
         self.parts = Parts()
         self.columns = nn.ModuleList()  # from the second on
-        self.laterals = nn.ModuleList()  # for each of these: for each input of a block, and of the output, a linear layer
+        self.laterals = nn.ModuleList()  # for each of these, for the output of each block, a linear layer
 
     # --- growing ---
 

@@ -34,7 +34,7 @@ class Prune(Technique):
     Pruned weights stay 0 under any optimizer. They are still there, so checkpoints keep their shapes and a step its time.
 
     When to use: to see how large a network a task needs, or as a strong regularizer on little data. Suggested: rule gradient, up
-    to 0.4 of the heads and 0.5 of the units.
+    to 0.4 of the heads and 0.5 of the units. Not with `packnet`, which promises that weights keep their values.
     Source: Michel et al. 2019, equation 2, with gradients of batches in place of single examples; Molchanov et al. 2017 (the
     division by layer, and pruning in rounds). Han et al. 2015 (magnitude).
 
