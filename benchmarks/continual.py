@@ -5,7 +5,8 @@
 
 FOLDER has a subfolder of scores for each genre. Fine-tuning trains on the genres in turn with nothing against forgetting; joint
 training takes as many steps on all of them at once. Strengths were chosen on val; the page shows test. Pieces have no control
-tokens, so the model isn't told the genre. Existing rows are not measured again.
+tokens, so the model isn't told the genre; packnet, progressive and expandable read each piece as one of its genre. Existing rows
+are not measured again.
 """
 
 import argparse
@@ -35,6 +36,7 @@ SMALL = [
     "model.hidden_dim=128", "optimizer=adamw", "optimizer.lr=0.004", "scheduler=cosine", "weights=null",
 ]  # fmt: skip
 MEMORY = 40  # pieces, of all earlier genres together
+UNITS = 64  # hidden units that model=expandable adds to each block, half of those it has
 
 
 def phases(*techniques: str, **options: Any) -> list[str]:
@@ -53,6 +55,9 @@ CASES: dict[str, list[str]] = {
     "ewc, online": phases("ewc", **{"ewc.strength": 300, "ewc.samples": 32, "ewc.decay": 0.9}),
     "si": phases("si", **{"si.strength": 1}),
     "packnet": phases("packnet"),
+    "meta_replay": phases("meta_replay", **{"meta_replay.size": MEMORY, "meta_replay.batch_size": 4}),
+    "progressive": [*phases(), "model=progressive"],
+    "expandable": [*phases(), "model=expandable", f"model.units={UNITS}"],
 }
 
 
@@ -80,7 +85,8 @@ def fit(options: list[str], folder: Path) -> dict[str, Any]:
     return {
         "genres": list(measured.groups), "after": [row["after"] for row in rows], **shown, **figures, "final": final,
         "pieces": datamodule.num_training_pieces, "tokens": int(datamodule.view("train").num_tokens),
-        "parameters": sum(p.numel() for p in task.parameters()), "steps": trainer.global_step, "cpu_s": round(seconds, 1),
+        "parameters": sum(p.numel() for p in task.parameters()), "steps": trainer.global_step,
+        "grown": sum(bool(each.get("grown")) for each in task.phases.added_modules), "cpu_s": round(seconds, 1),
     }  # fmt: skip
 
 

@@ -16,6 +16,9 @@ TOLD = {
     "ewc, online": "two numbers a weight",
     "si": "four numbers a weight",
     "packnet": "two numbers a weight; which genre a piece is of",
+    "meta_replay": "40 pieces; one number a weight",
+    "progressive": "a network for each genre; which genre a piece is of",
+    "expandable": "hidden units and ends for each genre; which genre a piece is of",
 }
 
 
@@ -68,13 +71,14 @@ def continual() -> str:
     for row in found:
         groups.setdefault(row["name"], []).append(row)
     matrices(groups)
-    header = ["technique", "keeps", "test, nats per note", "of the gap to joint", "backward transfer", "forward transfer",
-              "CPU-seconds", "seeds"]  # fmt: skip
+    header = ["technique", "keeps", "weights", "test, nats per note", "of the gap to joint", "backward transfer",
+              "forward transfer", "CPU-seconds", "seeds"]  # fmt: skip
     lines = []
     for name, own in groups.items():
         transfers = [[row[key] for row in own if key in row] for key in ("backward_transfer", "forward_transfer")]
         lines.append(
-            [name, TOLD.get(name, ""), spread([row["final"] for row in own]), share_of_gap(name, groups),
+            [name, TOLD.get(name, ""), f"{own[0]['parameters']:,}", spread([row["final"] for row in own]),
+             share_of_gap(name, groups),
              *(spread(values) if values else "" for values in transfers), f"{statistics.mean(r['cpu_s'] for r in own):.0f}",
              str(len(own))]
         )  # fmt: skip
@@ -88,7 +92,8 @@ def continual() -> str:
     text = f"""# Learning one genre after the other
 
 A language model of {one["parameters"]:,} parameters is trained on {", ".join(one["genres"])}, one after the other, {one["steps"]}
-steps in all, with `stage=genres`; it isn't told the genre. The training data are {one["pieces"]} pieces of {one["tokens"]:,}
+steps in all, with `stage=genres`; it isn't told the genre, but packnet, progressive and expandable read each piece as one of its
+genre. The training data are {one["pieces"]} pieces of {one["tokens"]:,}
 tokens. After the last genre the likelihood of the held-out pieces of each genre is measured; the table has the mean over genres.
 Fine-tuning has nothing against forgetting; joint training takes as many steps on all genres at once. The gap is the distance of
 fine-tuning from joint training: 0 % is as good as joint training, 100 % as bad as fine-tuning. Backward transfer below 0 is what

@@ -44,7 +44,7 @@ def told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], pr
         ("evaluate", "max_step=3", "did you mean max_steps, an option of `python train.py`?"),
         ("train", "qqqqq=1", "there is no setting qqqqq; --help lists the settings"),
         ("train", "model=null", "model=null: a run needs a model; leave model= out for the default"),
-        ("train", "model=tinny", "Available options in 'model': base grader"),
+        ("train", "model=tinny", "Available options in 'model': base expandable grader"),
         ("train", "data.root=/my songs/a=b", "\"data.root='/my songs/a=b'\""),
         ("train", "outputs=/dev/null/x", "the run's folder can't be made"),
     ],

@@ -9,7 +9,7 @@ from tests.techniques.projecting import never_points_against, refuses, watched
 
 
 def matrix_options(kind: str, folder: Path, build: Callable[[], tuple[Any, Any]]) -> dict[str, Any]:
-    return {"every": 2, "size": 8, "batch_size": 2, "margin": 0.9}  # so that every step is changed
+    return {"every": 3, "size": 6, "batch_size": 2, "margin": 0.9}  # so that every step is changed
 
 
 def drawn(technique: Gem, task: Any) -> list[list[Any]]:

@@ -16,7 +16,7 @@ from tests.toys import ToyGan, trainer
 
 
 def matrix_options(kind: str, folder: Path, build: Callable[[], tuple[Any, Any]]) -> dict[str, Any]:
-    return {"every": 3, "size": 8, "batch_size": 2}
+    return {"every": 3, "size": 6, "batch_size": 2}
 
 
 def test_the_second_phase_ends_between_its_data_and_what_is_remembered(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_memory_that_does_not_fit_is_told(tmp_path: Path) -> None:
     songs = Matrix(tmp_path).songs
     with pytest.raises(ValueError, match=r"technique replay would remember 100 pieces, and LanguageModel has \d+ to train on"):
         fit_matrix(tmp_path / "one", lambda: build("language_model", songs), [Replay(size=100, every=3)])
-    with pytest.raises(ValueError, match=r"a memory of 2 is less than one piece for each of 8 phases or sections"):
+    with pytest.raises(ValueError, match=r"a memory of 2 is less than one piece for each of 9 phases or sections"):
         fit_matrix(tmp_path / "two", lambda: build("language_model", songs), [Replay(size=2, every=1)])
     with pytest.raises(ValueError, match=r"technique replay holds on .* single phase"):
         fit_matrix(tmp_path / "three", lambda: build("language_model", songs), [Replay(size=2)])

@@ -13,6 +13,7 @@ COUNTERS = ("step", "counter", "k", "weight_sum", "lr_max")  # state that optimi
 MOMENTS = (  # state of the shape of its parameter
     "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum", "momentum_buffer", "hessian_moment", "variance", "z", "slow_params",
 )  # fmt: skip
+COPIES = ("z", "slow_params")  # copies of the weights that optimizers keep (ScheduleFree, Lookahead)
 PRECONDITIONERS = ("GG", "Q")  # SOAP's: for each dimension a square matrix, or nothing
 
 
@@ -45,6 +46,18 @@ def _padded(value: Any, source: Tensor, weight: Tensor) -> Any:
     larger = value.new_zeros(weight.shape)
     larger[tuple(slice(size) for size in source.shape)] = value
     return larger
+
+
+def copies_of_weights(optimizers: Iterable[Optimizer]) -> dict[Tensor, list[Tensor]]:
+    """Returns the optimizers' own copies of each weight; who sets a weight after a step sets these, too."""
+    found: dict[Tensor, list[Tensor]] = {}
+    every = [*optimizers]
+    every += [each.optimizer for each in every if isinstance(each, WrapsOptimizer)]
+    for optimizer in every:
+        for weight, state in optimizer.state.items():
+            mine = [state[name] for name in COPIES if isinstance(state.get(name), Tensor)]
+            found.setdefault(weight, []).extend(copy for copy in mine if copy.shape == weight.shape)
+    return found
 
 
 def skip_next_step(task: AnyTask) -> Callable[[], None]:

@@ -1,5 +1,6 @@
 """Protocols of data and techniques for runs in phases; see `etude.core.protocols`."""
 
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
@@ -25,4 +26,21 @@ class RecallsPhases(Protocol):
 
     def recalled(self, task: Any, phase: int) -> AbstractContextManager[None]:
         """Returns a context within which the task has the weights of a phase, counted from 0."""
+        ...
+
+
+@runtime_checkable
+class GrowsInPhases(Protocol):
+    """A task whose networks may grow when a phase begins, and read pieces of an earlier phase as they did then."""
+
+    def modules_of_phase(self) -> Mapping[str, Any]:
+        """Returns the arguments with which `Task.add_modules` is called before the present phase; {} if nothing changes."""
+        ...
+
+    def recalled(self, phase: int) -> AbstractContextManager[None]:
+        """Returns a context within which the networks are those of a phase, counted from 0."""
+        ...
+
+    def by_genre(self, genres: Iterable[str]) -> list[tuple[AbstractContextManager[None], set[str]]]:
+        """Returns the genres grouped by the networks that read their pieces, each group with a context as of `recalled`."""
         ...

@@ -16,6 +16,7 @@ from etude.core import lightning
 from etude.core.any_task import AnyTask
 from etude.core.optimizer_state import carry_state
 from etude.core.phase_draws import PhasePieces
+from etude.core.phase_protocols import GrowsInPhases
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,8 +180,9 @@ class Phases:
         run = task.trainer
         self.index, self.start_step = self.index + 1, task.steps_trained
         before = dict(task.named_parameters())
-        if self.current.modules:
-            self.add_modules(task, self.current.modules)
+        added = {**self.current.modules, **(task.modules_of_phase() if isinstance(task, GrowsInPhases) else {})}
+        if added:
+            self.add_modules(task, added)
         grown = {p: before[n] for n, p in task.named_parameters() if n in before and before[n] is not p}
         self.pieces.on_phase_start(task)
         former = run.optimizers

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import pytorch_lightning as pl
+import torch
+from torch import Tensor
 
 from etude.core.batch import Batch
 from etude.core.memory import Memory, check_memory
@@ -60,6 +62,25 @@ class Rehearsal(Technique):
     def on_phase_end(self, task: Task) -> None:
         self.memory.end_section()
         log.warning(self.memory.told(self.name))
+
+    def rehearsed(self, task: Task, draws: torch.Generator) -> dict[str, Tensor]:
+        """Returns each loss term of the task on drawn pieces of earlier sections, as `NAME_TERM` with the technique's name."""
+        batches = self.memory.draw(self.batch_size, draws, of=task)
+        sums: dict[str, list[Tensor]] = {}
+        for each in batches:
+            for name, value in task.losses_at(each).items():
+                sums.setdefault(name, []).append(value)
+        return {self._term(name): torch.stack(values).sum() / len(batches) for name, values in sums.items()}
+
+    def weights_of_rehearsed(self, task: Task, losses: Mapping[str, Tensor]) -> dict[str, float | Tensor]:
+        """Returns for each term of `rehearsed` the task's weight of the term that it repeats."""
+        weights = {self._term(name): weight for name, weight in task.loss_weights.items()}
+        mine = (name for name in losses if name.rpartition("/")[2].startswith(f"{self.name}_"))
+        return {name: weights.get(name, 1.0) for name in mine}
+
+    def _term(self, name: str) -> str:
+        player, slash, term = name.rpartition("/")
+        return f"{player}{slash}{self.name}_{term}"
 
     # --- state ---
 

@@ -65,7 +65,9 @@ class Technique(pl.Callback):
     - the matching `Power` in `claims` if it overrides `make_losses`, `weigh` or `backward`;
     - `is_guard` if it changes training only when something goes wrong, such as a loss of NaN;
     - `only_observes` if it never changes training;
-    - `needs_weights` if it makes sense only in a run that starts from trained weights.
+    - `needs_weights` if it makes sense only in a run that starts from trained weights;
+    - `holds_weights` if it promises that some weights keep their values, `sets_weights` if it sets any to others as it needs
+      (pruning, units that join): one of the first kind can't be combined with one of the second.
 
     All its state is in Lightning's `state_dict` and `load_state_dict`. If the task lacks something that the technique needs,
     `setup` raises a ValueError that names both.
@@ -81,6 +83,8 @@ class Technique(pl.Callback):
     is_guard: ClassVar[bool] = False
     only_observes: ClassVar[bool] = False
     needs_weights: ClassVar[bool] = False
+    holds_weights: ClassVar[bool] = False
+    sets_weights: ClassVar[bool] = False
 
     def __init__(self, *, seed: int = 0) -> None:
         self.seed = seed
@@ -230,6 +234,12 @@ class Composition:
         return owners[0] if owners else None
 
     def _check(self) -> None:
+        for holding in (t.name for t in self.techniques if t.holds_weights):
+            for other in (t.name for t in self.techniques if t.sets_weights):
+                raise ValueError(
+                    f"technique {holding!r} holds weights at their values, and technique {other!r} sets them to others; remove "
+                    "one of them from technique=[...]"
+                )
         owners: dict[str, str] = {}
         for technique in self.techniques:
             for claim in (f"the name {technique.name!r}", *technique.claims):

@@ -5,14 +5,18 @@ from __future__ import annotations
 import csv
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from symusic import Score
 
-from etude.core.measuring import Condition, Measures, measured_batches
+from etude.core.batch import Batch
+from etude.core.measuring import Condition, Measured, Measures, measured_batches
+from etude.core.phase_protocols import GrowsInPhases
 from etude.core.protocols import Composes
 from etude.data.scores.reading import read_guarded
 from etude.evaluation.controls import shuffled_control
@@ -97,6 +101,8 @@ def score_model(
 def split_likelihood(task: Scored, datamodule: Any, split: str, *, condition: Condition | None = None) -> Row:
     """Returns {"split", "pieces", "tokens"} and the rates of `etude.evaluation.likelihood` of a split's pieces.
 
+    A network that has grown from genre to genre reads each piece as it did when its genre was trained.
+
     Raises: ValueError if the split has no pieces.
     """
     rows = datamodule.manifest(split).to_pylist()
@@ -104,8 +110,7 @@ def split_likelihood(task: Scored, datamodule: Any, split: str, *, condition: Co
     if pieces == 0:
         raise ValueError(f"there is no {split} piece; add files, give data.split another share, or leave it out of splits")
     nats, tokens = torch.zeros(pieces, dtype=torch.float64), torch.zeros(pieces, dtype=torch.float64)
-    loader = datamodule.val_dataloader() if split == "val" else datamodule.test_dataloader()
-    for batch, found in measured_batches(task, _progress(loader, f"likelihood, {split}"), condition=condition):
+    for batch, found in _measured(task, datamodule, split, [str(row["genre"]) for row in rows], condition=condition):
         nll, counted = found["nll"].values, found["nll"].counted
         assert nll is not None and counted is not None
         nats.index_add_(0, batch["piece"][counted].cpu(), nll[counted].double().cpu())
@@ -119,6 +124,26 @@ def split_likelihood(task: Scored, datamodule: Any, split: str, *, condition: Co
         notes_p=[row["notes"] for row in chosen],
     )
     return {"split": split, "pieces": len(chosen), "tokens": int(tokens.sum()), **rates}
+
+
+def _measured(
+    task: Scored, datamodule: Any, split: str, genres: Sequence[str], *, condition: Condition | None
+) -> Iterator[tuple[Batch, Mapping[str, Measured]]]:
+    """Yields the batches of a split with what `measured_batches` says of them. genres: of each piece of the manifest."""
+    groups = task.by_genre(sorted(set(genres))) if isinstance(task, GrowsInPhases) else []
+    if len(groups) < 2:
+        loader = datamodule.val_dataloader() if split == "val" else datamodule.test_dataloader()
+        with groups[0][0] if groups else nullcontext():
+            yield from measured_batches(task, _progress(loader, f"likelihood, {split}"), condition=condition)
+        return
+    usable = datamodule.held_out(split)["tokens"] > 0
+    for reading, own in groups:
+        chosen = usable & np.isin(genres, sorted(own))
+        if chosen.any():
+            loader = datamodule.loader_of(split, chosen)
+            with reading:
+                what = f"likelihood, {split}: {', '.join(sorted(own))}"
+                yield from measured_batches(task, _progress(loader, what), condition=condition)
 
 
 def _rows(datamodule: Any, split: str) -> list[int]:

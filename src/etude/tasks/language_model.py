@@ -5,8 +5,8 @@ Shapes: b rows, t tokens of a row, v tokens of the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from etude.core.batch import Batch
 from etude.core.checkpoint_files import unusable_checkpoint
 from etude.core.measuring import Measure, Measured
-from etude.core.protocols import TokenViews
 from etude.core.task import OptimizerFactory, SchedulerFactory, Task
 from etude.models.symbolic.grid_transformer import GridTransformer
 from etude.models.symbolic.transformer import Transformer
@@ -27,18 +26,19 @@ from etude.music.score import bar_ticks
 from etude.music.theory import Key
 from etude.tasks.decoding_methods import Method, check_guidance
 from etude.tasks.grid_infilling import check_filling, fill_voices
+from etude.tasks.growing_networks import by_genre, check_growing, for_labels, grow, growth_of_phase, recalled
 from etude.tasks.keyed_samples import samples_in_key
 from etude.tasks.openings import Opening
+from etude.tasks.passage_memories import own_pieces_left_out, remember_training
 from etude.tasks.planning import form_of_prompt, length_asked
 from etude.tasks.pooling import each_document, mean_of_documents
 from etude.tasks.prompted_samples import prompt_changes, refuse_contradictions
 from etude.tasks.rated_scores import nats_per_token
 from etude.tasks.remi_infilling import fill_tracks, hole_of
-from etude.tasks.token_nll import nll_of, token_features, token_nll
+from etude.tasks.token_nll import network_inputs, nll_of, token_nll
 from etude.tokens.miditok import MidiTokTokenizer
 from etude.tokens.note_stream import StreamedNote
 from etude.tokens.requests import check_trained, control_values, request_notes
-from etude.tokens.satb import SatbGrid
 from etude.tokens.tokenizer import Tokenizer
 from etude.tokens.vocabulary_weights import rows_by_token
 from etude.tokens.wished_tracks import wishes_of, with_key_of_chords
@@ -90,23 +90,13 @@ class LanguageModel(Task):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        if isinstance(self.model, GridTransformer) and self.model.passages is not None and stage == "fit":
-            assert isinstance(self.tokenizer, SatbGrid)
-            data = self.trainer.datamodule  # type: ignore[attr-defined]
-            if not isinstance(data, TokenViews):
-                raise ValueError("model.memory=true reads the training pieces of a datamodule of scores; set model.memory=false")
-            pieces = data.view("train")
-            self.model.passages.remember([self.tokenizer.decode_frames(pieces.body(index)) for index in range(len(pieces))])
+        if stage == "fit":
+            check_growing(self, self.model)
+            remember_training(self.model, self.tokenizer, self.trainer)
 
     def logits(self, batch: Batch) -> Tensor:
         """Returns the logits [b, t, v] of each next token."""
-        logits: Tensor = self.model(
-            batch["tokens"],
-            documents_bt=batch["documents"],
-            positions_bt=batch["positions"],
-            features=token_features(batch),
-            **({"embeddings_btd": batch["embeddings"]} if "embeddings" in batch else {}),
-        )
+        logits: Tensor = self.model(batch["tokens"], **network_inputs(batch))
         return logits
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -120,9 +110,24 @@ class LanguageModel(Task):
     def residual_blocks(self) -> Sequence[nn.Module]:
         return tuple(self.model.blocks) if isinstance(self.model, Transformer | GridTransformer) else ()
 
+    @property
+    def can_add_modules(self) -> bool:
+        return False  # a phase's options can't: a network that grows decides it by itself
+
+    def modules_of_phase(self) -> Mapping[str, Any]:
+        return growth_of_phase(self, self.model)
+
+    def add_modules(self, **options: Any) -> None:
+        grow(self, self.model, **options)
+
+    def recalled(self, phase: int) -> AbstractContextManager[None]:
+        return recalled(self, self.model, phase)
+
+    def by_genre(self, genres: Iterable[str]) -> list[tuple[AbstractContextManager[None], set[str]]]:
+        return by_genre(self.model, genres)
+
     def recompute_trace(self, batch: Batch, trace: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        passages = self.model.passages if isinstance(self.model, GridTransformer) else None
-        with passages.own_pieces_left_out() if passages is not None else nullcontext():
+        with own_pieces_left_out(self.model):
             return {"logits": self.logits(batch)}
 
     def token_nll(self, batch: Batch) -> Tensor:
@@ -154,10 +159,7 @@ class LanguageModel(Task):
 
         Documents are in the order of the rows, and within a row in the order of time; `documents` gives the piece of each.
         """
-        hidden = self._network().hidden(
-            batch["tokens"], documents_bt=batch["documents"], positions_bt=batch["positions"], features=token_features(batch),
-            **({"embeddings_btd": batch["embeddings"]} if "embeddings" in batch else {}),
-        )  # fmt: skip
+        hidden = self._network().hidden(batch["tokens"], **network_inputs(batch))
         return mean_of_documents(hidden, batch, batch["targets"] != -100)
 
     def documents(self, batch: Batch, name: str = "piece") -> Tensor:
@@ -235,10 +237,11 @@ class LanguageModel(Task):
         was_training = self.training
         self.eval()
         try:
-            if keyed:
-                key = Key.parse(str(asked["key"]))
-                return samples_in_key(draw, num_samples=num_samples, key=key, seed=seed, on_round=on_round)
-            return draw(num_samples, seed)
+            with for_labels(self.model, asked):
+                if keyed:
+                    key = Key.parse(str(asked["key"]))
+                    return samples_in_key(draw, num_samples=num_samples, key=key, seed=seed, on_round=on_round)
+                return draw(num_samples, seed)
         finally:
             self.train(was_training)
 
@@ -263,7 +266,8 @@ class LanguageModel(Task):
     ) -> list[float]:
         """Returns the negative log-likelihood per token of each score, given labels; see `rated_scores.nats_per_token`."""
         controls = self.tokenizer.controls(self._with_length(labels or {}, num_bars))
-        return nats_per_token(self.logits, scores, tokenizer=self.tokenizer, controls=controls, device=self.device)
+        with for_labels(self.model, labels):
+            return nats_per_token(self.logits, scores, tokenizer=self.tokenizer, controls=controls, device=self.device)
 
     def weights_from(self, saved: Mapping[str, Any], path: Path) -> Mapping[str, Tensor]:
         weights, mine = super().weights_from(saved, path), self.tokenizer
@@ -329,10 +333,12 @@ class LanguageModel(Task):
         was_training, fill = self.training, self._infilling()
         self.eval()
         try:
-            return fill(
-                self.model, self.tokenizer, prompt, passage, num_samples=num_samples, labels=labels or {}, seed=seed,
-                max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, on_step=on_step,
-            )  # fmt: skip
+            with for_labels(self.model, labels):
+                return fill(
+                    self.model, self.tokenizer, prompt, passage, num_samples=num_samples, labels=labels or {}, seed=seed,
+                    max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+                    on_step=on_step,
+                )  # fmt: skip
         finally:
             self.train(was_training)
 

@@ -3,6 +3,8 @@
 Shapes: b rows, t tokens of a row, v tokens of the vocabulary.
 """
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -25,3 +27,9 @@ def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
 def token_features(batch: Batch) -> dict[str, Tensor]:
     """Returns the features of the input tokens, [b, t] each."""
     return {name.removeprefix("feature_"): values for name, values in batch.items() if name.startswith("feature_")}
+
+
+def network_inputs(batch: Batch) -> dict[str, Any]:
+    """Returns what a network reads of a batch beside its tokens: pieces, positions, features and, where there are, embeddings."""
+    inputs = {"documents_bt": batch["documents"], "positions_bt": batch["positions"], "features": token_features(batch)}
+    return {**inputs, "embeddings_btd": batch["embeddings"]} if "embeddings" in batch else inputs

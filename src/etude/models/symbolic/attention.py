@@ -8,7 +8,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +96,8 @@ class Attention(nn.Module):
     Ainslie et al. 2023 (grouped heads); Beltagy et al. 2020, section 3.1 (windows).
     """
 
+    unit_name: ClassVar[str] = "heads"
+
     def __init__(
         self, *, dim: int, num_heads: int, num_kv_heads: int, qk_norm: bool, fused: bool, rotate_values: bool = False,
         causal: bool = True, window: int | None = None,
@@ -108,6 +110,11 @@ class Attention(nn.Module):
         self.output = nn.Linear(dim, dim, bias=False)
         self.causal, self.window = causal, window
         self.temperature = nn.Parameter(torch.ones(num_heads)) if qk_norm else None
+
+    @property
+    def num_units(self) -> int:
+        """Query heads h; the output layer reads them one after the other."""
+        return self.num_heads
 
     def forward(
         self,

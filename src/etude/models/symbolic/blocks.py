@@ -7,6 +7,7 @@ import functools
 import os
 import shutil
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,16 +21,34 @@ from etude.models.symbolic.kv_cache import KVCache
 class FeedForward(nn.Module):
     """SwiGLU feed-forward layer: W_down(swish(W_gate x) * W_up x), without bias.
 
+    width: only the first so many hidden units compute, while a technique lets the layer grow; None for all.
+
     Source: Shazeer 2020, eq. 6.
     """
+
+    unit_name: ClassVar[str] = "units"
 
     def __init__(self, *, dim: int, hidden_dim: int) -> None:
         super().__init__()
         self.gate = nn.Linear(dim, hidden_dim, bias=False)
         self.up = nn.Linear(dim, hidden_dim, bias=False)
         self.output = nn.Linear(hidden_dim, dim, bias=False)
+        self.width: int | None = None
+
+    @property
+    def num_units(self) -> int:
+        """Hidden units f."""
+        return self.output.in_features
+
+    @property
+    def incoming(self) -> tuple[nn.Linear, ...]:
+        """The layers of whose weights a row belongs to each hidden unit."""
+        return self.gate, self.up
 
     def forward(self, x_btd: Tensor) -> Tensor:
+        if self.width is not None:
+            gate, up = (F.linear(x_btd, layer.weight[: self.width]) for layer in self.incoming)
+            return F.linear(F.silu(gate) * up, self.output.weight[:, : self.width])
         output: Tensor = self.output(F.silu(self.gate(x_btd)) * self.up(x_btd))
         return output
 

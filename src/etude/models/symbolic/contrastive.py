@@ -64,7 +64,7 @@ def contrastive_search(
             cache.pad(padding_b.repeat_interleave(top_k))
         features = to_device(prompt_features(decoder, many_rt), device)
         h_btd = model.hidden(many_rt, features=features, cache=cache)[first_b]
-        logits_bv = model.unembedding(h_btd[:, -1]).float().cpu()
+        logits_bv = model.unembed(h_btd[:, -1]).float().cpu()
         past_btd = F.normalize(h_btd.float(), dim=-1)
         nothing_b1t = torch.zeros(batch, 1, 0, dtype=torch.bool) if padding_b is None else _padded(prompt_bt, padding_b)
         made: list[Tensor] = []
@@ -90,7 +90,7 @@ def contrastive_search(
             decoder.select(rows_r.tolist())
             made.append(ids_bk[torch.arange(batch), best_b])
             past_btd = torch.cat([past_btd, h_bkd[torch.arange(batch), best_b.to(device)][:, None]], dim=1)
-            logits_bv = model.unembedding(h_rd[chosen_b.to(device)]).float().cpu()
+            logits_bv = model.unembed(h_rd[chosen_b.to(device)]).float().cpu()
             if on_step is not None:
                 on_step(len(made))
             if on_tokens is not None:

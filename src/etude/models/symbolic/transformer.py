@@ -4,6 +4,7 @@ Shapes: b batch, t time, n = b * t tokens, d model width, f hidden width, k head
 """
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,8 @@ class Transformer(nn.Module):
     Beltagy et al. 2020 (windows).
     """
 
+    layer_of_units: ClassVar[type[FeedForward]] = FeedForward
+
     def __init__(
         self,
         *,
@@ -100,7 +103,7 @@ class Transformer(nn.Module):
                     dim=dim, num_heads=num_heads, num_kv_heads=num_kv_heads, qk_norm=qk_norm, fused=fused, causal=causal,
                     window=span,
                 ),
-                feed_forward=FeedForward(dim=dim, hidden_dim=hidden_dim),
+                feed_forward=self.layer_of_units(dim=dim, hidden_dim=hidden_dim),
                 dropout=dropout,
                 fused=fused,
             )
@@ -153,6 +156,10 @@ class Transformer(nn.Module):
             tokens_bt, documents_bt=documents_bt, positions_bt=positions_bt, features=features, cache=cache,
             embeddings_btd=embeddings_btd,
         )  # fmt: skip
+        return self.unembed(h_btd)
+
+    def unembed(self, h_btd: Tensor) -> Tensor:
+        """Returns the logits [b, t, v] of what `hidden` returns."""
         logits: Tensor = self.unembedding(h_btd)
         return logits
 
@@ -284,17 +291,22 @@ class Transformer(nn.Module):
         """
         if not self.causal:
             raise ValueError(NO_CACHE)
-        weight = self.embedding.weight
+        weight, windows = self.embedding.weight, self.cached_windows
         return KVCache(
-            num_layers=len(self.blocks),
+            num_layers=len(windows),
             batch=batch,
             num_kv_heads=self.num_kv_heads,
             head_dim=self.head_dim,
             max_len=max_len or self.max_len,
             dtype=dtype or weight.dtype,
             device=weight.device,
-            windows=self.windows,
+            windows=windows,
         )
+
+    @property
+    def cached_windows(self) -> list[int | None]:
+        """The window of each block whose keys and values a cache holds."""
+        return self.windows
 
     def num_parameters(self) -> int:
         """Returns the number of parameters; a tied matrix counts once."""

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 
 from etude.core.measuring import Measure, measured_batches
 from etude.core.phase_draws import data_of, rows_of
-from etude.core.phase_protocols import HoldsOut, RecallsPhases
+from etude.core.phase_protocols import GrowsInPhases, HoldsOut, RecallsPhases
 from etude.core.sections import check_every, ends_now
 from etude.core.task import Task
 from etude.core.technique import StepSlot, Technique
@@ -34,7 +34,7 @@ class Forgetting(Technique):
     column. Of tokens the likelihood is also given per note, which does not depend on the tokenizer. The run's folder gets
     forgetting.csv and, at the end, forgetting.png; the log gets the table with the backward and the forward transfer (Lopez-Paz
     and Ranzato 2017). The weights are those of training, not their averages; a technique that keeps weights for each phase
-    (packnet) is asked for them. Training is not changed.
+    (packnet) is asked for them, and so is a network that grows (model=progressive). Training is not changed.
 
     When to use: whenever phases differ in their data; a measurement takes as long as a validation for each phase.
 
@@ -139,6 +139,8 @@ class Forgetting(Technique):
         with evaluation_draws(task, seed=0):
             for number, rows in enumerate(self.groups.values()):
                 with ExitStack() as stack:
+                    if by_phase and isinstance(task, GrowsInPhases):
+                        stack.enter_context(task.recalled(number))
                     for technique in recalling if by_phase else []:
                         stack.enter_context(technique.recalled(task, number))
                     for name, value in self._of(task, rows).items():

@@ -8,9 +8,8 @@ from typing import Any, ClassVar
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-from etude.core.protocols import WrapsOptimizer
+from etude.core.optimizer_state import copies_of_weights
 from etude.core.sections import check_every, check_sections, ends_now
 from etude.core.sharding import is_sharded
 from etude.core.task import Task
@@ -18,8 +17,6 @@ from etude.core.technique import GradientSlot, StepSlot, Technique
 from etude.optim.consolidation import like, players_of
 
 log = logging.getLogger(__name__)
-
-COPIES = ("z", "slow_params")  # copies of the weights that optimizers keep (ScheduleFree, Lookahead)
 
 
 class PackNet(Technique):
@@ -48,6 +45,7 @@ class PackNet(Technique):
 
     gradient_slot: ClassVar[GradientSlot] = GradientSlot.MASK
     step_slot: ClassVar[StepSlot] = StepSlot.WEIGHTS
+    holds_weights: ClassVar[bool] = True
 
     def __init__(self, *, keep: float | None = None, retrain: float = 0.3, every: int | None = None) -> None:
         super().__init__()
@@ -123,7 +121,7 @@ class PackNet(Technique):
 
     def _put_back(self, task: Task) -> None:
         """Sets the held entries to their values, in the optimizer's copies of the weights, too."""
-        copies = _copies(task.trainer.optimizers)
+        copies = copies_of_weights(task.trainer.optimizers)
         for name, weight in task.named_parameters():
             if name in self.owner:
                 fixed, value = self._held(name), torch.where(self.owner[name] == 0, 0, self.held[name])
@@ -205,14 +203,3 @@ class PackNet(Technique):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.ended, self.chosen = state_dict["ended"], state_dict["chosen"]
         self.owner, self.held = dict(state_dict["owner"]), dict(state_dict["held"])
-
-
-def _copies(optimizers: list[Optimizer]) -> dict[Tensor, list[Tensor]]:
-    """Returns the optimizers' own copies of each weight."""
-    found: dict[Tensor, list[Tensor]] = {}
-    every = [*optimizers, *(each.optimizer for each in optimizers if isinstance(each, WrapsOptimizer))]
-    for optimizer in every:
-        for weight, state in optimizer.state.items():
-            mine = [state[name] for name in COPIES if isinstance(state.get(name), Tensor)]
-            found.setdefault(weight, []).extend(copy for copy in mine if copy.shape == weight.shape)
-    return found

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from etude.core.batch import Batch
@@ -42,19 +41,7 @@ class Replay(Rehearsal):
         self.strength = strength
 
     def extra_losses(self, task: Task, batch: Batch, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        batches = self.memory.draw(self.batch_size, self.generator(task.batches_trained), of=task)
-        sums: dict[str, list[Tensor]] = {}
-        for each in batches:
-            for name, value in task.losses_at(each).items():
-                sums.setdefault(name, []).append(value)
-        return {_term(name): torch.stack(values).sum() / len(batches) for name, values in sums.items()}
+        return self.rehearsed(task, self.generator(task.batches_trained))
 
     def scale_losses(self, task: Task, losses: Mapping[str, Tensor]) -> dict[str, float | Tensor]:
-        weights = {_term(name): weight for name, weight in task.loss_weights.items()}
-        mine = (name for name in losses if name.rpartition("/")[2].startswith("replay_"))
-        return {name: self.strength * weights.get(name, 1.0) for name in mine}
-
-
-def _term(name: str) -> str:
-    player, slash, term = name.rpartition("/")
-    return f"{player}{slash}replay_{term}"
+        return {name: self.strength * weight for name, weight in self.weights_of_rehearsed(task, losses).items()}

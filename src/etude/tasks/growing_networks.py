@@ -1,0 +1,109 @@
+"""How a language model's network grows between the phases of a run, and how its parts are chosen; see `symbolic.growing`."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from etude.core.measuring import measured_batches
+from etude.core.phase_draws import data_of, rows_of
+from etude.core.phase_protocols import HoldsOut
+from etude.core.task import Task
+from etude.models.symbolic.growing import Grows
+
+log = logging.getLogger(__name__)
+
+MEASURED = 32  # pieces of a phase, or fewer where it has fewer, from whose loss is decided whether the network grows
+
+
+def check_growing(task: Task, model: nn.Module) -> None:
+    """Checks that a network that grows can do so in this run. Raises: ValueError if not."""
+    if not isinstance(model, Grows):
+        return
+    who, run = type(model).__name__, task.trainer
+    if len(task.phases.sequence) < 2 and model.parts.newest == 0:
+        raise ValueError(
+            f"{who} grows between the phases of a run, and this run has a single phase; choose stage=genres, or model=tiny"
+        )
+    if run.world_size > 1:
+        raise ValueError(f"{who} grows on one device; set trainer.devices=1")
+    if model.threshold is not None and not isinstance(data_of(run), HoldsOut):
+        raise ValueError(
+            f"{who} measures pieces of a phase before it grows, which the data ({type(data_of(run)).__name__}) do not offer; "
+            "choose model=progressive"
+        )
+
+
+def growth_of_phase(task: Task, model: nn.Module) -> dict[str, Any]:
+    """Returns what `grow` gets when a phase begins; {} for a network that does not grow."""
+    if not isinstance(model, Grows):
+        return {}
+    phase, after = task.phase, task.phases.sequence[task.phases.index - 1]
+    grown, why = True, ""
+    if model.threshold is not None:
+        loss = _loss_on(task)
+        grown, why = loss > model.threshold, f", its loss is {loss:.3f} nats per token, the threshold {model.threshold:g}"
+    log.warning(f"{type(model).__name__}: {phase.name} {'gets weights of its own' if grown else 'goes on with the newest'}{why}")
+    return {"phase": phase.name, "after": after.name, "grown": grown}
+
+
+def grow(task: Task, model: nn.Module, *, phase: str, after: str, grown: bool) -> None:
+    """Lets the network grow if `grown`, and freezes all but its newest part. phase: that begins; after: the one before.
+
+    Raises: ValueError if the network can't grow, since a checkpoint of another one is loaded.
+    """
+    if not isinstance(model, Grows):
+        raise ValueError(
+            f"the network of this checkpoint grew when {phase} began, which {type(model).__name__} can't; set the model= of its "
+            "run, progressive or expandable"
+        )
+    if grown:
+        model.grow()
+    model.parts.begin(phase, after=after, grown=grown)
+    frozen = set(model.frozen_names())
+    task.phases.hold(task, [f"model.{name}" for name in frozen])
+
+
+def recalled(task: Task, model: nn.Module, phase: int) -> AbstractContextManager[None]:
+    """Returns a context in which the network computes with the part of a phase of this run, counted from 0."""
+    if not isinstance(model, Grows):
+        return nullcontext()
+    return model.parts.reading(model.parts.of_phase(task.phases.names[phase]))
+
+
+def for_labels(model: nn.Module, labels: Mapping[str, Any] | None) -> AbstractContextManager[None]:
+    """Returns a context in which the network computes with the part of the genre among `labels`; the newest without one."""
+    genre = (labels or {}).get("genre")
+    if not isinstance(model, Grows) or genre is None:
+        return nullcontext()
+    return model.parts.reading(model.parts.of_genre(str(genre)))
+
+
+def by_genre(model: nn.Module, genres: Iterable[str]) -> list[tuple[AbstractContextManager[None], set[str]]]:
+    """Returns the genres grouped by the part of the network that reads them, each group with a context in which that computes."""
+    if not isinstance(model, Grows):
+        return [(nullcontext(), set(genres))]
+    found: dict[int, set[str]] = {}
+    for genre in genres:
+        found.setdefault(model.parts.of_genre(genre), set()).add(genre)
+    return [(model.parts.reading(number), found[number]) for number in sorted(found)]
+
+
+def _loss_on(task: Task) -> float:
+    """Returns the mean loss in nats per token over some training pieces of the present phase, evenly spread, without dropout."""
+    data: Any = data_of(task.trainer)
+    columns = data.held_out("train")
+    rows = rows_of(task.phase, columns)
+    if "tokens" in columns:
+        rows &= columns["tokens"] > 0
+    found = np.flatnonzero(rows)
+    chosen = np.zeros(len(rows), bool)
+    chosen[found[np.linspace(0, len(found) - 1, min(MEASURED, len(found))).round().astype(int)]] = True
+    total = count = 0.0
+    for _, measures in measured_batches(task, data.loader_of("train", chosen)):
+        one = next(iter(measures.values()))
+        total, count = total + float(one.mean) * float(one.count), count + float(one.count)
+    return total / count
