@@ -44,7 +44,7 @@ def styles(songs: Path, **options: Any) -> Any:
 
 def task(songs: Path, algorithm: str = "reptile", **data: Any) -> tuple[FewShotGeneration, Any]:
     torch.manual_seed(0)
-    module = styles(songs, **data)
+    module = styles(songs, workers=data.pop("num_workers", 0), **data)
     return FewShotGeneration(
         model=NETWORK, algorithm=ALGORITHMS[algorithm], optimizer=partial(torch.optim.AdamW, lr=1e-2), seed=1,
         tokenizer=module.tokenizer, ways=module.ways,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from etude.core.batch import Batch
 from etude.core.gradients import outputs_at
 from etude.core.measuring import Measure, Measured
-from etude.core.task import OptimizerFactory, SchedulerFactory
+from etude.core.task import OptimizerFactory, SchedulerFactory, Task
 from etude.objectives.inner_loop import InnerLoop, Weights
 from etude.tasks.episode_loops import (
     ALGORITHM,
@@ -90,8 +90,17 @@ class FewShotGeneration(LanguageModel):
         self.algorithm = made
         self.terms = (made.term,)  # type: ignore[misc]
         self.example_axis = None  # type: ignore[misc]  # a row of an episode means nothing without the others
+        del self.traces_tokens  # see `PredictsTokens`
 
     # --- training ---
+
+    recompute_trace = Task.recompute_trace  # there is none of an episode
+
+    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns the embeddings as `LanguageModel` does. Raises: ValueError with an algorithm."""
+        if self.algorithm is not None:
+            raise ValueError("an algorithm learns from the tokens of whole episodes; set algorithm=null")
+        return super().inputs(batch)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the mean loss of the episodes; for rows without `query`, and without an algorithm, the `nll` of all rows."""

@@ -78,7 +78,7 @@ class LanguageModel(Task):
         seed: int = 0,
     ) -> None:
         super().__init__(optimizer=optimizer, scheduler=scheduler, loss_weights=loss_weights, seed=seed)
-        self.tokenizer, self.infills, self.label_dropout = tokenizer, infills, label_dropout
+        self.tokenizer, self.infills, self.label_dropout, self.traces_tokens = tokenizer, infills, label_dropout, True
         self.trained_labels = None if trained_labels is None else {name: list(map(str, v)) for name, v in trained_labels.items()}
         self.model = model(vocab_size=len(tokenizer), feature_sizes=dict(tokenizer.feature_sizes))
         if isinstance(self.model, GridTransformer):
