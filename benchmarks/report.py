@@ -242,6 +242,7 @@ def gpu() -> list[str]:
 
 def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
+    from report_adaptation import adaptation
     from report_audio import audio
     from report_continual import continual
     from report_defaults import defaults
@@ -279,6 +280,7 @@ def main() -> None:
             continual(),
             robustness(),
             few_shot(),
+            adaptation(),
             sweeps(),
             speed(),
         )

@@ -1,6 +1,6 @@
 """Every technique, over a tiny language model, a toy GAN, a tiny style transfer with all its terms, a tiny synthesis, grader,
-classifier, representation and few shots: off is the baseline, on changes something or refuses with a reason, any order is one,
-killed and resumed equals uninterrupted; also sets of five.
+classifier, representation, few shots and few-shot generation: off is the baseline, on changes something or refuses with a
+reason, any order is one, killed and resumed equals uninterrupted; also sets of five.
 
 Techniques are found in conf/technique: a new one is tested here without a word. One that guards against faults changes
 nothing without a fault, so it is given one; one that observes must log something.
@@ -38,6 +38,7 @@ from etude.tokens.satb import SatbGrid
 from tests.songs import write_songs
 from tests.tasks.test_few_shot import task as few_shot
 from tests.tasks.test_few_shot import write_classes
+from tests.tasks.test_few_shot_generation import task as few_shot_generation
 from tests.tasks.test_grader import GradedData
 from tests.tasks.test_grader import task as grader
 from tests.tasks.test_style_transfer import EVERY
@@ -47,7 +48,9 @@ from tests.toys import MelsData, PairsData, PlayedData, ToyGan, same, trainer, w
 
 CONF = Path(__file__).parents[1] / "conf" / "technique"
 NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
-TASKS = ["language_model", "gan", "restyler", "synthesis", "grader", "classifier", "representation", "few_shot"]
+TASKS = [
+    "language_model", "gan", "restyler", "synthesis", "grader", "classifier", "representation", "few_shot", "few_shot_generation",
+]  # fmt: skip
 
 
 class Matrix:
@@ -129,6 +132,8 @@ def build(name: str, songs: Path, workers: int = 0) -> tuple[Task, pl.LightningD
         return synthesis(seed=1, loss_weights={"kl": 0.1}), PlayedData(workers)
     if name == "few_shot":  # second derivatives, and rates of the inner steps that are learnt
         return few_shot(write_classes(songs.parent / "classes"), "maml", num_workers=workers)
+    if name == "few_shot_generation":  # the distance to adapted weights as the loss, and no trace of logits
+        return few_shot_generation(write_classes(songs.parent / "classes"), "reptile", num_workers=workers)
     model = partial(Transformer, dim=16, num_layers=1, num_heads=2, dropout=0.1)
     optimizer = partial(torch.optim.AdamW, lr=1e-2)
     if name == "classifier":  # two heads, each with a network that gets a share of the other's

@@ -21,6 +21,7 @@ NOT_SET = {  # arguments with a default that stand in no file: why. One without 
     "draft": "another run's model, by programs.generate; while a model trains it samples alone",
     "draft_length": "likewise",
     "scheduler": "a group of its own",
+    "algorithm": "likewise",
     "genres": "the data's",
     "trained_labels": "the data's, by programs.train",
     "infills": "of a language model: from the data",

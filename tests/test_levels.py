@@ -99,7 +99,7 @@ def trained_with(*options: str) -> dict[str, Any]:
 def kind(task: str) -> str:
     if task == "vae":
         return "language_model"
-    if task in ("classifier", "representation", "few_shot"):
+    if task in ("classifier", "representation", "few_shot", "few_shot_generation"):
         return "encoder"
     if task in ("grader", "mel_inverter", "mel_representation"):
         return "vocoder"

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from etude.core.gradients import outputs_at
 from etude.data.scores.corpora import Folder
 from etude.data.scores.episodes import EpisodeModule, EpisodeSampler
 from etude.data.scores.essen import ENDS, TuneFamilies, _place, families, regions
@@ -24,6 +25,7 @@ from etude.objectives.masked import Masked
 from etude.objectives.matching import Matching
 from etude.objectives.prototypical import Prototypical
 from etude.objectives.reptile import Reptile
+from etude.tasks.episode_loops import episodes
 from etude.tasks.few_shot import FewShot
 from etude.tasks.representation import Representation
 from etude.tokens.miditok import MidiTokTokenizer
@@ -79,8 +81,9 @@ def task(songs: Path, algorithm: str = "prototypical", **data: Any) -> tuple[Few
     workers = data.pop("num_workers", 0)
     module = music(songs, workers, **data)
     return FewShot(
-        model=NETWORK, algorithm=ALGORITHMS[algorithm], optimizer=partial(torch.optim.AdamW, lr=1e-2), seed=1, **module.parts
-    ), module
+        model=NETWORK, algorithm=ALGORITHMS[algorithm], optimizer=partial(torch.optim.AdamW, lr=1e-2), seed=1,
+        tokenizer=module.tokenizer, ways=module.ways,
+    ), module  # fmt: skip
 
 
 # --- the formulas ---
@@ -102,7 +105,7 @@ def meta_gradient(loop: InnerLoop) -> tuple[Tensor, Tensor, Tensor]:
         (found,) = torch.autograd.grad(0.5 * t @ hessian @ t - c @ t, t, create_graph=loop.second_order)
         return {"t": found}
 
-    loop.attach(["t"])
+    loop.attach({"t": torch.zeros(4).double()})
     (found,) = torch.autograd.grad(loop.losses({"t": theta}, slope, lambda weights: (weights["t"] ** 3).sum()), theta)
     return found, theta.detach(), hessian @ theta.detach() - c
 
@@ -131,7 +134,7 @@ def test_one_step_of_reptile_is_the_gradient_and_several_go_to_the_adapted_weigh
 
 def test_learnt_rates_get_a_gradient() -> None:
     loop = Maml(dim=1, rate=0.05, steps=1, learn_rates=True)
-    loop.attach(["t"])
+    loop.attach({"t": torch.zeros(4).double()})
     hessian, c, start = quadratic()
     theta = {"t": start.clone().requires_grad_()}
     slope = {"t": hessian @ start - c}
@@ -284,11 +287,11 @@ def test_training_learns_its_episodes(tmp_path: Path, songs: Path, algorithm: st
 def test_adaptation_lowers_the_loss_of_the_support_and_leaves_the_weights(songs: Path) -> None:
     model, data = task(songs, "maml")
     planner = data.planner("train", seed=0)
-    ((support, query),) = model._episodes(data.batch(planner, planner.rows(0)))
+    ((support, query),) = episodes(data.batch(planner, planner.rows(0)))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with torch.inference_mode():  # as trainer.validate
         weights = model.adapted(support, steps=8)
-        adapted = model._logits_at(support, weights)
+        adapted = outputs_at(model, support, "way_logits", parameters=weights)
     true = model.documents(support, "way")
     plain = torch.nn.functional.cross_entropy(model.way_logits(support), true).detach()
     assert torch.nn.functional.cross_entropy(adapted, true) < plain
@@ -360,15 +363,20 @@ def test_it_starts_from_the_encoder_of_another_run(tmp_path: Path, songs: Path) 
     [
         ({"ways": 4}, r"the train split has 3 classes of genre .* and an episode takes 4"),
         ({"shots": 3, "queries": 2}, r"has 0 classes of genre with 5 different pieces \(3 with fewer\)"),
-        ({"ways": 1}, "data.ways=1 must be at least 2"),
+        ({"ways": 0}, "data.ways=0 must be at least 1"),
         ({"queries": 0}, "data.queries=0 must be at least 1"),
-        ({"targets": []}, "data.targets names none"),
+        ({"targets": []}, "data.targets names no column"),
         ({"targets": ["family"]}, "the data has no column 'family'"),
     ],
 )
 def test_episodes_that_cannot_be_drawn_are_refused(songs: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         music(songs, **options).prepare()
+
+
+def test_classes_are_told_apart_from_others(songs: Path) -> None:
+    with pytest.raises(ValueError, match=r"data\.ways=1: task=few_shot tells classes apart, of which .* at least 2"):
+        task(songs, ways=1)
 
 
 def test_classes_with_too_few_pieces_are_told(songs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

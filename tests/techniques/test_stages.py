@@ -26,7 +26,7 @@ from tests.toys import PairsData, ToyGan, same, trainer, weights
 FROZEN = {
     "language_model": "model.embedding", "gan": "ab.", "restyler": "generators.0", "synthesis": "model.encoder",
     "grader": "model.stem", "classifier": "model.networks.0", "representation": "encoder.embedding",
-    "few_shot": "encoder.embedding",
+    "few_shot": "encoder.embedding", "few_shot_generation": "model.embedding",
 }  # fmt: skip
 
 

@@ -71,16 +71,18 @@ def gradient_of(
         return {name: _mean(task, value) for name, value in found.items()} if reduce else found
 
 
-def outputs_at(task: AnyTask, batch: Batch, method: str) -> Any:
+def outputs_at(task: AnyTask, batch: Batch, method: str, *, parameters: Mapping[str, Tensor] | None = None) -> Any:
     """Returns `task.METHOD(batch)`, such as its logits, without changing the state of the run; see `Task.losses_at`.
 
-    All calls within one step draw the same random numbers, so they share one dropout mask.
+    All calls within one step draw the same random numbers, so they share one dropout mask. parameters: tensors that replace the
+    parameters of these names.
     """
     trace, before = task.trace, task.in_losses_at
     task.in_losses_at = True
     try:
         with _state_restored(task.device, restorables(task)), lightning.forward_context(lightning.trainer_of(task)):
             given = {f"task.{name}": value.clone() for name, value in task.named_buffers()}
+            given |= {f"task.{name}": value for name, value in (parameters or {}).items()}
             return functional_call(_Calls(task, method), given, (_without_inference_tensors(batch),))
     finally:
         task.in_losses_at, task.trace = before, trace

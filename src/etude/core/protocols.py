@@ -74,6 +74,8 @@ class Tokenized(Protocol):
 class PredictsTokens(Tokenized, Protocol):
     """A task that predicts the next token and puts `logits` [b, t, v] and `token_nll` [b, t] into its trace."""
 
+    traces_tokens: bool  # an attribute of the task; one whose losses are of other things than its batch's tokens has none
+
     def logits(self, batch: Batch) -> Tensor:
         """Returns the logits [b, t, v] of the next token."""
         ...
@@ -149,7 +151,7 @@ class RatesScores(Protocol):
 
 
 @runtime_checkable
-class Samples(Composes, PredictsTokens, Protocol):
+class Samples(Composes, Tokenized, Protocol):
     """A task that samples scores token by token."""
 
 

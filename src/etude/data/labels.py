@@ -108,12 +108,12 @@ class Labels:
         return found
 
 
-def refuse_augmented(targets: Iterable[str], **ranges: object) -> None:
+def refuse_augmented(targets: Iterable[str], named_by: str = "data.targets", **ranges: object) -> None:
     """Raises ValueError where a target would not be true of the augmented pieces; ranges: of each augmentation, None for none."""
     for column in targets:
         option = AUGMENTED.get(column)
         if option is not None and ranges.get(option) is not None:
             raise ValueError(
-                f"data.targets names {column}, which data.{option}={ranges[option]} changes from pass to pass; "
+                f"{named_by} names {column}, which data.{option}={ranges[option]} changes from pass to pass; "
                 f"set data.{option}=null"
             )

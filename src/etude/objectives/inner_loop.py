@@ -4,26 +4,38 @@ An algorithm gets the weights and functions of weights, and knows no task.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from etude.losses.episodes import descended
+from etude.losses.episodes import descended, half_squared_distance
 
 Weights = dict[str, Tensor]
 Slope = Callable[[Weights], Mapping[str, Tensor]]  # the gradient on the support, at these weights
 Loss = Callable[[Weights], Tensor]
 
 
+CRITERIA = ("loss", "gradient")
+
+
 class InnerLoop(nn.Module):
     """Adapts weights to an episode by a few steps of gradient descent on its support.
+
+    With `clusters` there are several initial weights, and each episode starts from those that suit its support best, so that
+    kinds of episodes that would pull one initialisation apart get one each (Jerfel et al. 2019, with hard assignments in place of
+    soft ones; Zhou et al. 2021). Training moves only the chosen ones.
 
     Args:
         dim: of the encoder's vectors, not used.
         rate: of the steps, above 0. steps: at least 1.
         test_steps: steps in evaluation, None for `steps`.
         learn_rates: learn a rate for each tensor of weights (Li et al. 2017, per tensor), from `rate` on.
+        clusters: number of initial weights, at least 1; None for one, the weights of the task.
+        cluster_by: what is least for the chosen ones: `loss`, that of the support after the steps (the likelihood of Jerfel et
+            al., algorithm 2), or `gradient`, the distance that the steps go (Zhou et al.: the nearest initialisation).
+        cluster_spread: the second and later initial weights are the first ones plus Gaussian noise of so many standard
+            deviations of each tensor, above 0.
 
     Raises: ValueError for a value out of range.
     """
@@ -33,22 +45,51 @@ class InnerLoop(nn.Module):
     term = "query"
 
     def __init__(
-        self, *, dim: int, rate: float = 0.1, steps: int = 3, test_steps: int | None = None, learn_rates: bool = False
-    ) -> None:
+        self, *, dim: int, rate: float = 0.1, steps: int = 3, test_steps: int | None = None, learn_rates: bool = False,
+        clusters: int | None = None, cluster_by: str | None = None, cluster_spread: float | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         if rate <= 0 or steps < 1 or (test_steps is not None and test_steps < 1):
             raise ValueError(
                 f"algorithm.rate={rate} must be above 0, and algorithm.steps={steps} and test_steps={test_steps} at least 1"
             )
+        if clusters is None and (cluster_by, cluster_spread) != (None, None):
+            raise ValueError("algorithm.cluster_by and cluster_spread do nothing without algorithm.clusters; set it, to 2 say")
+        self.clusters, self.cluster_by = clusters or 1, "loss" if cluster_by is None else cluster_by
+        self.cluster_spread = 0.1 if cluster_spread is None else cluster_spread
+        if (clusters is not None and clusters < 1) or self.cluster_by not in CRITERIA or self.cluster_spread <= 0:
+            raise ValueError(
+                f"algorithm.clusters={clusters} must be at least 1, algorithm.cluster_by={self.cluster_by} one of "
+                f"{', '.join(CRITERIA)}, algorithm.cluster_spread={self.cluster_spread} above 0"
+            )
         self.rate, self.steps, self.test_steps, self.learn_rates = rate, steps, test_steps or steps, learn_rates
         self.log_rates: nn.Parameter | None = None
         self.names: tuple[str, ...] = ()
 
-    def attach(self, names: Sequence[str]) -> None:
-        """Tells the names of the weights that it will adapt."""
-        self.names = tuple(names)
+    def attach(self, weights: Mapping[str, Tensor]) -> None:
+        """Tells the weights that it will adapt, by name; draws the other initial weights of `clusters`."""
+        self.names = tuple(weights)
         if self.learn_rates:
             self.log_rates = nn.Parameter(torch.full((len(self.names),), math.log(self.rate)))
+        self.others = nn.ModuleList(
+            nn.ParameterList(nn.Parameter(self._beside(w.detach())) for w in weights.values()) for _ in range(self.clusters - 1)
+        )
+
+    def _beside(self, weight: Tensor) -> Tensor:
+        deviation = weight.std() if weight.numel() > 1 else weight.new_zeros(())
+        return weight + self.cluster_spread * deviation * torch.randn(weight.shape).to(weight)
+
+    def carried(self, own: Mapping[str, Tensor], given: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+        """Returns the given weights of a task with the other initial weights moved along: as far from the first as before.
+
+        own: all weights of the task, of which `given` replaces some. prefix: of this algorithm's in them.
+        """
+        found = dict(own) | dict(given)
+        for number in range(len(self.others)):
+            for place, name in enumerate(self.names):
+                entry = f"{prefix}others.{number}.{place}"
+                found[entry] = found[name] + (own[entry] - own[name])
+        return found
 
     def rates(self) -> dict[str, Tensor | float]:
         """Returns the rate of each weight."""
@@ -64,6 +105,39 @@ class InnerLoop(nn.Module):
             weights = descended(weights, slope(weights), rates)
         return weights
 
+    def starts(self, weights: Weights) -> list[Weights]:
+        """Returns the initial weights of each cluster; the first are the given ones.
+
+        Raises: ValueError if there are several, and the given ones are not all that `attach` was told.
+        """
+        if not len(self.others):
+            return [weights]
+        if set(weights) != set(self.names):
+            odd = sorted(set(weights) ^ set(self.names))[0]
+            raise ValueError(
+                f"algorithm.clusters={self.clusters} has initial values of all weights of the task, but {odd} was frozen, added "
+                "or replaced by a technique or stage; leave that out, or algorithm.clusters"
+            )
+        return [weights, *(dict(zip(self.names, other, strict=True)) for other in self.others)]  # type: ignore[call-overload]
+
+    def cluster(self, weights: Weights, slope: Slope, fit: Loss, *, steps: int) -> int:
+        """Returns which of the initial weights suit a support best, by `cluster_by`; of equal ones the first."""
+        starts = self.starts(weights)
+        if len(starts) == 1:
+            return 0
+        found = []
+        for start in starts:
+            begun = {name: w.detach().requires_grad_() for name, w in start.items()}
+            ended = {name: w.detach() for name, w in self.adapted(begun, slope, steps=steps).items()}
+            with torch.no_grad():
+                far = fit(ended) if self.cluster_by == "loss" else half_squared_distance(begun, ended)
+            found.append(far.detach())
+        return int(torch.stack(found).argmin())
+
+    def start(self, weights: Weights, slope: Slope, fit: Loss, *, steps: int) -> Weights:
+        """Returns the initial weights that suit a support best."""
+        return self.starts(weights)[self.cluster(weights, slope, fit, steps=steps)]
+
     def losses(self, weights: Weights, slope: Slope, query_loss: Loss) -> Tensor:
-        """Returns the loss of an episode: that of the queries at the adapted weights."""
+        """Returns the loss of an episode from its initial weights: that of the queries at the adapted weights."""
         return query_loss(self.adapted(weights, slope, steps=self.steps))

@@ -19,8 +19,14 @@ class Reptile(InnerLoop):
     on_all_pieces = True
     term = "distance"
 
-    def __init__(self, *, dim: int, rate: float = 0.1, steps: int = 3, test_steps: int | None = None) -> None:
-        super().__init__(dim=dim, rate=rate, steps=steps, test_steps=test_steps)
+    def __init__(
+        self, *, dim: int, rate: float = 0.1, steps: int = 3, test_steps: int | None = None, clusters: int | None = None,
+        cluster_by: str | None = None, cluster_spread: float | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            dim=dim, rate=rate, steps=steps, test_steps=test_steps, clusters=clusters, cluster_by=cluster_by,
+            cluster_spread=cluster_spread,
+        )  # fmt: skip
 
     def losses(self, weights: Weights, slope: Slope, query_loss: Loss) -> Tensor:
         """Returns the scaled distance; `query_loss` is not used."""

@@ -12,16 +12,23 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from etude.core.batch import Batch
-from etude.core.factories import kind_of
-from etude.core.gradients import gradients_enabled
+from etude.core.gradients import outputs_at
 from etude.core.measuring import Measure, Measured
 from etude.core.task import OptimizerFactory, SchedulerFactory, Task
 from etude.models.symbolic.transformer import Transformer
 from etude.objectives.inner_loop import InnerLoop, Weights
 from etude.tasks.encoder_weights import encoder_weights
+from etude.tasks.episode_loops import (
+    ALGORITHM,
+    adapted,
+    cluster_measures,
+    cluster_shares,
+    differentiable_twice,
+    episode_loss,
+    episodes,
+)
 from etude.tasks.pooling import each_document, mean_of_documents
 from etude.tasks.token_nll import token_features
 from etude.tokens.tokenizer import Tokenizer
@@ -64,9 +71,10 @@ class FewShot(Task):
         seed: int = 0,
     ) -> None:
         super().__init__(optimizer=optimizer, scheduler=scheduler, loss_weights=loss_weights, seed=seed)
+        if ways < 2:
+            raise ValueError(f"data.ways={ways}: task=few_shot tells classes apart, of which an episode needs at least 2")
         self.tokenizer, self.ways = tokenizer, ways
-        kind = kind_of(algorithm)
-        plain = {"fused": False} if isinstance(kind, type) and issubclass(kind, InnerLoop) and kind.second_order else {}
+        plain = differentiable_twice(algorithm)
         encoder = model(vocab_size=len(tokenizer), feature_sizes=dict(tokenizer.feature_sizes), **plain)
         if not isinstance(encoder, Transformer):
             raise ValueError(f"task=few_shot trains a Transformer, not {type(encoder).__name__}; set model=tiny")
@@ -74,7 +82,7 @@ class FewShot(Task):
         self.algorithm = algorithm(dim=encoder.dim)
         self.head = nn.Linear(encoder.dim, ways) if isinstance(self.algorithm, InnerLoop) else None
         if isinstance(self.algorithm, InnerLoop):
-            self.algorithm.attach([name for name, _ in self.named_parameters()])
+            self.algorithm.attach(dict(self.named_parameters()))
         self.terms = (self.algorithm.term if isinstance(self.algorithm, InnerLoop) else "query",)  # type: ignore[misc]
 
     @property
@@ -108,30 +116,10 @@ class FewShot(Task):
             return {PLAIN: F.cross_entropy(self.way_logits(batch), each_document(batch, "way"))}
         (term,) = self.terms
         if isinstance(self.algorithm, InnerLoop):
-            return {term: torch.stack([self._meta_loss(*parts) for parts in self._episodes(batch)]).mean()}
+            found = [episode_loss(self, self.algorithm, *parts, term=PLAIN) for parts in episodes(batch)]
+            return {term: torch.stack(found).mean()}
         found = [F.cross_entropy(logits, true) for logits, true in self._compared(batch)]
         return {term: torch.stack(found).mean()}
-
-    def _meta_loss(self, support: Batch, query: Batch) -> Tensor:
-        loop = self.algorithm
-        assert isinstance(loop, InnerLoop)
-        learnt = _joined(support, query) if loop.on_all_pieces else support
-        return loop.losses(self._weights(), self._slope(learnt), lambda weights: self.losses_at(query, parameters=weights)[PLAIN])
-
-    def _weights(self) -> Weights:
-        return {name: p for name, p in self.named_parameters() if p.requires_grad and not name.startswith("algorithm.")}
-
-    def _slope(self, support: Batch) -> Callable[[Weights], Mapping[str, Tensor]]:
-        """Returns a function that gives the gradient of the support's loss at any weights."""
-        assert isinstance(self.algorithm, InnerLoop)
-        again = self.algorithm.second_order and self.training
-        return lambda weights: self.gradient_of(support, parameters=weights, create_graph=again)
-
-    def _episodes(self, batch: Batch) -> Iterator[tuple[Batch, Batch]]:
-        """Yields support and queries of each episode, as batches without the entries of episodes but `way`."""
-        episode, asked = batch["episode"].amax(1), batch["query"].amax(1)  # padding is -1
-        for number in range(int(episode.max()) + 1):
-            yield tuple(_rows(batch, (episode == number) & (asked == query)) for query in (0, 1))  # type: ignore[misc]
 
     def _compared(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields the logits of the queries and their ways, of each episode, by a metric algorithm."""
@@ -159,9 +147,11 @@ class FewShot(Task):
         if self.compares_vectors:
             return list(self._compared(batch))
         found = []
-        for support, query in self._episodes(batch):
+        for support, query in episodes(batch):
             weights = self.adapted(support)
-            found.append((self._logits_at(query, weights), each_document(query, "way")))
+            with torch.no_grad():
+                logits = outputs_at(self, query, "way_logits", parameters=weights)
+            found.append((logits, each_document(query, "way")))
         return found
 
     def adapted(self, support: Batch, *, steps: int | None = None) -> Weights:
@@ -173,28 +163,22 @@ class FewShot(Task):
         assert isinstance(loop, InnerLoop)
         if int(support["way"].max()) >= self.ways:
             raise ValueError(f"the head was trained for {self.ways} ways, the episode has more; give ways={self.ways}")
-        with gradients_enabled():
-            found = loop.adapted(self._weights(), self._slope(support), steps=steps or loop.test_steps)
-        return {name: value.detach() for name, value in found.items()}
-
-    def _logits_at(self, batch: Batch, weights: Weights) -> Tensor:
-        with gradients_enabled(), torch.no_grad():
-            copied = {name: value.clone() for name, value in batch.items()}  # none of inference mode
-            found: Tensor = functional_call(_WayLogits(self), {f"task.{n}": w for n, w in weights.items()}, (copied,))
-        return found
+        return adapted(self, loop, support, term=PLAIN, steps=steps)
 
     # --- validation ---
 
     def measures(self) -> tuple[Measure, ...]:
-        return (Measure("nll", "nats"), Measure("accuracy", "share of queries", higher_is_better=True))
+        clusters = cluster_measures(self.algorithm)
+        return (Measure("nll", "nats"), Measure("accuracy", "share of queries", higher_is_better=True), *clusters)
 
     def measure(self, batch: Batch) -> dict[str, Measured]:
-        """Returns cross-entropy and accuracy of the queries."""
+        """Returns cross-entropy and accuracy of the queries; with algorithm.clusters the share of episodes of each cluster."""
         answers = self.answers(batch)
         logits, true = torch.cat([x for x, _ in answers]), torch.cat([y for _, y in answers])
         count = torch.tensor(len(true), device=self.device)
         right = (logits.argmax(-1) == true).float().mean()
-        return {"nll": Measured(F.cross_entropy(logits, true), count), "accuracy": Measured(right, count)}
+        found = {"nll": Measured(F.cross_entropy(logits, true), count), "accuracy": Measured(right, count)}
+        return found | cluster_shares(self, self.algorithm, batch, term=PLAIN)
 
     # --- the checkpoint ---
 
@@ -204,7 +188,8 @@ class FewShot(Task):
         weights = dict(saved["state_dict"])
         if {n: w.shape for n, w in weights.items()} == {n: w.shape for n, w in own.items()}:
             return super().weights_from(saved, path)
-        return own | encoder_weights(saved, own=own, prefix="encoder.", tokenizer=self.tokenizer, path=path)
+        given = encoder_weights(saved, own=own, prefix="encoder.", tokenizer=self.tokenizer, path=path)
+        return self.algorithm.carried(own, given, ALGORITHM) if isinstance(self.algorithm, InnerLoop) else own | given
 
     @classmethod
     def constructor_arguments_from(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,23 +211,3 @@ class FewShot(Task):
             raise ValueError(
                 f"the checkpoint was trained with data.ways={saved['ways']}, here it is {self.ways}; give that of its run"
             )
-
-
-class _WayLogits(nn.Module):
-    """A module whose forward pass gives the head's logits, as `functional_call` needs it."""
-
-    def __init__(self, task: FewShot) -> None:
-        super().__init__()
-        self.task = task
-
-    def forward(self, batch: Batch) -> Tensor:
-        return self.task.way_logits(batch)
-
-
-def _rows(batch: Batch, chosen: Tensor) -> Batch:
-    """Returns the rows of a batch that are chosen (bool [b]), without the entries `episode` and `query`."""
-    return {name: value[chosen] for name, value in batch.items() if name not in ("episode", "query")}
-
-
-def _joined(*parts: Batch) -> Batch:
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

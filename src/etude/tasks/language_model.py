@@ -78,7 +78,7 @@ class LanguageModel(Task):
         seed: int = 0,
     ) -> None:
         super().__init__(optimizer=optimizer, scheduler=scheduler, loss_weights=loss_weights, seed=seed)
-        self.tokenizer, self.infills, self.label_dropout = tokenizer, infills, label_dropout
+        self.tokenizer, self.infills, self.label_dropout, self.traces_tokens = tokenizer, infills, label_dropout, True
         self.trained_labels = None if trained_labels is None else {name: list(map(str, v)) for name, v in trained_labels.items()}
         self.model = model(vocab_size=len(tokenizer), feature_sizes=dict(tokenizer.feature_sizes))
         if isinstance(self.model, GridTransformer):
@@ -270,14 +270,16 @@ class LanguageModel(Task):
             return nats_per_token(self.logits, scores, tokenizer=self.tokenizer, controls=controls, device=self.device)
 
     def weights_from(self, saved: Mapping[str, Any], path: Path) -> Mapping[str, Tensor]:
-        weights, mine = super().weights_from(saved, path), self.tokenizer
+        given, mine = super().weights_from(saved, path), self.tokenizer
+        own = self.state_dict()
+        weights = {name: w for name, w in given.items() if name in own or not name.startswith("algorithm.")}  # of meta-learning
         if saved["etude"].get("tokenizer_fingerprint") == mine.fingerprint:
             return weights
         try:
             theirs = Tokenizer.from_state(saved["etude"].get("tokenizer"))
         except Exception as error:  # a file may be malformed in any way
             raise unusable_checkpoint(path, error) from error
-        return rows_by_token(weights, theirs, own=self.state_dict(), tokenizer=mine, path=path)
+        return rows_by_token(weights, theirs, own=own, tokenizer=mine, path=path)
 
     def check_request(self, labels: Mapping[str, Any], *, prompt: Score | None = None, num_bars: int | None = None) -> list[str]:
         """What the model can't be asked exactly, or changes in the prompt, one line each; empty where all is as asked.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from etude.data.labels import refuse_augmented
 from etude.data.scores.batches import PackedRows
 from etude.data.scores.documents import Augmentation, Documents
 from etude.data.scores.module import MusicDataModule
@@ -165,31 +166,41 @@ class EpisodeSampler(torch.utils.data.Sampler[list[EpisodeRow]]):
 class EpisodeModule(MusicDataModule):
     """Scores as episodes; a batch holds `batch_size` of them. Training, validation and test have classes of their own.
 
-    Which split a class is in, the corpus must say, as `TuneFamilies` does: a class that occurs in several splits counts in the
-    first only. Of pieces that are equal or nearly so (`group` of the manifest) one is drawn, and none that an earlier split has.
+    Which split a class is in, the corpus must say, as `TuneFamilies` and `UnseenStyles` do: a class that occurs in several splits
+    counts in the first only. Of pieces that are equal or nearly so (`group` of the manifest) one is drawn, and none that an
+    earlier split has.
 
     Args:
         tokenizer: see `MusicDataModule`, as are `options`; of these `targets` names the columns of classes, and `max_len` the
             most tokens of a piece.
         ways, shots, queries: classes of an episode, and pieces of each class to learn from and to be asked about.
         val_episodes: of a validation, the same ones each time.
+        also_train_on: more columns whose classes make episodes, in training alone (multi-task meta-learning); their classes may
+            occur in all splits. None for no others.
 
     Raises: ValueError for a value out of range, no targets, or too few classes with enough pieces.
     """
 
     def __init__(
         self, *, tokenizer: Callable[..., Tokenizer], ways: int = 5, shots: int = 1, queries: int = 3, val_episodes: int = 40,
-        **options: Any,
+        also_train_on: Sequence[str] | None = None, **options: Any,
     ) -> None:  # fmt: skip
         super().__init__(tokenizer=tokenizer, **options)
+        self.also_train_on = tuple(also_train_on or ())
+        if double := sorted(set(self.also_train_on) & set(self.targets)):
+            raise ValueError(f"data.also_train_on names {double[0]}, which data.targets has already; leave it out of one of them")
+        refuse_augmented(
+            self.also_train_on, "data.also_train_on", transpose=self.augmentation.transpose,
+            tempo_scale=self.augmentation.tempo_scale,
+        )  # fmt: skip
         self.ways, self.shots, self.queries, self.val_episodes = ways, shots, queries, val_episodes
         for name, value, low in (
-            ("ways", ways, 2), ("shots", shots, 1), ("queries", queries, 1), ("val_episodes", val_episodes, 1),
+            ("ways", ways, 1), ("shots", shots, 1), ("queries", queries, 1), ("val_episodes", val_episodes, 1),
         ):  # fmt: skip
             if value < low:
                 raise ValueError(f"data.{name}={value} must be at least {low}")
         if not self.targets:
-            raise ValueError("task=few_shot learns classes, and data.targets names none; set data.targets=[genre], say")
+            raise ValueError("episodes are of classes, and data.targets names no column of them; set data.targets=[genre], say")
         self._members: dict[str, dict[str, dict[str, np.ndarray]]] = {}
 
     def prepare(self) -> None:
@@ -205,8 +216,8 @@ class EpisodeModule(MusicDataModule):
 
     @property
     def parts(self) -> dict[str, Any]:
-        """Arguments for building a task: the tokenizer, and the number of ways."""
-        return {"tokenizer": self.tokenizer, "ways": self.ways}
+        """Arguments for building a task: those of all scores, and the number of ways."""
+        return {**super().parts, "ways": self.ways}
 
     def members(self, split: str, *, ways: int, shots: int, queries: int, told: bool = False) -> Members:
         """Returns the classes of a split that have enough pieces, with their pieces, by column.
@@ -235,7 +246,8 @@ class EpisodeModule(MusicDataModule):
             order = list(EPISODES)
             earlier = order[: order.index(split)] if split in order else []
             groups = {int(g) for each in earlier for g in self.manifest(each)["group"].to_pylist()}
-            self._members[split] = {column: self._of(split, column, earlier, groups) for column in self.targets}
+            columns = (*self.targets, *(self.also_train_on if split == "train" else ()))
+            self._members[split] = {column: self._of(split, column, earlier, groups) for column in columns}
         return self._members[split]
 
     def _of(self, split: str, column: str, earlier: Sequence[str], taken: set[int]) -> dict[str, np.ndarray]:
