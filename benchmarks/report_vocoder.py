@@ -19,9 +19,10 @@ of the same song on the first test bed. The baseline is Griffin-Lim from the sou
 give. Behind a figure stands in how many of the songs it is better than the baseline's. L1 and pitch classes are of the waveform,
 scaled to the truth's loudness; note F1 is that of the notes that a network finds (equal semitone, onset within 50 ms).
 
-Regenerate: `python benchmarks/style_transfer.py --budget 90 --pairs folk,rock --seeds 0 --keep outputs/style`,
-`python train.py task=mel_inverter optimizer.lr=0.003`, then
-`python benchmarks/vocoder.py --transfer ... --neural inverter=... --split test --rows docs/results/rows/vocoder.jsonl`, and
+Regenerate: `python benchmarks/style_transfer.py --steps 5000 --pairs folk,rock --seeds 0 --keep outputs/style`,
+`python train.py task=mel_inverter optimizer.lr=0.003 'styles=[folk,rock]'`, the same with `technique=[ema,generated_mels]
+technique.generated_mels.transfer=outputs/style/... technique.generated_mels.share=0.7`, then
+`python benchmarks/vocoder.py --transfer ... --neural inverter=... aligned=... --split test --rows docs/results/rows/vocoder.jsonl`, and
 `make report`."""
 
 
