@@ -22,8 +22,8 @@ scaled to the truth's loudness; note F1 is that of the notes that a network find
 Regenerate: `python benchmarks/style_transfer.py --steps 5000 --pairs folk,rock --seeds 0 --keep outputs/style`,
 `python train.py task=mel_inverter optimizer.lr=0.003 'styles=[folk,rock]'`, the same with `technique=[ema,generated_mels]
 technique.generated_mels.transfer=outputs/style/... technique.generated_mels.share=0.7`, then
-`python benchmarks/vocoder.py --transfer ... --neural inverter=... aligned=... --split test --rows docs/results/rows/vocoder.jsonl`, and
-`make report`."""
+`python benchmarks/vocoder.py --transfer ... --neural inverter=... aligned=... --split test
+--rows docs/results/rows/vocoder.jsonl`, and `make report`."""
 
 
 def cell(row: Row, key: str) -> str:
