@@ -78,7 +78,14 @@ def adaptation() -> str:
         ]
         for name, mine in cost.items()
     ]
-    header = ["second stage", "steps", "CPU-seconds of training", "of evaluation", f"val nats per token ({first['val_style']})"]
+    header = [
+        "second stage",
+        "steps",
+        "learning rate",
+        "CPU-seconds of training",
+        "of evaluation",
+        f"val nats per token ({first['val_style']})",
+    ]
     parts.append("## Cost\n\n" + table(header, costs))
     parts.append("Regenerate: `OMP_NUM_THREADS=1 python benchmarks/adapt_style.py --data FOLDER`, then `make report`.")
     notes = RESULTS / "adaptation_notes.md"
