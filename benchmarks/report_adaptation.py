@@ -72,6 +72,7 @@ def adaptation() -> str:
         [
             name,
             str(mine[-1]["more"]),
+            "default" if mine[-1]["lr"] is None else str(mine[-1]["lr"]),
             f"{mine[-1]['train_cpu_s']:.0f}",
             f"{mine[-1]['evaluate_cpu_s']:.0f}",
             f"{mine[-1]['val_nll']:.3f}",
