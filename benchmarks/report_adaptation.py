@@ -72,13 +72,21 @@ def adaptation() -> str:
         [
             name,
             str(mine[-1]["more"]),
+            "default" if mine[-1]["lr"] is None else str(mine[-1]["lr"]),
             f"{mine[-1]['train_cpu_s']:.0f}",
             f"{mine[-1]['evaluate_cpu_s']:.0f}",
             f"{mine[-1]['val_nll']:.3f}",
         ]
         for name, mine in cost.items()
     ]
-    header = ["second stage", "steps", "CPU-seconds of training", "of evaluation", f"val nats per token ({first['val_style']})"]
+    header = [
+        "second stage",
+        "steps",
+        "learning rate",
+        "CPU-seconds of training",
+        "of evaluation",
+        f"val nats per token ({first['val_style']})",
+    ]
     parts.append("## Cost\n\n" + table(header, costs))
     parts.append("Regenerate: `OMP_NUM_THREADS=1 python benchmarks/adapt_style.py --data FOLDER`, then `make report`.")
     notes = RESULTS / "adaptation_notes.md"

@@ -22,6 +22,7 @@ NOT_SET = {  # arguments with a default that stand in no file: why. One without 
     "draft_length": "likewise",
     "scheduler": "a group of its own",
     "algorithm": "likewise",
+    "usual_rate": "the task's",
     "genres": "the data's",
     "trained_labels": "the data's, by programs.train",
     "infills": "of a language model: from the data",

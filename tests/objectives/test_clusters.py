@@ -1,4 +1,4 @@
-"""Several initial weights: one is plain MAML, equal tasks share one, different ones part; only the chosen one moves."""
+"""Several initial weights: one is plain MAML, equal episodes share one, different ones part; each moves by its share."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -47,8 +47,21 @@ def test_an_episode_starts_from_the_weights_that_suit_it(criterion: str) -> None
         first["t"].copy_(CENTRES[0] + 0.1)
         made.starts(first)[1]["t"].copy_(CENTRES[1] - 0.1)
     for number, centre in enumerate(CENTRES):
-        assert made.cluster(first, *parts(centre), steps=2) == number
-        assert all(made.cluster(first, *parts(centre), steps=2) == number for _ in range(3))  # equal episodes share one
+        for _ in range(3):  # equal episodes share one
+            shares = made.shares(first, *parts(centre), steps=2)
+            assert int(shares.argmax()) == number and float(shares.sum()) == pytest.approx(1)
+            assert made.start(first, *parts(centre), steps=2) is not first or number == 0
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_equal_weights_share_alike_and_a_low_temperature_takes_one(criterion: str) -> None:
+    made, first = loop(clusters=3, cluster_by=criterion)
+    for start in made.starts(first)[1:]:
+        with torch.no_grad():
+            start["t"].copy_(first["t"])
+    torch.testing.assert_close(made.shares(first, *parts(CENTRES[0]), steps=2), torch.full((3,), 1 / 3).double())
+    made, first = loop(clusters=3, cluster_by=criterion, cluster_temperature=1e-6)
+    assert made.shares(first, *parts(CENTRES[0]), steps=2).max() == 1
 
 
 @pytest.mark.parametrize("kind", [Fomaml, Reptile])
@@ -60,9 +73,8 @@ def test_two_kinds_of_episodes_part_where_one_initialisation_stays_between(kind:
         optimizer = torch.optim.SGD([*first.values(), *made.parameters()], lr=0.1)
         for step in range(400):
             slope, loss = parts(CENTRES[step % 2])
-            start = made.start(first, slope, loss, steps=made.steps)
             optimizer.zero_grad()
-            made.losses(start, slope, loss).backward()
+            made.episode_loss(first, slope, loss, loss).backward()
             optimizer.step()
         ends[clusters] = torch.stack([start["t"].detach() for start in made.starts(first)])
     torch.testing.assert_close(ends[1][0], CENTRES.mean(0), rtol=0, atol=0.3)
@@ -70,13 +82,15 @@ def test_two_kinds_of_episodes_part_where_one_initialisation_stays_between(kind:
     assert sorted(distances.argmin(1).tolist()) == [0, 1] and distances.min(1).values.max() < 0.05
 
 
-def test_only_the_chosen_weights_get_a_gradient() -> None:
-    made, first = loop(Maml, clusters=3)
+def test_each_gets_its_share_of_the_gradient() -> None:
+    made, first = loop(Maml, clusters=3, cluster_temperature=0.5)
     slope, loss = parts(CENTRES[0])
-    chosen = made.cluster(first, slope, loss, steps=2)
-    made.losses(made.starts(first)[chosen], slope, loss).backward()
-    for number, start in enumerate(made.starts(first)):
-        assert (start["t"].grad is not None) == (number == chosen)
+    shares = made.shares(first, slope, loss, steps=2)
+    made.episode_loss(first, slope, loss, loss).backward()
+    for share, start in zip(shares, made.starts(first), strict=True):
+        found, start["t"].grad = start["t"].grad, None
+        made.losses(start, slope, loss).backward()
+        torch.testing.assert_close(found, share * start["t"].grad)
 
 
 def test_the_others_go_along_with_weights_from_elsewhere() -> None:
@@ -101,6 +115,7 @@ def test_weights_that_are_missing_or_new_are_told() -> None:
         ({"clusters": 0}, "algorithm.clusters=0 must be at least 1"),
         ({"clusters": 2, "cluster_by": "size"}, "algorithm.cluster_by=size one of loss, gradient"),
         ({"clusters": 2, "cluster_spread": 0.0}, "algorithm.cluster_spread=0.0 above 0"),
+        ({"clusters": 2, "cluster_temperature": 0.0}, "algorithm.cluster_temperature=0.0 and"),
         ({"cluster_by": "loss"}, "do nothing without algorithm.clusters"),
     ],
 )

@@ -17,23 +17,27 @@ Loss = Callable[[Weights], Tensor]
 
 
 CRITERIA = ("loss", "gradient")
+LEAST_SHARE = 1e-4  # of an episode in a cluster that it trains
 
 
 class InnerLoop(nn.Module):
     """Adapts weights to an episode by a few steps of gradient descent on its support.
 
-    With `clusters` there are several initial weights, and each episode starts from those that suit its support best, so that
-    kinds of episodes that would pull one initialisation apart get one each (Jerfel et al. 2019, with hard assignments in place of
-    soft ones; Zhou et al. 2021). Training moves only the chosen ones.
+    With `clusters` there are several initial weights, so that kinds of episodes that would pull one initialisation apart get one
+    each: a mixture (Jerfel et al. 2019, algorithm 2). In training each episode has a share in every cluster, the softmax of minus
+    its `cluster_by` over `cluster_temperature`, and its loss is the sum over clusters of share times loss; shares carry no
+    gradient. In evaluation it starts from the weights with the largest share.
 
     Args:
         dim: of the encoder's vectors, not used.
-        rate: of the steps, above 0. steps: at least 1.
+        rate: of the steps, above 0; None for `usual_rate`, which the task sets. steps: at least 1.
         test_steps: steps in evaluation, None for `steps`.
         learn_rates: learn a rate for each tensor of weights (Li et al. 2017, per tensor), from `rate` on.
         clusters: number of initial weights, at least 1; None for one, the weights of the task.
-        cluster_by: what is least for the chosen ones: `loss`, that of the support after the steps (the likelihood of Jerfel et
-            al., algorithm 2), or `gradient`, the distance that the steps go (Zhou et al.: the nearest initialisation).
+        cluster_by: what is low for weights that suit a support: `loss`, that of the support after the steps, in nats (Jerfel et
+            al.), or `gradient`, the squared distance that the steps go over its mean of the clusters (Zhou et al. 2021: the
+            nearest initialisation).
+        cluster_temperature: above 0; with a low one an episode trains one cluster, and a cluster that is behind may starve.
         cluster_spread: the second and later initial weights are the first ones plus Gaussian noise of so many standard
             deviations of each tensor, above 0.
 
@@ -45,22 +49,27 @@ class InnerLoop(nn.Module):
     term = "query"
 
     def __init__(
-        self, *, dim: int, rate: float = 0.1, steps: int = 3, test_steps: int | None = None, learn_rates: bool = False,
-        clusters: int | None = None, cluster_by: str | None = None, cluster_spread: float | None = None,
+        self, *, dim: int, rate: float | None = None, steps: int = 3, test_steps: int | None = None, learn_rates: bool = False,
+        clusters: int | None = None, cluster_by: str | None = None, cluster_temperature: float | None = None,
+        cluster_spread: float | None = None, usual_rate: float = 0.1,
     ) -> None:  # fmt: skip
         super().__init__()
+        rate = usual_rate if rate is None else rate
         if rate <= 0 or steps < 1 or (test_steps is not None and test_steps < 1):
             raise ValueError(
                 f"algorithm.rate={rate} must be above 0, and algorithm.steps={steps} and test_steps={test_steps} at least 1"
             )
-        if clusters is None and (cluster_by, cluster_spread) != (None, None):
-            raise ValueError("algorithm.cluster_by and cluster_spread do nothing without algorithm.clusters; set it, to 2 say")
+        if clusters is None and (cluster_by, cluster_temperature, cluster_spread) != (None, None, None):
+            raise ValueError("algorithm.cluster_... options do nothing without algorithm.clusters; set it, to 2 say")
         self.clusters, self.cluster_by = clusters or 1, "loss" if cluster_by is None else cluster_by
         self.cluster_spread = 0.1 if cluster_spread is None else cluster_spread
-        if (clusters is not None and clusters < 1) or self.cluster_by not in CRITERIA or self.cluster_spread <= 0:
+        self.cluster_temperature = 0.1 if cluster_temperature is None else cluster_temperature
+        above = min(self.cluster_spread, self.cluster_temperature) > 0
+        if (clusters is not None and clusters < 1) or self.cluster_by not in CRITERIA or not above:
             raise ValueError(
                 f"algorithm.clusters={clusters} must be at least 1, algorithm.cluster_by={self.cluster_by} one of "
-                f"{', '.join(CRITERIA)}, algorithm.cluster_spread={self.cluster_spread} above 0"
+                f"{', '.join(CRITERIA)}, algorithm.cluster_temperature={self.cluster_temperature} and "
+                f"algorithm.cluster_spread={self.cluster_spread} above 0"
             )
         self.rate, self.steps, self.test_steps, self.learn_rates = rate, steps, test_steps or steps, learn_rates
         self.log_rates: nn.Parameter | None = None
@@ -120,23 +129,34 @@ class InnerLoop(nn.Module):
             )
         return [weights, *(dict(zip(self.names, other, strict=True)) for other in self.others)]  # type: ignore[call-overload]
 
-    def cluster(self, weights: Weights, slope: Slope, fit: Loss, *, steps: int) -> int:
-        """Returns which of the initial weights suit a support best, by `cluster_by`; of equal ones the first."""
+    def shares(self, weights: Weights, slope: Slope, fit: Loss, *, steps: int) -> Tensor:
+        """Returns the share of an episode in each cluster, [clusters]; fit: the loss of its support at given weights."""
         starts = self.starts(weights)
-        if len(starts) == 1:
-            return 0
         found = []
-        for start in starts:
+        for start in starts if len(starts) > 1 else ():
             begun = {name: w.detach().requires_grad_() for name, w in start.items()}
             ended = {name: w.detach() for name, w in self.adapted(begun, slope, steps=steps).items()}
             with torch.no_grad():
                 far = fit(ended) if self.cluster_by == "loss" else half_squared_distance(begun, ended)
             found.append(far.detach())
-        return int(torch.stack(found).argmin())
+        if not found:
+            return torch.ones(1)
+        scores = torch.stack(found).double()
+        scores = scores if self.cluster_by == "loss" else scores / scores.mean().clamp(min=torch.finfo(torch.float64).tiny)
+        return (-scores / self.cluster_temperature).softmax(0)
 
     def start(self, weights: Weights, slope: Slope, fit: Loss, *, steps: int) -> Weights:
-        """Returns the initial weights that suit a support best."""
-        return self.starts(weights)[self.cluster(weights, slope, fit, steps=steps)]
+        """Returns the initial weights in which an episode has the largest share, of equal ones the first."""
+        return self.starts(weights)[int(self.shares(weights, slope, fit, steps=steps).argmax())]
+
+    def episode_loss(self, weights: Weights, slope: Slope, query_loss: Loss, fit: Loss) -> Tensor:
+        """Returns the loss of an episode: that of `losses`, or its mean over clusters by the shares of the episode."""
+        starts = self.starts(weights)
+        if len(starts) == 1:
+            return self.losses(weights, slope, query_loss)
+        shares = self.shares(weights, slope, fit, steps=self.steps).tolist()
+        kept = [(share, start) for share, start in zip(shares, starts, strict=True) if share > LEAST_SHARE]
+        return torch.stack([share * self.losses(start, slope, query_loss) for share, start in kept]).sum()
 
     def losses(self, weights: Weights, slope: Slope, query_loss: Loss) -> Tensor:
         """Returns the loss of an episode from its initial weights: that of the queries at the adapted weights."""

@@ -20,12 +20,13 @@ class Reptile(InnerLoop):
     term = "distance"
 
     def __init__(
-        self, *, dim: int, rate: float = 0.1, steps: int = 3, test_steps: int | None = None, clusters: int | None = None,
-        cluster_by: str | None = None, cluster_spread: float | None = None,
+        self, *, dim: int, rate: float | None = None, steps: int = 3, test_steps: int | None = None, clusters: int | None = None,
+        cluster_by: str | None = None, cluster_temperature: float | None = None, cluster_spread: float | None = None,
+        usual_rate: float = 0.1,
     ) -> None:  # fmt: skip
         super().__init__(
             dim=dim, rate=rate, steps=steps, test_steps=test_steps, clusters=clusters, cluster_by=cluster_by,
-            cluster_spread=cluster_spread,
+            cluster_temperature=cluster_temperature, cluster_spread=cluster_spread, usual_rate=usual_rate,
         )  # fmt: skip
 
     def losses(self, weights: Weights, slope: Slope, query_loss: Loss) -> Tensor:

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from etude.core.task import Task
     from etude.sweeps.trial import RunningTrial
 
-FITTING = {"discriminator": "style_transfer", "objective": "representation", "algorithm": "few_shot"}  # group -> its task
+FITTING = {
+    "discriminator": "style_transfer",
+    "objective": "representation",
+    "algorithm": "few_shot or few_shot_generation",
+}  # group -> task
 
 
 def instantiate(node: Any, **extra: Any) -> Any:

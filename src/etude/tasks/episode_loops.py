@@ -41,8 +41,7 @@ def episode_loss(task: Task, loop: InnerLoop, support: Batch, query: Batch, *, t
     """Returns the loss of one episode by an algorithm. term: of the task on a batch without `query`."""
     learnt = {name: torch.cat([support[name], query[name]]) for name in support} if loop.on_all_pieces else support
     slope, loss_on = _slope(task, loop, learnt), _loss_on(task, term)
-    start = loop.start(own_weights(task), slope, loss_on(learnt), steps=loop.steps)
-    return loop.losses(start, slope, loss_on(query))
+    return loop.episode_loss(own_weights(task), slope, loss_on(query), loss_on(learnt))
 
 
 def started(task: Task, loop: InnerLoop, support: Batch, *, term: str, steps: int | None = None) -> Weights:
@@ -82,7 +81,7 @@ def cluster_shares(task: Task, algorithm: object, batch: Batch, *, term: str) ->
     for support, _ in episodes(batch):
         slope, fit = _slope(task, algorithm, support), _loss_on(task, term)(support)
         with gradients_enabled():
-            chosen.append(algorithm.cluster(own_weights(task), slope, fit, steps=algorithm.test_steps))
+            chosen.append(int(algorithm.shares(own_weights(task), slope, fit, steps=algorithm.test_steps).argmax()))
     counts = torch.bincount(torch.tensor(chosen), minlength=len(measures)).to(task.device)
     total = counts.sum()
     return {measure.name: Measured(n / total, total) for measure, n in zip(measures, counts, strict=True)}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from etude.core.batch import Batch
+from etude.core.factories import kind_of
 from etude.core.gradients import outputs_at
 from etude.core.measuring import Measure, Measured
 from etude.core.task import OptimizerFactory, SchedulerFactory, Task
@@ -33,6 +34,7 @@ from etude.tasks.token_nll import nll_of
 from etude.tokens.tokenizer import Tokenizer
 
 PLAIN = "nll"  # the term of a batch that is no episode
+RATE = 0.02  # of the inner steps; with 0.1 the likelihood of a trained model is lost in them
 
 
 class FewShotGeneration(LanguageModel):
@@ -80,12 +82,14 @@ class FewShotGeneration(LanguageModel):
         self.algorithm: InnerLoop | None = None
         if algorithm is None:
             return
-        made = algorithm(dim=0)
-        if not isinstance(made, InnerLoop):
+        kind = kind_of(algorithm)
+        if not (isinstance(kind, type) and issubclass(kind, InnerLoop)):
             raise ValueError(
-                f"task=few_shot_generation adapts weights, and {type(made).__name__} compares vectors; set algorithm=reptile, "
+                f"task=few_shot_generation adapts weights, and {kind.__name__} compares vectors; set algorithm=reptile, "
                 "fomaml or maml"
             )
+        made = algorithm(dim=0, usual_rate=RATE)
+        assert isinstance(made, InnerLoop)
         made.attach(dict(self.named_parameters()))
         self.algorithm = made
         self.terms = (made.term,)  # type: ignore[misc]

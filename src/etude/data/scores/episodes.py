@@ -27,6 +27,7 @@ from etude.data.scores.packing import (
     slots,
 )  # fmt: skip
 from etude.tokens.tokenizer import Tokenizer
+from etude.wording import counted
 
 EPISODES = {"train": 21, "val": 22, "test": 23}  # keys that make the draws of the splits different
 LEAST_CHANCE = 1e-12  # of a piece that no rule admits: it is drawn only where its class has too few others
@@ -227,10 +228,11 @@ class EpisodeModule(MusicDataModule):
         found: dict[str, dict[str, np.ndarray]] = {}
         for column, classes in self._all_members(split).items():
             found[column] = {name: pieces for name, pieces in classes.items() if len(pieces) >= shots + queries}
+            usable = counted(len(found[column]), "class", "classes")
             few = len(classes) - len(found[column])
             if len(found[column]) < ways:
                 raise ValueError(
-                    f"the {split} split has {len(found[column])} classes of {column} with {shots + queries} different pieces "
+                    f"the {split} split has {usable} of {column} with {shots + queries} different pieces "
                     f"({few} with fewer), and an episode takes {ways}; lower the ways, shots or queries (of training: data.ways, "
                     "data.shots, data.queries), or give data whose corpus splits by class, such as data=tune_families"
                 )
