@@ -150,5 +150,5 @@ def test_weights_of_a_model_without_a_plan_start_one_with_it(tmp_path) -> None:
     new.load_state_dict(found)
     names = [name for name, value in old.state_dict().items() if value.shape[:1] == (len(PLAIN),)]
     assert names and all(torch.equal(found[name][: len(PLAIN)], old.state_dict()[name]) for name in names)
-    with pytest.raises(ValueError, match="are not those of this run"):
+    with pytest.raises(ValueError, match=r"are not those of this run .*: form is .*, here .*; give the data= and tokenizer="):
         rows_by_token(new.state_dict(), PLANNED, own=old.state_dict(), tokenizer=PLAIN, path=tmp_path / "a.ckpt")

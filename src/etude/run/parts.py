@@ -69,8 +69,8 @@ def told_of_settings() -> Iterator[None]:
                 "audio: style_transfer, mel_representation, classifier, grader"
             ) from error
         raise ValueError(
-            f"{found[1]} has no setting {found[2]}, which the task, the data or an option sets; choose another model= for this "
-            "task, such as tiny, or another tokenizer=, such as remi"
+            f"{found[1]} has no setting {found[2]}, which the task, the data or an option sets; if you set it, leave it out, "
+            "else choose another model= for this task, such as tiny, or another tokenizer=, such as remi"
         ) from error
 
 

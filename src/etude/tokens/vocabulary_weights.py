@@ -28,7 +28,8 @@ def rows_by_token(
     if theirs.vocab[theirs.first_body :] not in (tokenizer.vocab[tokenizer.first_body :], planless):
         raise ValueError(
             f"weights={path}: its tokens ({type(theirs).__name__}, {len(theirs)}) are not those of this run "
-            f"({type(tokenizer).__name__}, {len(tokenizer)}); give the data= and tokenizer= options of its run"
+            f"({type(tokenizer).__name__}, {len(tokenizer)}){_difference(theirs, tokenizer)}; give the data= and tokenizer= "
+            "options of its run"
         )
     known = {token: place for place, token in enumerate(theirs.vocab)}
     pairs = [(place, known[token]) for place, token in enumerate(tokenizer.vocab) if token in known]
@@ -40,3 +41,11 @@ def rows_by_token(
             found[name] = value.clone()
             found[name][here] = weights[name].to(value)[there]
     return found
+
+
+def _difference(theirs: Tokenizer, mine: Tokenizer) -> str:
+    """Returns the first three settings in which two tokenizers differ, such as ": scheme is REMI, here TSD"."""
+    one, other = theirs.params, mine.params
+    names = sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
+    told = ", ".join(f"{name} is {one.get(name)}, here {other.get(name)}" for name in names[:3])
+    return f": {told}" if told and type(theirs) is type(mine) else ""
