@@ -289,6 +289,22 @@ def test_the_forgetting_matrix_reads_each_phase_by_its_part(songs: Path, tmp_pat
     assert after["folk"][0] == after["classical"][0] and after["folk"][1] != after["classical"][1]
 
 
+def test_layer_decay_and_pruning_of_blocks_reach_the_newest_column(songs: Path, tmp_path: Path) -> None:
+    stages = Stages(
+        stages=[{"name": "classical", "data": {"genre": "classical"}, "max_steps": 3}, {"name": "folk", "layer_decay": 0.5}]
+    )
+    pruned, (task, data) = (
+        Prune(layers=0.5, heads=None, units=None, rounds=1, start=0.9, end=0.9),
+        build(songs, NETWORKS["progressive"]),
+    )
+    trainer(tmp_path, max_steps=6, callbacks=[stages, pruned], limit_val_batches=0).fit(task, data)
+    assert task.lr_factors["model.columns.0.blocks.0."] == 0.5 and task.lr_factors["model.columns.0.blocks.1."] == 1
+    rates = {id(p): group["lr"] for group in task.trainer.optimizers[0].param_groups for p in group["params"]}
+    first, second = (rates[id(block.feed_forward.gate.weight)] for block in task.residual_blocks)
+    assert first == pytest.approx(second / 2)
+    assert len(pruned.pruned_blocks) == 1 and pruned.pruned_blocks[0].startswith("model.columns.0.blocks.")
+
+
 def test_what_cannot_grow_is_told(songs: Path, tmp_path: Path) -> None:
     for name in NETWORKS:
         task, data = build(songs, NETWORKS[name])

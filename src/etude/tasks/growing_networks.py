@@ -1,7 +1,7 @@
 """How a language model's network grows between the phases of a run, and how its parts are chosen; see `symbolic.growing`."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -12,7 +12,10 @@ from etude.core.measuring import measured_batches
 from etude.core.phase_draws import data_of, rows_of
 from etude.core.phase_protocols import HoldsOut
 from etude.core.task import Task
+from etude.models.symbolic.grid_transformer import GridTransformer
 from etude.models.symbolic.growing import Grows
+from etude.models.symbolic.progressive import ProgressiveTransformer
+from etude.models.symbolic.transformer import Transformer
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +38,12 @@ def check_growing(task: Task, model: nn.Module) -> None:
             f"{who} measures pieces of a phase before it grows, which the data ({type(data_of(run)).__name__}) do not offer; "
             "choose model=progressive"
         )
+
+
+def blocks_of(model: nn.Module) -> Sequence[nn.Module]:
+    """Returns the residual blocks that are trained, first to last: in a progressive network those of the newest column."""
+    newest = model.columns[-1] if isinstance(model, ProgressiveTransformer) and len(model.columns) else model
+    return tuple(newest.blocks) if isinstance(newest, Transformer | GridTransformer) else ()
 
 
 def growth_of_phase(task: Task, model: nn.Module) -> dict[str, Any]:
