@@ -31,6 +31,12 @@ def check_growing(task: Task, model: nn.Module) -> None:
         raise ValueError(
             f"{who} grows between the phases of a run, and this run has a single phase; choose stage=genres, or model=tiny"
         )
+    for technique in task.composition.techniques:
+        if technique.acts_on_layers:
+            raise ValueError(
+                f"technique {technique.name} acts on the layers with which a run begins, and {who} trains those of its latest "
+                f"phase alone; remove {technique.name} from technique=[...], or choose model=tiny"
+            )
     if run.world_size > 1:
         raise ValueError(f"{who} grows on one device; set trainer.devices=1")
     if model.threshold is not None and not isinstance(data_of(run), HoldsOut):
@@ -88,6 +94,8 @@ def for_labels(model: nn.Module, labels: Mapping[str, Any] | None) -> AbstractCo
     genre = (labels or {}).get("genre")
     if not isinstance(model, Grows) or genre is None:
         return nullcontext()
+    if model.parts.newest and not model.parts.knows(str(genre)):
+        log.warning(f"genre={genre} names no phase of this model's training, so its newest weights are used")
     return model.parts.reading(model.parts.of_genre(str(genre)))
 
 
