@@ -22,9 +22,12 @@ from etude.techniques.continual.forgetting import Forgetting
 from etude.techniques.continual.meta_replay import MetaReplay
 from etude.techniques.continual.packnet import PackNet
 from etude.techniques.continual.replay import Replay
+from etude.techniques.continual.si import Si
 from etude.techniques.optim.stages import Stages
 from etude.techniques.weights.ema import Ema
+from etude.techniques.weights.grow_layers import GrowLayers
 from etude.techniques.weights.grow_width import GrowWidth
+from etude.techniques.weights.lora import Lora
 from etude.techniques.weights.prune import Prune
 from etude.techniques.weights.swa import Swa
 from tests.songs import write_songs
@@ -289,6 +292,34 @@ def test_the_forgetting_matrix_reads_each_phase_by_its_part(songs: Path, tmp_pat
     assert after["folk"][0] == after["classical"][0] and after["folk"][1] != after["classical"][1]
 
 
+@pytest.mark.parametrize(("technique", "held"), [("ewc", "fisher"), ("si", "importance")])
+def test_a_penalty_that_holds_nothing_says_so(
+    songs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, technique: str, held: str
+) -> None:
+    for network, told in ((NETWORKS["progressive"], 2), (partial(Transformer, **SMALL), 0)):
+        caplog.clear()
+        penalty: Any = Ewc(samples=2) if technique == "ewc" else Si()
+        trainer(tmp_path, max_steps=6, callbacks=[in_phases(2), penalty], limit_val_batches=0).fit(*build(songs, network))
+        assert getattr(penalty, held)
+        assert sum(f"{technique}: nothing is held in" in record.message for record in caplog.records) == told
+
+
+def test_layer_decay_and_pruning_of_blocks_reach_the_newest_column(songs: Path, tmp_path: Path) -> None:
+    stages = Stages(
+        stages=[{"name": "classical", "data": {"genre": "classical"}, "max_steps": 3}, {"name": "folk", "layer_decay": 0.5}]
+    )
+    pruned, (task, data) = (
+        Prune(layers=0.5, heads=None, units=None, rounds=1, start=0.9, end=0.9),
+        build(songs, NETWORKS["progressive"]),
+    )
+    trainer(tmp_path, max_steps=6, callbacks=[stages, pruned], limit_val_batches=0).fit(task, data)
+    assert task.lr_factors["model.columns.0.blocks.0."] == 0.5 and task.lr_factors["model.columns.0.blocks.1."] == 1
+    rates = {id(p): group["lr"] for group in task.trainer.optimizers[0].param_groups for p in group["params"]}
+    first, second = (rates[id(block.feed_forward.gate.weight)] for block in task.residual_blocks)
+    assert first == pytest.approx(second / 2)
+    assert len(pruned.pruned_blocks) == 1 and pruned.pruned_blocks[0].startswith("model.columns.0.blocks.")
+
+
 def test_what_cannot_grow_is_told(songs: Path, tmp_path: Path) -> None:
     for name in NETWORKS:
         task, data = build(songs, NETWORKS[name])
@@ -303,6 +334,9 @@ def test_what_cannot_grow_is_told(songs: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"modules of folk: LanguageModel can't add modules"):
         stages = Stages(stages=[{"name": "all", "max_steps": 1}, {"name": "folk", "modules": {"grown": True}}])
         trainer(tmp_path, max_steps=2, callbacks=[stages]).fit(*build(songs, NETWORKS["progressive"]))
+    for name, technique in (("progressive", GrowLayers()), ("progressive", Lora(rank=2)), ("expandable", Lora(rank=2))):
+        with pytest.raises(ValueError, match=f"technique {technique.name} acts on the layers with which a run begins, and"):
+            trainer(tmp_path, max_steps=2, callbacks=[in_phases(1), technique]).fit(*build(songs, NETWORKS[name]))
     plain, _ = build(songs, partial(Transformer, **SMALL))
     with pytest.raises(ValueError, match="the network of this checkpoint grew when folk began, which Transformer can't"):
         plain.phases.restore_modules(plain, {"phases": {"added": [{"phase": "folk", "after": "classical", "grown": True}]}})
@@ -313,7 +347,7 @@ def test_what_cannot_grow_is_told(songs: Path, tmp_path: Path) -> None:
             ExpandableTransformer(vocab_size=8, **{option: value})
 
 
-def test_samples_of_a_genre_come_from_its_part(songs: Path) -> None:
+def test_samples_of_a_genre_come_from_its_part(songs: Path, caplog: pytest.LogCaptureFixture) -> None:
     task, _ = grown(songs, "progressive", phases=2)
     task.model.parts.phases = [{"classical"}, {"folk"}]
     read: list[int] = []
@@ -325,6 +359,13 @@ def test_samples_of_a_genre_come_from_its_part(songs: Path) -> None:
         task.sample(num_samples=1, labels=labels, num_bars=1, max_new_tokens=8, seed=3)
         assert set(read) == {part}
     assert isinstance(task, Task) and task.model.parts.active == 1
+    task.model.parts.phases = [{"first"}, {"folk"}]
+    caplog.clear()
+    for genre in ("folk", "classical"):
+        task.sample(num_samples=1, labels={"genre": genre}, num_bars=1, max_new_tokens=8, seed=3)
+    assert [r.message for r in caplog.records if "names no phase" in r.message] == [
+        "genre=classical names no phase of this model's training, so its newest weights are used"
+    ]
 
 
 def test_evaluation_reads_each_piece_by_the_part_of_its_genre(songs: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from etude.core.task import Task
 from etude.core.technique import Composition
 from etude.optim.optimizers import ScheduleFree, muon
+from etude.techniques.optim.stages import Stages
 from etude.techniques.weights.ema import Ema
 from etude.techniques.weights.grow_layers import GrowLayers
 from etude.techniques.weights.grow_width import GrowWidth
@@ -115,6 +116,13 @@ def test_all_units_from_the_start_is_training_without_it(tmp_path: Path) -> None
     trainer(tmp_path, max_steps=4, limit_val_batches=0).fit(plain, PairsData())
     trainer(tmp_path, max_steps=4, callbacks=[GrowWidth(start=1.0)], limit_val_batches=0).fit(grown, PairsData())
     assert same(weights(plain), weights(grown))
+
+
+def test_a_layer_that_was_frozen_grows_when_it_is_trained_again(tmp_path: Path) -> None:
+    phases = [{"name": "whole", "max_steps": 2}, {"name": "part", "max_steps": 4, "frozen": ["blocks.0"]}, {"name": "again"}]
+    technique, task = GrowWidth(start=0.5, end=0.5, rounds=1), Blocks()
+    trainer(tmp_path, max_steps=8, callbacks=[Stages(stages=phases), technique], limit_val_batches=0).fit(task, PairsData())
+    assert [layer.width for layer in technique._layers] == [6, 6]
 
 
 def test_what_cannot_grow_is_refused(tmp_path: Path) -> None:

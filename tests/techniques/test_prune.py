@@ -154,3 +154,26 @@ def test_weights_that_are_held_cannot_be_pruned() -> None:
     with pytest.raises(ValueError, match="technique 'packnet' holds weights at their values, and technique 'prune' sets them"):
         Composition([Prune(), PackNet(), Ema()])
     Composition([Prune(), GrowWidth(), Ema()])
+
+
+def test_blocks_that_a_phase_froze_do_not_count(tmp_path: Path) -> None:
+    technique, task = Prune(heads=None, units=None, layers=0.5, rounds=1, rule="magnitude"), Blocks()
+    technique.setup(trainer(tmp_path, max_steps=8), task, "fit")
+    technique.done, technique.pruned_blocks = 1, ["columns.0.blocks.0"]  # of an earlier column
+    assert technique._shares_now(task) == {"layers": 0.0}
+    technique._prune(task)
+    assert len(technique.pruned_blocks) == 2 and technique._shares_now(task) == {"layers": 0.5}
+
+
+def test_a_gradient_that_is_not_finite_does_not_spoil_the_scores(tmp_path: Path) -> None:
+    technique, task = Prune(heads=0.5), Blocks()
+    technique.setup(trainer(tmp_path, max_steps=8), task, "fit")
+    for bad in (False, True):
+        task.zero_grad()
+        task.losses(batch())["distance"].backward()
+        if bad:
+            task.blocks[0].feed_forward.output.weight.grad[:, 2] = torch.inf
+        technique.transform_gradients(task)
+    sums = technique.sums["blocks.0.feed_forward"]
+    assert sums.isfinite().all() and sums[2] > 0
+    assert Prune.kept_options(technique.state_dict()) == {"rounds"}

@@ -25,9 +25,8 @@ def check_sections(task: AnyTask, name: str, every: int | None, *, carried: int 
     if size is not None:
         if every is not None and task.trainer.max_steps < 1:
             raise ValueError(f"technique {name}: every needs the length of the run of {who} in steps; set max_steps")
-        sections = carried + (
-            max(1, phases) if every is None else phases + task.trainer.max_steps // every + 1
-        )  # and the one under way
+        cut = 0 if every is None else task.trainer.max_steps // every + 1  # and the one under way
+        sections = carried + max(1, phases + cut)
         if sections > size:
             raise ValueError(
                 f"technique {name}: a memory of {size} is less than one piece for each of {sections} phases or sections "

@@ -95,6 +95,11 @@ class Technique(pl.Callback):
         return type(self).__module__.rpartition(".")[2]
 
     @property
+    def acts_on_layers(self) -> bool:
+        """Whether it changes or watches the layers with which a run begins, so that layers of later phases would escape it."""
+        return False
+
+    @property
     def logged_metrics(self) -> frozenset[str]:
         """Names of the metrics that this technique logs; an option `monitor` may name any of them."""
         return frozenset()

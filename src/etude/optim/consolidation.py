@@ -42,6 +42,11 @@ def quadratic(task: Task, name: str, importance: Mapping[str, Tensor], centre: M
     return found
 
 
+def holds_any(task: Task, importance: Mapping[str, Tensor]) -> bool:
+    """Returns whether `quadratic` holds any weight that is trained now; a network that grows may have frozen all of them."""
+    return any(name in importance for weights in players_of(task).values() for name in weights)
+
+
 def like(weight: Tensor, smaller: Tensor) -> Tensor:
     """Returns the first entries of a weight in every dimension, in the shape of what it was before it grew."""
     return weight if weight.shape == smaller.shape else weight[tuple(slice(size) for size in smaller.shape)]

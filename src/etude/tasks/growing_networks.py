@@ -1,7 +1,7 @@
 """How a language model's network grows between the phases of a run, and how its parts are chosen; see `symbolic.growing`."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -12,7 +12,10 @@ from etude.core.measuring import measured_batches
 from etude.core.phase_draws import data_of, rows_of
 from etude.core.phase_protocols import HoldsOut
 from etude.core.task import Task
+from etude.models.symbolic.grid_transformer import GridTransformer
 from etude.models.symbolic.growing import Grows
+from etude.models.symbolic.progressive import ProgressiveTransformer
+from etude.models.symbolic.transformer import Transformer
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +31,12 @@ def check_growing(task: Task, model: nn.Module) -> None:
         raise ValueError(
             f"{who} grows between the phases of a run, and this run has a single phase; choose stage=genres, or model=tiny"
         )
+    for technique in task.composition.techniques:
+        if technique.acts_on_layers:
+            raise ValueError(
+                f"technique {technique.name} acts on the layers with which a run begins, and {who} trains those of its latest "
+                f"phase alone; remove {technique.name} from technique=[...], or choose model=tiny"
+            )
     if run.world_size > 1:
         raise ValueError(f"{who} grows on one device; set trainer.devices=1")
     if model.threshold is not None and not isinstance(data_of(run), HoldsOut):
@@ -35,6 +44,12 @@ def check_growing(task: Task, model: nn.Module) -> None:
             f"{who} measures pieces of a phase before it grows, which the data ({type(data_of(run)).__name__}) do not offer; "
             "choose model=progressive"
         )
+
+
+def blocks_of(model: nn.Module) -> Sequence[nn.Module]:
+    """Returns the residual blocks that are trained, first to last: in a progressive network those of the newest column."""
+    newest = model.columns[-1] if isinstance(model, ProgressiveTransformer) and len(model.columns) else model
+    return tuple(newest.blocks) if isinstance(newest, Transformer | GridTransformer) else ()
 
 
 def growth_of_phase(task: Task, model: nn.Module) -> dict[str, Any]:
@@ -79,6 +94,8 @@ def for_labels(model: nn.Module, labels: Mapping[str, Any] | None) -> AbstractCo
     genre = (labels or {}).get("genre")
     if not isinstance(model, Grows) or genre is None:
         return nullcontext()
+    if model.parts.newest and not model.parts.knows(str(genre)):
+        log.warning(f"genre={genre} names no phase of this model's training, so its newest weights are used")
     return model.parts.reading(model.parts.of_genre(str(genre)))
 
 

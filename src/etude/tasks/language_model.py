@@ -26,7 +26,7 @@ from etude.music.score import bar_ticks
 from etude.music.theory import Key
 from etude.tasks.decoding_methods import Method, check_guidance
 from etude.tasks.grid_infilling import check_filling, fill_voices
-from etude.tasks.growing_networks import by_genre, check_growing, for_labels, grow, growth_of_phase, recalled
+from etude.tasks.growing_networks import blocks_of, by_genre, check_growing, for_labels, grow, growth_of_phase, recalled
 from etude.tasks.keyed_samples import samples_in_key
 from etude.tasks.openings import Opening
 from etude.tasks.passage_memories import own_pieces_left_out, remember_training
@@ -108,7 +108,7 @@ class LanguageModel(Task):
 
     @property
     def residual_blocks(self) -> Sequence[nn.Module]:
-        return tuple(self.model.blocks) if isinstance(self.model, Transformer | GridTransformer) else ()
+        return blocks_of(self.model)
 
     @property
     def can_add_modules(self) -> bool:

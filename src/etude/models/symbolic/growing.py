@@ -40,6 +40,10 @@ class Parts:
         found = [number for number, names in enumerate(self.phases) if any(genre in name.split("+") for name in names)]
         return found[-1] if found else self.newest
 
+    def knows(self, genre: str) -> bool:
+        """Whether the name of any phase has this genre; if not, `of_genre` returns the newest part."""
+        return any(genre in name.split("+") for names in self.phases for name in names)
+
     @contextmanager
     def reading(self, number: int) -> Iterator[None]:
         """Within this context the network computes with the part of this number and those before it."""

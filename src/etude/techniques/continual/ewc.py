@@ -14,7 +14,7 @@ from etude.core.memory import Memory, check_memory
 from etude.core.sections import check_every, check_sections, ends_now
 from etude.core.task import Task
 from etude.core.technique import BatchSlot, StepSlot, Technique
-from etude.optim.consolidation import fisher_diagonal, like, quadratic, term_of
+from etude.optim.consolidation import fisher_diagonal, holds_any, like, quadratic, term_of
 from etude.wording import counted
 
 log = logging.getLogger(__name__)
@@ -101,6 +101,10 @@ class Ewc(Technique):
     def on_phase_end(self, task: Task) -> None:
         if self.memory.current:
             self._consolidate(task)
+
+    def on_phase_start(self, task: Task) -> None:
+        if self.fisher and not holds_any(task, self.fisher):
+            log.warning(f"ewc: nothing is held in {task.phase.name}, since no weight of earlier phases is trained in it")
 
     @torch.no_grad()
     def _consolidate(self, task: Task) -> None:

@@ -1,5 +1,6 @@
 """Technique si: weights whose changes lowered the loss in earlier phases are held near their values (synaptic intelligence)."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -12,7 +13,9 @@ from etude.core.sections import check_every, check_sections, ends_now
 from etude.core.sharding import is_sharded
 from etude.core.task import Task
 from etude.core.technique import StepSlot, Technique
-from etude.optim.consolidation import like, players_of, quadratic, term_of
+from etude.optim.consolidation import holds_any, like, players_of, quadratic, term_of
+
+log = logging.getLogger(__name__)
 
 
 class Si(Technique):
@@ -122,6 +125,8 @@ class Si(Technique):
 
     def on_phase_start(self, task: Task) -> None:
         self._begin(task)
+        if self.importance and not holds_any(task, self.importance):
+            log.warning(f"si: nothing is held in {task.phase.name}, since no weight of earlier phases is trained in it")
 
     @torch.no_grad()
     def _consolidate(self, task: Task) -> None:

@@ -192,6 +192,10 @@ class NoisyStudent(Technique):
 
     # --- stochastic depth ---
 
+    @property
+    def acts_on_layers(self) -> bool:
+        return self.stochastic_depth > 0
+
     def _make_stochastic(self, task: Any) -> None:
         blocks: list[nn.Module] = list(task.residual_blocks)
         if not blocks:

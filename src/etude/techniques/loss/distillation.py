@@ -223,6 +223,10 @@ class Distillation(Technique):
         if (self.weights["features"] and self._is_language_model) or self.weights["attention"]:
             self._register_hooks(pl_module)
 
+    @property
+    def acts_on_layers(self) -> bool:
+        return bool(self.weights["features"] or self.weights["attention"])
+
     def _register_hooks(self, task: Task) -> None:
         """Registers forward hooks on the student's blocks and on as many of the teacher's, evenly spaced."""
         mine, theirs = task.residual_blocks, self.teacher.residual_blocks

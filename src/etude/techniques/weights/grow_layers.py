@@ -44,6 +44,10 @@ class GrowLayers(Technique):
         self._span = 1.0
 
     @property
+    def acts_on_layers(self) -> bool:
+        return True
+
+    @property
     def logged_metrics(self) -> frozenset[str]:
         return frozenset({"grow_layers/active"})
 

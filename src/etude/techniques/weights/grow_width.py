@@ -51,7 +51,6 @@ class GrowWidth(Technique):
         if rounds < 1:
             raise ValueError(f"technique.grow_width.rounds is {rounds}, must be at least 1")
         self.start, self.end, self.rounds = start, end, rounds
-        self.grown = 0  # rounds
         self._layers: list[HasHiddenUnits] = []
         self._sources: list[Tensor] = []  # of each layer, for each unit that waits at first
         self._shares: list[Tensor] = []
@@ -101,12 +100,11 @@ class GrowWidth(Technique):
         copies = copies_of_weights(task.trainer.optimizers)
         due = min(self.rounds, int(task.steps_trained * self.rounds / (self.end * self._steps)))
         for number, layer in enumerate(self._layers):
-            if not layer.output.weight.requires_grad:  # frozen by a phase: it stays as it is
+            if not layer.output.weight.requires_grad:  # frozen by a phase: it grows when it is trained again
                 continue
             self._hold(number, copies)
-            if due > self.grown:
-                self._join(number, self._units(layer, due), copies)
-        self.grown = max(self.grown, due)
+            if (width := self._units(layer, due)) > (layer.width or 0):
+                self._join(number, width, copies)
 
     def _hold(self, number: int, copies: dict[Tensor, list[Tensor]]) -> None:
         """Gives the units of a layer that wait the incoming weights of their sources and outgoing weights of 0."""
@@ -145,13 +143,12 @@ class GrowWidth(Technique):
     # --- state ---
 
     def state_dict(self) -> dict[str, Any]:
-        return {"grown": self.grown, "widths": [layer.width for layer in self._layers]}
+        return {"widths": [layer.width for layer in self._layers]}
 
     @classmethod
     def kept_options(cls, state: Any) -> frozenset[str]:
         return frozenset({"start", "rounds", "seed"})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.grown = state_dict["grown"]
         for layer, width in zip(self._layers, state_dict["widths"], strict=True):
             layer.width = width

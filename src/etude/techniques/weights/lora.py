@@ -92,6 +92,10 @@ class Lora(Technique):
             f"adapters of rank {self.rank} in {len(layers)} layers" + (f", and {len(chosen)} other parameters" if chosen else "")
         )
 
+    @property
+    def acts_on_layers(self) -> bool:
+        return True
+
     def _layers(self, task: Task) -> dict[str, nn.Linear]:
         """Returns the layers to adapt by name. Raises: ValueError if a pattern fits none, or the rank is too large for one."""
         possible, who = adaptable_layers(task), type(task).__name__

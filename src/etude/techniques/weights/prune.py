@@ -31,7 +31,8 @@ class Prune(Technique):
     is scored by the sum over both of its branches, and not divided. Pruning goes in `rounds` equal steps between two shares of
     the run; after each, the network repairs itself while scores are counted anew.
 
-    Pruned weights stay 0 under any optimizer. They are still there, so checkpoints keep their shapes and a step its time.
+    Pruned weights stay 0 under any optimizer. They are still there, so checkpoints keep their shapes and a step its time. An
+    average of the weights (`ema`, `swa`) still holds a part of what they were before.
 
     When to use: to see how large a network a task needs, or as a strong regularizer on little data. Suggested: rule gradient, up
     to 0.4 of the heads and 0.5 of the units. Not with `packnet`, which promises that weights keep their values.
@@ -144,7 +145,8 @@ class Prune(Technique):
     def transform_gradients(self, task: Task) -> None:
         if self.rule == "gradient" and self.done < self.rounds:
             for name, values in self._derivatives(task).items():
-                self.sums[name] = self.sums[name].to(values) + values.abs() if name in self.sums else values.abs()
+                sizes = values.abs().where(values.isfinite(), 0)  # a guard skips a step whose gradient is not
+                self.sums[name] = self.sums[name].to(sizes) + sizes if name in self.sums else sizes
         for name, layer in self._units.items():
             if name in self.pruned and layer.output.weight.grad is not None:
                 _columns(layer, layer.output.weight.grad)[:, self.pruned[name].to(layer.output.weight.device)] = 0
@@ -193,7 +195,8 @@ class Prune(Technique):
             wanted = min(len(blocks) - 1, self._wanted("layers", len(blocks)))
             order = sorted((name for name in blocks if name in scores), key=lambda name: float(scores[name]))
             left = [name for name in order if name not in self.pruned_blocks]
-            self.pruned_blocks += left[: max(0, wanted - len(self.pruned_blocks))]
+            gone_before = sum(name in self.pruned_blocks for name in blocks)  # not those that a phase has frozen
+            self.pruned_blocks += left[: max(0, wanted - gone_before)]
             for name in (name for block in self.pruned_blocks for name in blocks.get(block, ())):
                 self.pruned[name] = torch.ones(self._units[name].num_units, dtype=torch.bool)
         gone = {name for block, layers in self._blocks(task).items() if block in self.pruned_blocks for name in layers}
@@ -238,7 +241,8 @@ class Prune(Technique):
         found = {}
         for kind in self.shares:
             if kind == "layers":
-                found[kind] = len(self.pruned_blocks) / max(1, len(self._blocks(task)))
+                blocks = self._blocks(task)
+                found[kind] = sum(name in self.pruned_blocks for name in blocks) / max(1, len(blocks))
             else:
                 own = [mask for name, mask in self.pruned.items() if name in self._layers(kind)]
                 found[kind] = sum(int(mask.sum()) for mask in own) / max(1, sum(len(mask) for mask in own))
@@ -256,6 +260,10 @@ class Prune(Technique):
 
     def state_dict(self) -> dict[str, Any]:
         return {"done": self.done, "sums": self.sums, "pruned": self.pruned, "blocks": list(self.pruned_blocks)}
+
+    @classmethod
+    def kept_options(cls, state: Mapping[str, Any]) -> frozenset[str]:
+        return frozenset({"rounds"})  # in which `done` is counted
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.done, self.pruned_blocks = state_dict["done"], list(state_dict["blocks"])
