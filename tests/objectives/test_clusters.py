@@ -69,7 +69,8 @@ def test_equal_weights_share_alike_and_a_low_temperature_takes_one(criterion: st
 def test_two_kinds_of_episodes_part_where_one_initialisation_stays_between(kind: type[InnerLoop], criterion: str) -> None:
     ends = {}
     for clusters in (1, 2):
-        made, first = loop(kind, clusters=clusters, cluster_by=criterion, cluster_spread=1.0)
+        several: dict[str, Any] = {"cluster_by": criterion, "cluster_spread": 1.0} if clusters > 1 else {}
+        made, first = loop(kind, clusters=clusters, **several)
         optimizer = torch.optim.SGD([*first.values(), *made.parameters()], lr=0.1)
         for step in range(400):
             slope, loss = parts(CENTRES[step % 2])
@@ -116,7 +117,7 @@ def test_weights_that_are_missing_or_new_are_told() -> None:
         ({"clusters": 2, "cluster_by": "size"}, "algorithm.cluster_by=size one of loss, gradient"),
         ({"clusters": 2, "cluster_spread": 0.0}, "algorithm.cluster_spread=0.0 above 0"),
         ({"clusters": 2, "cluster_temperature": 0.0}, "algorithm.cluster_temperature=0.0 and"),
-        ({"cluster_by": "loss"}, "do nothing without algorithm.clusters"),
+        ({"cluster_by": "loss"}, "do nothing with one cluster"),
     ],
 )
 @pytest.mark.parametrize("kind", [Maml, Reptile])

@@ -59,8 +59,8 @@ class InnerLoop(nn.Module):
             raise ValueError(
                 f"algorithm.rate={rate} must be above 0, and algorithm.steps={steps} and test_steps={test_steps} at least 1"
             )
-        if clusters is None and (cluster_by, cluster_temperature, cluster_spread) != (None, None, None):
-            raise ValueError("algorithm.cluster_... options do nothing without algorithm.clusters; set it, to 2 say")
+        if clusters in (None, 1) and (cluster_by, cluster_temperature, cluster_spread) != (None, None, None):
+            raise ValueError("algorithm.cluster_... options do nothing with one cluster; set algorithm.clusters, to 2 say")
         self.clusters, self.cluster_by = clusters or 1, "loss" if cluster_by is None else cluster_by
         self.cluster_spread = 0.1 if cluster_spread is None else cluster_spread
         self.cluster_temperature = 0.1 if cluster_temperature is None else cluster_temperature
