@@ -44,6 +44,12 @@ HEADLINES: tuple[tuple[str, Cell, str, Cell | None], ...] = (
         ("grader", "mean average precision", 2),
     ),
     (
+        "five genres learned one after the other: nats per note of all in the end, with a memory of 40 pieces",
+        ("five genres, one after the other", "meta_replay", 1),
+        "nothing against forgetting: {}",
+        ("five genres, one after the other", "fine-tuning", 1),
+    ),
+    (
         "runs killed at random moments that ended bit for bit as if undisturbed",
         ("sweeps", "killed runs", 1),
         "most of the others found bugs that are mended",
