@@ -20,7 +20,7 @@ def matrix_options(kind: str, folder: Path, build: Callable[[], Any]) -> dict[st
 
 def ready(**options: Any) -> tuple[Bandit, Data]:
     data, technique = Data(), Bandit(**options)
-    technique.setup(SimpleNamespace(datamodule=data), SimpleNamespace(tokenizer=None, logits=len), "fit")  # type: ignore[arg-type]
+    technique.setup(SimpleNamespace(datamodule=data), SimpleNamespace(tokenizer=None, logits=len, traces_tokens=True), "fit")  # type: ignore[arg-type]
     return technique, data
 
 

@@ -34,7 +34,8 @@ class Data:
 def ready(max_steps: int = 100, **options: Any) -> tuple[Curriculum, Data]:
     data, technique = Data(), Curriculum(**options)
     run: Any = SimpleNamespace(datamodule=data, max_steps=max_steps, accumulate_grad_batches=1, sanity_checking=False)
-    technique.setup(run, SimpleNamespace(logits=lambda batch: batch, tokenizer=None), "fit")  # type: ignore[arg-type]
+    task: Any = SimpleNamespace(logits=lambda batch: batch, tokenizer=None, traces_tokens=True)
+    technique.setup(run, task, "fit")
     return technique, data
 
 

@@ -34,7 +34,7 @@ class Recomputing(nn.Module):
 
     def __init__(self, model: Transformer) -> None:
         super().__init__()
-        self.model, self.unembedding, self.rows = model, model.unembedding, torch.zeros(0)
+        self.model, self.unembed, self.rows = model, model.unembed, torch.zeros(0)
 
     def new_cache(self, batch: int, max_len: int) -> "Recomputing":
         self.rows = torch.zeros(batch, 0, dtype=torch.int64)
@@ -48,7 +48,7 @@ class Recomputing(nn.Module):
         return self.model.hidden(self.rows)[:, -tokens_bt.shape[1] :]
 
     def forward(self, tokens_bt: Tensor, **given: Any) -> Tensor:
-        logits: Tensor = self.unembedding(self.hidden(tokens_bt, **given))
+        logits: Tensor = self.unembed(self.hidden(tokens_bt, **given))
         return logits
 
 
