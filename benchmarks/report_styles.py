@@ -302,7 +302,7 @@ no choice uses held-out music. Regenerate: `make styles`, then `make report`."""
 BOUND = """The same networks with the same optimizer, schedule and average, trained for the same CPU-seconds with the L1 to the
 true rendering and nothing else: the training tunes of both styles of a pair are rendered in both, held-out tunes are those of all
 tables. It says how much of the truth can be predicted from the source at all. A step costs less, so there are more of them.
-Regenerate: `OMP_NUM_THREADS=1 python benchmarks/style_transfer.py --case supervised --budget 90 --seeds 0 --rows
+Regenerate: `OMP_NUM_THREADS=1 python benchmarks/style_transfer.py --case supervised --budget 90 --seeds 0 1 2 --rows
 docs/results/rows/style_transfer.jsonl`, then `make report`."""
 
 FLOOR = """How to read it: the same soundfont with the other synthesizer (which adds reverb and chorus) shows how much two
