@@ -17,6 +17,7 @@ from etude.optim.optimizers import lookahead_adamw, muon
 from etude.techniques.continual.packnet import PackNet
 from etude.techniques.weights.ema import Ema
 from etude.techniques.weights.grow_width import GrowWidth
+from etude.techniques.weights.lora import Lora
 from etude.techniques.weights.prune import Prune
 from tests.toys import PairsData, ToyGan, trainer
 
@@ -153,6 +154,8 @@ def test_bad_options_and_nothing_to_prune_are_told(tmp_path: Path) -> None:
 def test_weights_that_are_held_cannot_be_pruned() -> None:
     with pytest.raises(ValueError, match="technique 'packnet' holds weights at their values, and technique 'prune' sets them"):
         Composition([Prune(), PackNet(), Ema()])
+    with pytest.raises(ValueError, match="technique 'lora' holds weights at their values, and technique 'prune' sets them"):
+        Composition([Lora(), Prune()])
     Composition([Prune(), GrowWidth(), Ema()])
 
 

@@ -50,6 +50,7 @@ class Lora(Technique):
 
     claims: ClassVar[frozenset[Power]] = frozenset({Power.INITIAL_WEIGHTS})
     needs_weights: ClassVar[bool] = True
+    holds_weights: ClassVar[bool] = True
 
     def __init__(
         self,
