@@ -137,7 +137,7 @@ def test_a_teacher_that_equals_the_student_teaches_nothing_at_first_and_stays_ou
     optimized = {id(p) for group in task.trainer.optimizers[0].param_groups for p in group["params"]}
     assert optimized.isdisjoint({id(p) for p in technique.teacher.parameters()})
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    assert saved["callbacks"][technique.state_key]["teacher"]["sha256"] == technique._identity["sha256"]
+    assert saved["callbacks"][technique.state_key]["teacher"]["sha256"] == technique._file.state["sha256"]
     assert all(torch.equal(v, weights(make())[n]) for n, v in weights(technique.teacher).items())
 
 

@@ -151,3 +151,15 @@ def test_bad_options_and_teachers_are_told(tmp_path: Path) -> None:
     for kind, told in (("gan", "ToyGan is no classifier"), ("grader", "Grader knows the labels of all its examples")):
         with pytest.raises(ValueError, match=told):
             started(NoisyStudent(), build_task(kind, tmp_path)[0], tmp_path)
+
+
+def test_a_run_that_goes_on_refuses_another_teacher(tmp_path: Path) -> None:
+    options = teach(tmp_path, small_classifier)
+    state = started(NoisyStudent(**options), small_classifier(), tmp_path).state_dict()
+    started(NoisyStudent(**options), small_classifier(), tmp_path).load_state_dict(state)
+    torch.manual_seed(6)
+    torch.save(small_classifier().state_dict() | {"extra": torch.zeros(1)}, options["teacher"])
+    options["load"] = lambda path: (small_classifier(), None)
+    again = started(NoisyStudent(**options), small_classifier(), tmp_path)  # the state is restored after setup
+    with pytest.raises(ValueError, match=r"was taught by .*but here the teacher is .*give the same one"):
+        again.load_state_dict(state)

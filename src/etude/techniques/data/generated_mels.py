@@ -1,6 +1,5 @@
 """Technique generated_mels: a vocoder learns from mels that a style-transfer model generated, to make the real audio of them."""
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +11,7 @@ from torch import Tensor
 from etude.core.audio_protocols import Synthesises
 from etude.core.batch import Batch
 from etude.core.protocols import Restyles, Styled, TakesInputs
+from etude.core.same_file import SameFile
 from etude.core.task import Task
 from etude.core.technique import BatchSlot, Technique
 
@@ -59,7 +59,7 @@ class GeneratedMels(Technique):
         self.transfer_name, self.share = transfer, share
         self._find, self._load = find, load
         self._transfer: list[Any] = []  # in a list, so that it does not become a submodule
-        self._identity: dict[str, str] = {}
+        self._file = SameFile("technique generated_mels: the run got its mels from", "the transfer model")
         self._styles: tuple[str, ...] = ()
 
     @property
@@ -91,13 +91,7 @@ class GeneratedMels(Technique):
         if self._load is None:
             raise ValueError(f"technique generated_mels needs a transfer model for this {kind}; give {TRANSFER}=CHECKPOINT")
         path = self._path()
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        if self._identity and self._identity["sha256"] != digest:
-            raise ValueError(
-                f"technique generated_mels: the run got its mels from {self._identity['path']} "
-                f"({self._identity['sha256'][:12]}), but here the transfer model is {path} ({digest[:12]}); give the same one"
-            )
-        self._identity = {"path": str(path), "sha256": digest}
+        self._file.found(path)
         found = self._load(path)[0]
         if not isinstance(found, Restyles):
             raise ValueError(f"{TRANSFER}={path} holds a {type(found).__name__}; give a checkpoint of task=style_transfer")
@@ -144,7 +138,7 @@ class GeneratedMels(Technique):
         return normalised
 
     def state_dict(self) -> dict[str, Any]:
-        return {"transfer": self._identity}
+        return {"transfer": self._file.state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._identity = dict(state_dict["transfer"])
+        self._file.restore(state_dict["transfer"])

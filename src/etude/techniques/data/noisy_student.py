@@ -1,6 +1,5 @@
 """Technique noisy_student: a teacher labels what has no label, and the student learns from that under noise."""
 
-import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +12,7 @@ from etude.core.alone import owners
 from etude.core.batch import Batch, own_inputs
 from etude.core.class_protocols import ClassifiesInputs
 from etude.core.protocols import HasMelContract, Tokenized
+from etude.core.same_file import SameFile
 from etude.core.task import Task
 from etude.core.technique import BatchSlot, StepSlot, Technique
 
@@ -73,7 +73,7 @@ class NoisyStudent(Technique):
         self.stochastic_depth = stochastic_depth or 0.0
         self._find, self._load = find, load
         self._teacher: list[Any] = []  # in a list, so that it does not become a submodule
-        self._identity: dict[str, str] = {}
+        self._file = SameFile("technique noisy_student: the run was taught by", "the teacher")
         self._learned: dict[str, Tensor] = {}  # the teacher's weights from the second round on
         self.round, self.asked, self.given = 0, 0, 0
         self._left_out: set[int] = set()
@@ -107,13 +107,7 @@ class NoisyStudent(Technique):
                 f"technique noisy_student needs a teacher for this {kind}; give {TEACHER}=CHECKPOINT, a run's folder, or last"
             )
         path = self._find(self.teacher_name, TEACHER) if self._find is not None else Path(self.teacher_name)
-        digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-        if self._identity and self._identity["sha256"] != digest:
-            raise ValueError(
-                f"technique noisy_student: the run was taught by {self._identity['path']} ({self._identity['sha256'][:12]}), but "
-                f"here the teacher is {path} ({digest[:12]}); give the same one"
-            )
-        self._identity = {"path": str(path), "sha256": digest}
+        self._file.found(path)
         teacher = self._load(Path(path))[0]
         self._check(teacher, pl_module, path)
         if trainer.max_steps < 1 and self.rounds > 1:
@@ -221,7 +215,7 @@ class NoisyStudent(Technique):
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "identity": self._identity, "round": self.round, "learned": self._learned, "asked": self.asked, "given": self.given,
+            "identity": self._file.state, "round": self.round, "learned": self._learned, "asked": self.asked, "given": self.given,
         }  # fmt: skip
 
     @classmethod
@@ -229,7 +223,8 @@ class NoisyStudent(Technique):
         return frozenset({"rounds"})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._identity, self.round, self._learned = dict(state_dict["identity"]), state_dict["round"], dict(state_dict["learned"])
+        self._file.restore(state_dict["identity"])
+        self.round, self._learned = state_dict["round"], dict(state_dict["learned"])
         self.asked, self.given = state_dict["asked"], state_dict["given"]
         if self._learned and self._teacher:
             self.teacher.load_state_dict(self._learned)

@@ -1,6 +1,5 @@
 """Technique distillation: trains a model to imitate a trained teacher, by loss terms and by samples of the teacher."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from etude.core.batch import Batch, own_inputs
 from etude.core.protocols import HasAttentionMaps, HasMelContract, PredictsTokens, Styled, Tokenized
+from etude.core.same_file import SameFile
 from etude.core.task import Task
 from etude.core.technique import BatchSlot, GradientSlot, Technique
 from etude.losses.distillation import adaptive_temperature, attention_loss, projected_distance, soft_target_loss
@@ -124,7 +124,7 @@ class Distillation(Technique):
         self.projection_lr = projection_lr
         self._find, self._load = find, load
         self._teacher: list[Any] = []  # in a list, so that it does not become a submodule
-        self._identity: dict[str, str] = {}
+        self._file = SameFile("technique distillation: the run was distilled from", "the teacher")
         self._outputs: dict[str, dict[int, Any]] = {"student": {}, "teacher": {}}
         self._projections: list[Tensor] = []
         self._optimizer: torch.optim.Optimizer | None = None
@@ -158,13 +158,7 @@ class Distillation(Technique):
                 f"technique distillation compares outputs, which {kind} does not provide; remove it from technique=[...]"
             )
         path = self._find(self.teacher_name, TEACHER) if self._find is not None else Path(self.teacher_name)
-        digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-        if self._identity and self._identity["sha256"] != digest:
-            raise ValueError(
-                f"technique distillation: the run was distilled from {self._identity['path']} "
-                f"({self._identity['sha256'][:12]}), but here the teacher is {path} ({digest[:12]}); give the same one"
-            )
-        self._identity = {"path": str(path), "sha256": digest}
+        self._file.found(path)
         teacher = self._load(Path(path))[0]
         self._check_teacher(teacher, pl_module, path)
         teacher.requires_grad_(False)
@@ -348,7 +342,7 @@ class Distillation(Technique):
     # --- state ---
 
     def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = {"teacher": self._identity, "sequences": self.sequences}
+        state: dict[str, Any] = {"teacher": self._file.state, "sequences": self.sequences}
         if self._optimizer is not None:
             state["projections"] = [projection.detach().clone() for projection in self._projections]
             state["optimizer"] = self._optimizer.state_dict()
@@ -360,13 +354,8 @@ class Distillation(Technique):
         return frozenset(drawn | ({"projection_lr"} if "projections" in state else set()))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        mine, saved = self._identity, state_dict["teacher"]
-        if mine and saved and mine["sha256"] != saved["sha256"]:
-            raise ValueError(
-                f"technique distillation: the run was distilled from {saved['path']} ({saved['sha256'][:12]}), but here "
-                f"the teacher is {mine['path']} ({mine['sha256'][:12]}); give the same one"
-            )
-        self._identity, self.sequences = dict(saved), list(state_dict["sequences"])
+        self._file.restore(state_dict["teacher"])
+        self.sequences = list(state_dict["sequences"])
         if "projections" in state_dict:
             self._restored = {name: state_dict[name] for name in ("projections", "optimizer")}
 
