@@ -64,3 +64,16 @@ def assert_resumes(folder: Path, make: Make, techniques: Techniques = tuple, *, 
     assert whole.batches_trained == rest.batches_trained
     assert same(weights(whole), weights(rest))
     assert not same(weights(whole), weights(half))
+
+
+def assert_learns_episodes(folder: Path, model: Any, data: Any, *, by: float = 0.0) -> None:
+    """Trains for 30 steps on episodes; the mean loss of six training episodes must fall by more than so many nats."""
+    planner = data.planner("train", seed=0)
+    batches = [data.batch(planner, planner.rows(number)) for number in range(6)]
+
+    def nats() -> float:
+        return sum(model.measure(batch)["nll"].mean.item() for batch in batches) / len(batches)
+
+    before = nats()
+    trainer(folder, max_steps=30, limit_val_batches=0).fit(model, data)
+    assert nats() < before - by

@@ -20,7 +20,7 @@ from etude.objectives.reptile import Reptile
 from etude.tasks.episode_loops import episodes
 from etude.tasks.few_shot_generation import FewShotGeneration
 from etude.tasks.language_model import LanguageModel
-from tests.paradigms.harness import KILLS, assert_resumes
+from tests.paradigms.harness import KILLS, assert_learns_episodes, assert_resumes
 from tests.tasks.test_few_shot import music, write_classes
 from tests.toys import trainer
 
@@ -59,15 +59,7 @@ def test_it_resumes(tmp_path: Path, songs: Path, algorithm: str) -> None:
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_training_learns(tmp_path: Path, songs: Path, algorithm: str) -> None:
     model, data = task(songs, algorithm, transpose=None)
-    planner = data.planner("train", seed=0)
-    batches = [data.batch(planner, planner.rows(number)) for number in range(6)]
-
-    def loss() -> float:
-        return float(np.mean([model.measure(batch)["nll"].mean.item() for batch in batches]))
-
-    before = loss()
-    trainer(tmp_path, max_steps=30, limit_val_batches=0).fit(model, data)
-    assert loss() < before - 0.5
+    assert_learns_episodes(tmp_path, model, data, by=0.5)
 
 
 def test_without_an_algorithm_it_is_the_language_model(songs: Path) -> None:

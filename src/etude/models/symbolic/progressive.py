@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from etude.models.symbolic import kernels
-from etude.models.symbolic.attention import Packing
 from etude.models.symbolic.blocks import Block
 from etude.models.symbolic.growing import UNFIT, Parts
 from etude.models.symbolic.kv_cache import KVCache
@@ -104,31 +103,20 @@ class ProgressiveTransformer(Transformer):
     def unembed(self, h_btd: Tensor) -> Tensor:
         return super().unembed(h_btd) if self.parts.active == 0 else self._reading.unembed(h_btd)
 
-    def hidden(
-        self,
-        tokens_bt: Tensor,
-        *,
-        documents_bt: Tensor | Packing | None = None,
-        positions_bt: Tensor | None = None,
-        features: Mapping[str, Tensor] | None = None,
-        cache: KVCache | None = None,
-        embeddings_btd: Tensor | None = None,
-    ) -> Tensor:
+    def hidden(self, tokens_bt: Tensor, **inputs: Any) -> Tensor:
         """Returns the normalised last hidden states of the active column, [b, t, d]. Arguments as of `Transformer.forward`."""
-        inputs: dict[str, Any] = {
-            "documents_bt": documents_bt, "positions_bt": positions_bt, "features": features, "cache": cache,
-        }  # fmt: skip
         if self.parts.active == 0:
-            return super().hidden(tokens_bt, **inputs, embeddings_btd=embeddings_btd)
+            return super().hidden(tokens_bt, **inputs)
+        cache: KVCache | None = inputs.get("cache")
         if cache is not None:
-            if documents_bt is not None:
+            if inputs.get("documents_bt") is not None:
                 raise ValueError("documents_bt must be None with a cache: give one piece per row")
             cache.reserve(tokens_bt.shape[1])
         with torch.no_grad():
             earlier: list[list[Tensor]] = []
             for number in range(self.parts.active):
                 earlier.append(self._normalised(self._states(number, tokens_bt, inputs, earlier)))
-        states = self._states(self.parts.active, tokens_bt, {**inputs, "embeddings_btd": embeddings_btd}, earlier)
+        states = self._states(self.parts.active, tokens_bt, inputs, earlier)
         if cache is not None:
             cache.length += tokens_bt.shape[1]
         return self._reading.end(states[-1])
@@ -138,13 +126,16 @@ class ProgressiveTransformer(Transformer):
 
     def _states(self, number: int, tokens_bt: Tensor, inputs: Mapping[str, Any], earlier: list[list[Tensor]]) -> list[Tensor]:
         """Returns the output [b, t, d] of each block of a column. earlier: the normalised ones of each column before it."""
+        cache = inputs.get("cache")
+        if number < self.parts.active:  # given embeddings are those of the active column
+            inputs = {**inputs, "embeddings_btd": None}
         if number == 0:
             own = {**inputs, "embeddings_btd": self.embedding(tokens_bt)}  # `embed` is that of the active column
-            return self._run(self, 0, self.begin(tokens_bt, **own), inputs["cache"], None)
+            return self._run(self, 0, self.begin(tokens_bt, **own), cache, None)
         column, laterals = cast(Transformer, self.columns[number - 1]), cast(nn.ModuleList, self.laterals[number - 1])
         seen = [torch.cat(states, -1) for states in zip(*earlier, strict=True)]
         read = [layer(x) for layer, x in zip(laterals, seen, strict=True)]
-        return self._run(column, number, column.begin(tokens_bt, **inputs), inputs["cache"], read)
+        return self._run(column, number, column.begin(tokens_bt, **inputs), cache, read)
 
     def _run(
         self, column: Transformer, number: int, begun: Any, cache: KVCache | None, read: Sequence[Tensor] | None
