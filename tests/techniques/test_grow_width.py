@@ -14,6 +14,7 @@ from etude.techniques.optim.stages import Stages
 from etude.techniques.weights.ema import Ema
 from etude.techniques.weights.grow_layers import GrowLayers
 from etude.techniques.weights.grow_width import GrowWidth
+from etude.techniques.weights.prune import Prune
 from etude.techniques.weights.schedule_free import ScheduleFree as ScheduleFreeTechnique
 from tests.techniques.test_prune import Blocks, batch
 from tests.toys import PairsData, ToyGan, same, trainer, weights
@@ -123,6 +124,15 @@ def test_a_layer_that_was_frozen_grows_when_it_is_trained_again(tmp_path: Path) 
     technique, task = GrowWidth(start=0.5, end=0.5, rounds=1), Blocks()
     trainer(tmp_path, max_steps=8, callbacks=[Stages(stages=phases), technique], limit_val_batches=0).fit(task, PairsData())
     assert [layer.width for layer in technique._layers] == [6, 6]
+
+
+@pytest.mark.parametrize("other", [lambda: GrowWidth(rounds=2), lambda: Prune(layers=0.5)], ids=["grow_width", "prune"])
+def test_a_layer_that_the_first_phase_freezes_counts_in_any_order(tmp_path: Path, other: Any) -> None:
+    phases = [{"name": "part", "max_steps": 3, "frozen": ["blocks.0"]}, {"name": "all"}]
+    one, two = Blocks(), Blocks()
+    trainer(tmp_path, max_steps=8, callbacks=[Stages(stages=phases), other()], limit_val_batches=0).fit(one, PairsData())
+    trainer(tmp_path, max_steps=8, callbacks=[other(), Stages(stages=phases)], limit_val_batches=0).fit(two, PairsData())
+    assert same(weights(one), weights(two))
 
 
 def test_what_cannot_grow_is_refused(tmp_path: Path) -> None:

@@ -114,6 +114,12 @@ class Phases:
         if self.sequence:
             self._apply(task)
 
+    def trainable(self, task: AnyTask) -> frozenset[str]:
+        """Returns the names of the parameters that are trained where no phase freezes them."""
+        known = self._trainable if self.sequence else {}
+        names = {name for name, p in task.named_parameters() if known.get(name, bool(self.sequence) or p.requires_grad)}
+        return frozenset(names - self._held)
+
     # --- a new sequence ---
 
     def set_sequence(self, task: AnyTask, sequence: Sequence[Phase]) -> None:

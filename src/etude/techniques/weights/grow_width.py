@@ -65,8 +65,10 @@ class GrowWidth(Technique):
         if stage != "fit":
             return
         who = type(pl_module).__name__
-        found = [layer for layer in pl_module.modules() if isinstance(layer, HasHiddenUnits)]
-        self._layers = [layer for layer in found if layer.output.weight.requires_grad and layer.num_units > 1]
+        assert isinstance(pl_module, Task)
+        found = {name: layer for name, layer in pl_module.named_modules() if isinstance(layer, HasHiddenUnits)}
+        trainable = pl_module.phases.trainable(pl_module)  # also those that the first phase freezes
+        self._layers = [x for name, x in found.items() if f"{name}.output.weight" in trainable and x.num_units > 1]
         if not self._layers:
             raise ValueError(
                 f"technique grow_width needs feed-forward layers that are trained, and {who} has none; remove it from "

@@ -1,7 +1,7 @@
 """Technique prune: attention heads, hidden units and whole blocks that matter least are switched off during training."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, ClassVar
 
 import pytorch_lightning as pl
@@ -100,10 +100,11 @@ class Prune(Technique):
         assert isinstance(pl_module, Task)
         who = type(pl_module).__name__
         self._units = _layers_with_units(pl_module)
+        trainable = pl_module.phases.trainable(pl_module)  # also what the first phase freezes
         for kind, share in self.shares.items():
-            count = len(self._blocks(pl_module))
+            count = len(self._blocks(pl_module, trainable))
             if kind != "layers":
-                count = sum(layer.num_units for layer in self._layers(kind).values())
+                count = sum(layer.num_units for layer in self._layers(kind, trainable).values())
             if count < 2:
                 raise ValueError(
                     f"technique prune needs at least two {kind} that are trained, and {who} has {count or 'none'}; set "
@@ -127,17 +128,18 @@ class Prune(Technique):
     def on_phase_start(self, task: Task) -> None:
         self._units = _layers_with_units(task)
 
-    def _layers(self, kind: str) -> dict[str, HasUnits]:
-        """Returns the layers of heads, or of hidden units, that are trained."""
-        return {n: layer for n, layer in self._units.items() if layer.unit_name == kind and layer.output.weight.requires_grad}
+    def _layers(self, kind: str, trained: Collection[str] | None = None) -> dict[str, HasUnits]:
+        """Returns the layers of heads, or of hidden units, that are trained: now, or those whose weights `trained` names."""
+        return {n: layer for n, layer in self._units.items() if layer.unit_name == kind and self._is_trained(n, trained)}
 
-    def _blocks(self, task: Task) -> dict[str, list[str]]:
+    def _blocks(self, task: Task, trained: Collection[str] | None = None) -> dict[str, list[str]]:
         """Returns the names of the layers with units in each residual block that is trained, by the name of the block."""
         names = {id(module): name for name, module in task.named_modules()}
         found = {names[id(block)]: list(_inside(names[id(block)], self._units)) for block in task.residual_blocks}
-        return {
-            block: own for block, own in found.items() if own and all(self._units[n].output.weight.requires_grad for n in own)
-        }
+        return {block: own for block, own in found.items() if own and all(self._is_trained(name, trained) for name in own)}
+
+    def _is_trained(self, name: str, trained: Collection[str] | None) -> bool:
+        return self._units[name].output.weight.requires_grad if trained is None else f"{name}.output.weight" in trained
 
     # --- scores ---
 
