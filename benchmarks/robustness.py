@@ -2,13 +2,15 @@
 
     OMP_NUM_THREADS=1 python benchmarks/robustness.py [--seeds 0] [--steps 200] [--only plain trades]
 
-Two beds: the dance classifier is trained on one tune book and tested on the other (data.corpus.held_out=oneills1850), and a style
-classifier on mels of rendered tunes, tested on other tunes; in one process, with the options that a user would give to train.py.
+Three beds: a dance classifier is trained on one tune book and tested on the other (data.corpus.held_out=oneills1850), a composer
+classifier on works of seven composers, and a style classifier on mels of rendered tunes, tested on other tunes; in one process,
+with the options that a user would give to train.py.
 Each case is measured on the same test examples: its accuracy on `--clean` of them, and on `--attacked` under the ensemble, under
 noise and by randomized smoothing. Nothing is chosen on these.
 """
 
 import argparse
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -32,9 +34,13 @@ BEDS = {
         "task=classifier", "data.corpus.held_out=oneills1850", "data.max_len=512", "data.batch_size=4", "model=tiny",
         "model.dim=64", "model.num_layers=2", "model.hidden_dim=192", "technique=[]", "logger=[csv]",
     ],
+    "composers": [
+        "task=classifier", "data=composers", "data.max_len=512", "data.max_eval_len=512", "data.batch_size=4", "model=tiny",
+        "model.dim=64", "model.num_layers=2", "model.hidden_dim=192", "technique=[]", "logger=[csv]",
+    ],
     "styles": ["task=classifier", "data=arranged", "heads=[style]", "data.batch_size=4", "technique=[]", "logger=[csv]"],
 }  # fmt: skip
-HEADS = {"dances": "dance", "styles": "style"}
+HEADS = {"dances": "dance", "composers": "composer", "styles": "style"}
 ROBUST = {
     "plain": [],
     "adversarial_training": [
@@ -73,14 +79,17 @@ def fit(bed: str, options: list[str], folder: Path, steps: int) -> tuple[Any, An
     return task.eval(), datamodule, seconds
 
 
-def clean_accuracy(task: Any, data: Any, head: str, number: int) -> tuple[float, int]:
-    """Returns the accuracy on unchanged test tunes, and how many they are."""
-    right, total = 0, 0
+def clean_accuracy(task: Any, data: Any, head: str, number: int) -> dict[str, float]:
+    """Returns the accuracy on unchanged test examples, its mean over classes, and how many examples they are."""
+    right: dict[int, list[bool]] = {}
     with attacked(task):
         for batch in held_out(task, data, split="test", num=number, seed=0):
             victim = Victim(task, batch, head)
-            right, total = right + int(victim.right.sum()), total + len(victim.true)
-    return right / total, total
+            for true, found in zip(victim.true.tolist(), victim.right.tolist(), strict=True):
+                right.setdefault(true, []).append(found)
+    every = [found for own in right.values() for found in own]
+    balanced = statistics.mean(statistics.mean(own) for own in right.values())
+    return {"clean": statistics.mean(every), "balanced": balanced, "tunes": len(every)}
 
 
 def main() -> None:
@@ -91,7 +100,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[*ROBUST, *MORE])
     parser.add_argument("--train-db", type=float, default=40, help="signal-to-noise ratio of the attacks in training")
     parser.add_argument("--clean", type=int, default=300, help="test tunes without an attack")
-    parser.add_argument("--attacked", type=int, default=48, help="test tunes under attack")
+    parser.add_argument("--attacked", type=int, default=48, help="test examples under attack; 0 for none")
     parser.add_argument("--ratios", nargs="+", type=float, default=[50, 40, 30, 20, 10], help="dB")
     parser.add_argument("--effort", type=int, default=15, help="steps of each APGD, a quarter of the queries, of the samples")
     parser.add_argument("--cache", default=str(ROOT / "outputs" / "cache"))
@@ -107,10 +116,9 @@ def main() -> None:
                 options = [option.format(**filled) for option in {**ROBUST, **MORE}[name]]
                 steps = 2 * args.steps if name.endswith("twice the steps") else args.steps
                 task, data, seconds = fit(args.bed, [*options, f"seed={seed}", f"cache_dir={args.cache}"], folder, steps)
-                accuracy, number = clean_accuracy(task, data, HEADS[args.bed], args.clean)
                 shown = {"bed": args.bed, "name": name, "seed": seed, "steps": steps, "train_db": args.train_db}
-                row = {**shown, "cpu_s": round(seconds, 1), "clean": accuracy, "tunes": number}
-                if name in ROBUST:
+                row = {**shown, "cpu_s": round(seconds, 1), **clean_accuracy(task, data, HEADS[args.bed], args.clean)}
+                if name in ROBUST and args.attacked:
                     given: dict[str, Any] = {"task": task, "datamodule": data, "folder": folder, "num_examples": args.attacked}
                     under = attacking.score_ensemble(
                         **given, snr_db=args.ratios, steps=args.effort, targets=2, queries=4 * args.effort
