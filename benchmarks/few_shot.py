@@ -23,6 +23,7 @@ MODEL = [
     "data.val_episodes=30", "logger=[csv]",
 ]  # fmt: skip
 EPISODES = {  # of training; those of inner loops need the ways of the test
+    "alignment": ["data.ways=10", "data.queries=2", "data.batch_size=1"],
     "prototypical": ["data.ways=10", "data.queries=2", "data.batch_size=1"],
     "matching": ["data.ways=10", "data.queries=2", "data.batch_size=1"],
     "maml": ["data.batch_size=1"],

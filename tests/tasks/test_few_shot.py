@@ -16,6 +16,7 @@ from etude.data.scores.episodes import EpisodeModule, EpisodeSampler
 from etude.data.scores.essen import ENDS, TuneFamilies, _place, families, regions
 from etude.evaluation.few_shot import score_few_shot
 from etude.models.symbolic.transformer import Transformer
+from etude.objectives.alignment import Alignment
 from etude.objectives.maml import Fomaml, Maml
 from etude.objectives.masked import Masked
 from etude.objectives.matching import Matching
@@ -32,7 +33,7 @@ from tests.toys import trainer
 
 ALGORITHMS: dict[str, Any] = {
     "prototypical": Prototypical, "matching": Matching, "maml": partial(Maml, steps=2, learn_rates=True), "fomaml": Fomaml,
-    "reptile": Reptile,
+    "reptile": Reptile, "alignment": partial(Alignment, notes=16),
 }  # fmt: skip
 NETWORK = partial(Transformer, dim=16, num_layers=1, num_heads=2, causal=False)
 CLASSES, PIECES = 9, 4  # three classes of each split
@@ -208,16 +209,17 @@ def test_mamls_gradient_of_the_task_is_that_of_differences(songs: Path) -> None:
 
 
 def test_evaluation_shows_floors_beside_the_algorithm(tmp_path: Path, songs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for algorithm in ("prototypical", "fomaml"):
+    for algorithm in ("prototypical", "alignment", "fomaml"):
         model, data = task(songs, algorithm)
         rows = score_few_shot(
             task=model, datamodule=data, folder=tmp_path, ways=3, shots=[1, 3], episodes=8, adapted_episodes=2, tuned_episodes=2
         )
-        assert [row["method"] for row in rows[:7]] == [
+        own = [algorithm] if algorithm == "fomaml" else [f"{algorithm}, untrained", algorithm]
+        methods = [
             "chance", "n-grams, nearest centroid", "random encoder, nearest centroid", "this encoder, nearest centroid",
-            algorithm, "fine-tuned from scratch", "fine-tuned from this encoder",
+            *own, "fine-tuned from scratch", "fine-tuned from this encoder",
         ]  # fmt: skip
-        assert len(rows) == 14 and all(0 <= row["accuracy"] <= 1 for row in rows)
+        assert [row["method"] for row in rows] == 2 * methods and all(0 <= row["accuracy"] <= 1 for row in rows)
     assert (tmp_path / "few_shot.csv").is_file() and "3 ways, 3 shots" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"the test split has 3 classes of genre .* and an episode takes 5"):
         score_few_shot(task=model, datamodule=data, folder=tmp_path, episodes=2)

@@ -5,7 +5,7 @@ Shapes: s pieces of a support, q queries, d features, n ways.
 
 import copy
 import csv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -73,12 +73,18 @@ def score_few_shot(
         )
     if min(adapted_episodes - 1, tuned_episodes) < 0:
         raise ValueError(f"adapted_episodes={adapted_episodes} must be at least 1 and tuned_episodes={tuned_episodes} at least 0")
-    random = untrained(task, seed)
+    random: Any = untrained(task, seed)
     spaces = {
         "n-grams, nearest centroid": _ngrams(datamodule, split),
         "random encoder, nearest centroid": piece_vectors(random, datamodule.evaluation_loader(split)),
         "this encoder, nearest centroid": piece_vectors(task, datamodule.evaluation_loader(split)),
     }
+    own = type(task.algorithm).__name__.lower()
+    compared = {}
+    if task.compares_vectors:
+        for title, one in ((f"{own}, untrained", random), (own, task)):
+            one.train(False)
+            compared[title] = one.vector_logits, _first(one, one.compared, datamodule.evaluation_loader(split))
     rows: list[Row] = []
     for count in shots:
         planner = datamodule.planner(split, seed=seed, ways=ways, shots=count, queries=queries)
@@ -87,8 +93,11 @@ def score_few_shot(
         rows.append({**about, "method": "chance", "episodes": episodes, "accuracy": 1 / ways, "interval": 0.0})
         for name, vectors in spaces.items():
             rows.append(_row(about, name, [centroid_accuracy(vectors, one, ways=ways) for one in drawn]))
-        name = type(task.algorithm).__name__.lower()
-        rows.append(_row(about, name, _by_algorithm(task, datamodule, planner, drawn, spaces, ways, adapted_episodes)))
+        for title, (logits, read) in compared.items():
+            rows.append(_row(about, title, [_compared_accuracy(logits, read, one, ways=ways) for one in drawn]))
+        if not compared:
+            adapted = [_adapted_accuracy(task, datamodule, planner, one) for one in drawn[:adapted_episodes]]
+            rows.append(_row(about, own, adapted))
         for name, encoder in (("fine-tuned from scratch", random), ("fine-tuned from this encoder", task)):
             if tuned_episodes:
                 found = [tuned_accuracy(encoder, datamodule, planner, one, ways=ways) for one in drawn[:tuned_episodes]]
@@ -135,28 +144,31 @@ def _unit(x: np.ndarray) -> np.ndarray:
     return unit
 
 
-def _by_algorithm(
-    task: Any, data: Any, planner: Any, drawn: Sequence[Episode], spaces: Mapping[str, Any], ways: int, adapted: int
-) -> list[float]:
-    """Returns the accuracy of the task's own algorithm on each episode."""
-    found = []
-    if task.compares_vectors:
-        vectors = spaces["this encoder, nearest centroid"]
-        for one in drawn:
-            support, query = (
-                torch.tensor(np.stack([vectors[i] for i in each.tolist()]), dtype=torch.float32, device=task.device)
-                for each in (one.support, one.query)
-            )
-            way = torch.as_tensor(one.support_way, device=task.device)
-            with torch.inference_mode():
-                logits = task.vector_logits(support, way, query, ways=ways)
-            found.append(float((logits.argmax(1).cpu().numpy() == one.query_way).mean()))
-        return found
-    for one in drawn[:adapted]:
-        batch = {name: value.to(task.device) for name, value in data.batch(planner, one.rows).items()}
-        ((logits, true),) = task.answers(batch)
-        found.append(float((logits.argmax(1) == true).float().mean()))
+def _first(task: Any, read: Callable[[Any], Tensor], batches: Iterable[Mapping[str, Tensor]]) -> dict[int, Tensor]:
+    """Returns the row that `read` returns for each piece: of a long one, which comes in several documents, that of the first."""
+    found: dict[int, Tensor] = {}
+    for batch in batches:
+        given = {name: value.to(task.device) for name, value in batch.items()}
+        with torch.inference_mode():
+            for piece, row in zip(task.documents(given).tolist(), read(given), strict=True):
+                found.setdefault(piece, row)
     return found
+
+
+def _compared_accuracy(logits: Callable[..., Tensor], rows: Mapping[int, Tensor], one: Episode, *, ways: int) -> float:
+    """Returns the accuracy on an episode of what compares rows of queries with those of the support."""
+    support, query = (torch.stack([rows[i] for i in each.tolist()]) for each in (one.support, one.query))
+    way = torch.as_tensor(one.support_way, device=support.device)
+    with torch.inference_mode():
+        said = logits(support, way, query, ways=ways).argmax(1)
+    return float((said.cpu().numpy() == one.query_way).mean())
+
+
+def _adapted_accuracy(task: Any, data: Any, planner: Any, one: Episode) -> float:
+    """Returns the accuracy on an episode of an algorithm that adapts a network to it."""
+    batch = {name: value.to(task.device) for name, value in data.batch(planner, one.rows).items()}
+    ((logits, true),) = task.answers(batch)
+    return float((logits.argmax(1) == true).float().mean())
 
 
 def tuned_accuracy(encoder: Any, data: Any, planner: Any, one: Episode, *, ways: int, steps: int | None = None) -> float:

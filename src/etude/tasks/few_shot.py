@@ -18,6 +18,7 @@ from etude.core.gradients import outputs_at
 from etude.core.measuring import Measure, Measured
 from etude.core.task import OptimizerFactory, SchedulerFactory, Task
 from etude.models.symbolic.transformer import Transformer
+from etude.objectives.alignment import Alignment
 from etude.objectives.inner_loop import InnerLoop, Weights
 from etude.tasks.encoder_weights import encoder_weights
 from etude.tasks.episode_loops import (
@@ -29,6 +30,7 @@ from etude.tasks.episode_loops import (
     episode_loss,
     episodes,
 )
+from etude.tasks.melodies import Melodies
 from etude.tasks.pooling import each_document, mean_of_documents
 from etude.tasks.token_nll import token_features
 from etude.tokens.tokenizer import Tokenizer
@@ -44,12 +46,13 @@ class FewShot(Task):
     and `query` as in `etude.data.scores.episodes`. A piece's vector is the mean of its hidden states. The term is `query`, the
     mean cross-entropy of the queries in nats; with algorithm=reptile `distance`.
 
-    Metric algorithms (prototypical, matching) compare vectors. Inner loops (maml, fomaml, reptile) adapt the encoder and a linear
-    head of `ways` outputs to the support of each episode; they work with the number of ways they were trained with.
+    Metric algorithms compare vectors (prototypical, matching), or notes and vectors (alignment). Inner loops (maml, fomaml,
+    reptile) adapt the encoder and a linear head of `ways` outputs to the support of each episode; they work with the number of
+    ways they were trained with.
 
     Args:
         model: builds the encoder; called with vocab_size and feature_sizes. Set model.causal=false.
-        algorithm: called with dim; see `etude.objectives.prototypical`, `matching`, `maml` and `reptile`.
+        algorithm: called with dim; see `etude.objectives.prototypical`, `matching`, `alignment`, `maml` and `reptile`.
         tokenizer, ways: of the data; stored in the checkpoint.
         optimizer, scheduler, loss_weights, seed: see `Task`.
 
@@ -80,6 +83,7 @@ class FewShot(Task):
             raise ValueError(f"task=few_shot trains a Transformer, not {type(encoder).__name__}; set model=tiny")
         self.encoder = encoder
         self.algorithm = algorithm(dim=encoder.dim)
+        self.melodies = Melodies(tokenizer, notes=self.algorithm.notes) if isinstance(self.algorithm, Alignment) else None
         self.head = nn.Linear(encoder.dim, ways) if isinstance(self.algorithm, InnerLoop) else None
         if isinstance(self.algorithm, InnerLoop):
             self.algorithm.attach(dict(self.named_parameters()))
@@ -97,6 +101,11 @@ class FewShot(Task):
             batch["tokens"], documents_bt=batch["documents"], positions_bt=batch["positions"], features=token_features(batch)
         )
         return mean_of_documents(hidden_btd, batch, batch["documents"] >= 0)
+
+    def compared(self, batch: Batch) -> Tensor:
+        """Returns what a metric algorithm compares, a row for each document: its features, and its notes where they are read."""
+        vectors = self.features(batch).float()
+        return vectors if self.melodies is None else torch.cat((vectors, self.melodies(batch).flatten(1)), 1)
 
     def documents(self, batch: Batch, name: str = "piece") -> Tensor:
         """Returns the batch's entry `name`, such as `piece` or `way`, once for each document: [n]."""
@@ -118,12 +127,12 @@ class FewShot(Task):
         if isinstance(self.algorithm, InnerLoop):
             found = [episode_loss(self, self.algorithm, *parts, term=PLAIN) for parts in episodes(batch)]
             return {term: torch.stack(found).mean()}
-        found = [F.cross_entropy(logits, true) for logits, true in self._compared(batch)]
+        found = [F.cross_entropy(logits, true) for logits, true in self._answers(batch)]
         return {term: torch.stack(found).mean()}
 
-    def _compared(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+    def _answers(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields the logits of the queries and their ways, of each episode, by a metric algorithm."""
-        vectors = self.features(batch).float()
+        vectors = self.compared(batch)
         episode, way, asked = (each_document(batch, name) for name in ABOUT)
         for number in range(int(episode.max()) + 1):
             support, query = ((episode == number) & (asked == side) for side in (0, 1))
@@ -134,7 +143,7 @@ class FewShot(Task):
 
     @property
     def compares_vectors(self) -> bool:
-        """Whether the algorithm only compares vectors, so that each piece needs to be read once."""
+        """Whether the algorithm only compares what `compared` returns, so that each piece needs to be read once."""
         return not isinstance(self.algorithm, InnerLoop)
 
     def vector_logits(self, support_sd: Tensor, way_s: Tensor, query_qd: Tensor, *, ways: int) -> Tensor:
@@ -145,7 +154,7 @@ class FewShot(Task):
     def answers(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         """Returns the logits [q, n] and the true ways [q] of the queries of each episode, after adaptation if there is any."""
         if self.compares_vectors:
-            return list(self._compared(batch))
+            return list(self._answers(batch))
         found = []
         for support, query in episodes(batch):
             weights = self.adapted(support)
