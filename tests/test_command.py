@@ -42,6 +42,8 @@ def told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], pr
         ),
         ("train", "intensty=1", "did you mean intensity, an option of `python transfer.py`?"),
         ("evaluate", "max_step=3", "did you mean max_steps, an option of `python train.py`?"),
+        ("train", "sweep.seed=1", "there is no setting sweep.seed; did you mean seed?"),
+        ("train", "trainr.max_steps=1", "there is no setting trainr.max_steps; did you mean trainer.max_steps?"),
         ("train", "qqqqq=1", "there is no setting qqqqq; --help lists the settings"),
         ("train", "model=null", "model=null: a run needs a model; leave model= out for the default"),
         ("train", "model=tinny", "Available options in 'model': base expandable grader"),

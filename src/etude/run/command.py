@@ -63,6 +63,7 @@ def _hydra_error(error: BaseException) -> str:
         root = cause.parent_node
         while root is not None and root._get_parent() is not None:
             root = root._get_parent()
+        key = next((given.partition("=")[0] for given in sys.argv[1:] if given.startswith(f"{key}.")), key)  # with what follows
         return f"there is no setting {key}; {_suggestion(key, _keys(root)) or '--help lists the settings'}"
     text = "\n".join(str(e) for e in (error, error.__cause__) if e is not None).partition("\nConfig search path")[0]
     lines = dict.fromkeys(" ".join(line.split()) for line in text.splitlines())
@@ -79,6 +80,8 @@ def _suggestion(key: str, own: list[str]) -> str:
     """
     if near := difflib.get_close_matches(key, own, n=1, cutoff=NEAR):
         return f"did you mean {near[0]}?"
+    if (last := key.rpartition(".")[2]) in own:  # such as sweep.n_trials for n_trials
+        return f"did you mean {last}?"
     names: dict[str, list[str]] = {}
     for known in own:
         names.setdefault(known.rpartition(".")[2], []).append(known)
