@@ -33,6 +33,7 @@ ROWS = ROOT / "docs" / "results" / "rows" / "heads.jsonl"
 HEADS = {"genres": ["genre", "key", "metre"], "composers": ["composer", "key", "metre"]}
 METHODS = ("adaptive", "uncertainty", "dwa", "gradnorm", "pcgrad", "cagrad", "imtl")
 SHARED = ("soft", "cross_stitch", "attention")
+LONGER = "longer"  # one network for as many steps as the networks of cross_stitch take together
 OPTIONS = [
     "task=classifier", "model.dim=64", "model.num_layers=2", "model.num_heads=2", "model.num_kv_heads=null",
     "model.hidden_dim=null", "data.transpose=null", "data.max_len=512", "data.batch_size=8", "data.max_eval_len=1024",
@@ -73,6 +74,7 @@ def configurations(heads: list[str], groups: list[list[str]] | None) -> dict[str
         found["grouped"] = [[f"heads={shown(groups)}"]]
     for method in METHODS:
         found[method] = [[together, "technique=[ema,balance]", f"technique.balance.method={method}"]]
+    found[LONGER] = [[together]]
     for sharing in SHARED:
         found[sharing] = [[together, f"sharing={sharing}"]]
     return found
@@ -84,7 +86,7 @@ def main() -> None:
     parser.add_argument("--scores", type=Path, help="of the bed genres: a folder with a subfolder for each genre")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--only", nargs="+", default=["joint", "alone", "grouped", *METHODS, *SHARED])
+    parser.add_argument("--only", nargs="+", default=["joint", "alone", "grouped", LONGER, *METHODS, *SHARED])
     parser.add_argument("--rows", type=Path, default=ROWS, help="JSON lines to append to")
     parser.add_argument("--floors", action="store_true", help="also the most frequent class and n-grams, with the first run")
     args = parser.parse_args()
@@ -102,12 +104,10 @@ def main() -> None:
                 parser.error("grouped needs the affinities of joint; add it to --only")
             for more in configurations(heads, groups)[name]:
                 with tempfile.TemporaryDirectory() as folder:
-                    begin = time.process_time()
-                    task, datamodule, techniques = trained(
-                        [*OPTIONS, *data, *more, f"seed={seed}"], Path(folder), steps=args.steps
-                    )
+                    begin, steps = time.process_time(), args.steps * (len(heads) if name == LONGER else 1)
+                    task, datamodule, techniques = trained([*OPTIONS, *data, *more, f"seed={seed}"], Path(folder), steps=steps)
                     spent = round(time.process_time() - begin, 1)
-                    own: dict[str, Any] = {"bed": args.bed, "name": name, "options": more, "seed": seed, "steps": args.steps}
+                    own: dict[str, Any] = {"bed": args.bed, "name": name, "options": more, "seed": seed, "steps": steps}
                     if "affinity" in techniques:
                         tables.append(techniques["affinity"].table().numpy())
                         own["affinity"] = np.round(tables[-1], 5).tolist()

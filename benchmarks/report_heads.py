@@ -15,6 +15,7 @@ NAMES = {
     "alone": "single tasks, a run for each head",
     "joint": "all heads together, uniform weights",
     "grouped": "groups by measured affinity",
+    "longer": "all heads together, uniform weights, three times the steps",
     "soft": "together, sharing=soft",
     "cross_stitch": "together, sharing=cross_stitch",
     "attention": "together, sharing=attention",
