@@ -11,6 +11,7 @@ import torch
 
 from etude.core.adapters import adapters_of
 from etude.data.scores.unseen_styles import UnseenStyles
+from etude.evaluation import few_shot_generation
 from etude.evaluation.few_shot_generation import _MAKERS, Draw, _joined, _started, _with_adapters, nats, score_few_shot_generation
 from etude.evaluation.token_ngrams import TokenNgrams
 from etude.models.symbolic.transformer import Transformer
@@ -189,6 +190,22 @@ def test_evaluation_shows_floors_beside_the_methods(tmp_path: Path, songs: Path,
     plain, data = task(songs, "none")
     with pytest.raises(ValueError, match=r"task\.methods names inner; this model has all, adapters, scratch"):
         score_few_shot_generation(task=plain, datamodule=data, folder=tmp_path, methods=["inner"])
+
+
+def test_rates_are_chosen_on_pieces_that_are_not_shown(tmp_path: Path, songs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = list[tuple[str, int]]()
+
+    class Noted(Draw):
+        def __init__(self, task: Any, data: Any, planner: Any, split: str, number: int) -> None:
+            drawn.append((split, number))
+            super().__init__(task, data, planner, split, number)
+
+    monkeypatch.setattr(few_shot_generation, "Draw", Noted)
+    model, data = task(songs, "reptile")
+    options: dict[str, Any] = {"pieces": [1], "steps": [1], "queries": 2, "draws": 2, "rates": [0.003], "methods": ["inner"]}
+    for split in ("val", "test"):
+        score_few_shot_generation(task=model, datamodule=data, folder=tmp_path, split=split, **options)
+    assert drawn == [("val", 0), ("val", 1), ("val", 2), ("test", 0), ("test", 1), ("val", 0)]
 
 
 def test_ngrams_are_a_distribution_and_count() -> None:

@@ -74,7 +74,7 @@ def score_few_shot_generation(
 
     For each draw of a style's pieces, each method adapts a copy of the model to the first 1, 5, 20 of them by Adam (the
     algorithm's own steps: by gradient descent at its rates), and the same other pieces are asked about, as wholes. The rate of a
-    method is the one of `rates` that is best on one draw of the validation styles, in the mean over numbers of pieces and of
+    method is the one of `rates` that is best on one draw of the validation styles that is not shown, in the mean over numbers of pieces and of
     steps. An interval is 1.96 standard errors of the mean over draws, within whose styles pieces are drawn anew.
 
     Args:
@@ -95,16 +95,16 @@ def score_few_shot_generation(
     methods = _checked(task, split, pieces, steps, queries, draws, methods, rates, batch_size)
     made = {name: maker(task, seed) for name, maker in _MAKERS.items() if name in methods}
 
-    def drawn(part: str, count: int) -> list[Draw]:
+    def drawn(part: str, numbers: Iterable[int]) -> list[Draw]:
         planner = datamodule.planner(part, seed=seed, ways=1, shots=max(pieces), queries=queries)
-        return [Draw(task, datamodule, planner, part, number) for number in range(count)]
+        return [Draw(task, datamodule, planner, part, number) for number in numbers]
 
     def curves(method: str, draw: Draw, rate: float) -> list[list[float]]:
         """Returns nats per note by number of pieces and number of steps."""
         adapt = made[method]
         return [adapt(draw, count, rate, sorted(steps), batch_size) for count in pieces]
 
-    found, choosing = drawn(split, draws), drawn("val", 1)[0]
+    found, (choosing,) = drawn(split, range(draws)), drawn("val", [draws if split == "val" else 0])  # none that is shown
     rows = _floors(task, datamodule, split, pieces, found)
     later = [place for place, count in enumerate(sorted(steps)) if count] or [0]
     for method in methods:
