@@ -74,8 +74,9 @@ def score_few_shot_generation(
 
     For each draw of a style's pieces, each method adapts a copy of the model to the first 1, 5, 20 of them by Adam (the
     algorithm's own steps: by gradient descent at its rates), and the same other pieces are asked about, as wholes. The rate of a
-    method is the one of `rates` that is best on one draw of the validation styles that is not shown, in the mean over numbers of pieces and of
-    steps. An interval is 1.96 standard errors of the mean over draws, within whose styles pieces are drawn anew.
+    method is the one of `rates` that is best on one draw of the validation styles, which is not among those shown, in the mean
+    over numbers of pieces and of steps. An interval is 1.96 standard errors of the mean over draws, within whose styles pieces
+    are drawn anew.
 
     Args:
         task: a trained task of few_shot_generation. datamodule: an `EpisodeModule`. folder: the run's folder.
