@@ -76,7 +76,7 @@ def main() -> None:
                     with (at / "few_shot.csv").open() as file:
                         for row in csv.DictReader(file):
                             shown = {"algorithm": name, "data": data, "seed": seed, "steps": args.steps, "options": args.options}
-                            append_row(args.rows, shown | dict(row) | {"wall_s": seconds and round(seconds, 1)} | context())
+                            append_row(args.rows, shown | dict(row) | {"wall_s": seconds and round(seconds[0], 1)} | context())
 
 
 if __name__ == "__main__":
