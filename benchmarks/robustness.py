@@ -102,7 +102,9 @@ def main() -> None:
     parser.add_argument("--clean", type=int, default=300, help="test tunes without an attack")
     parser.add_argument("--attacked", type=int, default=48, help="test examples under attack; 0 for none")
     parser.add_argument("--ratios", nargs="+", type=float, default=[50, 40, 30, 20, 10], help="dB")
-    parser.add_argument("--effort", type=int, default=15, help="steps of each APGD, a quarter of the queries, of the samples")
+    parser.add_argument("--effort", type=int, default=15, help="steps of each APGD, a quarter of the queries; 0: no attack")
+    parser.add_argument("--samples", type=int, default=0, help="noisy copies of each example for certificates; 0: none")
+    parser.add_argument("--noise-db", type=float, default=5, help="signal-to-noise ratio of these copies")
     parser.add_argument("--cache", default=str(ROOT / "outputs" / "cache"))
     parser.add_argument("--rows", type=Path, default=ROWS, help="JSON lines to append to")
     args = parser.parse_args()
@@ -120,20 +122,18 @@ def main() -> None:
                 row = {**shown, "cpu_s": round(seconds, 1), **clean_accuracy(task, data, HEADS[args.bed], args.clean)}
                 if name in ROBUST and args.attacked:
                     given: dict[str, Any] = {"task": task, "datamodule": data, "folder": folder, "num_examples": args.attacked}
-                    under = attacking.score_ensemble(
-                        **given, snr_db=args.ratios, steps=args.effort, targets=2, queries=4 * args.effort
-                    )
-                    row["under_ensemble"] = {str(r["snr_db"]): [r[attacking.UNDER], r[attacking.NOISE]] for r in under}
-                    row["effort"], row["attacked"], row["clean_of_attacked"] = (
-                        args.effort,
-                        under[0]["examples"],
-                        under[0]["clean accuracy"],
-                    )
-                    sure = certifying.score_smoothing(
-                        **given, snr_db=args.ratios, samples=4 * args.effort, selection=10, noise_db=10
-                    )
-                    row["certified"] = {str(r["snr_db"]): r[certifying.CERTAIN] for r in sure}
-                    row["smoothed"] = sure[0]["accuracy of the smoothed classifier"]
+                    if args.effort:
+                        under = attacking.score_ensemble(
+                            **given, snr_db=args.ratios, steps=args.effort, targets=2, queries=4 * args.effort
+                        )
+                        row["under_ensemble"] = {str(r["snr_db"]): [r[attacking.UNDER], r[attacking.NOISE]] for r in under}
+                        row |= {"effort": args.effort, "attacked": under[0]["examples"]}
+                        row["clean_of_attacked"] = under[0]["clean accuracy"]
+                    if args.samples:
+                        noisy = {"samples": args.samples, "noise_db": args.noise_db}
+                        sure = certifying.score_smoothing(**given, **noisy, snr_db=args.ratios, selection=20)
+                        row |= {"certified": {str(r["snr_db"]): r[certifying.CERTAIN] for r in sure}, **noisy}
+                        row |= {"smoothed": sure[0]["accuracy of the smoothed classifier"], "examples": sure[0]["examples"]}
                 append_row(args.rows, row | context())
 
 
