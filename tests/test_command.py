@@ -43,6 +43,13 @@ def told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], pr
         ("train", "intensty=1", "did you mean intensity, an option of `python transfer.py`?"),
         ("evaluate", "max_step=3", "did you mean max_steps, an option of `python train.py`?"),
         ("train", "qqqqq=1", "there is no setting qqqqq; --help lists the settings"),
+        (
+            "train",
+            "objective.temperature=1",
+            "no objective is chosen, so it has no settings; give objective=NAME, too: byol, mae, ",
+        ),
+        ("evaluate", "task.split=val", "no task is chosen, so it has no settings; give task=NAME, too: classifier, "),
+        ("evaluate", "robustness.steps=1", "no robustness is chosen, so it has no settings; give robustness=NAME, too: cw, "),
         ("train", "model=null", "model=null: a run needs a model; leave model= out for the default"),
         ("train", "model=tinny", "Available options in 'model': base expandable grader"),
         ("train", "data.root=/my songs/a=b", "\"data.root='/my songs/a=b'\""),
