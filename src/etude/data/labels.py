@@ -91,8 +91,8 @@ class Labels:
             raise ValueError(f"split={split} is unknown; valid are {', '.join(self._rows)}")
         if column not in self.columns:
             raise ValueError(
-                f"the data has no column {column!r} for labels; there are {', '.join(self.columns)}: set heads or data.targets to "
-                "some of them, or add your own by data.labels_file"
+                f"the data has no column {column!r} for labels; there are {', '.join(self.columns)}: set heads or data.targets "
+                "to some of them, or add your own by data.labels_file"
             )
         found: list[str | None] = []
         for row in self._rows[split]:

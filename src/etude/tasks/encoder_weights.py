@@ -15,7 +15,7 @@ PREFIXES = ("encoder.", "model.networks.0.", "model.")  # of the network in the 
 
 
 def holds_encoder(saved: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint holds an encoder of tokens that is not a language model's, but a representation's or a classifier's."""
+    """Whether a checkpoint holds the encoder of a representation or a classifier of tokens."""
     return any(f"{prefix}embedding.weight" in saved["state_dict"] for prefix in PREFIXES[:2])
 
 
