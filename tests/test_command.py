@@ -50,6 +50,7 @@ def told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], pr
         ),
         ("evaluate", "task.split=val", "no task is chosen, so it has no settings; give task=NAME, too: classifier, "),
         ("evaluate", "robustness.steps=1", "no robustness is chosen, so it has no settings; give robustness=NAME, too: cw, "),
+        ("train", "heads=[genre]", "heads is a setting of task=classifier alone; give that, too, or leave heads= out"),
         ("train", "model=null", "model=null: a run needs a model; leave model= out for the default"),
         ("train", "model=tinny", "Available options in 'model': base expandable grader"),
         ("train", "data.root=/my songs/a=b", "\"data.root='/my songs/a=b'\""),

@@ -23,6 +23,7 @@ OPTIONAL = (  # groups of train.py in which null chooses nothing
     "experiment", "genre", "level", "convergence", "stage", "sweep", "technique", "scheduler", "tokenizer", "discriminator",
     "objective", "algorithm", "reads", "sampling", "logger", "contract",
 )  # fmt: skip
+WANTED = {"representation": "objective", "mel_representation": "objective", "few_shot": "algorithm"}  # needed by these tasks
 KEPT = (  # what a stage takes over from the run it starts from
     "experiment", "task", "data", "contract", "model", "tokenizer", "discriminator", "objective", "algorithm", "styles", "heads",
     "sharing",
@@ -84,6 +85,8 @@ def spelled_out(options: list[str], presets: list[str] | None = None) -> list[st
                     )
         found.append(_without_null(with_convergence(option)))
     said = {key(option): option.partition("=")[2] for option in options}
+    if (wanted := WANTED.get(said.get("task", ""))) and said.get(wanted) == "null":
+        raise ValueError(f"{wanted}=null: task={said['task']} needs one; leave {wanted}= out for the default")
     elsewhere = said.keys() & {"data", "experiment"} or said.get("task", "language_model") != "language_model"
     return found if said.get("stage") != "pretrain" or elsewhere else [*found, PRETRAINING]
 
