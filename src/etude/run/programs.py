@@ -282,6 +282,7 @@ def evaluate(cfg: DictConfig) -> None:
     from etude.core.checkpoint_search import find_checkpoint
     from etude.core.protocols import Tokenized
 
+    quiet_lightning()
     folder = run_folder()
     if cfg.get("robustness") is not None:
         recipes.check_robustness(cfg)
