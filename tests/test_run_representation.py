@@ -51,3 +51,12 @@ def test_parts_that_do_not_fit_are_told(home: Path, capsys: pytest.CaptureFixtur
     own = [option for option in TINY if not option.startswith("objective.")]
     place = [f"data.root={home / 'sounds'}", f"cache_dir={home / 'cache'}"]
     assert message in fails(capsys, "train", home / "wrong", *own, *options, *place)
+
+
+def test_an_evaluation_refuses_other_mels_and_what_it_does_not_read(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for option, message in (
+        ("+data.contract.n_mels=24", ", here 24; leave the options of data.contract out"),
+        ("num_samples=4", "num_samples=4 does nothing for a representation; leave it out; its evaluation has task.split, "),
+        ("seed=3", "seed=3 does nothing for a representation"),
+    ):
+        assert message in fails(capsys, "evaluate", home / "refused", f"ckpt={home / 'one'}", option)

@@ -315,10 +315,24 @@ def scoring(cfg: DictConfig, kind: str, path: Path, *, logs: Sequence[str]) -> D
     chosen = HydraConfig.get().runtime.choices.get("task")
     if chosen not in (None, kind):
         raise ValueError(f"task={chosen}: {path} was trained for {kind}; leave task= out, or give another ckpt=")
+    options = HydraConfig.get().overrides.task
     if chosen is not None:
         own: DictConfig = cfg.task
+        _refuse_unread(own, kind, options)
         return own
     if kind not in GlobalHydra.instance().config_loader().get_group_options("task"):
         raise ValueError(f"{path} holds a {kind}, which has no table; its {' and '.join(logs)} stands in its run's metrics.csv")
-    suited: DictConfig = compose([*HydraConfig.get().overrides.task, f"task={kind}"], program="evaluate").task
+    suited: DictConfig = compose([*options, f"task={kind}"], program="evaluate").task
+    _refuse_unread(suited, kind, options)
     return suited
+
+
+def _refuse_unread(node: DictConfig, kind: str, options: Iterable[str]) -> None:
+    """Raises ValueError for an option of evaluate.py that the evaluation of this kind of task, by `node`, does not read."""
+    settings = OmegaConf.to_container(node, resolve=False)
+    assert isinstance(settings, dict)
+    read = {str(value).removeprefix("${").removesuffix("}") for value in settings.values()}
+    for option in options:
+        if key(option).partition(".")[0] not in {*ATTACKED, "files", "task"} - {"seed"} | read:
+            own = ", ".join(f"task.{name}" for name in settings if not str(name).startswith("_") and name not in read)
+            raise ValueError(f"{option} does nothing for a {kind}; leave it out; its evaluation has {own}")
