@@ -329,10 +329,11 @@ def scoring(cfg: DictConfig, kind: str, path: Path, *, logs: Sequence[str]) -> D
 
 def _refuse_unread(node: DictConfig, kind: str, options: Iterable[str]) -> None:
     """Raises ValueError for an option of evaluate.py that the evaluation of this kind of task, by `node`, does not read."""
-    settings = OmegaConf.to_container(node, resolve=False)
-    assert isinstance(settings, dict)
+    raw = OmegaConf.to_container(node, resolve=False)
+    assert isinstance(raw, dict)
+    settings = {str(name): value for name, value in raw.items()}
     read = {str(value).removeprefix("${").removesuffix("}") for value in settings.values()}
     for option in options:
         if key(option).partition(".")[0] not in {*ATTACKED, "files", "task"} - {"seed"} | read:
-            own = ", ".join(f"task.{name}" for name in settings if not str(name).startswith("_") and name not in read)
+            own = ", ".join(f"task.{name}" for name in settings if not name.startswith("_") and name not in read)
             raise ValueError(f"{option} does nothing for a {kind}; leave it out; its evaluation has {own}")
