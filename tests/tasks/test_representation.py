@@ -17,7 +17,6 @@ from etude.models.symbolic.transformer import Transformer
 from etude.objectives.mae import Mae
 from etude.objectives.masked import Masked
 from etude.objectives.views import Byol, Moco, SimClr, Swav
-from etude.run.recipes import load_weights
 from etude.tasks.classifier import Classifier
 from etude.tasks.language_model import LanguageModel
 from etude.tasks.pooling import each_document
@@ -226,8 +225,8 @@ def test_a_language_model_starts_from_an_encoder(tmp_path: Path, songs: Path, pr
     for name, value in plain.model.state_dict().items():
         torch.testing.assert_close(value, saved["state_dict"][f"{prefix}{name}"])
     wider = LanguageModel(tokenizer=data.tokenizer, model=partial(NETWORK, causal=True, dim=32), optimizer=adamw)
-    with pytest.raises(ValueError, match="its networks have other sizes; give the model="):
-        load_weights(wider, tmp_path / "end.ckpt")
+    with pytest.raises(RuntimeError, match="size mismatch"):  # which `etude.run.recipes.load_weights` tells in one line
+        wider.load_state_dict(wider.weights_from(saved, tmp_path / "end.ckpt"))
     deeper = LanguageModel(tokenizer=data.tokenizer, model=partial(NETWORK, causal=True, num_layers=3), optimizer=adamw)
     with pytest.raises(ValueError, match=r"its network has no blocks\.2"):
         deeper.weights_from(saved, tmp_path / "end.ckpt")
