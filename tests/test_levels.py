@@ -296,3 +296,12 @@ def test_an_experiment_may_set_what_a_level_leaves_out(songs: Path, tmp_path: Pa
     assert "technique.ema is set, but the technique is not chosen" in fails(capsys, "train", tmp_path / "typed", *experiment)
     told = fails(capsys, "train", tmp_path / "run", "level=basic", "experiment=jsb", f"data.root={songs}")
     assert "technique" not in told  # it is the data that is no benchmark
+
+
+@pytest.mark.parametrize(
+    ("task", "group"), [("representation", "objective"), ("mel_representation", "objective"), ("few_shot", "algorithm")]
+)
+def test_a_task_that_needs_a_choice_refuses_none(task: str, group: str) -> None:
+    with pytest.raises(ValueError, match=f"{group}=null: task={task} needs one; leave {group}= out for the default"):
+        spelled_out([f"task={task}", f"{group}=null"])
+    assert spelled_out(["task=few_shot_generation", "algorithm=null"]) == ["task=few_shot_generation", "algorithm=[]"]

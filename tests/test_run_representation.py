@@ -1,6 +1,7 @@
 """Representations as a user calls them: of audio, trained and evaluated from the command line, and what does not fit."""
 
 import csv
+import warnings
 from pathlib import Path
 
 import pytest
@@ -23,10 +24,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_encoder_of_audio_is_trained_and_evaluated(home: Path) -> None:
-    call(
-        "evaluate", home / "judged", "task=representation", f"ckpt={home / 'one'}", "task.fine_tune_steps=2", "task.shares=[1.0]",
-        "task.split=val",
-    )  # fmt: skip
+    options = ["task=representation", f"ckpt={home / 'one'}", "task.fine_tune_steps=2", "task.shares=[1.0]", "task.split=val"]
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        call("evaluate", home / "judged", *options)
+    assert not [warning for warning in told if "LeafSpec" in str(warning.message)]  # Lightning's, which no user can mend
     with (home / "judged" / "probes.csv").open() as file:
         methods = [row["method"] for row in csv.DictReader(file)]
     assert methods == [
@@ -49,3 +51,12 @@ def test_parts_that_do_not_fit_are_told(home: Path, capsys: pytest.CaptureFixtur
     own = [option for option in TINY if not option.startswith("objective.")]
     place = [f"data.root={home / 'sounds'}", f"cache_dir={home / 'cache'}"]
     assert message in fails(capsys, "train", home / "wrong", *own, *options, *place)
+
+
+def test_an_evaluation_refuses_other_mels_and_what_it_does_not_read(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for option, message in (
+        ("+data.contract.n_mels=24", ", here 24; leave the options of data.contract out"),
+        ("num_samples=4", "num_samples=4 does nothing for a representation; leave it out; its evaluation has task.split, "),
+        ("seed=3", "seed=3 does nothing for a representation"),
+    ):
+        assert message in fails(capsys, "evaluate", home / "refused", f"ckpt={home / 'one'}", option)

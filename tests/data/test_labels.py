@@ -154,7 +154,7 @@ def test_a_users_file_that_does_not_fit_is_told_in_one_line(
 
 
 def test_wrong_columns_are_told(songs: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no column 'polka' for labels; there are .*genre"):
+    with pytest.raises(ValueError, match=r"no column 'polka' for labels; there are .*genre.*: set heads or data.targets"):
         _ = music(songs, targets=["polka"]).parts
     for column in ("duration_beats", "bars", "programs"):
         with pytest.raises(ValueError, match=f"'{column}' holds numbers such as .*choose a column of names"):

@@ -202,6 +202,37 @@ def test_bad_input_is_told_in_one_line(trained: Grader, tmp_path: Path) -> None:
         grader().layers("hum")
 
 
+@pytest.mark.parametrize(
+    ("score", "option", "value", "told"),
+    [
+        (attacking.score_pgd, "check_db", -3, r"robustness\.check_db=-3 must be at least 0 dB"),
+        (attacking.score_pgd, "queries", 0, r"robustness\.queries=0 must be at least 1"),
+        (attacking.score_pgd, "restarts", 0, r"robustness\.restarts=0 must be at least 1"),
+        (attacking.score_ensemble, "attacks", [], r"robustness\.attacks is empty; give some of apgd_ce"),
+        (attacking.score_ensemble, "targets", 0, r"robustness\.targets=0 must be at least 1"),
+        (attacking.score_ensemble, "steps", 1, r"robustness\.steps=1 must be at least 2"),
+        (attacking.score_cw, "searches", 0, r"robustness\.searches=0 must be at least 1"),
+        (attacking.score_cw, "learning_rate", -1, r"robustness\.learning_rate=-1 must be above 0"),
+        (certifying.score_smoothing, "selection", 0, r"robustness\.selection=0 must be at least 1"),
+        (certifying.score_smoothing, "noise_db", -1, r"robustness\.noise_db=-1 must be at least 0 dB"),
+        (certifying.score_ibp, "steps", 0, r"robustness\.steps=0 must be at least 1"),
+    ],
+)
+def test_bad_options_are_told_before_data_are_read(trained: Grader, score: Any, option: str, value: Any, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        score(task=trained, datamodule=None, folder=Path("nowhere"), **{option: value})
+
+
+def test_another_model_is_found_before_the_attack(trained: Grader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attacking, "curve", lambda *_: pytest.fail("attacked first"))
+    apart = grader(model=PLAIN, defects=("click", "hiss"))
+    with pytest.raises(ValueError, match=r"transfer_from=other: other has other heads"):
+        attacking.score_fgsm(
+            task=trained, datamodule=GradedData(0), folder=tmp_path, split="val", transfer_from="other",
+            find=lambda name, option: Path(name), load=lambda path: (apart, None),
+        )  # fmt: skip
+
+
 def test_an_attack_leaves_the_model_as_it_was(trained: Grader) -> None:
     before = {name: value.clone() for name, value in trained.state_dict().items()}
     batch = held_out(trained, GradedData(0), split="val", num=8, seed=0)[0]

@@ -180,6 +180,10 @@ def test_evaluation_shows_floors_beside_the_methods(tmp_path: Path, songs: Path,
     assert "n-grams of these pieces" in capsys.readouterr().out
     with (tmp_path / "few_shot_generation.csv").open() as file:
         assert [row["method"] for row in csv.DictReader(file)] == [row["method"] for row in rows]
+    single = {**options, "draws": 1, "methods": ["all"], "pieces": [1]}
+    (tmp_path / "single").mkdir()
+    score_few_shot_generation(task=model, datamodule=data, folder=tmp_path / "single", **single)
+    assert "nan" not in capsys.readouterr().out + (tmp_path / "single" / "few_shot_generation.csv").read_text()
     for wrong, message in (
         ({"split": "train"}, "task.split=train is not held out"), ({"draws": 0}, r"task.draws=\[0\] must be at least 1"),
         ({"rates": []}, r"task.rates=\[\] must be"), ({"methods": ["some"]}, "task.methods names some; this model has all"),

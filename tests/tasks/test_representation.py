@@ -18,6 +18,7 @@ from etude.objectives.mae import Mae
 from etude.objectives.masked import Masked
 from etude.objectives.views import Byol, Moco, SimClr, Swav
 from etude.tasks.classifier import Classifier
+from etude.tasks.language_model import LanguageModel
 from etude.tasks.pooling import each_document
 from etude.tasks.representation import Representation
 from etude.tasks.score_views import ScoreViews, shortened
@@ -207,6 +208,28 @@ def test_a_classifier_starts_from_its_encoder(tmp_path: Path, songs: Path) -> No
     satb = Classifier(model=NETWORK, **{**parts, "tokenizer": SatbGrid(genres=[])})
     with pytest.raises(ValueError, match="its tokens"):
         satb.weights_from(saved, tmp_path / "end.ckpt")
+
+
+@pytest.mark.parametrize("prefix", ["encoder.", "model.networks.0."])
+def test_a_language_model_starts_from_an_encoder(tmp_path: Path, songs: Path, prefix: str) -> None:
+    model, data = task(songs)
+    adamw = partial(torch.optim.AdamW, lr=1e-3)
+    if prefix != "encoder.":
+        model = Classifier(model=NETWORK, tokenizer=data.tokenizer, **data.label_parts, optimizer=adamw)  # type: ignore[assignment]
+    run = trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    run.fit(model, data)
+    run.save_checkpoint(tmp_path / "end.ckpt")
+    saved = torch.load(tmp_path / "end.ckpt", weights_only=True)
+    plain = LanguageModel(tokenizer=data.tokenizer, model=partial(NETWORK, causal=True), optimizer=adamw)
+    plain.load_state_dict(plain.weights_from(saved, tmp_path / "end.ckpt"))
+    for name, value in plain.model.state_dict().items():
+        torch.testing.assert_close(value, saved["state_dict"][f"{prefix}{name}"])
+    wider = LanguageModel(tokenizer=data.tokenizer, model=partial(NETWORK, causal=True, dim=32), optimizer=adamw)
+    with pytest.raises(RuntimeError, match="size mismatch"):  # which `etude.run.recipes.load_weights` tells in one line
+        wider.load_state_dict(wider.weights_from(saved, tmp_path / "end.ckpt"))
+    deeper = LanguageModel(tokenizer=data.tokenizer, model=partial(NETWORK, causal=True, num_layers=3), optimizer=adamw)
+    with pytest.raises(ValueError, match=r"its network has no blocks\.2"):
+        deeper.weights_from(saved, tmp_path / "end.ckpt")
 
 
 def test_evaluation_shows_floors_beside_the_encoder(tmp_path: Path, songs: Path) -> None:

@@ -135,3 +135,11 @@ def test_what_can_not_be_measured_is_told(songs: Path, tmp_path: Path) -> None:
         run(songs, tmp_path, Forgetting(), kind="gan")
     with pytest.raises(ValueError, match=r"technique forgetting: there is no column 'tempo'"):
         run(songs, tmp_path, Forgetting(column="tempo"))
+
+
+def test_a_phase_without_held_out_pieces_is_told_with_the_remedy(songs: Path, tmp_path: Path) -> None:
+    task, _ = build("language_model", songs)
+    data = music(songs, split=[0.98, 0.01, 0.01])
+    fitted = trainer(tmp_path, max_steps=8, callbacks=[Stages(each={"column": "genre"}), Forgetting()], limit_val_batches=0)
+    with pytest.raises(ValueError, match=r"there is no piece of \w+ in the split val; give data\.split a larger share for it"):
+        fitted.fit(task, datamodule=data)

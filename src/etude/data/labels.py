@@ -90,7 +90,10 @@ class Labels:
         if split not in self._rows:
             raise ValueError(f"split={split} is unknown; valid are {', '.join(self._rows)}")
         if column not in self.columns:
-            raise ValueError(f"the data has no column {column!r} for labels; there are {', '.join(self.columns)}")
+            raise ValueError(
+                f"the data has no column {column!r} for labels; there are {', '.join(self.columns)}: set heads or data.targets "
+                "to some of them, or add your own by data.labels_file"
+            )
         found: list[str | None] = []
         for row in self._rows[split]:
             value = self._extra[column][str(row[self._name])] if column in self._extra else row[column]

@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -284,10 +285,7 @@ def _row(
 
 
 def _write(rows: Sequence[Row], folder: Path, split: str) -> None:
-    shown = [
-        ["" if row[name] is None else f"{row[name]:.4g}" if isinstance(row[name], float) else str(row[name]) for name in COLUMNS]
-        for row in rows
-    ]
+    shown = [[_shown(row[name]) for name in COLUMNS] for row in rows]
     with (folder / "few_shot_generation.csv").open("w", newline="") as file:
         csv.writer(file).writerows([COLUMNS, *shown])
     report = begin_report(f"Evaluation: new styles, {split} split", folder)
@@ -295,5 +293,12 @@ def _write(rows: Sequence[Row], folder: Path, split: str) -> None:
     end_report(report, folder)
     for row in rows:
         steps = "" if row["steps"] is None else f"{row['steps']} steps"
-        value = f"{row['nats_per_note']:.3f} ± {row['interval']:.3f} nats per note"
-        print(f"{row['pieces']:3} pieces  {row['method']:40}{steps:10}{value}")
+        around = "" if math.isnan(row["interval"]) else f" ± {row['interval']:.3f}"
+        print(f"{row['pieces']:3} pieces  {row['method']:40}{steps:10}{row['nats_per_note']:.3f}{around} nats per note")
+
+
+def _shown(value: object) -> str:
+    """Returns a cell of the table; what is not known, such as the interval of a single draw, is empty."""
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.4g}"
+    return "" if value is None else str(value)

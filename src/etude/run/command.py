@@ -63,11 +63,33 @@ def _hydra_error(error: BaseException) -> str:
         root = cause.parent_node
         while root is not None and root._get_parent() is not None:
             root = root._get_parent()
+        if choices := _choices(key, list(root)):
+            return f"no {key} is chosen, so it has no settings; give {key}=NAME, too: {', '.join(choices)}"
+        if "max_steps" in root and (tasks := _tasks_with(key)):
+            return f"{key} is a setting of task={' and task='.join(tasks)} alone; give that, too, or leave {key}= out"
         key = next((given.partition("=")[0] for given in sys.argv[1:] if given.startswith(f"{key}.")), key)  # with what follows
         return f"there is no setting {key}; {_suggestion(key, _keys(root)) or '--help lists the settings'}"
     text = "\n".join(str(e) for e in (error, error.__cause__) if e is not None).partition("\nConfig search path")[0]
     lines = dict.fromkeys(" ".join(line.split()) for line in text.splitlines())
     return " ".join(line for line in lines if line and not line.startswith(("full_key", "object_type")))
+
+
+def _choices(group: str, own: list[str]) -> list[str]:
+    """Returns the choices of a group of which none is chosen; own: the keys at the top of the program's configuration."""
+    from etude.run.cli import VERBS, conf_folder
+
+    for name, keys in _settings_of_programs().items():
+        if set(keys) <= set(own):
+            return sorted(path.stem for path in ((conf_folder() / VERBS[name].config).parent / group).glob("*.yaml"))
+    return []
+
+
+def _tasks_with(key: str) -> list[str]:
+    """Returns the tasks of train.py whose configuration gives a setting at the top, or reads one, of this name."""
+    from etude.run.cli import conf_folder
+
+    files = sorted((conf_folder() / "task").glob("*.yaml"))
+    return [file.stem for file in files if key in OmegaConf.load(file) or f"${{{key}}}" in file.read_text()]
 
 
 NEAR = 0.75  # similarity, 0 to 1, of a setting that is taken for the one meant before those of other programs are looked at

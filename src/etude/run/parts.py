@@ -137,6 +137,16 @@ def finder(outputs: str) -> Callable[..., Path]:
     return lambda ckpt, option, offers=None: find_checkpoint(ckpt, outputs, option=option, offers=offers, best=True)
 
 
+def check_mels(task: Any, data: DictConfig, path: Path) -> None:
+    """Raises ValueError if a trained model reads other mels than the data that are configured would give.
+
+    path: of the model's checkpoint, for the message.
+    """
+    trained, node = getattr(task, "contract", None), data.get("contract")
+    if trained is not None and node is not None and (difference := trained.difference(instantiate(node))):
+        raise ValueError(f"ckpt={path}: it reads other mels: {difference}; leave the options of data.contract out")
+
+
 def prepare_data(node: DictConfig, tokenizer: Callable[..., Any] | None, folder: Path, *, outputs: str = "outputs") -> Any:
     """Builds the data module, reads files that are not cached yet, and lists unreadable files in the run's folder.
 

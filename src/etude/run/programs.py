@@ -22,6 +22,7 @@ from etude.run.parts import (
     build_technique,
     build_trainer,
     build_with,
+    check_mels,
     finder,
     instantiate,
     load_task,
@@ -282,6 +283,7 @@ def evaluate(cfg: DictConfig) -> None:
     from etude.core.checkpoint_search import find_checkpoint
     from etude.core.protocols import Tokenized
 
+    quiet_lightning()
     folder = run_folder()
     if cfg.get("robustness") is not None:
         recipes.check_robustness(cfg)
@@ -296,6 +298,7 @@ def evaluate(cfg: DictConfig) -> None:
         score = recipes.scoring(cfg, kind, path, logs=task.logged_metrics) if attacked is None else None
         with told_of_data(path):
             data: Any = recipe.data if cfg.data is None else OmegaConf.merge(recipe.data, cfg.data)
+            check_mels(task, data, path)
             tokenizer = _existing_tokenizer(task.tokenizer) if isinstance(task, Tokenized) else None
             datamodule = prepare_data(data, tokenizer, folder, outputs=cfg.outputs)
         _keep_options(cfg, folder, "evaluate", ckpt=path)

@@ -23,6 +23,7 @@ OPTIONAL = (  # groups of train.py in which null chooses nothing
     "experiment", "genre", "level", "convergence", "stage", "sweep", "technique", "scheduler", "tokenizer", "discriminator",
     "objective", "algorithm", "reads", "sampling", "logger", "contract",
 )  # fmt: skip
+WANTED = {"representation": "objective", "mel_representation": "objective", "few_shot": "algorithm"}  # needed by these tasks
 KEPT = (  # what a stage takes over from the run it starts from
     "experiment", "task", "data", "contract", "model", "tokenizer", "discriminator", "objective", "algorithm", "styles", "heads",
     "sharing",
@@ -84,6 +85,8 @@ def spelled_out(options: list[str], presets: list[str] | None = None) -> list[st
                     )
         found.append(_without_null(with_convergence(option)))
     said = {key(option): option.partition("=")[2] for option in options}
+    if (wanted := WANTED.get(said.get("task", ""))) and said.get(wanted) == "null":
+        raise ValueError(f"{wanted}=null: task={said['task']} needs one; leave {wanted}= out for the default")
     elsewhere = said.keys() & {"data", "experiment"} or said.get("task", "language_model") != "language_model"
     return found if said.get("stage") != "pretrain" or elsewhere else [*found, PRETRAINING]
 
@@ -312,10 +315,25 @@ def scoring(cfg: DictConfig, kind: str, path: Path, *, logs: Sequence[str]) -> D
     chosen = HydraConfig.get().runtime.choices.get("task")
     if chosen not in (None, kind):
         raise ValueError(f"task={chosen}: {path} was trained for {kind}; leave task= out, or give another ckpt=")
+    options = HydraConfig.get().overrides.task
     if chosen is not None:
         own: DictConfig = cfg.task
+        _refuse_unread(own, kind, options)
         return own
     if kind not in GlobalHydra.instance().config_loader().get_group_options("task"):
         raise ValueError(f"{path} holds a {kind}, which has no table; its {' and '.join(logs)} stands in its run's metrics.csv")
-    suited: DictConfig = compose([*HydraConfig.get().overrides.task, f"task={kind}"], program="evaluate").task
+    suited: DictConfig = compose([*options, f"task={kind}"], program="evaluate").task
+    _refuse_unread(suited, kind, options)
     return suited
+
+
+def _refuse_unread(node: DictConfig, kind: str, options: Iterable[str]) -> None:
+    """Raises ValueError for an option of evaluate.py that the evaluation of this kind of task, by `node`, does not read."""
+    raw = OmegaConf.to_container(node, resolve=False)
+    assert isinstance(raw, dict)
+    settings = {str(name): value for name, value in raw.items()}
+    read = {str(value).removeprefix("${").removesuffix("}") for value in settings.values()}
+    for option in options:
+        if key(option).partition(".")[0] not in {*ATTACKED, "files", "task"} - {"seed"} | read:
+            own = ", ".join(f"task.{name}" for name in settings if not name.startswith("_") and name not in read)
+            raise ValueError(f"{option} does nothing for a {kind}; leave it out; its evaluation has {own}")

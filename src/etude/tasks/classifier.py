@@ -296,7 +296,9 @@ def _checked_labels(labels: Mapping[str, Sequence[str]] | None) -> dict[str, tup
         )
     for name, classes in labels.items():
         if len(classes) < 2:
-            raise ValueError(f"heads: all training pieces have the same {name}, {classes[0]}; leave it out")
+            raise ValueError(
+                f"heads: all training pieces have the same {name}, {classes[0]}; leave it out, or give data of several"
+            )
     return {name: tuple(classes) for name, classes in labels.items()}
 
 

@@ -14,6 +14,11 @@ from etude.tokens.vocabulary_weights import rows_by_token
 PREFIXES = ("encoder.", "model.networks.0.", "model.")  # of the network in the weights of the tasks, tried in this order
 
 
+def holds_encoder(saved: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint holds the encoder of a representation or a classifier of tokens."""
+    return any(f"{prefix}embedding.weight" in saved["state_dict"] for prefix in PREFIXES[:2])
+
+
 def encoder_weights(
     saved: Mapping[str, Any], *, own: Mapping[str, Tensor], prefix: str, tokenizer: Tokenizer, path: Path
 ) -> dict[str, Tensor]:

@@ -25,6 +25,7 @@ from etude.music.passages import Passage
 from etude.music.score import bar_ticks
 from etude.music.theory import Key
 from etude.tasks.decoding_methods import Method, check_guidance
+from etude.tasks.encoder_weights import encoder_weights, holds_encoder
 from etude.tasks.grid_infilling import check_filling, fill_voices
 from etude.tasks.growing_networks import blocks_of, by_genre, check_growing, for_labels, grow, growth_of_phase, recalled
 from etude.tasks.keyed_samples import samples_in_key
@@ -272,6 +273,8 @@ class LanguageModel(Task):
     def weights_from(self, saved: Mapping[str, Any], path: Path) -> Mapping[str, Tensor]:
         given, mine = super().weights_from(saved, path), self.tokenizer
         own = self.state_dict()
+        if holds_encoder(saved):
+            return own | encoder_weights(saved, own=own, prefix="model.", tokenizer=mine, path=path)
         weights = {name: w for name, w in given.items() if name in own or not name.startswith("algorithm.")}  # of meta-learning
         if saved["etude"].get("tokenizer_fingerprint") == mine.fingerprint:
             return weights

@@ -21,6 +21,8 @@ def rows_by_token(
         tokenizer: the tokenizer of the new model.
         path: the file of the checkpoint, for messages.
 
+    Weights of another width are returned as they are, which `load_state_dict` refuses.
+
     Raises:
         ValueError: the body tokens of the tokenizers differ, but for those of a plan, which may be new.
     """
@@ -37,7 +39,10 @@ def rows_by_token(
     found = {}
     for name, value in own.items():
         found[name] = weights.get(name, value)
-        if value.ndim and name in weights and value.shape[0] == len(tokenizer) and weights[name].shape[0] == len(theirs):
+        if (
+            value.ndim and name in weights and value.shape[0] == len(tokenizer)
+            and weights[name].shape == (len(theirs), *value.shape[1:])
+        ):  # fmt: skip
             found[name] = value.clone()
             found[name][here] = weights[name].to(value)[there]
     return found

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from etude.attacks.budget import Budget
+from etude.attacks.budget import Budget, check_snr
 from etude.attacks.ensemble import ATTACKS, ensemble
 from etude.attacks.gradient import fgsm, pgd
 from etude.attacks.minimal import carlini_wagner
 from etude.attacks.objectives import Fooled, margin
 from etude.attacks.square import square
 from etude.evaluation.robustness.examples import Victim, attacked, check_classifier, heads_of, held_out
-from etude.evaluation.robustness.tables import Row, check_ratios, write
-from etude.evaluation.robustness.transfer import transferred
+from etude.evaluation.robustness.tables import Row, check_counts, check_ratios, write
+from etude.evaluation.robustness.transfer import other_model, transferred
 
 Breaks = Callable[[Victim, Tensor, Budget, torch.Generator], Tensor]  # rows, their budget -> whether each is broken, bool [k]
 NOISE = "accuracy under random noise"
@@ -54,6 +54,9 @@ def score_pgd(
     Args:
         steps, restarts: of PGD. check: also look for masked gradients at `check_db` (see `masking`), with `queries` of Square.
     """
+    check_counts(steps=steps, restarts=restarts, **({"queries": queries} if check else {}))
+    if check:
+        check_snr(check_db, "robustness.check_db")
     breaks = by_pgd(steps=steps, restarts=restarts)
     checked = (float(check_db), steps, queries) if check else None
     source = (transfer_from, find, load)
@@ -70,6 +73,10 @@ def score_ensemble(
     """Attacks by four attacks in turn (`attacks.ensemble`): what withstands all of them counts; see `score` for the rest."""
     if unknown := sorted(set(attacks) - set(ATTACKS)):
         raise ValueError(f"robustness.attacks names {unknown[0]}; choose among {', '.join(ATTACKS)}")
+    if not attacks:
+        raise ValueError(f"robustness.attacks is empty; give some of {', '.join(ATTACKS)}")
+    check_counts(targets=targets, queries=queries)
+    check_counts(least=2, steps=steps)
 
     def breaks(victim: Victim, rows: Tensor, budget: Budget, draws: torch.Generator) -> Tensor:
         _, robust, _ = ensemble(
@@ -87,6 +94,9 @@ def score_cw(
     num_examples: int | None = 100, split: str = "test", seed: int = 0,
 ) -> list[Row]:  # fmt: skip
     """Looks for the smallest change in l2 (`attacks.minimal.carlini_wagner`), once for all ratios; see `score` for the rest."""
+    check_counts(steps=steps, searches=searches)
+    if not learning_rate > 0:
+        raise ValueError(f"robustness.learning_rate={learning_rate} must be above 0; 0.03 is a good start")
     smallest: dict[int, tuple[Victim, Tensor]] = {}  # kept with the victim, whose id would be given to another one
 
     def breaks(victim: Victim, rows: Tensor, budget: Budget, draws: torch.Generator) -> Tensor:
@@ -137,6 +147,7 @@ def score(
     ratios = check_ratios(snr_db)
     rows, sections, masks = list[Row](), list[tuple[str, str, list[Row]]](), list[Row]()
     batches = held_out(task, datamodule, split=split, num=num_examples, seed=seed)
+    other = None if source[0] is None else other_model(task, batches, heads_of(task, heads), source)
     with attacked(task):
         for head in heads_of(task, heads):
             victims = [victim for victim in (Victim(task, batch, head) for batch in batches) if len(victim.true)]
@@ -145,8 +156,8 @@ def score(
                 masks += masking(victims, head, *checked, norm=norm, seed=seed)
     if masks:
         sections.append(("Masking: does the defence hide its gradients?", "; ".join(verdicts(masks)), masks))
-    if source[0] is not None:
-        found = transferred(task, batches, heads_of(task, heads), ratios, norm, source, seed=seed)
+    if other is not None:
+        found = transferred(task, other, batches, heads_of(task, heads), ratios, norm, seed=seed)
         sections.append(("Transfer between two models", "Changes that break one model, tried on the other.", found))
     about = (
         f"{name} within a least signal-to-noise ratio of the inputs ({norm}). Accuracy under attack: the share of examples that "

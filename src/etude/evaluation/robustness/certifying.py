@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from etude.attacks.bounds import certified
+from etude.attacks.budget import check_snr
 from etude.attacks.smoothing import certify, check_samples
 from etude.core.class_protocols import HasLayers
 from etude.evaluation.robustness.attacking import by_pgd, curve
 from etude.evaluation.robustness.examples import Victim, attacked, check_classifier, heads_of, held_out
-from etude.evaluation.robustness.tables import Row, check_ratios, write
+from etude.evaluation.robustness.tables import Row, check_counts, check_ratios, write
 
 CERTAIN = "certified accuracy"
 ATTACKED = "accuracy under PGD"
@@ -46,7 +47,10 @@ def score_smoothing(
     """
     check_classifier(task)
     check_samples(samples, alpha)
+    check_counts(selection=selection)
     ratios = check_ratios(snr_db)
+    if sigma is None:
+        check_snr(noise_db, "robustness.noise_db")
     if sigma is not None and not sigma > 0:
         raise ValueError(f"robustness.sigma={sigma} must be above 0, or null for the noise of robustness.noise_db")
     rows, radii = list[Row](), list[Row]()
@@ -102,6 +106,7 @@ def score_ibp(
     Source: Gowal et al. 2018.
     """
     check_classifier(task)
+    check_counts(steps=steps)
     if not isinstance(task, HasLayers):
         raise ValueError(
             f"robustness=ibp needs a chain of layers from mels to logits, which {type(task).__name__} does not offer; train "

@@ -28,6 +28,13 @@ def check_ratios(snr_db: Sequence[float]) -> list[float]:
     return sorted(map(float, snr_db), reverse=True)
 
 
+def check_counts(*, least: int = 1, **counts: int) -> None:
+    """Raises ValueError for an option of `robustness` that is below the least number it may be."""
+    for name, count in counts.items():
+        if count < least:
+            raise ValueError(f"robustness.{name}={count} must be at least {least}")
+
+
 def write(
     folder: Path, title: str, about: str, rows: list[Row], *, shown: Sequence[str],
     more: Sequence[tuple[str, str, list[Row]]] = (), over: str = "snr_db",

@@ -15,10 +15,8 @@ from etude.evaluation.robustness.tables import Row
 STEPS = 20
 
 
-def transferred(
-    task: Any, batches: list[Batch], heads: list[str], ratios: list[float], norm: str, source: tuple[Any, Any, Any], *, seed: int,
-) -> list[Row]:  # fmt: skip
-    """Returns a row for each head, ratio and direction: the accuracy on examples that PGD changed against the other model.
+def other_model(task: Any, batches: list[Batch], heads: list[str], source: tuple[Any, Any, Any]) -> Any:
+    """Returns the model of the other run, for `transferred`.
 
     Args: source: (the other run, find, load), see `etude.run.parts.build_technique`.
 
@@ -29,16 +27,22 @@ def transferred(
     if find is None or load is None:
         raise ValueError(f"robustness.transfer_from={name} needs a way to load that run; call it by evaluate.py")
     path = find(name, "robustness.transfer_from")
-    other = load(path)[0].to(task.device)
-    check_classifier(other)
-    victims = [(head, Victim(task, batch, head)) for head in heads for batch in batches]
-    if victims[0][1].name == "embeddings":
+    if Victim(task, batches[0], heads[0]).name == "embeddings":
         raise ValueError(
             f"robustness.transfer_from={name}: embeddings are inputs of one model alone, so a change of them can't be tried on "
             "another; give a classifier of mels, or leave it out"
         )
+    other = load(path)[0].to(task.device)
     if type(other) is not type(task) or other.labels != task.labels or other.contract != task.contract:
         raise ValueError(f"robustness.transfer_from={name}: {path} has other heads, classes or mels; give a run on the same data")
+    check_classifier(other)
+    return other
+
+
+def transferred(
+    task: Any, other: Any, batches: list[Batch], heads: list[str], ratios: list[float], norm: str, *, seed: int
+) -> list[Row]:
+    """Returns a row for each head, ratio and direction: the accuracy on examples that PGD changed against the other model."""
     rows = []
     with attacked(other):
         for head in heads:

@@ -60,13 +60,13 @@ class Affinity(Technique):
     ) -> None:
         super().__init__()
         if measure not in get_args(Measure):
-            raise ValueError(f"affinity.measure is {measure!r}, must be one of {', '.join(get_args(Measure))}")
+            raise ValueError(f"technique.affinity.measure is {measure!r}, must be one of {', '.join(get_args(Measure))}")
         if every < 1:
-            raise ValueError(f"affinity.every is {every}, must be at least 1 batch; 10 is a good start")
+            raise ValueError(f"technique.affinity.every is {every}, must be at least 1 batch; 10 is a good start")
         if not 0 < step < 1:
-            raise ValueError(f"affinity.step is {step}, must be in (0, 1); 0.001 is a good start")
+            raise ValueError(f"technique.affinity.step is {step}, must be in (0, 1); 0.001 is a good start")
         if num_groups is not None and num_groups < 1:
-            raise ValueError(f"affinity.num_groups is {num_groups}, must be at least 1, or null")
+            raise ValueError(f"technique.affinity.num_groups is {num_groups}, must be at least 1, or null")
         self.measure: Measure = measure
         self.every, self.step, self.num_groups = every, step, num_groups
         self.heads: tuple[str, ...] = ()
@@ -88,8 +88,11 @@ class Affinity(Technique):
             )
         if is_sharded(trainer):
             raise ValueError(f"technique affinity needs whole weights of {kind}, but trainer=fsdp shards them; use trainer=ddp")
-        if self.num_groups is not None and self.num_groups > len(pl_module.head_names):
-            raise ValueError(f"affinity.num_groups is {self.num_groups}, and there are {len(pl_module.head_names)} heads")
+        count = len(pl_module.head_names)
+        if self.num_groups is not None and self.num_groups > count:
+            raise ValueError(
+                f"technique.affinity.num_groups is {self.num_groups}, and there are {count} heads; set fewer, or null"
+            )
         heads = tuple(pl_module.head_names)
         if heads != self.heads:
             self.heads, self.sums, self.counts = heads, *(torch.zeros(2, len(heads), len(heads), dtype=torch.float64))

@@ -89,7 +89,7 @@ class Balance(Technique):
     ) -> None:
         super().__init__(seed=seed)
         if method not in get_args(Method):
-            raise ValueError(f"balance.method is {method!r}, must be one of {', '.join(get_args(Method))}")
+            raise ValueError(f"technique.balance.method is {method!r}, must be one of {', '.join(get_args(Method))}")
         for name, value, valid, span in (
             ("decay", decay, 0 < decay < 1, "in (0, 1); 0.99 is a good start"),
             ("rate", rate, 0 < rate <= 1, "in (0, 1]; 0.025 is a good start"),
@@ -100,7 +100,7 @@ class Balance(Technique):
             ("limit", limit, limit > 1, "above 1; 100 is a good start"),
         ):
             if not valid:
-                raise ValueError(f"balance.{name} is {value}, must be {span}")
+                raise ValueError(f"technique.balance.{name} is {value}, must be {span}")
         self.method: Method = method
         self.decay, self.rate, self.period, self.temperature = decay, rate, period, temperature
         self.alpha, self.radius, self.limit = alpha, radius, limit
