@@ -58,10 +58,20 @@ def test_every_third_step_counts_with_the_decay_of_three(tmp_path: Path) -> None
     kept = 1.0
     for n, step in enumerate(recorder.trained, start=1):
         kept *= min(0.5, (1 + n) / (10 + n))
-        if n % 3 == 0:
+        if n % 3 == 0 or n < 3:
             average = {name: kept * average[name] + (1 - kept) * step[name] for name in average}
             kept = 1.0
     for name, value in recorder.validated[-1].items():
+        torch.testing.assert_close(value, average[name])
+
+
+def test_a_run_shorter_than_every_has_an_average_of_its_steps(tmp_path: Path) -> None:
+    technique = Ema(decay=0.5, every=4)
+    _, recorder, average = fit(tmp_path, 2, technique)
+    for n, step in enumerate(recorder.trained, start=1):
+        decay = min(0.5, (1 + n) / (10 + n))
+        average = {name: decay * average[name] + (1 - decay) * step[name] for name in average}
+    for name, value in technique._average.items():
         torch.testing.assert_close(value, average[name])
 
 

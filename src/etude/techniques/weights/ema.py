@@ -19,7 +19,8 @@ class Ema(Technique):
     sampling or export needs to know nothing of this technique. The training weights are saved in the technique's state.
 
     With `every` = k the average takes the weights of every k-th step, with the product of the k values of d: the same memory of
-    the past at a k-th of the cost, and up to k - 1 steps old when it is validated.
+    the past at a k-th of the cost, and up to k - 1 steps old when it is validated. Before the k-th step it takes each, so that a
+    shorter run has an average, too.
 
     When to use: almost always; an update costs one more pass over the weights. Suggested: 0.999 for 1,000 to 10,000 steps,
     0.9999 for longer runs.
@@ -65,7 +66,7 @@ class Ema(Technique):
     def after_step(self, task: Task) -> None:
         self.updates += 1
         self._kept *= min(self.decay, (1 + self.updates) / (10 + self.updates))
-        if self.updates % self.every == 0:
+        if self.updates % self.every == 0 or self.updates < self.every:
             torch._foreach_lerp_(list(self._average.values()), self._weights, 1 - self._kept)
             self._kept = 1.0
 
