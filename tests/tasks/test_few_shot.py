@@ -223,7 +223,7 @@ def test_evaluation_shows_floors_beside_the_algorithm(tmp_path: Path, songs: Pat
     assert (tmp_path / "few_shot.csv").is_file() and "3 ways, 3 shots" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"the test split has 3 classes of genre .* and an episode takes 5"):
         score_few_shot(task=model, datamodule=data, folder=tmp_path, episodes=2)
-    with pytest.raises(ValueError, match="split=train must be val or test"):
+    with pytest.raises(ValueError, match=r"task\.split=train is not held out; choose val or test"):
         score_few_shot(task=model, datamodule=data, folder=tmp_path, split="train")
 
 

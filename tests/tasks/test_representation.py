@@ -246,7 +246,7 @@ def test_evaluation_shows_floors_beside_the_encoder(tmp_path: Path, songs: Path)
     assert points[0] == "piece,class,x,y" and points[1].startswith("song") and len(points) == 1 + rows[0]["pieces"]
     vectors = piece_vectors(model, data.evaluation_loader("train"))
     assert sorted(vectors) == sorted(data.view("train").table["row"].tolist())
-    with pytest.raises(ValueError, match="split=train must be val or test"):
+    with pytest.raises(ValueError, match=r"task\.split=train is not held out; choose val or test"):
         score_representation(task=model, datamodule=data, folder=tmp_path, split="train")
 
 

@@ -66,13 +66,15 @@ def score_few_shot(
 
     Raises: ValueError for a value out of range, or a split with too few classes.
     """
-    if split not in ("val", "test") or not shots or min(shots) < 1 or min(ways - 1, queries, episodes) < 1:
-        raise ValueError(
-            f"split={split} must be val or test, ways={ways} at least 2, shots={list(shots)}, queries={queries} and "
-            f"episodes={episodes} at least 1"
-        )
-    if min(adapted_episodes - 1, tuned_episodes) < 0:
-        raise ValueError(f"adapted_episodes={adapted_episodes} must be at least 1 and tuned_episodes={tuned_episodes} at least 0")
+    if split not in ("val", "test"):
+        raise ValueError(f"task.split={split} is not held out; choose val or test")
+    for name, value, low in (
+        ("ways", ways, 2), ("shots", min(shots, default=0), 1), ("queries", queries, 1), ("episodes", episodes, 1),
+        ("adapted_episodes", adapted_episodes, 1), ("tuned_episodes", tuned_episodes, 0),
+    ):  # fmt: skip
+        if value < low:
+            given = list(shots) if name == "shots" else value
+            raise ValueError(f"task.{name}={given} must be at least {low}")
     random: Any = untrained(task, seed)
     spaces = {
         "n-grams, nearest centroid": _ngrams(datamodule, split),

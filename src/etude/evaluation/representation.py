@@ -80,8 +80,10 @@ def score_representation(
 
     Raises: ValueError for another split or share, data without targets, or a split without labelled pieces.
     """
-    if split not in ("val", "test") or not shares or any(not 0 < share <= 1 for share in shares):
-        raise ValueError(f"split={split} must be val or test, and shares={list(shares)} shares of the labels in (0, 1]")
+    if split not in ("val", "test"):
+        raise ValueError(f"task.split={split} is not held out; choose val or test")
+    if not shares or any(not 0 < share <= 1 for share in shares):
+        raise ValueError(f"task.shares={list(shares)} must be shares of the training labels in (0, 1], such as [0.1,1.0]")
     if fine_tune_steps < 0 or fine_tune_lr <= 0:
         raise ValueError(f"fine_tune_steps={fine_tune_steps} must be at least 0, and fine_tune_lr={fine_tune_lr} above 0")
     if not datamodule.targets:

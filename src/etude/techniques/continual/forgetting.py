@@ -213,7 +213,10 @@ class Forgetting(Technique):
             log.warning(_table(names, list(self.groups), values, unit=f"{name}, {measure.unit}"))
             if len(values) == len(self.groups) + 1:
                 found = transfer(values[1:], values[0], higher_is_better=measure.higher_is_better)
-                log.warning(f"forgetting: {', '.join(f'{key} {value:+.4f}' for key, value in found.items())} {measure.unit}")
+                told = ", ".join(
+                    f"{key} {value:{'' if key == 'final' else '+'}.4f}" for key, value in found.items()
+                )  # + of changes
+                log.warning(f"forgetting: {told} {measure.unit}")
             if not number:
                 picture = forgetting_matrix(values, rows=names, columns=list(self.groups), unit=measure.unit, title=self.split)
                 write_atomically(self._file(task, "png"), picture)
