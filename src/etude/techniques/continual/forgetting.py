@@ -215,7 +215,7 @@ class Forgetting(Technique):
                 found = transfer(values[1:], values[0], higher_is_better=measure.higher_is_better)
                 told = ", ".join(
                     f"{key} {value:{'' if key == 'final' else '+'}.4f}" for key, value in found.items()
-                )  # + of changes
+                )
                 log.warning(f"forgetting: {told} {measure.unit}")
             if not number:
                 picture = forgetting_matrix(values, rows=names, columns=list(self.groups), unit=measure.unit, title=self.split)
