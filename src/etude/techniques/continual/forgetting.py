@@ -213,9 +213,7 @@ class Forgetting(Technique):
             log.warning(_table(names, list(self.groups), values, unit=f"{name}, {measure.unit}"))
             if len(values) == len(self.groups) + 1:
                 found = transfer(values[1:], values[0], higher_is_better=measure.higher_is_better)
-                told = ", ".join(
-                    f"{key} {value:{'' if key == 'final' else '+'}.4f}" for key, value in found.items()
-                )
+                told = ", ".join(f"{key} {value:{'' if key == 'final' else '+'}.4f}" for key, value in found.items())
                 log.warning(f"forgetting: {told} {measure.unit}")
             if not number:
                 picture = forgetting_matrix(values, rows=names, columns=list(self.groups), unit=measure.unit, title=self.split)
