@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from etude.core.alone import alone
-from etude.techniques.data.randaugment import MEL_OPERATIONS, OF_MELS, OF_SCORES, RandAugment, changed_score
+from etude.techniques.data.randaugment import MEL_OPERATIONS, OF_MELS, RandAugment
+from etude.tokens.musical_changes import OF_SCORES, changed_score
 from tests.robust import first_batch, pair
 from tests.tasks.test_classifier import task as small_classifier
 from tests.test_composition import build, fit
@@ -101,7 +102,7 @@ def test_bad_options_and_tasks_are_told(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=rf"technique\.randaugment\.{told}"):
             RandAugment(**given)
     gan, _ = build("gan", tmp_path)
-    with pytest.raises(ValueError, match="technique randaugment keeps classes, and ToyGan is no classifier"):
+    with pytest.raises(ValueError, match="technique randaugment is for classifiers and language models, and ToyGan is neither"):
         RandAugment().setup(None, gan, "fit")  # type: ignore[arg-type]
     scores, (mels, _) = small_classifier(labels={"key": ("C major", "G major")}), pair("grader", tmp_path)
     with pytest.raises(ValueError, match="Grader has no transpose; choose among level"):
