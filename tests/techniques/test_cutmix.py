@@ -101,5 +101,5 @@ def test_bad_options_and_tasks_are_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"technique\.cutmix\.most is 2, must be in \[0, 1\]"):
         Cutmix(most=2)
     gan, _ = build("gan", tmp_path)
-    with pytest.raises(ValueError, match=r"technique cutmix mixes labels, and ToyGan is no classifier"):
+    with pytest.raises(ValueError, match=r"technique cutmix is for classifiers and language models, and ToyGan is neither"):
         Cutmix().setup(None, gan, "fit")  # type: ignore[arg-type]

@@ -87,7 +87,7 @@ def test_bad_options_and_tasks_are_told(tmp_path: Path) -> None:
         Mixup(share=1.5)
     from tests.tasks.test_synthesis import task as synthesis
 
-    with pytest.raises(ValueError, match=r"technique mixup mixes labels, and Synthesis is no classifier"):
+    with pytest.raises(ValueError, match=r"technique mixup is for classifiers and language models, and Synthesis is neither"):
         Mixup().setup(None, synthesis(), "fit")  # type: ignore[arg-type]
     gan, _ = build("gan", tmp_path)
     with pytest.raises(ValueError, match=r"technique mixup changes continuous inputs .* ToyGan"):

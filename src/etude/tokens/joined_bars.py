@@ -74,7 +74,7 @@ class BarredDocument:
 
 
 def barred(document: RowDocument, tokenizer: Tokenizer) -> BarredDocument | None:
-    """Returns a document with its bars; None if it has a hole, does not begin with a bar, or has fewer than 3 bars that can move.
+    """Returns a document with its bars; None if it has a hole, does not begin with a bar, or no bar of it can move.
 
     Raises:
         ValueError: bars of this tokenizer can't be joined.
@@ -97,7 +97,7 @@ def barred(document: RowDocument, tokenizer: Tokenizer) -> BarredDocument | None
         named = np.flatnonzero(tokenizer.table.kind[body] == PROGRAM)
         first = max(1, int(np.searchsorted(starts[:-1], named[0], side="right"))) if len(named) else len(starts)
     found = BarredDocument(head, body, tail, starts.astype(np.int64), first, tokenizer)
-    return found if found.last - found.first >= 2 else None
+    return found if found.last > found.first else None
 
 
 def joined(document: BarredDocument, passages: Sequence[tuple[BarredDocument, int, int]]) -> np.ndarray:
