@@ -142,7 +142,7 @@ def test_music_is_mixed_from_its_beginning_with_both_next_tokens(tmp_path: Path)
 def test_a_network_of_notes_is_told(tmp_path: Path) -> None:
     data = first_data(tmp_path)
     task = LanguageModel(
-        model=partial(GridTransformer, dim=16, num_layers=1, num_heads=2, decoder_dim=16, decoder_layers=1),
+        model=partial(GridTransformer, dim=32, num_layers=1, num_heads=2, decoder_dim=32, decoder_layers=1),
         tokenizer=data.tokenizer, optimizer=partial(torch.optim.AdamW, lr=1e-2),
     )  # fmt: skip
     with pytest.raises(ValueError, match=r"technique mixup can't change the inputs of this LanguageModel: .*set model=tiny"):

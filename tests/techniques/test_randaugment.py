@@ -11,7 +11,7 @@ from etude.core.alone import alone
 from etude.techniques.data.randaugment import MEL_OPERATIONS, OF_MELS, RandAugment
 from etude.tokens.miditok import MidiTokTokenizer
 from etude.tokens.musical_changes import OF_SCORES, changed_score
-from etude.tokens.row_documents import documents_of_rows
+from etude.tokens.row_documents import documents_of_rows, places
 from etude.tokens.rows import packed_rows
 from tests.robust import first_batch, pair
 from tests.songs import song, write_songs
@@ -206,7 +206,9 @@ def test_music_of_byte_pairs_is_merged_anew(tmp_path: Path) -> None:
     assert not torch.equal(found["tokens"], batch["tokens"])
     tables = [tokenizer.transposition(n) for n in range(-6, 7)]
     moved = RandAugment(num=1, magnitude=1.0, operations=["transpose"]).transform_batch(task, batch)
-    for old, new in zip(before, documents_of_rows(moved, tokenizer), strict=False):
-        own, made = tokenizer.expand(old.ids), tokenizer.expand(new.ids)
+    after = documents_of_rows(moved, tokenizer)
+    old_at = dict(zip(places(before), before, strict=True))
+    for place, new in zip(places(after), after, strict=True):
+        own, made = tokenizer.expand(old_at[place].ids), tokenizer.expand(new.ids)
         kept = min(len(own), len(made)) if new.ends else len(made) - 1
         assert sum(np.array_equal(table[own][:kept], made[:kept]) for table in tables) == 1
