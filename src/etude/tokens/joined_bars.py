@@ -112,8 +112,9 @@ def joined(document: BarredDocument, passages: Sequence[tuple[BarredDocument, in
     if isinstance(tokenizer, SatbGrid):
         parts = [source.body[source.starts[begin] : source.starts[end]] for source, begin, end in passages]
     else:
+        assert isinstance(tokenizer, MidiTokTokenizer)
         opening = int(document.starts[passages[0][2]])
-        writer = _Writer(_table(tokenizer), bool(getattr(tokenizer, "program_changes", True)))
+        writer = _Writer(tokenizer.table, tokenizer.program_changes)
         writer.written = document.bars.owner[opening - 1]
         for source, begin, end in passages[1:]:
             writer.copy(source.bars, begin, end, tempo=source is document)
