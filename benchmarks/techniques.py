@@ -103,7 +103,7 @@ DISTILLATION: dict[str, list[str]] = {  # in this order: TEACHER is the checkpoi
 }
 
 
-N = ["technique=[noisy_student]", "technique.noisy_student.teacher=TEACHER"]
+N = ["technique=[noisy_student]", "technique.noisy_student.teacher=TEACHER", "technique.noisy_student.threshold=0.7"]
 NO_EMBEDDINGS = ("mixup",)  # the network of the chorales takes notes, which have no mean
 AUGMENTED: dict[str, list[str]] = {  # in this order: TEACHER is the checkpoint of the bare run of this seed
     "bare": [NO],
