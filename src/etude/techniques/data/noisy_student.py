@@ -38,8 +38,8 @@ class NoisyStudent(Technique):
     learnt without controls. The checkpoint contains them.
 
     When to use: far more music without labels than with; data.targets may name a column that most pieces lack. Language models:
-    little music, and a teacher that has seen more or is larger. Suggested: threshold 0.8 (0.7 for samples of a small teacher, which
-    19 of 20 real pieces reach), a student at least as large as the teacher, stochastic_depth 0.2 for eight blocks or more.
+    little music, and a teacher that has seen more or is larger. Suggested: threshold 0.8 (0.7 for samples of a small teacher;
+    19 of 20 real pieces reach it), a student at least as large as the teacher, stochastic_depth 0.2 for eight blocks or more.
 
     Args:
         teacher: a checkpoint, the folder of a run, or last.
