@@ -60,9 +60,9 @@ grader: setup  ## train the grader for 6 CPU-minutes and test it: make grader [S
 	  --rows docs/results/rows/grader.jsonl --pictures docs/results
 	$(BIN)/python benchmarks/report.py
 
-effects: setup  ## measure the techniques: make effects JSB=Jsb16thSeparated.json SCORES=FOLDER (6 hours on one core; rows that are there stay)
+effects: setup  ## measure the techniques: make effects JSB=Jsb16thSeparated.json SCORES=FOLDER (8 hours on one core; rows that are there stay)
 	@test -n "$(JSB)" -a -n "$(SCORES)" || { echo "error: which data? make effects JSB=Jsb16thSeparated.json SCORES=FOLDER"; exit 1; }
-	for data in jsb=$(JSB) genres=$(SCORES) distillation=$(JSB); do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/techniques.py \
+	for data in jsb=$(JSB) genres=$(SCORES) distillation=$(JSB) augmented=$(SCORES) augmented_few=$(SCORES) augmented_jsb=$(JSB); do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/techniques.py \
 	  --data $$data --keep outputs/teachers || exit 1; done
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/technique_overhead.py --root $(JSB)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/technique_overhead.py --root $(JSB) --live

@@ -13,6 +13,9 @@ DATA = {
     "genres": "Five genres, a folder of 371 scores (classical, folk, jazz, pop, rock), REMI tokens",
     "jsb_muon": "The chorales again, with Muon instead of AdamW in all rows",
     "genres_muon": "The five genres again, with Muon instead of AdamW in all rows",
+    "augmented": "Augmentation and a teacher's samples on the five genres, with Muon in all rows",
+    "augmented_few": "The same with a tenth of the pieces to train on",
+    "augmented_jsb": "The same on all chorales (mixup needs embeddings, which this network has none of)",
     "distillation": "Distillation on JSB: a student of a quarter of the teacher's parameters",
 }
 BASE = dict.fromkeys(DATA, "bare") | {"distillation": "student alone"}

@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/techniques.py --data jsb=Jsb16thSeparated.json genres=FOLDER --seeds 0 1 2
     OMP_NUM_THREADS=1 python benchmarks/techniques.py --data distillation=Jsb16thSeparated.json --keep outputs/teachers
+    OMP_NUM_THREADS=1 python benchmarks/techniques.py --data augmented_few=FOLDER augmented=FOLDER --keep outputs/teachers
 
 A row contains the curve of the validation likelihood over steps and CPU-seconds, which shows when the bare run's final value was
 reached, and the similarity of 16 samples to held-out music. Existing rows are not measured again.
@@ -33,7 +34,13 @@ SMALL = {  # data and model of about a million parameters: 0.1 s a step on one c
     "jsb": ["data=jsb", "model.dim=96", "model.num_layers=3", "model.decoder_dim=96", "model.decoder_layers=1", "max_steps=400"],
     "genres": ["data=folder", "data.max_len=512", "model.dim=96", "model.num_layers=3", "model.hidden_dim=256", "max_steps=400"],
 }
-SMALL |= {f"{data}_muon": [*options, "optimizer=muon"] for data, options in SMALL.items()}
+GENRES, CHORALES = SMALL["genres"], SMALL["jsb"]
+SMALL |= {  # for what augments data: an optimizer near its best; "few" trains on a tenth of the pieces, which are repeated often
+    "augmented": [*GENRES, "optimizer=muon"],
+    "augmented_few": [*GENRES, "optimizer=muon", "data.split=[0.1,0.1,0.8]"],
+    "augmented_jsb": [*CHORALES, "optimizer=muon"],
+}
+SMALL |= {f"{data}_muon": [*options, "optimizer=muon"] for data, options in (("jsb", CHORALES), ("genres", GENRES))}
 STUDENT = ["data=jsb", "model.dim=80", "model.num_layers=3", "model.decoder_dim=64", "model.decoder_layers=1", "max_steps=800"]
 FREE = ["optimizer.lr=0.006", "model.dropout=0.0"]  # small models need a higher learning rate, and do not overfit
 FIRST = "{name:pretrain,max_steps:250}"
@@ -96,6 +103,18 @@ DISTILLATION: dict[str, list[str]] = {  # in this order: TEACHER is the checkpoi
 }
 
 
+N = ["technique=[noisy_student]", "technique.noisy_student.teacher=TEACHER", "technique.noisy_student.threshold=0.7"]
+NO_EMBEDDINGS = ("mixup",)  # the network of the chorales takes notes, which have no mean
+AUGMENTED: dict[str, list[str]] = {  # in this order: TEACHER is the checkpoint of the bare run of this seed
+    "bare": [NO],
+    "randaugment": ["technique=[randaugment]"],
+    "cutmix": ["technique=[cutmix]"],
+    "mixup": ["technique=[mixup]"],
+    "noisy_student": N,
+    "bare, twice the steps": [NO, "max_steps=800"],
+}
+
+
 def music(task: Any, datamodule: Any) -> dict[str, float]:
     """Compares 16 samples of 8 bars with held-out music: mean overlapping area of all metrics, 1 if they are alike."""
     real = [datamodule.score("val", row) for row in range(min(32, len(datamodule.manifest("val"))))]
@@ -131,12 +150,22 @@ def fit(options: list[str], folder: Path, *, checks: int) -> tuple[Any, Any, dic
     return run.load_task(path / "best.ckpt")[0], datamodule, found
 
 
-def taught(option: str, keep: Path | None, seed: int) -> str:
+def taught(option: str, keep: Path | None, seed: int, data: str) -> str:
     """Replaces TEACHER in an option by the path of the teacher's checkpoint."""
-    for word, name in (("TEACHER_DEFAULT", "teacher, default rate"), ("TEACHER", "teacher")):
+    teacher = f"{data}_bare" if data.startswith("augmented") else "teacher"
+    for word, name in (("TEACHER_DEFAULT", "teacher, default rate"), ("TEACHER", teacher)):
         if option.endswith(f"={word}") and keep is not None:
             return option.removesuffix(word) + f"'{keep / f'{name}_{seed}' / 'checkpoints' / 'best.ckpt'}'"
     return option
+
+
+def cases_of(data: str) -> dict[str, list[str]]:
+    """Returns the options of each case of a data set, by name."""
+    if data.startswith("augmented"):
+        return {name: options for name, options in AUGMENTED.items() if data != "augmented_jsb" or name not in NO_EMBEDDINGS}
+    if data.endswith("_muon"):
+        return {name: CASES[name] for name in WITH_MUON}
+    return DISTILLATION if data == "distillation" else CASES
 
 
 def done(rows: Path) -> set[tuple[str, str, int]]:
@@ -150,7 +179,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--data", nargs="+", required=True,
-        help="jsb=FILE, genres=FOLDER, jsb_muon=FILE and genres_muon=FOLDER, distillation=FILE (of JSB, with --keep)",
+        help="jsb=FILE, genres=FOLDER, jsb_muon=FILE and genres_muon=FOLDER, distillation=FILE (of JSB, with --keep), "
+        "augmented=FOLDER, augmented_few=FOLDER and augmented_jsb=FILE (with --keep)",
     )  # fmt: skip
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", default=None, help="names of cases; all without it")
@@ -162,17 +192,16 @@ def main() -> None:
     quiet_lightning()
     for place in args.data:
         data, _, root = place.partition("=")
-        cases = DISTILLATION if data == "distillation" else CASES
-        if data.endswith("_muon"):
-            cases = {name: CASES[name] for name in WITH_MUON}
-        for name, options in cases.items():
+        for name, options in cases_of(data).items():
             for seed in args.seeds:
                 if (args.only and name not in args.only) or (data, name, seed) in done(args.rows):
                     continue
                 with tempfile.TemporaryDirectory() as scratch:
                     kept = args.keep / f"{name}_{seed}" if args.keep and name.startswith("teacher") else None
+                    if args.keep and name == "bare" and data.startswith("augmented"):
+                        kept = args.keep / f"{data}_bare_{seed}"
                     mine = [BASELINE, *SMALL.get(data, []), f"data.root={root}", *options, f"seed={seed}"]
-                    full = [taught(option, args.keep, seed) for option in [*mine, *args.options]]
+                    full = [taught(option, args.keep, seed, data) for option in [*mine, *args.options]]
                     task, datamodule, found = fit(full, kept or Path(scratch), checks=args.checks)
                     found |= music(task, datamodule)
                 shown = " ".join(option.replace(root, Path(root).name) for option in mine)

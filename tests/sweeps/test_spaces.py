@@ -20,6 +20,7 @@ OPTIONS = {
     "pacing": ["technique=[ema,curriculum,length_warmup]"],
     "style_transfer": ["task=style_transfer"],
     "augmentation": ["task=classifier", "technique=[randaugment]"],
+    "augmentation_music": ["technique=[randaugment]"],
     "musical": ["technique=[ema,live_quality,musical_domain]"],
 }
 

@@ -1,6 +1,7 @@
 """CutMix: whole bars or frames of another example, labels by what each has in the result, nothing where nothing is cut."""
 
 import itertools
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,16 @@ import pytest
 import torch
 
 from etude.core.alone import alone
+from etude.models.symbolic.transformer import Transformer
+from etude.tasks.language_model import LanguageModel
 from etude.techniques.data.cutmix import Cutmix, bar_borders
+from etude.tokens.infilling import Bars
+from etude.tokens.miditok import MidiTokTokenizer
+from etude.tokens.miditok_vocabulary import PITCH
+from etude.tokens.row_documents import documents_of_rows
 from tests.robust import first_batch, pair
-from tests.test_composition import build, fit
+from tests.songs import write_songs
+from tests.test_composition import build, fit, music
 from tests.toys import same
 
 
@@ -101,5 +109,72 @@ def test_bad_options_and_tasks_are_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"technique\.cutmix\.most is 2, must be in \[0, 1\]"):
         Cutmix(most=2)
     gan, _ = build("gan", tmp_path)
-    with pytest.raises(ValueError, match=r"technique cutmix mixes labels, and ToyGan is no classifier"):
+    with pytest.raises(ValueError, match=r"technique cutmix is for classifiers and language models, and ToyGan is neither"):
         Cutmix().setup(None, gan, "fit")  # type: ignore[arg-type]
+
+
+def remi(folder: Path, **options: Any) -> Any:
+    """A language model of REMI tokens without holes, and its data."""
+    tokenizer = partial(MidiTokTokenizer, scheme="REMI", parts=8, infill=True)
+    given = {"tokenizer": tokenizer, "infill": 0.0, "max_len": 1200, "transpose": None, "controls": None, **options}
+    data = music(write_songs(folder / "songs"), **given)
+    model = partial(Transformer, dim=16, num_layers=1, num_heads=2)
+    return LanguageModel(model=model, tokenizer=data.tokenizer, optimizer=partial(torch.optim.AdamW, lr=1e-2)), data
+
+
+def bars_of(tokenizer: Any, ids: np.ndarray) -> list[list[tuple[int, ...]]]:
+    """Pitch, velocity and duration of the notes of each bar, in any key."""
+    bars = Bars(ids[ids >= tokenizer.first_body], tokenizer.table)
+    found = []
+    for begin, end in itertools.pairwise(bars.starts.tolist()):
+        notes = np.flatnonzero(bars.kind[begin:end] == PITCH) + begin
+        found.append([(int(bars.number[i]), *bars.ids[i + 1 : i + 3].tolist()) for i in notes.tolist()])
+    return found
+
+
+def in_c(bar: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    return [(note[0] - bar[0][0], *note[1:]) for note in bar]
+
+
+def test_music_gets_whole_bars_of_another_piece_in_its_key(tmp_path: Path) -> None:
+    task, data = remi(tmp_path)
+    tokenizer, batch = data.tokenizer, first_batch(data)
+    before = documents_of_rows(batch, tokenizer)
+    pieces = [bars_of(tokenizer, each.ids) for each in before]
+    foreign = 0
+    for seed in range(6):
+        found = Cutmix(most=1.0, seed=seed).transform_batch(task, batch)
+        assert {name: value.shape for name, value in found.items()} == {name: value.shape for name, value in batch.items()}
+        for old, new in zip(before, documents_of_rows(found, tokenizer), strict=False):
+            if np.array_equal(old.ids, new.ids) or len(new.ids) < len(old.ids) - 200:
+                continue
+            own, made = bars_of(tokenizer, old.ids), bars_of(tokenizer, new.ids)
+            changed = [place for place, bar in enumerate(made) if place < len(own) and bar != own[place]]
+            assert 0 not in changed and new.plain
+            if not changed or not new.ends:  # cut at the end of the row
+                continue
+            assert len(made) == len(own) and len(own) - 1 not in changed
+            assert changed == list(range(changed[0], changed[-1] + 1))
+            for place in changed:
+                assert any(in_c(made[place]) == in_c(bar) for piece in pieces for bar in piece if bar)
+            names = [tokenizer.vocab[i].partition(":")[0] for i in new.ids.tolist() if i < tokenizer.first_body]
+            assert not {"genre", "metre", "instrument"} & set(names)
+            foreign += 1
+    assert foreign > 3
+    assert Cutmix(most=0.0).transform_batch(task, batch) is batch
+
+
+def test_music_with_holes_stays_as_it_is(tmp_path: Path) -> None:
+    task, data = remi(tmp_path, infill=1.0)
+    batch = first_batch(data)
+    whole = [each for each in documents_of_rows(batch, data.tokenizer) if not each.plain]
+    assert whole
+    found = documents_of_rows(Cutmix(most=1.0).transform_batch(task, batch), data.tokenizer)
+    kept = {each.ids.tobytes() for each in found}
+    assert sum(each.ids.tobytes() in kept for each in whole) >= len(whole) - 2  # at the end of a row some may be cut
+
+
+def test_tokens_whose_bars_cannot_be_joined_are_told(tmp_path: Path) -> None:
+    task, _ = remi(tmp_path, tokenizer=partial(MidiTokTokenizer, scheme="TSD"))
+    with pytest.raises(ValueError, match=r"technique cutmix joins bars, .*LanguageModel has others; set tokenizer=remi"):
+        Cutmix().setup(None, task, "fit")

@@ -1,5 +1,6 @@
 """MixUp: a share of 1 mixes nothing, mixtures and their losses are the formula, and runs resume."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,12 @@ import pytest
 import torch
 from scipy import stats
 
-from etude.core.alone import alone
+from etude.core.alone import alone, owners
+from etude.models.symbolic.grid_transformer import GridTransformer
+from etude.tasks.language_model import LanguageModel
 from etude.techniques.data.mixup import Mixup, beta
 from tests.robust import first_batch, pair
+from tests.songs import write_songs
 from tests.tasks.test_classifier import batch as packed
 from tests.tasks.test_classifier import task as small_classifier
 from tests.test_composition import build, fit
@@ -87,8 +91,63 @@ def test_bad_options_and_tasks_are_told(tmp_path: Path) -> None:
         Mixup(share=1.5)
     from tests.tasks.test_synthesis import task as synthesis
 
-    with pytest.raises(ValueError, match=r"technique mixup mixes labels, and Synthesis is no classifier"):
+    with pytest.raises(ValueError, match=r"technique mixup is for classifiers and language models, and Synthesis is neither"):
         Mixup().setup(None, synthesis(), "fit")  # type: ignore[arg-type]
     gan, _ = build("gan", tmp_path)
     with pytest.raises(ValueError, match=r"technique mixup changes continuous inputs .* ToyGan"):
         Mixup().setup(None, gan, "fit")  # type: ignore[arg-type]
+
+
+def music(folder: Path) -> Any:
+    return build("language_model", write_songs(folder / "songs"))
+
+
+def test_a_share_of_one_is_no_mixup_of_music_bit_for_bit(tmp_path: Path) -> None:
+    songs = write_songs(tmp_path / "songs")
+    off = fit(tmp_path / "off", lambda: build("language_model", songs), [])
+    one = fit(tmp_path / "one", lambda: build("language_model", songs), [Mixup(share=1.0)])
+    assert same(off["trained"], one["trained"])
+
+
+def test_music_is_mixed_from_its_beginning_with_both_next_tokens(tmp_path: Path) -> None:
+    task, data = music(tmp_path)
+    task.eval()
+    batch, technique = first_batch(data), Mixup(share=0.7, seed=3)
+    found = technique.transform_batch(task, batch)
+    own = task.model.embed(batch["tokens"])
+    number = owners(batch["documents"])
+    ranges = [(number == n).nonzero().tolist() for n in range(int(number.max()) + 1)]
+    draws = technique.generator(0)
+    order = torch.randperm(len(ranges), generator=draws).tolist()
+    logits = task.logits(found)
+    total = weight = mixed = 0.0
+    for places, partner in zip(ranges, (ranges[n] for n in order), strict=True):
+        for step, (row, at) in enumerate(places):
+            terms = [(1.0, row, at)]
+            if step < len(partner):
+                terms = [(0.7, row, at), (0.3, *partner[step])]
+            mixed += len(terms) - 1
+            expected = sum(share * own[r, t] for share, r, t in terms)
+            torch.testing.assert_close(found["embeddings"][row, at], expected)
+            for share, r, t in terms:
+                if (target := int(batch["targets"][r, t])) != -100:
+                    total = total - share * logits[row, at].log_softmax(-1)[target].item()
+                    weight += share
+    assert mixed > 100
+    assert task.losses(found)["nll"].item() == pytest.approx(total / weight, rel=1e-5)
+    plain = task.token_nll({**batch, "embeddings": found["embeddings"]})
+    torch.testing.assert_close(task.trace["token_nll"], plain)  # what others read is of the own tokens
+
+
+def test_a_network_of_notes_is_told(tmp_path: Path) -> None:
+    data = first_data(tmp_path)
+    task = LanguageModel(
+        model=partial(GridTransformer, dim=32, num_layers=1, num_heads=2, decoder_dim=32, decoder_layers=1),
+        tokenizer=data.tokenizer, optimizer=partial(torch.optim.AdamW, lr=1e-2),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"technique mixup can't change the inputs of this LanguageModel: .*set model=tiny"):
+        Mixup().setup(None, task, "fit")  # type: ignore[arg-type]
+
+
+def first_data(folder: Path) -> Any:
+    return music(folder)[1]

@@ -5,14 +5,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from symusic import Note
 from torch import Tensor
 
 from etude.core.task import Task
+from etude.metrics.scores.dimensions import measure_features, quality_of_pieces
 from etude.techniques.data.noisy_student import NoisyStudent
-from tests.robust import classifier
-from tests.songs import write_songs
+from etude.tokens.row_documents import documents_of_rows
+from tests.robust import classifier, first_batch
+from tests.songs import song, write_songs
 from tests.tasks.test_classifier import batch as packed
 from tests.tasks.test_classifier import task as small_classifier
 from tests.test_composition import build as build_task
@@ -36,8 +40,9 @@ def teach(folder: Path, make: Callable[[], Any]) -> dict[str, Any]:
 
 
 def matrix_options(kind: str, folder: Path, build: Callable[[], tuple[Task, Any]]) -> dict[str, Any]:
-    # all examples of the matrix have labels, so only the noise would show
-    return {**teach(folder, lambda: build()[0]), "stochastic_depth": 0.7, "rounds": 2}
+    # all examples of the matrix have labels, so only the noise would show; its teacher of music knows nothing
+    music = {"threshold": 0.01, "samples": 3, "share": 0.5} if kind == "language_model" else {}
+    return {**teach(folder, lambda: build()[0]), "stochastic_depth": 0.7, "rounds": 2, **music}
 
 
 def started(technique: NoisyStudent, task: Any, folder: Path, steps: int = 8) -> NoisyStudent:
@@ -84,24 +89,22 @@ def test_stochastic_depth_keeps_the_mean(tmp_path: Path) -> None:
     block: Any = task.residual_blocks[1]
     plain = block.forward
     technique = started(NoisyStudent(stochastic_depth=0.5, **teach(tmp_path, small_classifier)), task, tmp_path)
-    assert [technique.kept(number) for number in range(2)] == [0.75, 0.5]
+    depth: Any = technique.depth
+    assert [depth.kept(number) for number in range(2)] == [0.75, 0.5]
     left = 0
     for number in range(400):
-        task.batches_trained = number
-        technique._draw(task)
-        left += 1 in technique._left_out
+        depth.draw(technique.generator(number))
+        left += 1 in depth.left_out
     assert 160 < left < 240
     x = torch.randn(1, 3, 16)
 
     def double(x: Tensor) -> Tensor:
         return 2 * x
 
-    from etude.techniques.data.noisy_student import _left_out_at_times
-
-    wrapped = _left_out_at_times(double, technique, 1, block)
-    technique._left_out = {1}
+    wrapped = depth.around(double, 1, block)
+    depth.left_out = {1}
     assert torch.equal(wrapped(x), x)
-    technique._left_out = set()
+    depth.left_out = set()
     torch.testing.assert_close(wrapped(x), 3 * x)  # x + x / 0.5; the mean of both is 2 x
     block.eval()
     assert torch.equal(wrapped(x), 2 * x) and plain is not block.forward
@@ -148,7 +151,7 @@ def test_bad_options_and_teachers_are_told(tmp_path: Path) -> None:
     apart = teach(tmp_path / "apart", partial(small_classifier, sharing="soft"))
     with pytest.raises(ValueError, match=r"has another network than this Classifier; set rounds=1"):
         started(NoisyStudent(rounds=2, **apart), task, tmp_path)
-    for kind, told in (("gan", "ToyGan is no classifier"), ("grader", "Grader knows the labels of all its examples")):
+    for kind, told in (("gan", "ToyGan is neither"), ("grader", "Grader knows the labels of all its examples")):
         with pytest.raises(ValueError, match=told):
             started(NoisyStudent(), build_task(kind, tmp_path)[0], tmp_path)
 
@@ -163,3 +166,77 @@ def test_a_run_that_goes_on_refuses_another_teacher(tmp_path: Path) -> None:
     again = started(NoisyStudent(**options), small_classifier(), tmp_path)  # the state is restored after setup
     with pytest.raises(ValueError, match=r"was taught by .*but here the teacher is .*give the same one"):
         again.load_state_dict(state)
+
+
+def music(songs: Path) -> Any:
+    return build_task("language_model", songs)
+
+
+def test_good_samples_of_the_teacher_join_the_rows(tmp_path: Path) -> None:
+    songs = write_songs(tmp_path / "songs")
+    task, data = music(songs)
+    batch = first_batch(data)
+    technique = NoisyStudent(threshold=0.01, samples=5, share=0.5, **teach(tmp_path, lambda: music(songs)[0]))
+    run = trainer(tmp_path, max_steps=4)
+    run._data_connector.attach_data(task, datamodule=data)
+    technique.setup(run, task, "fit")
+    technique.on_fit_start(run, task)
+    kept = technique.samples
+    assert kept.drawn == 5 and 0 < len(kept.bodies) <= 5 and 0.01 <= kept.quality <= 1
+    assert all(len(body) < data.max_len for body in kept.bodies) and not all(kept.ended)
+    replaced = 0
+    for number in range(6):
+        task.batches_trained = number
+        found = technique.transform_batch(task, {**batch, "label_genre": torch.zeros_like(batch["piece"])})
+        rows = (found["tokens"] != batch["tokens"]).any(1)
+        replaced += int(rows.sum())
+        assert (found["piece"][rows] == -1).all() and (found["label_genre"][rows] == -1).all()
+        assert torch.equal(found["targets"][~rows], batch["targets"][~rows])
+        for document in documents_of_rows({name: value[rows] for name, value in found.items()}, data.tokenizer):
+            body = document.ids[document.ids >= data.tokenizer.first_body]
+            source = next(n for n, each in enumerate(kept.bodies) if np.array_equal(each[: len(body)], body))
+            assert document.plain and (not document.ends or kept.ended[source])
+    assert replaced == 6  # half of two rows, in each batch
+    strict = NoisyStudent(threshold=0.99, samples=2, **teach(tmp_path, lambda: music(songs)[0]))
+    strict.setup(run, task, "fit")
+    with pytest.raises(ValueError, match=r"noisy_student: none of 2 samples of the teacher has the quality 0\.99, the best"):
+        strict.on_fit_start(run, task)
+
+
+def test_quality_is_one_within_the_spread_of_music_and_low_far_away(tmp_path: Path) -> None:
+    real = measure_features([song(seed, bars=6) for seed in range(16)])
+    usual = quality_of_pieces(real, real)
+    assert usual.min() > 0.5 and usual.mean() > 0.75
+    strange = [song(20, bars=6) for _ in range(2)]
+    for score in strange:
+        for track in score.tracks:
+            track.notes = type(track.notes)([Note(note.time, note.duration, 60, 80) for note in track.notes])
+    monotone = quality_of_pieces(measure_features(strange), real)
+    assert monotone.max() < usual.min() and monotone.max() < 0.6
+
+
+def test_a_run_on_samples_resumes_bit_for_bit_over_rounds(tmp_path: Path) -> None:
+    songs = write_songs(tmp_path / "songs")
+    options = teach(tmp_path, lambda: music(songs)[0])
+
+    def run(folder: str, **more: Any) -> dict[str, Any]:
+        technique = NoisyStudent(threshold=0.01, samples=3, share=0.5, rounds=2, **options)
+        return fit(tmp_path / folder, lambda: music(songs), [technique], **more)
+
+    whole = run("whole")
+    for stop in (3, 6):
+        run("half", kill_at=stop)
+        rest = run("rest", resume=tmp_path / "half" / "last.ckpt")
+        assert same(whole["trained"], rest["trained"]) and same(whole["saved"], rest["saved"])
+
+
+def test_options_of_the_other_kind_of_task_are_told(tmp_path: Path) -> None:
+    for options, told in (
+        ({"samples": 0}, "samples is 0, must be at least 1"),
+        ({"share": 1.0}, r"share is 1\.0, must be in \(0, 1\)"),
+    ):
+        given: dict[str, Any] = dict(options)
+        with pytest.raises(ValueError, match=rf"technique\.noisy_student\.{told}"):
+            NoisyStudent(**given)
+    with pytest.raises(ValueError, match="for language models only, and this is a Classifier; leave samples and share out"):
+        started(NoisyStudent(share=0.5, **teach(tmp_path, small_classifier)), small_classifier(), tmp_path)

@@ -1,4 +1,4 @@
-"""Protocols of tasks that classify; see `etude.core.protocols`."""
+"""Protocols of tasks that classify, and of those that can be trained on mixtures; see `etude.core.protocols`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from etude.core.batch import Batch
-from etude.core.protocols import TakesInputs
+from etude.core.protocols import PredictsTokens, TakesInputs
 
 
 @runtime_checkable
@@ -45,5 +45,19 @@ class MixesTargets(ClassifiesInputs, Protocol):
             batch: examples that stand alone (`core.alone`). order: example i is mixed with example order[i], int64 [n].
             share: of each example that is its own, [n]. frames: first and last + 1 frame that come from the other, if mels are
                 cut; None if whole examples are added up.
+        """
+        ...
+
+
+@runtime_checkable
+class MixesNextTokens(PredictsTokens, TakesInputs, Protocol):
+    """A language model that can be trained on mixtures of documents."""
+
+    def mixed_next_tokens(self, targets: Tensor, share: Tensor) -> Batch:
+        """Returns the entries of a batch that tell which next tokens were mixed in.
+
+        Args:
+            targets: the next tokens of what was mixed in, int64 [b, t]; -100 where nothing was, or nothing is counted.
+            share: of each token that is its own, [b, t], in [0, 1].
         """
         ...

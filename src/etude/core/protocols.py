@@ -284,6 +284,13 @@ class TokenViews(Protocol):
 
 
 @runtime_checkable
+class PacksTokens(TokenViews, Protocol):
+    """Data whose tokenized pieces are packed into rows."""
+
+    max_len: int  # tokens of a training row
+
+
+@runtime_checkable
 class HoldsScores(TokenViews, Protocol):
     """Data of scores that can be looked at piece by piece."""
 

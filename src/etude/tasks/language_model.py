@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from symusic import Score
 from torch import Tensor, nn
 
@@ -36,7 +35,7 @@ from etude.tasks.pooling import each_document, mean_of_documents
 from etude.tasks.prompted_samples import prompt_changes, refuse_contradictions
 from etude.tasks.rated_scores import nats_per_token
 from etude.tasks.remi_infilling import fill_tracks, hole_of
-from etude.tasks.token_nll import network_inputs, nll_of, token_nll
+from etude.tasks.token_nll import OTHERS, SHARE, mean_loss, network_inputs, nll_of, token_nll
 from etude.tokens.miditok import MidiTokTokenizer
 from etude.tokens.note_stream import StreamedNote
 from etude.tokens.requests import check_trained, control_values, request_notes
@@ -102,10 +101,13 @@ class LanguageModel(Task):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Returns {"nll": mean negative log-likelihood of the counted tokens, in nats}; the class says what `trace` holds."""
-        logits, targets = self.logits(batch), batch["targets"]
-        token_nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none")
-        self.trace = {"logits": logits, "token_nll": token_nll.view_as(targets)}
-        return {"nll": token_nll.sum() / (targets != -100).sum().clamp(min=1)}
+        logits = self.logits(batch)
+        loss, token_nll = mean_loss(logits, batch)
+        self.trace = {"logits": logits, "token_nll": token_nll}
+        return {"nll": loss}
+
+    def mixed_next_tokens(self, targets: Tensor, share: Tensor) -> Batch:
+        return {OTHERS: targets, SHARE: share}
 
     @property
     def residual_blocks(self) -> Sequence[nn.Module]:

@@ -5,11 +5,34 @@ Shapes: b rows, t tokens of a row, v tokens of the vocabulary.
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from etude.core.batch import Batch
 from etude.core.measuring import Measured
+
+OTHERS, SHARE = "mixed_targets", "mixed_share"  # entries of a batch whose documents are mixed with others
+
+
+def mean_loss(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Returns the mean negative log-likelihood of the counted targets, and that of each [b, t], 0 where nothing is counted.
+
+    Where others are mixed in (`mixed_targets`, `mixed_share`), the mean is of both next tokens, weighted by their shares; what is
+    returned for each token is of its own one.
+    """
+    targets = batch["targets"]
+    own = _cross_entropy(logits, targets)
+    if OTHERS not in batch:
+        return own.sum() / (targets != -100).sum().clamp(min=1), own
+    others, share = batch[OTHERS], batch[SHARE]
+    total = (share * own).sum() + ((1 - share) * _cross_entropy(logits, others)).sum()
+    weight = torch.where(targets != -100, share, 0).sum() + torch.where(others != -100, 1 - share, 0).sum()
+    return total / weight.clamp(min=1), own
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none").view_as(targets)
 
 
 def nll_of(logits: Tensor, targets: Tensor) -> Measured:

@@ -12,12 +12,15 @@ from etude.tokens.tokenizer import Tokenizer
 IGNORED = -100
 
 
-def packed_rows(tokenizer: Tokenizer, sequences: Sequence[Tensor], *, rows: int, length: int) -> dict[str, Tensor]:
+def packed_rows(
+    tokenizer: Tokenizer, sequences: Sequence[Tensor], *, rows: int, length: int, ended: Sequence[bool] | None = None
+) -> dict[str, Tensor]:
     """Fills `rows` rows of `length` tokens with pieces, each from its beginning; the last piece of a row is cut.
 
     Args:
         tokenizer: the tokenizer of the sequences.
         sequences: body ids of each piece, int64 [n], without BOS and EOS; used in order, and repeated if there are too few.
+        ended: whether EOS follows each of them; None for all.
 
     Returns:
         A batch like those of the data module: tokens, targets (-100 where the loss does not count), documents (-1 padding),
@@ -37,12 +40,12 @@ def packed_rows(tokenizer: Tokenizer, sequences: Sequence[Tensor], *, rows: int,
         "piece": torch.full(shape, -1),
         **{f"feature_{name}": torch.zeros(shape, dtype=torch.int64) for name in tokenizer.feature_sizes},
     }
-    pieces = cycle(sequences)
+    pieces = cycle(zip(sequences, [True] * len(sequences) if ended is None else ended, strict=True))
     for row in range(rows):
         at = number = 0
         while at < length - 1:
-            body = next(pieces)
-            taken = min(len(body) + 1, length - at)  # BOS and the body; EOS is the last target if it fits
+            body, ends = next(pieces)
+            taken = min(len(body) + ends, length - at)  # BOS and the body; EOS is the last target if it fits
             span = slice(at, at + taken)
             inputs = torch.cat([torch.tensor([BOS]), body])[:taken]
             found["tokens"][row, span] = inputs

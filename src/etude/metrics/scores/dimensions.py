@@ -170,3 +170,24 @@ def dimension_scores(closeness: Mapping[str, float]) -> dict[str, float]:
         scores[dimension] = float(np.mean(values)) if values else math.nan
     defined = [score for score in scores.values() if not math.isnan(score)]
     return {**scores, "quality": float(np.mean(defined)) if defined else math.nan}
+
+
+def quality_of_pieces(samples: PieceFeatures, real: PieceFeatures) -> Floats:
+    """Returns how close each single sample is to real music, float64 [n]: 1 within its usual spread, 0 far away or without notes.
+
+    As `closeness` does for sets, but with the distance of one piece: exp(-max(|z| - m, 0)) for each metric, where z is its value
+    in standard deviations of real music from the mean, and m is the mean |z| of real pieces. The result is the mean over metrics,
+    then over dimensions; histograms, which need many notes, and metrics that a sample does not define are left out.
+    """
+    mine, theirs = np.abs(real.standardised(samples.matrix)), np.abs(real.standardised(real.matrix))
+    close = np.exp(-np.maximum(mine - theirs.mean(axis=0), 0.0))
+    close[~np.isfinite(samples.matrix) | ~np.isfinite(real.matrix).any(axis=0)] = math.nan
+    names = list(samples.metrics)
+    quality = np.zeros((len(samples), len(DIMENSIONS)))
+    for place, (metrics, _) in enumerate(DIMENSIONS.values()):
+        values = close[:, [names.index(name) for name in metrics]]
+        known = np.isfinite(values)
+        quality[:, place] = np.where(known.any(1), np.nansum(values, axis=1) / np.maximum(known.sum(1), 1), math.nan)
+    counted = np.isfinite(quality)
+    found: Floats = np.nansum(quality, axis=1) / np.maximum(counted.sum(1), 1)
+    return found

@@ -1,4 +1,4 @@
-"""Technique cutmix: replaces a passage of each example by one of another, with both labels."""
+"""Technique cutmix: replaces a passage of each example by one of another, with both labels; models of music learn the result."""
 
 from typing import Any, ClassVar
 
@@ -10,9 +10,13 @@ from torch import Tensor
 from etude.core.alone import NO_LABEL, PADDED, alone
 from etude.core.batch import Batch
 from etude.core.class_protocols import MixesTargets
-from etude.core.protocols import Tokenized
+from etude.core.protocols import PredictsTokens, Tokenized
 from etude.core.task import Task
 from etude.core.technique import BatchSlot, Technique
+from etude.tokens.joined_bars import BarredDocument, barred, can_join, joined, transposed, without_controls
+from etude.tokens.row_documents import documents_of_rows, repacked
+
+CONTRADICTED = ("genre", "metre", "instrument")  # controls that bars of another piece may contradict
 
 
 class Cutmix(Technique):
@@ -24,6 +28,12 @@ class Cutmix(Technique):
     replaced by the same frames of the other one; a grader learns the truths of the frames as they then are. The part that is
     replaced is uniform in (0, most].
 
+    A language model learns the music with the passage in it, every token of it, in packed rows as before. The other bars are
+    transposed into the key signature of the document (A minor goes with C major; keys are estimated from the notes), keep their
+    instruments and metres, and take over the tempo. The first bar, the last one and bars whose instruments a window does not tell
+    stay. The document loses its controls of genre, metre and instruments, which the other bars may contradict; those of key,
+    tempo and length remain true. Pieces with holes (`data.infill`) stay as they are.
+
     When to use: as `mixup`; what is heard stays music. Suggested: most 0.5.
 
     Args:
@@ -31,7 +41,8 @@ class Cutmix(Technique):
         seed: of the passages and the pairs.
 
     Raises:
-        ValueError: most is out of its range; in setup, a task that is no classifier.
+        ValueError: most is out of its range; in setup, a task that is neither a classifier nor a language model, or tokens whose
+            bars can't be joined.
 
     Source: Yun et al. 2019, section 3; passages in place of rectangles.
     """
@@ -45,15 +56,26 @@ class Cutmix(Technique):
         self.most = most
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "fit" and not isinstance(pl_module, MixesTargets):
+        if stage != "fit":
+            return
+        kind = type(pl_module).__name__
+        if isinstance(pl_module, PredictsTokens):
+            if not can_join(pl_module.tokenizer):
+                raise ValueError(
+                    f"technique cutmix joins bars, which needs tokens of REMI without plans or of four voices; this {kind} has "
+                    "others; set tokenizer=remi, or remove it from technique=[...]"
+                )
+        elif not isinstance(pl_module, MixesTargets):
             raise ValueError(
-                f"technique cutmix mixes labels, and {type(pl_module).__name__} is no classifier; remove it from technique=[...]"
+                f"technique cutmix is for classifiers and language models, and {kind} is neither; remove it from technique=[...]"
             )
 
     def transform_batch(self, task: Task, batch: Batch) -> Batch:
         draws = self.generator(task.batches_trained * 65_536 + task.global_rank)
-        batch = alone(task, batch)
         part = self.most * float(torch.rand((), generator=draws))
+        if isinstance(task, PredictsTokens):
+            return _spliced(task.tokenizer, batch, part, draws)
+        batch = alone(task, batch)
         return self._bars(task, batch, part, draws) if "documents" in batch else self._frames(task, batch, part, draws)
 
     def _frames(self, task: Task, batch: Batch, part: float, draws: torch.Generator) -> Batch:
@@ -97,6 +119,34 @@ class Cutmix(Technique):
 
     def state_dict(self) -> dict[str, Any]:
         return {}
+
+
+def _spliced(tokenizer: Any, batch: Batch, part: float, draws: torch.Generator) -> Batch:
+    """Returns packed rows in whose documents a part of the bars is of another document."""
+    documents = documents_of_rows(batch, tokenizer)
+    music = [barred(document, tokenizer) for document in documents]
+    able = [number for number, each in enumerate(music) if each is not None]
+    new: list[np.ndarray | None] = [None] * len(documents)
+    if len(able) < 2:
+        return batch
+    for place, number in enumerate(able):
+        other = able[(place + 1 + int(torch.randint(len(able) - 1, (), generator=draws))) % len(able)]
+        own, source = music[number], music[other]
+        assert own is not None and source is not None
+        new[number] = _with_bars_of(own, source, part, draws)
+    return repacked(batch, tokenizer, documents, new)
+
+
+def _with_bars_of(own: BarredDocument, source: BarredDocument, part: float, draws: torch.Generator) -> np.ndarray | None:
+    """Returns the sequence of a document with bars of another; None where no bar is replaced, or the range has no room."""
+    number = min(round(part * len(own)), own.last - own.first, source.last - source.first)
+    begin = own.first + int(torch.randint(own.last - own.first - number + 1, (), generator=draws))
+    taken = source.first + int(torch.randint(source.last - source.first - number + 1, (), generator=draws))
+    moved = transposed(source, own.key) if number else None
+    if moved is None:
+        return None
+    ids = joined(own, [(own, 0, begin), (moved, taken, taken + number), (own, begin + number, len(own))])
+    return without_controls(ids, own.tokenizer, CONTRADICTED)
 
 
 def bar_borders(tokens: np.ndarray, tokenizer: Any) -> list[int]:

@@ -1,4 +1,4 @@
-"""Technique mixup: trains on weighted means of two examples, with both labels."""
+"""Technique mixup: trains on weighted means of two examples, with both labels or both next tokens."""
 
 import math
 from typing import Any, ClassVar
@@ -7,9 +7,9 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from etude.core.alone import alone
+from etude.core.alone import alone, owners
 from etude.core.batch import Batch
-from etude.core.class_protocols import MixesTargets
+from etude.core.class_protocols import MixesNextTokens, MixesTargets
 from etude.core.continuous import check_inputs
 from etude.core.task import Task
 from etude.core.technique import BatchSlot, Technique
@@ -22,6 +22,10 @@ class Mixup(Technique):
     gets a row of its own; a shorter one ends in zeros, and features of tokens (such as the place in the bar) are those of the
     own document as long as it lasts. What a grader is to tell (defects of frames, quality) is mixed likewise.
 
+    Of a language model, whose rows stay packed, the embeddings of each document are mixed with those of another one from its
+    beginning on, as far as both last; the loss is the same mean of the losses of both next tokens. Where a document lasts longer
+    than its partner, or has none, it is trained on as it is.
+
     When to use: few labelled examples. Suggested: alpha 0.2; more of it for networks that overfit.
 
     Args:
@@ -29,9 +33,11 @@ class Mixup(Technique):
         seed: of the shares and the pairs.
 
     Raises:
-        ValueError: an option out of its range; in setup, a task that is no classifier of continuous inputs.
+        ValueError: an option out of its range; in setup, a task that is neither a classifier nor a language model, or whose
+            network has no continuous inputs.
 
-    Source: Zhang et al. 2018, section 2; Guo, Mao and Zhang 2019 (wordMixup, for embeddings).
+    Source: Zhang et al. 2018, section 2; Guo, Mao and Zhang 2019 (wordMixup, for embeddings); Guo, Kim and Rush 2020, equation 3,
+    with a share for the whole sequence (next tokens).
     """
 
     batch_slot: ClassVar[BatchSlot] = BatchSlot.MIX
@@ -48,19 +54,22 @@ class Mixup(Technique):
         if stage != "fit":
             return
         check_inputs("mixup", pl_module)
-        if not isinstance(pl_module, MixesTargets):
+        if not isinstance(pl_module, MixesTargets | MixesNextTokens):
             raise ValueError(
-                f"technique mixup mixes labels, and {type(pl_module).__name__} is no classifier; remove it from technique=[...]"
+                f"technique mixup is for classifiers and language models, and {type(pl_module).__name__} is neither; remove it "
+                "from technique=[...]"
             )
 
     def transform_batch(self, task: Task, batch: Batch) -> Batch:
-        assert isinstance(task, MixesTargets)
         draws = self.generator(task.batches_trained * 65_536 + task.global_rank)
+        share = beta(self.alpha, draws) if self.share is None else self.share
+        if isinstance(task, MixesNextTokens):
+            return _mixed_music(task, batch, share, draws)
+        assert isinstance(task, MixesTargets)
         batch = alone(task, batch)
         axis = task.example_axis or 0
         ((name, own),) = task.inputs(batch).items()
         count = own.shape[axis]
-        share = beta(self.alpha, draws) if self.share is None else self.share
         order = torch.randperm(count, generator=draws).to(own.device)
         if "documents" in batch:
             real = (batch["documents"] >= 0)[..., None]
@@ -72,6 +81,27 @@ class Mixup(Technique):
 
     def state_dict(self) -> dict[str, Any]:
         return {}
+
+
+def _mixed_music(task: MixesNextTokens, batch: Batch, share: float, draws: torch.Generator) -> Batch:
+    """Returns packed rows in which each document is mixed with another one, token by token from the beginning of both."""
+    ((name, own_btd),) = task.inputs(batch).items()
+    owner = owners(batch["documents"])
+    count = int(owner.max()) + 1
+    place = torch.arange(owner.numel(), device=owner.device).view_as(owner)
+    lengths = torch.bincount(owner[owner >= 0], minlength=count)
+    starts = torch.full((count,), owner.numel(), device=owner.device)
+    starts = starts.scatter_reduce(0, owner[owner >= 0], place[owner >= 0], "amin")
+    order = torch.randperm(count, generator=draws).to(owner.device)
+    known = owner.clamp(min=0)
+    since = place - starts[known]
+    mixed = (owner >= 0) & (since < lengths[order][known])
+    partner = torch.where(mixed, starts[order][known] + since, place)
+    share_bt = torch.where(mixed, share, 1.0)
+    others = torch.where(mixed, batch["targets"].flatten()[partner], -100)
+    share_bt1 = share_bt[..., None].to(own_btd)
+    mixed_btd = share_bt1 * own_btd + (1 - share_bt1) * own_btd.flatten(0, 1)[partner]
+    return {**task.with_inputs(batch, {name: mixed_btd}), **task.mixed_next_tokens(others, share_bt)}
 
 
 def _joined(batch: Batch, order: Tensor) -> Batch:

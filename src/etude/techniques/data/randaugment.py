@@ -1,4 +1,4 @@
-"""Technique randaugment: changes each example by operations that are drawn at random and keep its class."""
+"""Technique randaugment: changes each example by operations that are drawn at random and keep its class, or keep it music."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -11,13 +11,14 @@ from torch import Tensor
 from etude.core.alone import NO_LABEL, PADDED, alone
 from etude.core.batch import Batch
 from etude.core.class_protocols import ClassifiesInputs
-from etude.core.protocols import Tokenized
+from etude.core.protocols import PredictsTokens, Tokenized
 from etude.core.task import Task
 from etude.core.technique import BatchSlot, Technique
+from etude.tokens.joined_bars import barred, can_join, joined, programs_of, with_length
+from etude.tokens.musical_changes import MOST_DROPPED, OF_BARS, OF_SCORES, changed_score, token_map
+from etude.tokens.row_documents import RowDocument, documents_of_rows, mapped, places, repacked
 
-MOST_SEMITONES, MOST_TEMPO, MOST_VELOCITY, MOST_DROPPED = 6, 1.5, 4, 0.5  # at magnitude 1
 MOST_LEVEL, MOST_TILT, MOST_NOISE, MOST_MASKED = 0.3, 0.3, 0.1, 0.4  # of normalised mels, about -1 to 1
-OF_SCORES = ("transpose", "tempo", "velocity", "drop_bars", "swap_bars")
 OF_MELS = ("level", "tilt", "noise", "mask_bands", "mask_frames")
 CHANGED_LABELS = {"transpose": "key", "tempo": "tempo_bpm"}
 
@@ -30,8 +31,15 @@ class RandAugment(Technique):
     mels: level and tilt (up to 0.3 of the normalised scale), noise (up to a tenth of it), mask_bands and mask_frames (an interval
     of up to 40 % gets the example's mean). These are the limits at magnitude 1; the strength of each operation is uniform below.
 
-    When to use: classifiers that overfit. What `data.transpose` and the like do stays as it is and adds to this. Suggested: num
-    2, magnitude 0.5. A grader may hear level, tilt and noise as defects: give it other operations.
+    A language model learns the changed music, token by token, in packed rows as before: a map of tokens changes inputs and
+    targets alike, a key control follows a transposition and a tempo control the tempo. Bars keep their instruments, and a control
+    of the length follows drop_bars. The first bar (with the tempo), the last one (the ending), and pieces that would lose an
+    instrument stay as they are. So do the bars of pieces with holes (`data.infill`), which are transposed and the like with their
+    holes. Other schemes than REMI and the grid of four voices, and REMI with a plan of its bars, have no operations on bars.
+
+    When to use: classifiers that overfit, and language models on little music. What `data.transpose` and the like do stays as it
+    is and adds to this. Suggested: num 2, magnitude 0.5. A grader may hear level, tilt and noise as defects: give it other
+    operations.
 
     Args:
         num: operations for each example, at least 1. magnitude: in [0, 1]; 0 changes nothing but the order of bars.
@@ -39,8 +47,8 @@ class RandAugment(Technique):
         seed: of the draws.
 
     Raises:
-        ValueError: an option out of its range; in setup, a task that is no classifier, an operation for other data, or one that
-            would change a label, such as the key.
+        ValueError: an option out of its range; in setup, a task that is neither a classifier nor a language model, an operation
+            for other data, without effect, or that would change a label, such as the key.
 
     Source: Cubuk et al. 2020, with operations on music; Park et al. 2019 (masks).
     """
@@ -64,35 +72,32 @@ class RandAugment(Technique):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        if not isinstance(pl_module, ClassifiesInputs):
+        if not isinstance(pl_module, ClassifiesInputs | PredictsTokens):
             raise ValueError(
-                f"technique randaugment keeps classes, and {type(pl_module).__name__} is no classifier; remove it from "
-                "technique=[...], or set data.transpose and the like"
+                f"technique randaugment is for classifiers and language models, and {type(pl_module).__name__} is neither; "
+                "remove it from technique=[...], or set data.transpose and the like"
             )
         self._chosen = self.fitting(pl_module)
 
-    def fitting(self, task: ClassifiesInputs) -> tuple[str, ...]:
+    def fitting(self, task: ClassifiesInputs | PredictsTokens) -> tuple[str, ...]:
         """Returns the operations that are drawn for a task. Raises: ValueError for one that does not fit it."""
-        known = OF_SCORES if isinstance(task, Tokenized) else OF_MELS
-        barred = {name for name, label in CHANGED_LABELS.items() if label in task.labels}
-        if isinstance(task, Tokenized) and task.tokenizer.base_size != len(task.tokenizer):
-            barred |= {"transpose", "tempo", "velocity"}  # the maps of tokens are those without byte pairs
+        known, kind = OF_SCORES if isinstance(task, Tokenized) else OF_MELS, type(task).__name__
+        barred = _barred(task)
         if self.operations is None:
             return tuple(name for name in known if name not in barred)
         for name in self.operations:
             if name not in known:
-                raise ValueError(f"technique randaugment: {type(task).__name__} has no {name}; choose among {', '.join(known)}")
+                raise ValueError(f"technique randaugment: {kind} has no {name}; choose among {', '.join(known)}")
             if name in barred:
-                raise ValueError(
-                    f"technique randaugment: {name} would change the label {CHANGED_LABELS.get(name, 'of byte pairs')} of this "
-                    f"{type(task).__name__}; leave it out"
-                )
+                raise ValueError(f"technique randaugment: {name} {barred[name]} of this {kind}; leave it out")
         return self.operations
 
     def transform_batch(self, task: Task, batch: Batch) -> Batch:
         draws = self.generator(task.batches_trained * 65_536 + task.global_rank)
-        assert isinstance(task, ClassifiesInputs)
+        assert isinstance(task, ClassifiesInputs | PredictsTokens)
         names = self._chosen or self.fitting(task)
+        if isinstance(task, PredictsTokens):
+            return self._music(task.tokenizer, batch, names, draws)
         batch = alone(task, batch)
         if isinstance(task, Tokenized):
             return self._scores(task.tokenizer, batch, names, draws)
@@ -118,37 +123,92 @@ class RandAugment(Technique):
             places.append(place)
         return _rebuilt(tokenizer, batch, rows, places)
 
+    def _music(self, tokenizer: Any, batch: Batch, names: tuple[str, ...], draws: torch.Generator) -> Batch:
+        """Changes each document of packed rows: first the tokens, one by one, then the order of the bars."""
+        documents = documents_of_rows(batch, tokenizer)
+        chosen = [[names[i] for i in torch.randint(len(names), (self.num,), generator=draws).tolist()] for _ in documents]
+        tables = [self._table(tokenizer, each, mine, draws) for each, mine in zip(documents, chosen, strict=True)]
+        if tokenizer.base_size == len(tokenizer):
+            batch = mapped(batch, documents, tables)
+        else:
+            batch = repacked(
+                batch, tokenizer, documents,
+                [_merged_anew(tokenizer, each, table) for each, table in zip(documents, tables, strict=True)],
+            )  # fmt: skip
+        of_place = dict(zip(places(documents), chosen, strict=True))
+        documents = documents_of_rows(batch, tokenizer)  # with byte pairs, the last ones of a row may be gone
+        moved = [
+            self._bars(tokenizer, each, of_place[place], draws) for each, place in zip(documents, places(documents), strict=True)
+        ]
+        return repacked(batch, tokenizer, documents, moved)
+
+    def _strength(self, draws: torch.Generator) -> float:
+        return self.magnitude * (2 * float(torch.rand((), generator=draws)) - 1)
+
+    def _table(self, tokenizer: Any, document: RowDocument, names: list[str], draws: torch.Generator) -> np.ndarray | None:
+        """The map of base ids that all of a document's operations on single tokens make together."""
+        ids, table = tokenizer.expand(document.ids[document.ids >= 0]), np.arange(tokenizer.base_size)
+        for name in names:
+            if name in OF_BARS:
+                continue
+            change = token_map(name, tokenizer, self._strength(draws))
+            if (change[ids] >= 0).all():
+                ids, table = change[ids], np.where(table >= 0, change[table], -1)
+        return None if (table == np.arange(len(table))).all() else table
+
+    def _bars(self, tokenizer: Any, document: RowDocument, names: list[str], draws: torch.Generator) -> np.ndarray | None:
+        """The sequence of a document after its operations on bars; None if it stays as it is."""
+        mine = [name for name in names if name in OF_BARS]
+        music = barred(document, tokenizer) if mine else None
+        if music is None:
+            return None
+        bars = list(range(len(music)))
+        for name in mine:
+            movable = len(bars) - 1 - music.first
+            if name == "swap_bars" and movable >= 2:
+                at = music.first + int(torch.randint(movable - 1, (), generator=draws))
+                bars[at], bars[at + 1] = bars[at + 1], bars[at]
+            elif name == "drop_bars":
+                dropped = min(movable, round(MOST_DROPPED * abs(self._strength(draws)) * len(bars)))
+                gone = music.first + torch.randperm(movable, generator=draws)[:dropped]
+                bars = [bar for place, bar in enumerate(bars) if place not in gone.tolist()]
+        if bars == list(range(len(music))) or programs_of(music, bars) != programs_of(music, range(len(music))):
+            return None
+        ids = joined(music, [(music, 0, music.first), *((music, bar, bar + 1) for bar in bars[music.first :])])
+        whole = len(bars) if document.begins and document.ends else None
+        return with_length(ids, tokenizer, change=len(bars) - len(music), whole=whole)
+
     def state_dict(self) -> dict[str, Any]:
         return {}
 
 
-def changed_score(
-    name: str, tokenizer: Any, ids: np.ndarray, place: np.ndarray, magnitude: float, draws: torch.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the ids of a document after an operation, and where in the document each token was."""
-    strength = magnitude * (2 * float(torch.rand((), generator=draws)) - 1)  # in [-magnitude, magnitude]
-    if name == "transpose":
-        moved = tokenizer.transposition(round(MOST_SEMITONES * strength))[ids]
-        return (moved, place) if (moved >= 0).all() else (ids, place)
-    if name == "tempo":
-        return tokenizer.tempo_scaling(MOST_TEMPO**strength)[ids], place
-    if name == "velocity":
-        return tokenizer.velocity_scaling(round(MOST_VELOCITY * strength))[ids], place
-    body = np.flatnonzero(ids >= tokenizer.first_body)
-    starts = [int(body[start]) for start in tokenizer.bar_starts(ids[body])] if len(body) else []
-    if len(starts) < 3:
-        return ids, place
-    borders = [*starts, int(body[-1]) + 1]
-    bars = list(range(len(starts)))
-    if name == "swap_bars":
-        first = int(torch.randint(len(bars) - 2, (), generator=draws))  # the last bar may not be complete, so it stays the last
-        bars[first], bars[first + 1] = bars[first + 1], bars[first]
-    else:
-        dropped = round(MOST_DROPPED * abs(strength) * len(bars))
-        bars = sorted(torch.randperm(len(bars), generator=draws)[: len(bars) - dropped].tolist())
-    order = [np.arange(borders[0]), *(np.arange(borders[b], borders[b + 1]) for b in bars), np.arange(borders[-1], len(ids))]
-    chosen = np.concatenate(order).astype(np.int64)
-    return ids[chosen], place[chosen]
+def _barred(task: ClassifiesInputs | PredictsTokens) -> dict[str, str]:
+    """Operations that don't fit a task, with the reason."""
+    found: dict[str, str] = {}
+    if isinstance(task, ClassifiesInputs):
+        found = {name: f"would change the label {label}" for name, label in CHANGED_LABELS.items() if label in task.labels}
+    if not isinstance(task, Tokenized):
+        return found
+    tokenizer: Any = task.tokenizer
+    if isinstance(task, PredictsTokens):
+        if not can_join(tokenizer):
+            found |= dict.fromkeys(OF_BARS, "needs tokens of REMI without plans, or four voices, instead of those")
+    elif tokenizer.base_size != len(tokenizer):  # the maps of tokens are those without byte pairs
+        maps = (name for name in OF_SCORES if name not in (*OF_BARS, *found))
+        found |= dict.fromkeys(maps, "would change the label of byte pairs")
+    for name, strength in (("tempo", 1.0), ("velocity", 1.0)):
+        body = token_map(name, tokenizer, strength)[tokenizer.first_body :]
+        if name not in found and (body == np.arange(tokenizer.first_body, tokenizer.base_size)).all():
+            found[name] = "changes nothing in the tokens"
+    return found
+
+
+def _merged_anew(tokenizer: Any, document: RowDocument, table: np.ndarray | None) -> np.ndarray | None:
+    """The ids of a document with byte pairs after a map of base ids; None if it stays as it is."""
+    if table is None or not document.plain:
+        return None
+    merged: np.ndarray = tokenizer.compress(table[tokenizer.expand(document.ids)].astype(np.int32))
+    return merged.astype(np.int64)
 
 
 def _rebuilt(tokenizer: Any, batch: Batch, rows: list[np.ndarray], places: list[np.ndarray]) -> Batch:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from etude.core.batch import Batch
+from etude.core.batch import Batch, own_inputs
 from etude.core.protocols import PredictsTokens, Varies
 from etude.core.task import Task
 from etude.core.technique import Technique
@@ -229,12 +229,14 @@ class MusicalDomain(Technique):
     def _equivariance(self, task: Task, batch: Batch) -> dict[str, Tensor]:
         tokenizer: Any = task.tokenizer
         counted = batch["targets"] != -100
-        log_p_nv = F.log_softmax(task.trace["logits"][counted].float(), -1)
+        plain = own_inputs(batch)  # mixtures have no transposition: then the pieces themselves are compared
+        logits = task.logits(plain) if "embeddings" in batch else task.trace["logits"]  # type: ignore[operator]
+        log_p_nv = F.log_softmax(logits[counted].float(), -1)
         order = torch.randperm(len(SHIFTS), generator=self.generator(task.batches_trained)).tolist()
         for number in order:
             table = torch.from_numpy(tokenizer.transposition(SHIFTS[number])).long().to(task.device)
             moved = table[batch["tokens"]]
             if (moved >= 0).all():
-                other = task.logits({**batch, "tokens": moved})[counted]  # type: ignore[operator]
+                other = task.logits({**plain, "tokens": moved})[counted]  # type: ignore[operator]
                 return {"musical_equivariance": musical.equivariance_loss(log_p_nv, other, table).mean()}
         return {}
