@@ -46,49 +46,6 @@ def check_growing(task: Task, model: nn.Module) -> None:
         )
 
 
-def blocks_of(model: nn.Module) -> Sequence[nn.Module]:
-    """Returns the residual blocks that are trained, first to last: in a progressive network those of the newest column."""
-    newest = model.columns[-1] if isinstance(model, ProgressiveTransformer) and len(model.columns) else model
-    return tuple(newest.blocks) if isinstance(newest, Transformer | GridTransformer) else ()
-
-
-def growth_of_phase(task: Task, model: nn.Module) -> dict[str, Any]:
-    """Returns what `grow` gets when a phase begins; {} for a network that does not grow."""
-    if not isinstance(model, Grows):
-        return {}
-    phase, after = task.phase, task.phases.sequence[task.phases.index - 1]
-    grown, why = True, ""
-    if model.threshold is not None:
-        loss = _loss_on(task)
-        grown, why = loss > model.threshold, f", its loss is {loss:.3f} nats per token, the threshold {model.threshold:g}"
-    log.warning(f"{type(model).__name__}: {phase.name} {'gets weights of its own' if grown else 'goes on with the newest'}{why}")
-    return {"phase": phase.name, "after": after.name, "grown": grown}
-
-
-def grow(task: Task, model: nn.Module, *, phase: str, after: str, grown: bool) -> None:
-    """Lets the network grow if `grown`, and freezes all but its newest part. phase: that begins; after: the one before.
-
-    Raises: ValueError if the network can't grow, since a checkpoint of another one is loaded.
-    """
-    if not isinstance(model, Grows):
-        raise ValueError(
-            f"the network of this checkpoint grew when {phase} began, which {type(model).__name__} can't; set the model= of its "
-            "run, progressive or expandable"
-        )
-    if grown:
-        model.grow()
-    model.parts.begin(phase, after=after, grown=grown)
-    frozen = set(model.frozen_names())
-    task.phases.hold(task, [f"model.{name}" for name in frozen])
-
-
-def recalled(task: Task, model: nn.Module, phase: int) -> AbstractContextManager[None]:
-    """Returns a context in which the network computes with the part of a phase of this run, counted from 0."""
-    if not isinstance(model, Grows):
-        return nullcontext()
-    return model.parts.reading(model.parts.of_phase(task.phases.names[phase]))
-
-
 def for_labels(model: nn.Module, labels: Mapping[str, Any] | None) -> AbstractContextManager[None]:
     """Returns a context in which the network computes with the part of the genre among `labels`; the newest without one."""
     genre = (labels or {}).get("genre")
@@ -99,14 +56,69 @@ def for_labels(model: nn.Module, labels: Mapping[str, Any] | None) -> AbstractCo
     return model.parts.reading(model.parts.of_genre(str(genre)))
 
 
-def by_genre(model: nn.Module, genres: Iterable[str]) -> list[tuple[AbstractContextManager[None], set[str]]]:
-    """Returns the genres grouped by the part of the network that reads them, each group with a context in which that computes."""
-    if not isinstance(model, Grows):
-        return [(nullcontext(), set(genres))]
-    found: dict[int, set[str]] = {}
-    for genre in genres:
-        found.setdefault(model.parts.of_genre(genre), set()).add(genre)
-    return [(model.parts.reading(number), found[number]) for number in sorted(found)]
+class GrowingTask(Task):
+    """A task whose network, `model`, may be one that grows between the phases of a run."""
+
+    model: nn.Module
+
+    @property
+    def residual_blocks(self) -> Sequence[nn.Module]:
+        """Those that are trained, first to last: in a progressive network those of the newest column."""
+        network = self.model
+        if isinstance(network, ProgressiveTransformer) and len(network.columns):
+            network = network.columns[-1]
+        return tuple(network.blocks) if isinstance(network, Transformer | GridTransformer) else ()
+
+    @property
+    def can_add_modules(self) -> bool:
+        """No: a phase's options can't, since a network that grows decides it by itself."""
+        return False
+
+    def modules_of_phase(self) -> Mapping[str, Any]:
+        """Returns what `add_modules` gets when a phase begins; {} for a network that does not grow."""
+        model = self.model
+        if not isinstance(model, Grows):
+            return {}
+        phase, after = self.phase, self.phases.sequence[self.phases.index - 1]
+        grown, why = True, ""
+        if model.threshold is not None:
+            loss = _loss_on(self)
+            grown, why = loss > model.threshold, f", its loss is {loss:.3f} nats per token, the threshold {model.threshold:g}"
+        told = "gets weights of its own" if grown else "goes on with the newest"
+        log.warning(f"{type(model).__name__}: {phase.name} {told}{why}")
+        return {"phase": phase.name, "after": after.name, "grown": grown}
+
+    def add_modules(self, **options: Any) -> None:
+        """Lets the network grow if `grown`, and freezes all but its newest part. phase: that begins; after: the one before.
+
+        Raises: ValueError if the network can't grow, since a checkpoint of another one is loaded.
+        """
+        model, phase = self.model, options["phase"]
+        if not isinstance(model, Grows):
+            raise ValueError(
+                f"the network of this checkpoint grew when {phase} began, which {type(model).__name__} can't; set the model= of "
+                "its run, progressive or expandable"
+            )
+        if options["grown"]:
+            model.grow()
+        model.parts.begin(phase, after=options["after"], grown=options["grown"])
+        self.phases.hold(self, [f"model.{name}" for name in set(model.frozen_names())])
+
+    def recalled(self, phase: int) -> AbstractContextManager[None]:
+        """Returns a context in which the network computes with the part of a phase of this run, counted from 0."""
+        if not isinstance(self.model, Grows):
+            return nullcontext()
+        return self.model.parts.reading(self.model.parts.of_phase(self.phases.names[phase]))
+
+    def by_genre(self, genres: Iterable[str]) -> list[tuple[AbstractContextManager[None], set[str]]]:
+        """Returns the genres grouped by the part of the network that reads them, and a context in which it does."""
+        model = self.model
+        if not isinstance(model, Grows):
+            return [(nullcontext(), set(genres))]
+        found: dict[int, set[str]] = {}
+        for genre in genres:
+            found.setdefault(model.parts.of_genre(genre), set()).add(genre)
+        return [(model.parts.reading(number), found[number]) for number in sorted(found)]
 
 
 def _loss_on(task: Task) -> float:

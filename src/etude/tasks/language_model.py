@@ -5,8 +5,7 @@ Shapes: b rows, t tokens of a row, v tokens of the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from etude.core.batch import Batch
 from etude.core.checkpoint_files import unusable_checkpoint
 from etude.core.measuring import Measure, Measured
-from etude.core.task import OptimizerFactory, SchedulerFactory, Task
+from etude.core.task import OptimizerFactory, SchedulerFactory
 from etude.models.symbolic.grid_transformer import GridTransformer
 from etude.models.symbolic.transformer import Transformer
 from etude.music.passages import Passage
@@ -26,7 +25,7 @@ from etude.music.theory import Key
 from etude.tasks.decoding_methods import Method, check_guidance
 from etude.tasks.encoder_weights import encoder_weights, holds_encoder
 from etude.tasks.grid_infilling import check_filling, fill_voices
-from etude.tasks.growing_networks import blocks_of, by_genre, check_growing, for_labels, grow, growth_of_phase, recalled
+from etude.tasks.growing_networks import GrowingTask, check_growing, for_labels
 from etude.tasks.keyed_samples import samples_in_key
 from etude.tasks.openings import Opening
 from etude.tasks.passage_memories import own_pieces_left_out, remember_training
@@ -44,7 +43,7 @@ from etude.tokens.vocabulary_weights import rows_by_token
 from etude.tokens.wished_tracks import wishes_of, with_key_of_chords
 
 
-class LanguageModel(Task):
+class LanguageModel(GrowingTask):
     """Trains a decoder-only model on the negative log-likelihood of the next token.
 
     A batch holds `tokens`, `targets` (-100 where nothing is counted), `documents`, `positions` and `feature_*`, all
@@ -108,26 +107,6 @@ class LanguageModel(Task):
 
     def mixed_next_tokens(self, targets: Tensor, share: Tensor) -> Batch:
         return {OTHERS: targets, SHARE: share}
-
-    @property
-    def residual_blocks(self) -> Sequence[nn.Module]:
-        return blocks_of(self.model)
-
-    @property
-    def can_add_modules(self) -> bool:
-        return False  # a phase's options can't: a network that grows decides it by itself
-
-    def modules_of_phase(self) -> Mapping[str, Any]:
-        return growth_of_phase(self, self.model)
-
-    def add_modules(self, **options: Any) -> None:
-        grow(self, self.model, **options)
-
-    def recalled(self, phase: int) -> AbstractContextManager[None]:
-        return recalled(self, self.model, phase)
-
-    def by_genre(self, genres: Iterable[str]) -> list[tuple[AbstractContextManager[None], set[str]]]:
-        return by_genre(self.model, genres)
 
     def recompute_trace(self, batch: Batch, trace: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with own_pieces_left_out(self.model):
