@@ -160,6 +160,13 @@ def test_bad_options_and_teachers_are_told(tmp_path: Path) -> None:
             started(NoisyStudent(), build_task(kind, tmp_path)[0], tmp_path)
 
 
+def test_stochastic_depth_needs_a_single_device(tmp_path: Path) -> None:
+    options, two = teach(tmp_path, small_classifier), trainer(tmp_path, max_steps=8, devices=2, strategy="ddp")
+    NoisyStudent(**options).setup(two, small_classifier(), "fit")
+    with pytest.raises(ValueError, match=r"stochastic_depth leaves blocks of Classifier without .*; set trainer\.devices=1"):
+        NoisyStudent(stochastic_depth=0.5, **options).setup(two, small_classifier(), "fit")
+
+
 def test_a_run_that_goes_on_refuses_another_teacher(tmp_path: Path) -> None:
     options = teach(tmp_path, small_classifier)
     state = started(NoisyStudent(**options), small_classifier(), tmp_path).state_dict()
