@@ -81,9 +81,8 @@ def _choices(group: str, own: list[str]) -> list[str]:
     for name, keys in _settings_of_programs().items():
         if set(keys) <= set(own):
             path = conf_folder() / f"{VERBS[name].config}.yaml"
-            groups = {
-                str(each) for entry in OmegaConf.load(path).get("defaults", ()) if not isinstance(entry, str) for each in entry
-            }
+            defaults: Any = OmegaConf.select(OmegaConf.load(path), "defaults") or []
+            groups = {str(each) for entry in defaults if not isinstance(entry, str) for each in entry}
             return sorted(choice.stem for choice in (path.parent / group).glob("*.yaml")) if group in groups else []
     return []
 
