@@ -52,6 +52,7 @@ def told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], pr
         ),
         ("evaluate", "task.split=val", "no task is chosen, so it has no settings; give task=NAME, too: classifier, "),
         ("evaluate", "robustness.steps=1", "no robustness is chosen, so it has no settings; give robustness=NAME, too: cw, "),
+        ("transfer", "technique.ema.decay=0.9", "there is no setting technique.ema.decay; --help lists the settings"),
         ("train", "heads=[genre]", "heads is a setting of task=classifier alone; give that, too, or leave heads= out"),
         ("train", "model=null", "model=null: a run needs a model; leave model= out for the default"),
         ("train", "model=tinny", "Available options in 'model': base expandable grader"),

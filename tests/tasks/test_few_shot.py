@@ -14,7 +14,7 @@ from etude.core.gradients import outputs_at
 from etude.data.scores.corpora import Folder
 from etude.data.scores.episodes import EpisodeModule, EpisodeSampler
 from etude.data.scores.essen import ENDS, TuneFamilies, _place, families, regions
-from etude.evaluation.few_shot import score_few_shot
+from etude.evaluation.few_shot import _first, score_few_shot
 from etude.models.symbolic.transformer import Transformer
 from etude.objectives.alignment import Alignment
 from etude.objectives.maml import Fomaml, Maml
@@ -25,7 +25,9 @@ from etude.objectives.reptile import Reptile
 from etude.tasks.episode_loops import episodes
 from etude.tasks.few_shot import FewShot
 from etude.tasks.representation import Representation
+from etude.tokens.grammar import BOS, CONT
 from etude.tokens.miditok import MidiTokTokenizer
+from etude.tokens.rows import packed_rows
 from etude.tokens.satb import SatbGrid
 from tests.paradigms.harness import KILLS, assert_learns_episodes, assert_resumes
 from tests.songs import song
@@ -206,6 +208,17 @@ def test_mamls_gradient_of_the_task_is_that_of_differences(songs: Path) -> None:
         ends.append(model.losses_at(batch, parameters=moved)["query"].item())
     assert float((found[name] * direction).sum()) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-3)
     assert "algorithm.log_rates" in found
+
+
+def test_a_long_piece_is_compared_by_its_beginning_in_whatever_order_its_parts_come(songs: Path) -> None:
+    model, data = task(songs, "alignment")
+    body = torch.from_numpy(np.asarray(data.tokenizer.encode(song(1, bars=2, voices=1))).astype(np.int64))
+    made = packed_rows(data.tokenizer, [body, body], rows=1, length=2 * len(body) + 2)
+    made["tokens"][0, 0] = CONT  # the first document is now a later part
+    made["piece"][:] = 5
+    assert model.documents(made, "tokens").tolist() == [CONT, BOS]
+    found = _first(model, lambda batch: model.documents(batch, "tokens"), [made])
+    assert {piece: int(row) for piece, row in found.items()} == {5: BOS}
 
 
 def test_evaluation_shows_floors_beside_the_algorithm(tmp_path: Path, songs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,12 +12,15 @@ from etude.core.alone import alone, owners
 from etude.models.symbolic.grid_transformer import GridTransformer
 from etude.tasks.language_model import LanguageModel
 from etude.techniques.data.mixup import Mixup, beta
+from etude.techniques.loss.musical_domain import MusicalDomain
+from etude.techniques.loss.rdrop import RDrop
+from etude.techniques.loss.self_paced import SelfPaced
 from tests.robust import first_batch, pair
 from tests.songs import write_songs
 from tests.tasks.test_classifier import batch as packed
 from tests.tasks.test_classifier import task as small_classifier
 from tests.test_composition import build, fit
-from tests.toys import same
+from tests.toys import same, trainer
 
 
 def test_a_share_of_one_is_no_mixup(tmp_path: Path) -> None:
@@ -137,6 +140,36 @@ def test_music_is_mixed_from_its_beginning_with_both_next_tokens(tmp_path: Path)
     assert task.losses(found)["nll"].item() == pytest.approx(total / weight, rel=1e-5)
     plain = task.token_nll({**batch, "embeddings": found["embeddings"]})
     torch.testing.assert_close(task.trace["token_nll"], plain)  # what others read is of the own tokens
+
+
+def test_what_others_make_of_the_own_next_tokens_counts_as_its_share(tmp_path: Path) -> None:
+    task, data = music(tmp_path)
+    task.eval()
+    plain: Any = first_batch(data)
+    mixtures = (Mixup(share=0.3, seed=seed).transform_batch(task, plain) for seed in range(1000))
+    mixed = next(each for each in mixtures if torch.equal(each["mixed_targets"], plain["targets"]))  # each with itself
+    assert int(owners(plain["documents"]).max()) > 0
+    smoothing = MusicalDomain(smoothing=0.1)
+    smoothing.setup(trainer(tmp_path, max_steps=1), task, "fit")
+    for name, make in (("self_paced", partial(SelfPaced, method="hard", start=0.3)), ("musical_smoothing", lambda: smoothing)):
+        found = []
+        for batch in (plain, mixed):
+            losses = task.losses(batch)
+            found.append(make().extra_losses(task, batch, losses)[name])
+        assert found[0].abs() > 1e-4
+        torch.testing.assert_close(found[1], 0.3 * found[0], rtol=1e-3, atol=1e-6)
+
+
+def test_the_second_pass_of_rdrop_learns_both_next_tokens(tmp_path: Path) -> None:
+    task, data = music(tmp_path)
+    task.eval()  # both passes are the same
+    mixtures = (Mixup(share=0.3, seed=seed).transform_batch(task, first_batch(data)) for seed in range(1000))
+    batch: Any = next(each for each in mixtures if not torch.equal(each["mixed_targets"], each["targets"]))
+    losses = task.losses(batch)
+    found = RDrop().extra_losses(task, batch, losses)
+    assert found["rdrop_second"].abs() < 1e-6 and found["rdrop"].abs() < 1e-6
+    own = task.trace["token_nll"].sum() / (batch["targets"] != -100).sum()
+    assert (own - losses["nll"]).abs() > 1e-3
 
 
 def test_a_network_of_notes_is_told(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,11 @@ from symusic import Note
 from torch import Tensor
 
 from etude.core.task import Task
+from etude.evaluation.teacher_samples import _beginnings
 from etude.metrics.scores.dimensions import measure_features, quality_of_pieces
+from etude.music.score import num_notes
 from etude.techniques.data.noisy_student import NoisyStudent
+from etude.tokens.miditok import MidiTokTokenizer
 from etude.tokens.row_documents import documents_of_rows
 from tests.robust import classifier, first_batch
 from tests.songs import song, write_songs
@@ -156,6 +160,13 @@ def test_bad_options_and_teachers_are_told(tmp_path: Path) -> None:
             started(NoisyStudent(), build_task(kind, tmp_path)[0], tmp_path)
 
 
+def test_stochastic_depth_needs_a_single_device(tmp_path: Path) -> None:
+    options, two = teach(tmp_path, small_classifier), trainer(tmp_path, max_steps=8, devices=2, strategy="ddp")
+    NoisyStudent(**options).setup(two, small_classifier(), "fit")
+    with pytest.raises(ValueError, match=r"stochastic_depth leaves blocks of Classifier without .*; set trainer\.devices=1"):
+        NoisyStudent(stochastic_depth=0.5, **options).setup(two, small_classifier(), "fit")
+
+
 def test_a_run_that_goes_on_refuses_another_teacher(tmp_path: Path) -> None:
     options = teach(tmp_path, small_classifier)
     state = started(NoisyStudent(**options), small_classifier(), tmp_path).state_dict()
@@ -213,6 +224,20 @@ def test_quality_is_one_within_the_spread_of_music_and_low_far_away(tmp_path: Pa
             track.notes = type(track.notes)([Note(note.time, note.duration, 60, 80) for note in track.notes])
     monotone = quality_of_pieces(measure_features(strange), real)
     assert monotone.max() < usual.min() and monotone.max() < 0.6
+
+
+def test_samples_of_byte_pairs_are_compared_with_music_of_as_many_tokens() -> None:
+    class Bodies(list[np.ndarray]):
+        body = list.__getitem__
+
+    tokenizer = MidiTokTokenizer(bpe_vocab_size=900)
+    pieces = Bodies(np.asarray(tokenizer.encode(song(number))) for number in range(6))
+    tokenizer.train_bpe(pieces)
+    longest = max(len(tokenizer.compress(piece)) for piece in pieces)
+    assert longest < min(map(len, pieces))
+    data: Any = SimpleNamespace(view=lambda split: pieces)
+    found = _beginnings(data, tokenizer, longest, seed=0)
+    assert sorted(map(num_notes, found)) == sorted(num_notes(tokenizer.decode(piece)) for piece in pieces)
 
 
 def test_a_run_on_samples_resumes_bit_for_bit_over_rounds(tmp_path: Path) -> None:

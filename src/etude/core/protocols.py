@@ -72,7 +72,11 @@ class Tokenized(Protocol):
 
 @runtime_checkable
 class PredictsTokens(Tokenized, Protocol):
-    """A task that predicts the next token and puts `logits` [b, t, v] and `token_nll` [b, t] into its trace."""
+    """A task that predicts the next token and puts `logits` [b, t, v] and `token_nll` [b, t] into its trace.
+
+    On mixtures of pieces (technique mixup) the trace also holds `token_weight` [b, t]: with which each token's own nll counts in
+    the loss; without it, all counted tokens weigh the same. What `recompute_trace` returns then contains the loss, `nll`, too.
+    """
 
     traces_tokens: bool  # an attribute of the task; one whose losses are of other things than its batch's tokens has none
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from etude.evaluation.classes import bodies, ngram_features
 from etude.evaluation.representation import Encoder, piece_vectors, untrained
 from etude.report.run_page import begin_report, end_report
+from etude.tokens.grammar import BOS
 
 Row = dict[str, Any]
 COLUMNS = ("split", "ways", "shots", "method", "episodes", "accuracy", "interval")
@@ -147,13 +148,18 @@ def _unit(x: np.ndarray) -> np.ndarray:
 
 
 def _first(task: Any, read: Callable[[Any], Tensor], batches: Iterable[Mapping[str, Tensor]]) -> dict[int, Tensor]:
-    """Returns the row that `read` returns for each piece: of a long one, which comes in several documents, that of the first."""
+    """Returns the row that `read` returns for each piece: of a long one, which comes in several documents, that of its beginning.
+
+    The documents of a piece may come in any order, since rows are packed.
+    """
     found: dict[int, Tensor] = {}
     for batch in batches:
         given = {name: value.to(task.device) for name, value in batch.items()}
         with torch.inference_mode():
-            for piece, row in zip(task.documents(given).tolist(), read(given), strict=True):
-                found.setdefault(piece, row)
+            begins = task.documents(given, "tokens") == BOS
+            for piece, row, first in zip(task.documents(given).tolist(), read(given), begins.tolist(), strict=True):
+                if first:
+                    found[piece] = row
     return found
 
 

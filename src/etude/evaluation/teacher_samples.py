@@ -116,10 +116,11 @@ def draw_samples(
 
 
 def _beginnings(data: TokenViews, tokenizer: Any, most_tokens: int, seed: int) -> list[Score]:
-    """The first `most_tokens` tokens of training pieces, up to a bar line."""
+    """The first `most_tokens` tokens of training pieces, as the model reads them, up to a bar line."""
     view = data.view("train")
     order = np.random.default_rng(seed).permutation(len(view))[:NUM_REAL].tolist()
-    scores = [tokenizer.decode(_whole_bars(np.asarray(view.body(i)), tokenizer, most_tokens)) for i in order]
+    bodies = (tokenizer.compress(np.asarray(view.body(i), np.int32)) for i in order)
+    scores = [tokenizer.decode(_whole_bars(body, tokenizer, most_tokens)) for body in bodies]
     return [score for score in scores if num_notes(score)]
 
 

@@ -80,7 +80,10 @@ def _choices(group: str, own: list[str]) -> list[str]:
 
     for name, keys in _settings_of_programs().items():
         if set(keys) <= set(own):
-            return sorted(path.stem for path in ((conf_folder() / VERBS[name].config).parent / group).glob("*.yaml"))
+            path = conf_folder() / f"{VERBS[name].config}.yaml"
+            defaults: Any = OmegaConf.select(OmegaConf.load(path), "defaults") or []
+            groups = {str(each) for entry in defaults if not isinstance(entry, str) for each in entry}
+            return sorted(choice.stem for choice in (path.parent / group).glob("*.yaml")) if group in groups else []
     return []
 
 

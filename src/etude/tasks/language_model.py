@@ -101,8 +101,8 @@ class LanguageModel(GrowingTask):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Returns {"nll": mean negative log-likelihood of the counted tokens, in nats}; the class says what `trace` holds."""
         logits = self.logits(batch)
-        loss, token_nll = mean_loss(logits, batch)
-        self.trace = {"logits": logits, "token_nll": token_nll}
+        loss, found = mean_loss(logits, batch)
+        self.trace = {"logits": logits, **found}
         return {"nll": loss}
 
     def mixed_next_tokens(self, targets: Tensor, share: Tensor) -> Batch:
@@ -110,7 +110,8 @@ class LanguageModel(GrowingTask):
 
     def recompute_trace(self, batch: Batch, trace: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with own_pieces_left_out(self.model):
-            return {"logits": self.logits(batch)}
+            logits = self.logits(batch)
+        return {"logits": logits, **({"nll": mean_loss(logits, batch)[0]} if OTHERS in batch else {})}
 
     def token_nll(self, batch: Batch) -> Tensor:
         """Returns the negative log-likelihood of each target [b, t] in nats, 0 where nothing is counted."""

@@ -15,20 +15,23 @@ from etude.core.measuring import Measured
 OTHERS, SHARE = "mixed_targets", "mixed_share"  # entries of a batch whose documents are mixed with others
 
 
-def mean_loss(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Returns the mean negative log-likelihood of the counted targets, and that of each [b, t], 0 where nothing is counted.
+def mean_loss(logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """Returns the mean negative log-likelihood of the counted targets, and for the trace `token_nll`.
 
-    Where others are mixed in (`mixed_targets`, `mixed_share`), the mean is of both next tokens, weighted by their shares; what is
-    returned for each token is of its own one.
+    token_nll: that of each target [b, t], 0 where nothing is counted.
+
+    Where others are mixed in (`mixed_targets`, `mixed_share`), the mean is of both next tokens, weighted by their shares, while
+    `token_nll` is of each token's own one. Then there is also `token_weight` [b, t], with which that counts in the mean.
     """
     targets = batch["targets"]
     own = _cross_entropy(logits, targets)
     if OTHERS not in batch:
-        return own.sum() / (targets != -100).sum().clamp(min=1), own
+        return own.sum() / (targets != -100).sum().clamp(min=1), {"token_nll": own}
     others, share = batch[OTHERS], batch[SHARE]
-    total = (share * own).sum() + ((1 - share) * _cross_entropy(logits, others)).sum()
     weight = torch.where(targets != -100, share, 0).sum() + torch.where(others != -100, 1 - share, 0).sum()
-    return total / weight.clamp(min=1), own
+    weight = weight.clamp(min=1)
+    total = (share * own).sum() + ((1 - share) * _cross_entropy(logits, others)).sum()
+    return total / weight, {"token_nll": own, "token_weight": share / weight}
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

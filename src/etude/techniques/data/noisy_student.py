@@ -55,7 +55,8 @@ class NoisyStudent(Technique):
 
     Raises:
         ValueError: an option out of its range; in setup, there is no teacher, it has other classes or reads other tokens or mels,
-            none of its samples is good enough, or the task is neither a classifier nor a language model.
+            none of its samples is good enough, the task is neither a classifier nor a language model, or stochastic_depth
+            on several devices.
 
     Source: Xie et al. 2020, algorithm 1, with hard labels; Huang et al. 2016, equation 4 (stochastic depth).
     """
@@ -152,6 +153,11 @@ class NoisyStudent(Technique):
         if self._learned:
             teacher.load_state_dict(self._learned)
         if self.stochastic_depth:
+            if trainer.world_size > 1:
+                raise ValueError(
+                    f"technique noisy_student.stochastic_depth leaves blocks of {kind} without a gradient in some batches, and "
+                    "on several devices every batch must train all weights; set trainer.devices=1, or leave stochastic_depth out"
+                )
             self._make_stochastic(pl_module)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -195,7 +195,7 @@ def _barred(task: ClassifiesInputs | PredictsTokens) -> dict[str, str]:
             found |= dict.fromkeys(OF_BARS, "needs tokens of REMI without plans, or four voices, instead of those")
     elif tokenizer.base_size != len(tokenizer):  # the maps of tokens are those without byte pairs
         maps = (name for name in OF_SCORES if name not in (*OF_BARS, *found))
-        found |= dict.fromkeys(maps, "would change the label of byte pairs")
+        found |= dict.fromkeys(maps, "is not defined on the byte pairs")
     for name, strength in (("tempo", 1.0), ("velocity", 1.0)):
         body = token_map(name, tokenizer, strength)[tokenizer.first_body :]
         if name not in found and (body == np.arange(tokenizer.first_body, tokenizer.base_size)).all():

@@ -178,6 +178,7 @@ class MusicalDomain(Technique):
         targets_m, scale_m = batch["targets"].flatten(), self._scales(batch).flatten()
         logits_mv, nll_m = trace["logits"].flatten(0, 1), trace["token_nll"].flatten()
         group_m = torch.where(targets_m >= 0, self._group_v[targets_m.clamp(min=0)], -1)
+        weight_m = trace["token_weight"].flatten() if "token_weight" in trace else None  # of mixtures, which count a part of it
         total = nll_m.new_zeros(())
         for number, (ids, table) in enumerate(self._groups):
             mine_n = torch.nonzero(group_m == number)[:, 0]
@@ -188,9 +189,12 @@ class MusicalDomain(Technique):
             normaliser_n = nll_n + given.gather(1, place_n[:, None])[:, 0]
             alike = (given - normaliser_n[:, None]).clamp(min=-30)  # ignores impossible tokens: e^-30 is practically 0
             weights = table[scale_m[mine_n] if len(table) > 1 else 0, self._row_v[targets_m[mine_n]]]
-            total = total - nll_n.sum() - (weights * alike).sum()
-        difference: Tensor = self.smoothing * total / (targets_m >= 0).sum().clamp(min=1)
-        return difference
+            if weight_m is None:
+                total = total - nll_n.sum() - (weights * alike).sum()
+            else:
+                total = total - (weight_m[mine_n] * (nll_n + (weights * alike).sum(-1))).sum()
+        difference: Tensor = self.smoothing * total
+        return difference if weight_m is not None else difference / (targets_m >= 0).sum().clamp(min=1)
 
     def _voice_leading(self, task: Task, batch: Batch) -> dict[str, Tensor]:
         """Computes the terms over the voice tokens of the batch, four for each frame, without the first frame of a piece."""

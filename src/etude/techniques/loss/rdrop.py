@@ -55,13 +55,14 @@ class RDrop(Technique):
             )
 
     def extra_losses(self, task: Task, batch: Batch, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        first, second = task.trace["logits"], task.recompute_trace(batch, task.trace)["logits"]
+        again = task.recompute_trace(batch, task.trace)
+        first, second = task.trace["logits"], again["logits"]
         counted = batch["targets"] != -100
         one, two = (logits[counted].float().log_softmax(-1) for logits in (first, second))
         targets = batch["targets"][counted]
         count = counted.sum().clamp(min=1)
         divergence = ((one.exp() - two.exp()) * (one - two)).sum() / (2 * count)
-        second_nll = F.nll_loss(two, targets, reduction="sum") / count
+        second_nll = again.get("nll", F.nll_loss(two, targets, reduction="sum") / count)  # given for mixtures of two pieces
         return {"rdrop": self.weight * divergence, "rdrop_second": (second_nll - losses["nll"]) / 2}
 
 

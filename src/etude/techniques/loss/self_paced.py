@@ -100,6 +100,8 @@ class SelfPaced(Technique):
         if self.method != "superloss":
             weight_n = weight_n / weight_n.mean().clamp(min=1e-6)
         self._spread = weight_n.std(correction=0)
+        if "token_weight" in task.trace:  # mixtures count only a part of each token's own loss
+            return {"self_paced": ((weight_n - 1) * task.trace["token_weight"][counted] * nll_n).sum()}
         return {"self_paced": ((weight_n - 1) * nll_n).mean()}
 
     def on_train_batch_end(
