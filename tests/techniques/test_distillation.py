@@ -209,6 +209,9 @@ def test_classes_weigh_and_soften_by_target(tmp_path: Path) -> None:
     technique.setup(trainer(tmp_path, max_steps=1), student, "fit")
     found = technique._language_terms(student, {"targets": targets}, {"logits": answer})["distill_soft"]
     assert torch.allclose(found, soft_target_loss(logits[0, 1:2], answer[0, 1:2], torch.tensor([3.0]))[0])
+    student.trace["token_weight"] = torch.full(targets.shape, 0.25 / int((targets != -100).sum()))  # of mixtures, a share of 1/4
+    mixed = technique._language_terms(student, {"targets": targets}, {"logits": answer})["distill_soft"]
+    assert torch.allclose(mixed, 0.25 * found)
     technique._own = frozenset({"nll"})  # as extra_losses finds them
     both = {"nll": found, "distill_soft": found, "musical_smoothing": found}
     assert technique.scale_losses(student, both) == {"nll": 0.3}  # neither its own terms nor another technique's

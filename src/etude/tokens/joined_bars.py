@@ -1,18 +1,20 @@
 """Whole bars of documents, rearranged or joined with bars of others, as sequences that the scheme could have written.
 
-In REMI a note names its program only where it changes. So a bar that follows another one than before gets the programs that its
-notes have: rearranged music keeps its instruments.
+In REMI a note names its program, and music its tempo, only where they change. So a bar that follows another one than before gets
+the programs that its notes have, and a document's own bar its tempo: rearranged music keeps its instruments and tempos.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
 from etude.music.theory import Key, key_correlations
 from etude.tokens.infilling import Bars
 from etude.tokens.miditok import MidiTokTokenizer
+from etude.tokens.miditok_timeline import last
 from etude.tokens.miditok_vocabulary import DURATION, PART, PITCH, PITCH_DRUM, POSITION, PROGRAM, TEMPO, TokenTable
 from etude.tokens.row_documents import RowDocument
 from etude.tokens.satb import SatbGrid
@@ -103,7 +105,7 @@ def barred(document: RowDocument, tokenizer: Tokenizer) -> BarredDocument | None
 def joined(document: BarredDocument, passages: Sequence[tuple[BarredDocument, int, int]]) -> np.ndarray:
     """Returns the sequence of a document whose bars are now those of the passages, ids of the model, int64.
 
-    Tempo changes in bars of other documents are left out, so that the tempo stays the document's own.
+    Tempo changes in bars of other documents are left out, so that the tempo stays the document's own; its own bars keep theirs.
 
     Args:
         passages: (document, first bar, last bar + 1) each; the first is of `document`, from bar 0 to its bar `first` or later.
@@ -115,12 +117,19 @@ def joined(document: BarredDocument, passages: Sequence[tuple[BarredDocument, in
         assert isinstance(tokenizer, MidiTokTokenizer)
         opening = int(document.starts[passages[0][2]])
         writer = _Writer(tokenizer.table, tokenizer.program_changes)
-        writer.written = document.bars.owner[opening - 1]
+        writer.written, writer.tempo = document.bars.owner[opening - 1], _tempos(document.bars)[opening]
         for source, begin, end in passages[1:]:
-            writer.copy(source.bars, begin, end, tempo=source is document)
+            tempos = _tempos(source.bars) if source is document else None
+            for bar in range(begin, end):
+                writer.copy(source.bars, bar, tempos)
         parts = [document.body[:opening], np.array(writer.out, np.int64)]
     body = np.concatenate(parts)
     return np.concatenate([document.head, tokenizer.compress(body.astype(np.int32)), document.tail]).astype(np.int64)
+
+
+def _tempos(bars: Bars) -> list[int]:
+    """Returns the token of the tempo before each token, and after the last; -1 where none was named."""
+    return [-1, *last(bars.ids, bars.kind == TEMPO, -1).tolist()]
 
 
 class _Writer:
@@ -130,21 +139,42 @@ class _Writer:
         self._program_changes = program_changes
         self._programs = {int(table.number[i]): int(i) for i in table.of_kind[PROGRAM]}
         self._parts = {int(table.number[i]): int(i) for i in table.of_kind[PART]}
+        (self._downbeat,) = (int(i) for i in table.of_kind[POSITION] if table.number[i] == 0)
         self.written: tuple[int, int] | None = None
+        self.tempo = -1  # the token that was written last
         self.out: list[int] = []
 
-    def copy(self, bars: Bars, begin: int, end: int, *, tempo: bool) -> None:
-        first, stop = int(bars.starts[begin]), int(bars.starts[end])
-        position: list[int] = []
-        for i, token, kind in zip(range(first, stop), bars.ids[first:stop].tolist(), bars.kind[first:stop].tolist(), strict=True):
-            if kind in (PROGRAM, PART) or (kind == TEMPO and not tempo):
+    def copy(self, bars: Bars, bar: int, tempos: Sequence[int] | None) -> None:
+        """Writes a bar. tempos: what `_tempos` returns, which it is to keep; None leaves out its tempos."""
+        first, stop = int(bars.starts[bar]), int(bars.starts[bar + 1])
+        due = -1 if tempos is None else tempos[first]
+        moments = first + np.flatnonzero(bars.kind[first:stop] == POSITION)
+        for begin, end in pairwise([first, *moments.tolist(), stop]):
+            ids, kinds = bars.ids[begin:end].tolist(), bars.kind[begin:end].tolist()
+            if kinds[0] != POSITION:  # the bar and its metre
+                self.out += ids
                 continue
-            if kind == POSITION:
-                position = [token]
-                continue
-            named = self._named(bars.owner[i]) if kind in (PITCH, PITCH_DRUM) else []
-            self.out += [*position, *named, token]
-            position = []
+            position = ids[:1]
+            if position[0] != self._downbeat:
+                self._set([self._downbeat], due)
+                due = -1
+            own = [token for token, kind in zip(ids, kinds, strict=True) if kind == TEMPO and tempos is not None]
+            position = [] if self._set(position, own[0] if own else due) else position
+            due = -1
+            for i, token, kind in zip(range(begin, end), ids, kinds, strict=True):
+                if kind not in (POSITION, PROGRAM, PART, TEMPO):
+                    named = self._named(bars.owner[i]) if kind in (PITCH, PITCH_DRUM) else []
+                    self.out += [*position, *named, token]
+                    position = []
+        self._set([self._downbeat], due)
+
+    def _set(self, position: Sequence[int], tempo: int) -> bool:
+        """Writes a tempo at a position if it is another one than before (-1 is none); returns whether it did."""
+        if tempo in (-1, self.tempo):
+            return False
+        self.out += [*position, tempo]
+        self.tempo = tempo
+        return True
 
     def _named(self, owner: tuple[int, int]) -> list[int]:
         if self._program_changes and owner == self.written:

@@ -304,6 +304,8 @@ class Distillation(Technique):
             temperature_n = self._temperatures(teacher_nv, task) * self._class_temperature_v.to(task.device)[targets_n]
             weight_n = self._class_weight_v.to(task.device)[targets_n]
             soft_n = soft_target_loss(student_nv, teacher_nv, temperature_n)
+            if "token_weight" in task.trace:  # mixtures: the teacher tells the own next token, which counts by its share
+                soft_n = soft_n * task.trace["token_weight"][counted] * counted.sum()
             terms["distill_soft"] = (weight_n * soft_n).sum() / weight_n.sum().clamp(min=1e-6)
         student, teacher = self._outputs["student"], self._outputs["teacher"]
         if self.weights["features"]:
