@@ -189,6 +189,8 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, default=None, help="folder for checkpoints, such as the teachers")
     parser.add_argument("options", nargs="*", help="more options, as for train.py (after --)")
     args = parser.parse_args()
+    if args.keep is None and any(place.startswith(("augmented", "distillation")) for place in args.data):
+        parser.error("augmented and distillation need --keep FOLDER, for the teachers")
     quiet_lightning()
     for place in args.data:
         data, _, root = place.partition("=")
