@@ -142,7 +142,10 @@ def check_mels(task: Any, data: DictConfig, path: Path) -> None:
 
     path: of the model's checkpoint, for the message.
     """
-    trained, node = getattr(task, "contract", None), data.get("contract")
+    from etude.core.protocols import HasMelContract
+
+    node = data.get("contract")
+    trained = task.contract if isinstance(task, HasMelContract) else None
     if trained is not None and node is not None and (difference := trained.difference(instantiate(node))):
         raise ValueError(f"ckpt={path}: it reads other mels: {difference}; leave the options of data.contract out")
 

@@ -62,6 +62,14 @@ def test_histograms_beside_the_real_ones():
         assert all(len(counts) == len(labels) for counts in pooled[name].values()), name
 
 
+def test_samples_without_intervals_or_without_notes_have_no_overlap():
+    for silent in (build([[]]), build([[(0, 12, 60)]])):  # nothing, and one note
+        rows, _ = tables.compare_histograms({"samples": [silent, silent], "real": REAL})
+        found = {row["histogram"]: row for row in rows}["melodic interval"]
+        assert math.isnan(found["samples OA"])
+        tables.compare_scores({"samples": [silent, silent], "real": REAL})
+
+
 def test_refusals():
     with pytest.raises(ValueError, match="choose one of \\['a'\\]"):
         tables.compare_scores({"a": REAL})

@@ -189,7 +189,7 @@ def _moments(values: NDArray[np.float64]) -> dict[str, float | int]:
 
 
 def _overlap(samples: NDArray[np.float64], real: NDArray[np.float64]) -> float:
-    samples, real = (x[np.isfinite(x.reshape(len(x), -1)).all(axis=1)] for x in (samples, real))
+    samples, real = (x[np.isfinite(x).all(axis=tuple(range(1, x.ndim)))] for x in (samples, real))
     if len(real) < 3 or len(samples) == 0:
         return float("nan")
     return distributions.set_overlap(samples, real)["oa"]
