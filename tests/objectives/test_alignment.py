@@ -50,7 +50,7 @@ def test_the_weight_of_the_encoder() -> None:
     support, query = melodies(4), melodies(3, seed=1)
     vectors = torch.randn(7, DIM, generator=torch.Generator().manual_seed(2))
     given = rows(vectors[:4], support), torch.arange(4), rows(vectors[4:], query)
-    plain, with_it = (Alignment(dim=DIM, notes=NOTES, encoder=w).logits(*given, ways=4) for w in (0.0, 3.0))
+    plain, with_it = (Alignment(dim=DIM, notes=NOTES, encoder_weight=w).logits(*given, ways=4) for w in (0.0, 3.0))
     expected = (plain + 3 * cosines(vectors[4:], vectors[:4])).log_softmax(1)
     torch.testing.assert_close(with_it.log_softmax(1), expected, rtol=0, atol=1e-5)
 

@@ -12,10 +12,11 @@ import torch
 from etude.core.alone import alone
 from etude.models.symbolic.transformer import Transformer
 from etude.tasks.language_model import LanguageModel
-from etude.techniques.data.cutmix import Cutmix, bar_borders
+from etude.techniques.data.cutmix import Cutmix
 from etude.tokens.infilling import Bars
 from etude.tokens.miditok import MidiTokTokenizer
 from etude.tokens.miditok_vocabulary import PITCH
+from etude.tokens.musical_changes import bar_borders
 from etude.tokens.row_documents import documents_of_rows
 from tests.robust import first_batch, pair
 from tests.songs import write_songs

@@ -21,7 +21,7 @@ def soft_alignment(
             comes after them is not read.
         gap: at least 0. temperature: above 0; towards 0 the result becomes the maximum.
 
-    Source: Needleman and Wunsch 1970, smoothed as in Cuturi and Blondel 2017, equation 1.
+    Source: Needleman and Wunsch 1970, smoothed as in Cuturi and Blondel 2017, section 2.
     """
     pairs, rows, columns = score_pnm.shape
     place = gap / temperature * torch.arange(columns + 1, dtype=score_pnm.dtype, device=score_pnm.device)
@@ -42,7 +42,7 @@ def likely_shifts(one_ps: Tensor, other_ps: Tensor, *, most: int, count: int) ->
     one_ps, other_ps: how long each pitch sounds, by pitch; shifted up by the result, the one looks like the other. Of equally
     good ones the lowest comes first.
 
-    Source: van Kranenburg et al. 2013, section 3.2 (transposition by pitch histograms).
+    Source: van Kranenburg et al. 2013, who compare the histograms by their intersection instead of their cosine.
     """
     one, other = F.normalize(one_ps, dim=1), F.normalize(other_ps, dim=1)
     padded = F.pad(other, (most, most))

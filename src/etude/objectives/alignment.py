@@ -33,14 +33,14 @@ class Alignment(nn.Module):
     Args:
         dim: of the encoder's vectors, which come before the notes in each row.
         notes: of a melody that are compared, the first ones, at least 2; the cost grows with their square.
-        encoder: first weight of the vectors; None for 1.
+        encoder_weight: of the vectors at the start; it is learnt.
 
     Raises: ValueError for a value out of range.
 
-    Source: Needleman and Wunsch 1970; van Kranenburg et al. 2013 (folk songs); Vinyals et al. 2016, equation 1 (votes).
+    Source: Needleman and Wunsch 1970; van Kranenburg et al. 2013 (of folk songs); Vinyals et al. 2016, equation 1 (votes).
     """
 
-    def __init__(self, *, dim: int, notes: int = 96, encoder: float | None = None) -> None:
+    def __init__(self, *, dim: int, notes: int = 96, encoder_weight: float = 1.0) -> None:
         super().__init__()
         if notes < 2:
             raise ValueError(f"algorithm.notes={notes} must be at least 2; 96 is a good start")
@@ -48,7 +48,7 @@ class Alignment(nn.Module):
         self.by_pitch, self.by_duration = nn.Parameter(torch.empty(LARGEST + 1)), nn.Parameter(torch.empty(BINS + 1))
         self.gap, self.log_temperature = nn.Parameter(torch.empty(())), nn.Parameter(torch.empty(()))
         self.log_sharpness, self.encoder_weight = nn.Parameter(torch.empty(())), nn.Parameter(torch.empty(()))
-        self.first_weight = 1.0 if encoder is None else float(encoder)
+        self.first_weight = encoder_weight
         self.reset_parameters()
 
     @torch.no_grad()

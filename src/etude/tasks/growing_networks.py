@@ -102,7 +102,7 @@ class GrowingTask(Task):
         if options["grown"]:
             model.grow()
         model.parts.begin(phase, after=options["after"], grown=options["grown"])
-        self.phases.hold(self, [f"model.{name}" for name in set(model.frozen_names())])
+        self.phases.hold(self, [f"model.{name}" for name in model.frozen_names()])
 
     def recalled(self, phase: int) -> AbstractContextManager[None]:
         """Returns a context in which the network computes with the part of a phase of this run, counted from 0."""

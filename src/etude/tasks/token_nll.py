@@ -24,18 +24,14 @@ def mean_loss(logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     `token_nll` is of each token's own one. Then there is also `token_weight` [b, t], with which that counts in the mean.
     """
     targets = batch["targets"]
-    own = _cross_entropy(logits, targets)
+    own = token_nll(logits, targets)
     if OTHERS not in batch:
         return own.sum() / (targets != -100).sum().clamp(min=1), {"token_nll": own}
     others, share = batch[OTHERS], batch[SHARE]
     weight = torch.where(targets != -100, share, 0).sum() + torch.where(others != -100, 1 - share, 0).sum()
     weight = weight.clamp(min=1)
-    total = (share * own).sum() + ((1 - share) * _cross_entropy(logits, others)).sum()
+    total = (share * own).sum() + ((1 - share) * token_nll(logits, others)).sum()
     return total / weight, {"token_nll": own, "token_weight": share / weight}
-
-
-def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none").view_as(targets)
 
 
 def nll_of(logits: Tensor, targets: Tensor) -> Measured:
@@ -47,7 +43,8 @@ def nll_of(logits: Tensor, targets: Tensor) -> Measured:
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     """Returns the negative log-likelihood of each target [b, t] under logits [b, t, v], in nats; 0 where nothing is counted."""
-    return F.cross_entropy(logits.float().transpose(1, 2), targets, ignore_index=-100, reduction="none")
+    nll = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="none")
+    return nll.view_as(targets)
 
 
 def token_features(batch: Batch) -> dict[str, Tensor]:

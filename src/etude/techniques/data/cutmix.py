@@ -14,6 +14,7 @@ from etude.core.protocols import PredictsTokens, Tokenized
 from etude.core.task import Task
 from etude.core.technique import BatchSlot, Technique
 from etude.tokens.joined_bars import BarredDocument, barred, can_join, joined, transposed, without_controls
+from etude.tokens.musical_changes import bar_borders
 from etude.tokens.row_documents import documents_of_rows, repacked
 
 CONTRADICTED = ("genre", "metre", "instrument")  # controls that bars of another piece may contradict
@@ -147,13 +148,6 @@ def _with_bars_of(own: BarredDocument, source: BarredDocument, part: float, draw
         return None
     ids = joined(own, [(own, 0, begin), (moved, taken, taken + number), (own, begin + number, len(own))])
     return without_controls(ids, own.tokenizer, CONTRADICTED)
-
-
-def bar_borders(tokens: np.ndarray, tokenizer: Any) -> list[int]:
-    """Returns where the bars of a document begin, and its end; [end] if it has no bars."""
-    body = np.flatnonzero(tokens >= tokenizer.first_body)
-    starts = tokenizer.bar_starts(tokens[body]) if len(body) else []
-    return [*(int(body[start]) for start in starts), int(body[-1]) + 1 if len(body) else len(tokens)]
 
 
 def gathered(batch: Batch, rows: list[Tensor], places: list[Tensor]) -> Batch:

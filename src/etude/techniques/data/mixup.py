@@ -36,8 +36,8 @@ class Mixup(Technique):
         ValueError: an option out of its range; in setup, a task that is neither a classifier nor a language model, or whose
             network has no continuous inputs.
 
-    Source: Zhang et al. 2018, section 2; Guo, Mao and Zhang 2019 (wordMixup, for embeddings); Guo, Kim and Rush 2020, equation 3,
-    with a share for the whole sequence (next tokens).
+    Source: Zhang et al. 2018, section 2; Guo, Mao and Zhang 2019 (wordMixup, for embeddings); Guo, Kim and Rush 2020,
+    with a share for the whole sequence instead of one for each token (next tokens).
     """
 
     batch_slot: ClassVar[BatchSlot] = BatchSlot.MIX

@@ -15,7 +15,7 @@ from etude.core.protocols import PredictsTokens, Tokenized
 from etude.core.task import Task
 from etude.core.technique import BatchSlot, Technique
 from etude.tokens.joined_bars import barred, can_join, joined, programs_of, with_length
-from etude.tokens.musical_changes import MOST_DROPPED, OF_BARS, OF_SCORES, changed_score, token_map
+from etude.tokens.musical_changes import MOST_DROPPED, OF_BARS, OF_SCORES, changed_score, signed_strength, token_map
 from etude.tokens.row_documents import RowDocument, documents_of_rows, mapped, places, repacked
 
 MOST_LEVEL, MOST_TILT, MOST_NOISE, MOST_MASKED = 0.3, 0.3, 0.1, 0.4  # of normalised mels, about -1 to 1
@@ -82,14 +82,14 @@ class RandAugment(Technique):
     def fitting(self, task: ClassifiesInputs | PredictsTokens) -> tuple[str, ...]:
         """Returns the operations that are drawn for a task. Raises: ValueError for one that does not fit it."""
         known, kind = OF_SCORES if isinstance(task, Tokenized) else OF_MELS, type(task).__name__
-        barred = _barred(task)
+        unfit = _unfit(task)
         if self.operations is None:
-            return tuple(name for name in known if name not in barred)
+            return tuple(name for name in known if name not in unfit)
         for name in self.operations:
             if name not in known:
                 raise ValueError(f"technique randaugment: {kind} has no {name}; choose among {', '.join(known)}")
-            if name in barred:
-                raise ValueError(f"technique randaugment: {name} {barred[name]} of this {kind}; leave it out")
+            if name in unfit:
+                raise ValueError(f"technique randaugment: {name} {unfit[name]} of this {kind}; leave it out")
         return self.operations
 
     def transform_batch(self, task: Task, batch: Batch) -> Batch:
@@ -142,16 +142,13 @@ class RandAugment(Technique):
         ]
         return repacked(batch, tokenizer, documents, moved)
 
-    def _strength(self, draws: torch.Generator) -> float:
-        return self.magnitude * (2 * float(torch.rand((), generator=draws)) - 1)
-
     def _table(self, tokenizer: Any, document: RowDocument, names: list[str], draws: torch.Generator) -> np.ndarray | None:
         """The map of base ids that all of a document's operations on single tokens make together."""
         ids, table = tokenizer.expand(document.ids[document.ids >= 0]), np.arange(tokenizer.base_size)
         for name in names:
             if name in OF_BARS:
                 continue
-            change = token_map(name, tokenizer, self._strength(draws))
+            change = token_map(name, tokenizer, signed_strength(self.magnitude, draws))
             if (change[ids] >= 0).all():
                 ids, table = change[ids], np.where(table >= 0, change[table], -1)
         return None if (table == np.arange(len(table))).all() else table
@@ -169,7 +166,7 @@ class RandAugment(Technique):
                 at = music.first + int(torch.randint(movable - 1, (), generator=draws))
                 bars[at], bars[at + 1] = bars[at + 1], bars[at]
             elif name == "drop_bars":
-                dropped = min(movable, round(MOST_DROPPED * abs(self._strength(draws)) * len(bars)))
+                dropped = min(movable, round(MOST_DROPPED * abs(signed_strength(self.magnitude, draws)) * len(bars)))
                 gone = music.first + torch.randperm(movable, generator=draws)[:dropped]
                 bars = [bar for place, bar in enumerate(bars) if place not in gone.tolist()]
         if bars == list(range(len(music))) or programs_of(music, bars) != programs_of(music, range(len(music))):
@@ -182,7 +179,7 @@ class RandAugment(Technique):
         return {}
 
 
-def _barred(task: ClassifiesInputs | PredictsTokens) -> dict[str, str]:
+def _unfit(task: ClassifiesInputs | PredictsTokens) -> dict[str, str]:
     """Operations that don't fit a task, with the reason."""
     found: dict[str, str] = {}
     if isinstance(task, ClassifiesInputs):
@@ -236,27 +233,23 @@ def _rebuilt(tokenizer: Any, batch: Batch, rows: list[np.ndarray], places: list[
 # --- operations on normalised mels [m, f] ---
 
 
-def _signed(magnitude: float, draws: torch.Generator) -> float:
-    return magnitude * (2 * float(torch.rand((), generator=draws)) - 1)
-
-
 def _level(mel_mf: Tensor, magnitude: float, draws: torch.Generator) -> Tensor:
-    return mel_mf + MOST_LEVEL * _signed(magnitude, draws)
+    return mel_mf + MOST_LEVEL * signed_strength(magnitude, draws)
 
 
 def _tilt(mel_mf: Tensor, magnitude: float, draws: torch.Generator) -> Tensor:
     slope = torch.linspace(-1, 1, mel_mf.shape[0], device=mel_mf.device)[:, None]
-    return mel_mf + MOST_TILT * _signed(magnitude, draws) * slope
+    return mel_mf + MOST_TILT * signed_strength(magnitude, draws) * slope
 
 
 def _noise(mel_mf: Tensor, magnitude: float, draws: torch.Generator) -> Tensor:
-    deviation = MOST_NOISE * abs(_signed(magnitude, draws))
+    deviation = MOST_NOISE * abs(signed_strength(magnitude, draws))
     return mel_mf + deviation * torch.randn(mel_mf.shape, generator=draws).to(mel_mf)
 
 
 def _masked(mel_mf: Tensor, magnitude: float, draws: torch.Generator, axis: int) -> Tensor:
     size = mel_mf.shape[axis]
-    width = round(MOST_MASKED * abs(_signed(magnitude, draws)) * size)
+    width = round(MOST_MASKED * abs(signed_strength(magnitude, draws)) * size)
     start = int(torch.randint(size - width + 1, (), generator=draws))
     hidden = torch.zeros(size, dtype=torch.bool, device=mel_mf.device)
     hidden[start : start + width] = True
