@@ -21,13 +21,15 @@ def _name(row: Row) -> str:
     if method.startswith(FLOORS):
         return method
     options = f" ({', '.join(row['options'])})" if row["options"] else ""
+    options += ", `task=few_shot` as it stands" if row.get("as_it_stands") else ""
     of = f" of {row['algorithm']}" if "this encoder" in method else ""
     return method.replace("this encoder", "the encoder") + of + options
 
 
 def few_shot() -> str:
     """docs/results/few_shot.md; returns the README's table."""
-    found = rows("few_shot.jsonl")
+    every = rows("few_shot.jsonl")
+    found = [row for row in every if "shots" in row and not (row.get("as_it_stands") and row["method"].startswith(FLOORS))]
     if not found:
         return ""
     parts, short = [
@@ -56,8 +58,14 @@ def few_shot() -> str:
             parts.append(f"## {data}, {split} split\n\n" + table(header, lines))
             if (data, split) == ("families", "test"):
                 short = [line[: 1 + len(shots)] for line in lines]
+    if others := {row["split"]: row for row in every if "shots" not in row}:
+        lines = [[split, str(row["families"]), str(row["tunes"]), f"{row['accuracy']:.3f}"] for split, row in others.items()]
+        parts.append(
+            "## What the labels allow\n\nHow often the nearest of *all* other tunes of five families is of the right one, by an "
+            "alignment before any training.\n\n" + table(["split", "families", "tunes", "accuracy"], lines)
+        )
     notes = RESULTS / "few_shot_notes.md"
     parts.append("Regenerate: `OMP_NUM_THREADS=1 python benchmarks/few_shot.py`, then `make report`.")
-    parts += [where(found), notes.read_text() if notes.exists() else ""]
+    parts += [where(every), notes.read_text() if notes.exists() else ""]
     (RESULTS / "few_shot.md").write_text("\n\n".join(part for part in parts if part).rstrip() + "\n")
     return table(["new tune families, 5 at a time", *(f"{count}" for count in ("1 shot", "5 shots"))], short) if short else ""

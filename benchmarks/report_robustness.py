@@ -66,19 +66,18 @@ def _bed(bed: str, found: list[Row]) -> list[str]:
         parts += [_certified_table(sure), f"![Certified accuracy](robustness_{bed}_certified.png)"]
         _picture(bed, sure, "certified")
     lines, compared = [], [row for row in found if not {"under_ensemble", "certified"} & row.keys()] or attacked
+    is_balanced = all("balanced" in row for row in compared)
     for name in dict.fromkeys(row["name"] for row in compared):
         mine = [row for row in compared if row["name"] == name]
         steps = ", ".join(sorted({str(row["steps"]) for row in mine}))
         cpu = statistics.mean(row["cpu_s"] for row in mine)
-        balanced = [spread([row["balanced"] for row in mine])] if "balanced" in mine[0] else []
+        balanced = [spread([row["balanced"] for row in mine])] if is_balanced else []
         lines.append([name, spread([row["clean"] for row in mine]), *balanced, steps, f"{cpu:.0f}", str(len(mine))])
     return [
         *parts,
         f"Accuracy on {compared[0]['tunes']} unchanged test examples, and what training costs. The teacher of noisy_student is "
         "the plain run, so it has cost twice the steps: compare it with that row.",
-        table(
-            ["training", "accuracy", *(["balanced"] if "balanced" in compared[0] else []), "steps", "CPU seconds", "seeds"], lines
-        ),
+        table(["training", "accuracy", *(["balanced"] if is_balanced else []), "steps", "CPU seconds", "seeds"], lines),
         f"Regenerate: `OMP_NUM_THREADS=1 python benchmarks/robustness.py --bed {bed}`, then `make report`.",
         where(found),
     ]

@@ -14,7 +14,7 @@ from etude.core.gradients import outputs_at
 from etude.data.scores.corpora import Folder
 from etude.data.scores.episodes import EpisodeModule, EpisodeSampler
 from etude.data.scores.essen import ENDS, TuneFamilies, _place, families, regions
-from etude.evaluation.few_shot import _of_beginnings, score_few_shot
+from etude.evaluation.few_shot import of_beginnings, score_few_shot
 from etude.models.symbolic.transformer import Transformer
 from etude.objectives.alignment import Alignment
 from etude.objectives.maml import Fomaml, Maml
@@ -217,7 +217,7 @@ def test_a_long_piece_is_compared_by_its_beginning_in_whatever_order_its_parts_c
     made["tokens"][0, 0] = CONT  # the first document is now a later part
     made["piece"][:] = 5
     assert model.documents(made, "tokens").tolist() == [CONT, BOS]
-    found = _of_beginnings(model, lambda batch: model.documents(batch, "tokens"), [made])
+    found = of_beginnings(model, lambda batch: model.documents(batch, "tokens"), [made])
     assert {piece: int(row) for piece, row in found.items()} == {5: BOS}
 
 

@@ -87,7 +87,7 @@ def score_few_shot(
     if task.compares_vectors:
         for title, one in ((f"{own}, untrained", random), (own, task)):
             one.train(False)
-            compared[title] = one.vector_logits, _of_beginnings(one, one.compared, datamodule.evaluation_loader(split))
+            compared[title] = one.vector_logits, of_beginnings(one, one.compared, datamodule.evaluation_loader(split))
     rows: list[Row] = []
     for count in shots:
         planner = datamodule.planner(split, seed=seed, ways=ways, shots=count, queries=queries)
@@ -147,7 +147,7 @@ def _unit(x: np.ndarray) -> np.ndarray:
     return unit
 
 
-def _of_beginnings(task: Any, read: Callable[[Any], Tensor], batches: Iterable[Mapping[str, Tensor]]) -> dict[int, Tensor]:
+def of_beginnings(task: Any, read: Callable[[Any], Tensor], batches: Iterable[Mapping[str, Tensor]]) -> dict[int, Tensor]:
     """Returns the row that `read` returns for each piece: of a long one, which comes in several documents, that of its beginning.
 
     The documents of a piece may come in any order, since rows are packed.
