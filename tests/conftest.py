@@ -1,11 +1,14 @@
 """Fixtures that every test may use."""
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from etude.core.stopping import SIGNALS, restore_handlers
 from tests.matrix import Selection, select
 
 ROOT = Path(__file__).parents[1]
@@ -52,6 +55,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _is_tried(item: pytest.Item, chosen: Selection) -> bool:
     name = item.callspec.params.get("name") if isinstance(item, pytest.Function) and hasattr(item, "callspec") else None
     return name is None or name in chosen.names
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers() -> Iterator[None]:
+    """Each test leaves the handlers that it found: with those of an earlier Trainer, a process would not end by SIGTERM."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    restore_handlers(before)
 
 
 @pytest.fixture(scope="session")

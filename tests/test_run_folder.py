@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,14 +15,15 @@ from etude.run.folder import RunFolder, _created, create_folder, locked_folder, 
 CONF = Path(__file__).parents[1] / "conf"
 
 
-def _make(path: Path, start: float) -> str:
+def _make(path: Path) -> str:
     return str(create_folder(path))
 
 
 def test_runs_that_start_at_once_get_folders_of_their_own(tmp_path: Path) -> None:
     path = tmp_path / "day" / "12-00-00_chorales"
-    with multiprocessing.get_context("fork").Pool(8) as pool:
-        found = pool.starmap(_make, [(path, 0.0)] * 40, chunksize=1)
+    # not "fork": a copy of a process with other threads may wait forever for a lock that one of them held
+    with ProcessPoolExecutor(4, multiprocessing.get_context("forkserver")) as pool:
+        found = list(pool.map(_make, [path] * 40))
     assert sorted(found) == sorted([str(path), *(f"{path}_{number}" for number in range(2, 41))])
     assert all(Path(folder).is_dir() for folder in found)
 

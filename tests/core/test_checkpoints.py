@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from etude.core.best_checkpoints import BestCheckpoint
 from etude.core.checkpoint_io import AtomicCheckpointIO
 from etude.core.checkpoints import LastCheckpoint
-from etude.core.stopping import Stopped, find_stopped, stop_on_signals
+from etude.core.stopping import SIGNALS, Stopped, find_stopped, stop_on_signals
 from tests.toys import PairsData, ToyGan, same, trainer, weights
 
 
@@ -268,6 +268,21 @@ def test_after_the_run_a_signal_ends_the_program_again(tmp_path: Path) -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             with pytest.raises(Stopped):
                 os.kill(os.getpid(), number)
+
+
+def test_a_run_that_fails_leaves_the_handlers_that_it_found(tmp_path: Path) -> None:
+    """Otherwise each failed run of a notebook stays in memory, and a process that it forks may not end by SIGTERM."""
+
+    class Fails(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+            if trainer.global_step == 2:
+                raise ValueError("no more")
+
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    with pytest.raises(ValueError, match="no more"):
+        last = LastCheckpoint(path=tmp_path / "last.ckpt", every_n_steps=100)
+        trainer(tmp_path, max_steps=4, callbacks=[last, Fails()], plugins=[AtomicCheckpointIO()]).fit(Draws(), PairsData())
+    assert {number: signal.getsignal(number) for number in SIGNALS} == before
 
 
 def test_what_is_ignored_stays_ignored() -> None:

@@ -69,14 +69,9 @@ class LastCheckpoint(Checkpoint):
         self._whole = WholeStep()
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
-        if not self._fitting:  # after the run Lightning sets this handler again
-            earlier = self._handlers.get(number, signal.SIG_DFL)
-            signal.signal(number, earlier)
-            signal.raise_signal(number)
-        elif self.stop_requested and number == signal.SIGINT:
+        if self.stop_requested and number == signal.SIGINT:
             raise Stopped(number)
-        else:
-            self.stop_requested, self._signal = True, self._signal if self.stop_requested else number
+        self.stop_requested, self._signal = True, self._signal if self.stop_requested else number
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._fitting = True
@@ -213,6 +208,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._release()
+        lightning.restore_after_error(trainer, self._handlers)
         if not isinstance(exception, Exception) or not self.begun or not trainer.is_global_zero:
             return
         path, at = self.path.with_name(EXCEPTION), f"training failed at step {trainer.global_step}"

@@ -60,6 +60,11 @@ def fewest_validation_batches(trainer: pl.Trainer) -> float:
     return float(found)
 
 
+def restore_after_error(trainer: pl.Trainer, handlers: dict[int, Any]) -> None:
+    """After an error Lightning restores the signal handlers that it found when the run began: makes it restore these instead."""
+    trainer._signal_connector._original_handlers.update(handlers)
+
+
 def interrupt_validation(trainer: pl.Trainer) -> None:
     """Resets the progress of the current validation to its start; a checkpoint that is written now does not count it."""
     progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
