@@ -2,11 +2,15 @@
 
     OMP_NUM_THREADS=1 python benchmarks/robustness.py [--seeds 0] [--steps 200] [--only plain trades]
 
-Three beds: a dance classifier is trained on one tune book and tested on the other (data.corpus.held_out=oneills1850), a composer
-classifier on works of seven composers, and a style classifier on mels of rendered tunes, tested on other tunes; in one process,
-with the options that a user would give to train.py.
+Four beds: a dance classifier is trained on one tune book and tested on the other (data.corpus.held_out=oneills1850), a composer
+classifier on works of seven composers, a style classifier on mels of rendered tunes, tested on other tunes, and the grader, which
+decides for each segment which defects it has; in one process, with the options that a user would give to train.py.
 Each case is measured on the same test examples: its accuracy on `--clean` of them, and on `--attacked` under the ensemble, under
-noise and by randomized smoothing. Nothing is chosen on these.
+noise, by randomized smoothing and by interval bounds; the mean over heads where there are several. Nothing is chosen on these.
+
+The grader takes minutes to learn anything, so its cases go on from a run of benchmarks/grader.py --keep FOLDER:
+
+    OMP_NUM_THREADS=1 python benchmarks/robustness.py --bed defects --start FOLDER/grader_0 --train-db 20 --ratios 40 30 20
 """
 
 import argparse
@@ -27,6 +31,7 @@ from etude.evaluation.robustness.examples import Victim, attacked, held_out
 from etude.run.heads import set_targets
 from etude.run.parts import build_task, build_technique, instantiate, prepare_data
 from etude.run.quiet import quiet_lightning
+from etude.run.recipes import load_weights
 
 ROWS = ROOT / "docs" / "results" / "rows" / "robustness.jsonl"
 BEDS = {
@@ -39,8 +44,9 @@ BEDS = {
         "model.dim=64", "model.num_layers=2", "model.hidden_dim=192", "technique=[]", "logger=[csv]",
     ],
     "styles": ["task=classifier", "data=arranged", "heads=[style]", "data.batch_size=4", "technique=[]", "logger=[csv]"],
+    "defects": ["task=grader", "technique=[]", "logger=[csv]"],
 }  # fmt: skip
-HEADS = {"dances": "dance", "composers": "composer", "styles": "style"}
+HEADS = {"dances": ["dance"], "composers": ["composer"], "styles": ["style"], "defects": ["hum", "hiss", "wow"]}
 ROBUST = {
     "plain": [],
     "adversarial_training": [
@@ -66,16 +72,18 @@ MORE = {
 }
 
 
-def fit(bed: str, options: list[str], folder: Path, steps: int) -> tuple[Any, Any, float]:
-    """Trains as train.py with these options; returns the task, its data and the CPU seconds of training."""
+def fit(bed: str, options: list[str], folder: Path, steps: int, start: Path | None = None) -> tuple[Any, Any, float]:
+    """Trains as train.py with these options, and the weights of the run `start`; returns task, data and CPU seconds."""
     cfg = composed([*BEDS[bed], *options, f"max_steps={steps}"], folder)
     with open_dict(cfg):
         set_targets(cfg, [])
     pl.seed_everything(cfg.seed, verbose=False)
-    datamodule = prepare_data(cfg.data, instantiate(cfg.tokenizer) if cfg.tokenizer else None, folder, outputs=str(folder))
+    datamodule = prepare_data(cfg.data, instantiate(cfg.tokenizer) if cfg.get("tokenizer") else None, folder, outputs=str(folder))
     techniques: list[Technique] = [build_technique(node) for node in (cfg.get("technique") or {}).values()]
     task: Any = build_task(cfg, **datamodule.parts)
     task.recipe = {**OmegaConf.to_container(cfg, resolve=True), "overrides": options}  # type: ignore[dict-item]
+    if start is not None:
+        load_weights(task, start / "checkpoints" / "last.ckpt")
     trainer = pl.Trainer(
         max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, limit_val_batches=0, callbacks=list(techniques),
@@ -87,17 +95,51 @@ def fit(bed: str, options: list[str], folder: Path, steps: int) -> tuple[Any, An
     return task.eval(), datamodule, seconds
 
 
-def clean_accuracy(task: Any, data: Any, head: str, number: int) -> dict[str, float]:
+def clean_accuracy(task: Any, data: Any, heads: list[str], number: int) -> dict[str, float]:
     """Returns the accuracy on unchanged test examples, its mean over classes, and how many examples they are."""
-    right: dict[int, list[bool]] = {}
+    accuracies, balanced, tunes = list[float](), list[float](), 0
     with attacked(task):
-        for batch in held_out(task, data, split="test", num=number, seed=0):
-            victim = Victim(task, batch, head)
-            for true, found in zip(victim.true.tolist(), victim.right.tolist(), strict=True):
-                right.setdefault(true, []).append(found)
-    every = [found for own in right.values() for found in own]
-    balanced = statistics.mean(statistics.mean(own) for own in right.values())
-    return {"clean": statistics.mean(every), "balanced": balanced, "tunes": len(every)}
+        batches = held_out(task, data, split="test", num=number, seed=0)
+        for head in heads:
+            right: dict[int, list[bool]] = {}
+            for victim in (Victim(task, batch, head) for batch in batches):
+                for true, found in zip(victim.true.tolist(), victim.right.tolist(), strict=True):
+                    right.setdefault(true, []).append(found)
+            every = [found for own in right.values() for found in own]
+            accuracies.append(statistics.mean(every))
+            balanced.append(statistics.mean(statistics.mean(own) for own in right.values()))
+            tunes = len(every)
+    return {"clean": statistics.mean(accuracies), "balanced": statistics.mean(balanced), "tunes": tunes}
+
+
+def over_heads(found: list[dict[str, Any]], *columns: str) -> dict[str, list[float]]:
+    """Returns for each signal-to-noise ratio the columns' means over heads."""
+    ratios = dict.fromkeys(row["snr_db"] for row in found)
+    here = {ratio: [row for row in found if row["snr_db"] == ratio] for ratio in ratios}
+    return {str(ratio): [statistics.mean(row[name] for row in here[ratio]) for name in columns] for ratio in ratios}
+
+
+def withstood(args: argparse.Namespace, task: Any, data: Any, folder: Path) -> dict[str, Any]:
+    """Returns what withstands the attacks that are asked for, and what is certain; means over heads."""
+    row = dict[str, Any]()
+    given: dict[str, Any] = {"task": task, "datamodule": data, "folder": folder, "num_examples": args.attacked}
+    given |= {"snr_db": args.ratios, "heads": HEADS[args.bed]}
+    if args.effort:
+        under = attacking.score_ensemble(**given, steps=args.effort, targets=2, queries=4 * args.effort)
+        row["under_ensemble"] = over_heads(under, attacking.UNDER, attacking.NOISE)
+        row |= {"effort": args.effort, "attacked": under[0]["examples"]}
+        row["clean_of_attacked"] = statistics.mean(each["clean accuracy"] for each in under)
+    if args.samples:
+        noisy = {"samples": args.samples, "noise_db": args.noise_db}
+        sure = certifying.score_smoothing(**given, **noisy, selection=20)
+        row["certified"] = {ratio: own[0] for ratio, own in over_heads(sure, certifying.CERTAIN).items()}
+        row["smoothed"] = statistics.mean(each["accuracy of the smoothed classifier"] for each in sure)
+        row |= {"examples": sure[0]["examples"], **noisy}
+    if args.bounds:
+        held = certifying.score_ibp(**given, steps=args.bounds)
+        row["bounds"] = over_heads(held, certifying.CERTAIN, certifying.ATTACKED)
+        row["clean_of_bounded"] = statistics.mean(each["clean accuracy"] for each in held)
+    return row
 
 
 def main() -> None:
@@ -113,6 +155,9 @@ def main() -> None:
     parser.add_argument("--effort", type=int, default=15, help="steps of each APGD, a quarter of the queries; 0: no attack")
     parser.add_argument("--samples", type=int, default=0, help="noisy copies of each example for certificates; 0: none")
     parser.add_argument("--noise-db", type=float, default=5, help="signal-to-noise ratio of these copies")
+    parser.add_argument("--bounds", type=int, default=0, help="interval bounds, too, beside PGD of so many steps; 0: none")
+    parser.add_argument("--start", type=Path, help="a run whose weights all cases start with")
+    parser.add_argument("--options", nargs="*", default=[], help="further options of train.py, such as model=grader_plain")
     parser.add_argument("--cache", default=str(ROOT / "outputs" / "cache"))
     parser.add_argument("--rows", type=Path, default=ROWS, help="JSON lines to append to")
     args = parser.parse_args()
@@ -125,23 +170,13 @@ def main() -> None:
                 filled = {"train_db": args.train_db, "teacher": Path(scratch) / "plain" / "last.ckpt"}
                 options = [option.format(**filled) for option in {**ROBUST, **MORE}[name]]
                 steps = 2 * args.steps if name.endswith("twice the steps") else args.steps
-                task, data, seconds = fit(args.bed, [*options, f"seed={seed}", f"cache_dir={args.cache}"], folder, steps)
+                own = [*options, *args.options, f"seed={seed}", f"cache_dir={args.cache}"]
+                task, data, seconds = fit(args.bed, own, folder, steps, args.start)
                 shown = {"bed": args.bed, "name": name, "seed": seed, "steps": steps, "train_db": args.train_db}
+                shown |= {"options": args.options} if args.options else {}
                 row = {**shown, "cpu_s": round(seconds, 1), **clean_accuracy(task, data, HEADS[args.bed], args.clean)}
                 if name in ROBUST and args.attacked:
-                    given: dict[str, Any] = {"task": task, "datamodule": data, "folder": folder, "num_examples": args.attacked}
-                    if args.effort:
-                        under = attacking.score_ensemble(
-                            **given, snr_db=args.ratios, steps=args.effort, targets=2, queries=4 * args.effort
-                        )
-                        row["under_ensemble"] = {str(r["snr_db"]): [r[attacking.UNDER], r[attacking.NOISE]] for r in under}
-                        row |= {"effort": args.effort, "attacked": under[0]["examples"]}
-                        row["clean_of_attacked"] = under[0]["clean accuracy"]
-                    if args.samples:
-                        noisy = {"samples": args.samples, "noise_db": args.noise_db}
-                        sure = certifying.score_smoothing(**given, **noisy, snr_db=args.ratios, selection=20)
-                        row |= {"certified": {str(r["snr_db"]): r[certifying.CERTAIN] for r in sure}, **noisy}
-                        row |= {"smoothed": sure[0]["accuracy of the smoothed classifier"], "examples": sure[0]["examples"]}
+                    row |= withstood(args, task, data, folder)
                 append_row(args.rows, row | context())
 
 
