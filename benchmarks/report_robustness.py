@@ -14,6 +14,12 @@ BEDS = {
         "The style (folk, rock, jazz) of segments of rendered tunes: `task=classifier data=arranged heads=[style]`, a "
         "convolutional network on mels, tested on tunes that it has not heard. The inputs that are attacked are the mels.",
     ),
+    "defects": (
+        "Defects of audio",
+        "Whether a segment of audio has hum, hiss or wow (the mean of the three decisions): `task=grader`, trained as in "
+        "[the grader's results](grader.md), then for the stated number of steps with and without attacks in training. The inputs "
+        "that are attacked are the mels.",
+    ),
     "composers": (
         "Composers of scores",
         "The composer (seven of them) of `data=composers`: a Transformer of 2 layers of width 64 on rows of 512 tokens. An "
@@ -31,7 +37,7 @@ BEDS = {
 def robustness() -> str:
     """docs/results/robustness.md and its pictures; returns the README's table: none, since the page says it all."""
     places = ("name", "seed", "steps", "train_db")
-    measured = ("under_ensemble", "certified")  # the short certificates beside early attacks are not shown
+    measured = ("under_ensemble", "certified", "bounds")  # the short certificates beside early attacks are not shown
     latest = {
         (row.get("bed", "dances"), *(row[name] for name in places), *(name in row for name in measured)): row
         for row in rows("robustness.jsonl")
@@ -65,7 +71,13 @@ def _bed(bed: str, found: list[Row]) -> list[str]:
     if sure := [row for row in found if "certified" in row and "under_ensemble" not in row]:
         parts += [_certified_table(sure), f"![Certified accuracy](robustness_{bed}_certified.png)"]
         _picture(bed, sure, "certified")
-    lines, compared = [], [row for row in found if not {"under_ensemble", "certified"} & row.keys()] or attacked
+    if bounded := [row for row in found if "bounds" in row]:
+        parts += [
+            "Interval bounds of a network for which they are known (`model=grader_plain`): how many decisions no change of the "
+            "stated size can turn, beside those that PGD does not turn; the truth lies between the two.",
+            _bounds_table(bounded),
+        ]
+    lines, compared = [], [row for row in found if not {"under_ensemble", "certified", "bounds"} & row.keys()] or attacked
     is_balanced = all("balanced" in row for row in compared)
     for name in dict.fromkeys(row["name"] for row in compared):
         mine = [row for row in compared if row["name"] == name]
@@ -115,6 +127,15 @@ def _certified_table(found: list[Row]) -> str:
         lines.append([name, spread([row["smoothed"] for row in mine]), *cells, noise, str(len(mine))])
     header = ["training", "smoothed classifier", *(f"certain at {ratio:g} dB" for ratio in ratios), "noisy copies", "seeds"]
     return table(header, lines)
+
+
+def _bounds_table(found: list[Row]) -> str:
+    ratios = sorted({float(ratio) for row in found for ratio in row["bounds"]}, reverse=True)
+    lines = []
+    for place, name in enumerate(("certain by bounds", "not turned by PGD")):
+        lines.append([name, *(spread([row["bounds"][str(ratio)][place] for row in found]) for ratio in ratios)])
+    clean = spread([row["clean_of_bounded"] for row in found])
+    return table([f"accuracy without a change: {clean}", *(f"{ratio:g} dB" for ratio in ratios)], lines)
 
 
 def _picture(bed: str, found: list[Row], kind: str) -> None:
