@@ -167,6 +167,8 @@ def test_a_classifier_of_scores_is_attacked_at_its_embeddings(tmp_path: Path) ->
     assert shares == sorted(shares, reverse=True) and all(
         row["accuracy after random changes"] >= row["accuracy under attack"] for row in changed
     )
+    with pytest.raises(ValueError, match=r"robustness\.heads is empty; .* name some of "):
+        score_notes(task=task, datamodule=data, folder=tmp_path, split="val", heads=[])
     with pytest.raises(ValueError, match=r"robustness\.notes=0 must be at least 1"):
         score_notes(task=task, datamodule=data, folder=tmp_path, notes=0)
     with pytest.raises(ValueError, match=r"robustness=notes changes notes of scores .* holds a Grader"):

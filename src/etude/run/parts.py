@@ -77,18 +77,12 @@ def told_of_settings() -> Iterator[None]:
 def build_task(cfg: DictConfig, **parts: Any) -> "Task":
     """Builds the task with its networks, optimizer and schedule; `parts` are constructor arguments that come from the data.
 
-    Raises: ValueError for data with defects and a task that does not learn them, and for a discriminator, objective or
-        algorithm of a task that has none; as `build_with`.
+    Raises: ValueError for data with defects and a task that does not learn them; as `build_with`.
     """
     from hydra.utils import get_object
 
     names = ("model", "discriminator", "objective", "algorithm", "optimizer", "scheduler")
     takes = inspect.signature(get_object(cfg.task._target_)).parameters
-    for name, fitting in FITTING.items():
-        if cfg.get(name) is not None and name not in takes:
-            raise ValueError(
-                f"{name}= names a network for task={fitting}; {cfg.task._target_.rpartition('.')[2]} takes none: leave it out"
-            )
     if "defects" in parts and "defects" not in takes:
         raise ValueError(
             f"data.defects={list(parts['defects'])} would have {cfg.task._target_.rpartition('.')[2]} trained on spoilt audio; "
@@ -98,6 +92,28 @@ def build_task(cfg: DictConfig, **parts: Any) -> "Task":
     with told_of_settings():
         task: Task = build_with(cfg.task, **builders, **parts)
     return task
+
+
+def check_fit(cfg: DictConfig) -> None:
+    """Checks, before any data are read, that the task can use the other groups and the options of the data.
+
+    Raises: ValueError for a discriminator, objective or algorithm of a task that has none, for holes in the pieces of a task that
+        fills none in, and for what the task's `check_data` refuses.
+    """
+    from hydra.utils import get_object
+
+    kind = get_object(cfg.task._target_)
+    takes = inspect.signature(kind).parameters
+    for name, fitting in FITTING.items():
+        if cfg.get(name) is not None and name not in takes:
+            raise ValueError(f"{name}= names a network for task={fitting}; {kind.__name__} takes none: leave it out")
+    data: Any = OmegaConf.to_container(cfg.data, resolve=True)
+    if data.get("infill") and "infills" not in takes:
+        raise ValueError(
+            f"data.infill={data['infill']} would hide passages that a language model learns to fill in; {kind.__name__} fills "
+            "none in: leave it out"
+        )
+    kind.check_data(data)
 
 
 def build_with(node: DictConfig, **parts: Any) -> Any:

@@ -22,6 +22,7 @@ from etude.run.parts import (
     build_technique,
     build_trainer,
     build_with,
+    check_fit,
     check_mels,
     finder,
     instantiate,
@@ -149,6 +150,7 @@ def _run(
     check_contract(cfg)
     check_types(cfg)
     set_targets(cfg, overrides)
+    check_fit(cfg)
     overrides = repro.prepare(cfg, overrides)
     techniques = Composition(build_technique(node, cfg.outputs) for node in (cfg.get("technique") or {}).values()).techniques
     overrides = recipes.pinned(overrides, techniques)
@@ -285,8 +287,7 @@ def evaluate(cfg: DictConfig) -> None:
 
     quiet_lightning()
     folder = run_folder()
-    if cfg.get("robustness") is not None:
-        recipes.check_robustness(cfg)
+    recipes.check_read(cfg)
     if cfg.files is not None:
         instantiate(cfg.score_files)(folder=folder)
     else:

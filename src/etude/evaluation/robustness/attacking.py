@@ -18,7 +18,8 @@ from etude.attacks.gradient import fgsm, pgd
 from etude.attacks.minimal import carlini_wagner
 from etude.attacks.objectives import Fooled, margin
 from etude.attacks.square import square
-from etude.evaluation.robustness.examples import Victim, attacked, check_classifier, heads_of, held_out
+from etude.evaluation.progress import progress
+from etude.evaluation.robustness.examples import Victim, attacked, check_classifier, heads_of, held_out, victims
 from etude.evaluation.robustness.tables import Row, check_counts, check_ratios, write
 from etude.evaluation.robustness.transfer import other_model, transferred
 
@@ -150,10 +151,10 @@ def score(
     other = None if source[0] is None else other_model(task, batches, heads_of(task, heads), source)
     with attacked(task):
         for head in heads_of(task, heads):
-            victims = [victim for victim in (Victim(task, batch, head) for batch in batches) if len(victim.true)]
-            rows += curve(victims, head, name, breaks, ratios, norm, seed)
+            on = victims(task, batches, head)
+            rows += curve(on, head, name, breaks, ratios, norm, seed)
             if checked is not None:
-                masks += masking(victims, head, *checked, norm=norm, seed=seed)
+                masks += masking(on, head, *checked, norm=norm, seed=seed)
     if masks:
         sections.append(("Masking: does the defence hide its gradients?", "; ".join(verdicts(masks)), masks))
     if other is not None:
@@ -167,17 +168,15 @@ def score(
     return rows
 
 
-def curve(victims: list[Victim], head: str, name: str, breaks: Breaks, ratios: list[float], norm: str, seed: int) -> list[Row]:
+def curve(on: list[Victim], head: str, name: str, breaks: Breaks, ratios: list[float], norm: str, seed: int) -> list[Row]:
     """Returns a row for each ratio, from the smallest changes on."""
-    total = sum(len(victim.true) for victim in victims)
-    if not total:
-        raise ValueError(f"no held-out example has a {head} that the classifier knows; choose other heads or another split")
-    standing = [victim.right.clone() for victim in victims]
+    total = sum(len(victim.true) for victim in on)
+    standing = [victim.right.clone() for victim in on]
     clean = sum(int(right.sum()) for right in standing) / total
-    draws, rows = torch.Generator(victims[0].values.device).manual_seed(seed), list[Row]()
-    for ratio in ratios:
+    draws, rows = torch.Generator(on[0].values.device).manual_seed(seed), list[Row]()
+    for ratio in progress(ratios, f"{head}, {name}"):
         noisy = 0
-        for victim, left in zip(victims, standing, strict=True):
+        for victim, left in zip(on, standing, strict=True):
             budget = victim.budget(ratio, norm)
             noise = budget.projected(budget.random(victim.values, draws).sign() * budget.like(victim.values))
             with torch.no_grad():
@@ -193,7 +192,7 @@ def curve(victims: list[Victim], head: str, name: str, breaks: Breaks, ratios: l
     return rows
 
 
-def masking(victims: list[Victim], head: str, ratio: float, steps: int, queries: int, *, norm: str, seed: int) -> list[Row]:
+def masking(on: list[Victim], head: str, ratio: float, steps: int, queries: int, *, norm: str, seed: int) -> list[Row]:
     """Returns the accuracies by which masked gradients would show, at one ratio.
 
     Source: Athalye, Carlini and Wagner 2018, section 3.1; Carlini et al. 2019.
@@ -218,7 +217,7 @@ def masking(victims: list[Victim], head: str, ratio: float, steps: int, queries:
         "noise as loud as the music (PGD, 0 dB)": (by_pgd(steps=steps), 0.0),
     }
     return [
-        {"head": head, "check": name, "snr_db": at, UNDER: curve(victims, head, name, breaks, [at], norm, seed)[0][UNDER]}
+        {"head": head, "check": name, "snr_db": at, UNDER: curve(on, head, name, breaks, [at], norm, seed)[0][UNDER]}
         for name, (breaks, at) in tried.items()
     ]
 

@@ -15,8 +15,9 @@ from etude.attacks.bounds import certified
 from etude.attacks.budget import check_snr
 from etude.attacks.smoothing import certify, check_samples
 from etude.core.class_protocols import HasLayers
+from etude.evaluation.progress import progress
 from etude.evaluation.robustness.attacking import by_pgd, curve
-from etude.evaluation.robustness.examples import Victim, attacked, check_classifier, heads_of, held_out
+from etude.evaluation.robustness.examples import attacked, check_classifier, heads_of, held_out, victims
 from etude.evaluation.robustness.tables import Row, check_counts, check_ratios, write
 
 CERTAIN = "certified accuracy"
@@ -58,11 +59,11 @@ def score_smoothing(
     draws = torch.Generator(task.device).manual_seed(seed)
     with attacked(task):
         for head in heads_of(task, heads):
-            victims = [victim for victim in (Victim(task, batch, head) for batch in batches) if len(victim.true)]
-            powers = torch.cat([victim.budget(noise_db, "linf").size for victim in victims]).square()
+            on = victims(task, batches, head)
+            powers = torch.cat([victim.budget(noise_db, "linf").size for victim in on]).square()
             noise = float(powers.mean().sqrt()) if sigma is None else sigma
             classes, radius, sizes = [], [], {ratio: list[torch.Tensor]() for ratio in ratios}
-            for victim in victims:
+            for victim in progress(on, head):
                 found = certify(
                     victim.logits_of(victim.everything), victim.values, sigma=noise, samples=samples, selection=selection,
                     alpha=alpha, counted=victim.counted, generator=draws,
@@ -72,7 +73,7 @@ def score_smoothing(
                 for ratio in ratios:
                     sizes[ratio].append(victim.budget(ratio, "l2").size.cpu())
             right, reach = torch.cat(classes), torch.cat(radius)
-            clean = torch.cat([victim.right for victim in victims]).float().mean()
+            clean = torch.cat([victim.right for victim in on]).float().mean()
             rows += [
                 {"head": head, "snr_db": ratio, "examples": len(right), "clean accuracy": float(clean),
                  "accuracy of the smoothed classifier": float(right.float().mean()),
@@ -116,12 +117,12 @@ def score_ibp(
     batches = held_out(task, datamodule, split=split, num=num_examples, seed=seed)
     with attacked(task):
         for head in heads_of(task, heads):
-            victims = [victim for victim in (Victim(task, batch, head) for batch in batches) if len(victim.true)]
+            on = victims(task, batches, head)
             layers = task.layers(head)
-            found = curve(victims, head, "PGD", by_pgd(steps=steps), ratios, "linf", seed)
+            found = curve(on, head, "PGD", by_pgd(steps=steps), ratios, "linf", seed)
             for row in found:
                 with torch.no_grad():
-                    holds = [certified(layers, v.values, v.true, v.budget(row["snr_db"], "linf")) for v in victims]
+                    holds = [certified(layers, v.values, v.true, v.budget(row["snr_db"], "linf")) for v in on]
                 certain = float(torch.cat(holds).float().mean())
                 rows.append(
                     {"head": head, "snr_db": row["snr_db"], "examples": row["examples"], "clean accuracy": row["clean accuracy"],
