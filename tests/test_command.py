@@ -81,6 +81,17 @@ def test_a_run_that_fails_before_training_leaves_no_folder(
     assert not [path for path in (tmp_path / "outputs").rglob("*") if not path.name.startswith("20")]  # but the day's
 
 
+@pytest.mark.parametrize(
+    ("program", "option"),
+    [("transfer", "overwrite=no"), ("evaluate", "copying=off"), ("train", "autoresume=no")],
+)
+def test_words_do_not_count_as_true(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], program: str, option: str
+) -> None:
+    name, _, value = option.partition("=")
+    assert f"{name} is '{value}', must be true or false" in told(monkeypatch, capsys, program, option)
+
+
 def test_words_are_refused_where_numbers_are_due() -> None:
     node = OmegaConf.create({"a": {"_target_": "etude.core.checkpoints.LastCheckpoint", "path": "x", "every_n_steps": "y"}})
     with pytest.raises(ValueError, match=r"a\.every_n_steps is 'y', must be int"):

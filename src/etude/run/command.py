@@ -157,6 +157,7 @@ def one_line_errors(main: Callable[[DictConfig], Result]) -> Callable[[DictConfi
         full = os.environ.get(FULL_ERROR) == "1"
         try:
             with stop_on_signals(), remove_if_empty():
+                check_switches(cfg)
                 return main(cfg)
         except Stopped as stopped:
             print(f"stopped by {stopped.name}; files that were written are kept", file=sys.stderr)
@@ -175,6 +176,27 @@ def one_line_errors(main: Callable[[DictConfig], Result]) -> Callable[[DictConfi
                 os.environ[FULL_ERROR] = "1"  # in a sweep Hydra composes the next run now
 
     return guarded
+
+
+def check_switches(cfg: DictConfig) -> None:
+    """Checks that no option that is true or false by default is text, such as `no`, which would count as true.
+
+    Raises: ValueError with the option and its value.
+    """
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():
+        return
+    given = {option.partition("=")[0].lstrip("+~"): option for option in HydraConfig.get().overrides.task}
+    texts = [name for name in given if isinstance(OmegaConf.select(cfg, name, throw_on_missing=False), str)]
+    if not texts:
+        return
+    rest = [option for name, option in given.items() if name not in texts]
+    defaults = hydra.compose(str(HydraConfig.get().job.config_name), overrides=rest)
+    for name in texts:
+        if isinstance(OmegaConf.select(defaults, name, throw_on_missing=False), bool):
+            raise ValueError(f"{name} is {OmegaConf.select(cfg, name)!r}, must be true or false")
 
 
 def check_types(node: DictConfig, prefix: str = "") -> None:
