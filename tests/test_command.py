@@ -90,6 +90,7 @@ def test_words_do_not_count_as_true(
 ) -> None:
     name, _, value = option.partition("=")
     assert f"{name} is '{value}', must be true or false" in told(monkeypatch, capsys, program, option)
+    assert "seed is 'a', must be a number" in told(monkeypatch, capsys, program.replace("transfer", "generate"), "seed=a")
 
 
 def test_words_are_refused_where_numbers_are_due() -> None:

@@ -181,6 +181,8 @@ def one_line_errors(main: Callable[[DictConfig], Result]) -> Callable[[DictConfi
 def check_switches(cfg: DictConfig) -> None:
     """Checks that no option that is true or false by default is text, such as `no`, which would count as true.
 
+    Nor one that is a number by default, of those outside the groups.
+
     Raises: ValueError with the option and its value.
     """
     import hydra
@@ -195,8 +197,11 @@ def check_switches(cfg: DictConfig) -> None:
     rest = [option for name, option in given.items() if name not in texts]
     defaults = hydra.compose(str(HydraConfig.get().job.config_name), overrides=rest)
     for name in texts:
-        if isinstance(OmegaConf.select(defaults, name, throw_on_missing=False), bool):
-            raise ValueError(f"{name} is {OmegaConf.select(cfg, name)!r}, must be true or false")
+        default, value = OmegaConf.select(defaults, name, throw_on_missing=False), OmegaConf.select(cfg, name)
+        if isinstance(default, bool):
+            raise ValueError(f"{name} is {value!r}, must be true or false")
+        if isinstance(default, int | float) and "." not in name:
+            raise ValueError(f"{name} is {value!r}, must be a number")
 
 
 def check_types(node: DictConfig, prefix: str = "") -> None:

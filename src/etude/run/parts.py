@@ -114,6 +114,19 @@ def check_fit(cfg: DictConfig) -> None:
             "none in: leave it out"
         )
     kind.check_data(data)
+    check_optimizer(cfg)
+
+
+def check_optimizer(cfg: DictConfig) -> None:
+    """Builds the optimizer for a matrix. Raises: ValueError for what it refuses, such as a learning rate below 0."""
+    import torch
+    from pytorch_optimizer.base.exception import NegativeLRError
+
+    build = instantiate(cfg.optimizer)
+    try:
+        build([{"params": [torch.nn.Parameter(torch.zeros(2, 2))]}])
+    except (ValueError, NegativeLRError) as error:
+        raise ValueError(f"the optimizer refuses one of the optimizer.* settings: {error}; set another") from error
 
 
 def build_with(node: DictConfig, **parts: Any) -> Any:

@@ -167,7 +167,6 @@ def _run(
         continue_curves(trainer.loggers, step=done, validation_due=validation_is_due(resume))
     tokenizer = instantiate(cfg.tokenizer) if cfg.get("tokenizer") is not None else None
     datamodule = prepare_data(cfg.data, tokenizer, folder, outputs=cfg.outputs)
-    _tell_changes(datamodule, folder)
     start = starting.starting_weights(cfg, recipe, datamodule) if resume is None else None
     if resume is None:
         starting.check_start(start, techniques)
@@ -183,6 +182,7 @@ def _run(
     task.recipe = {**recipe, "overrides": overrides, before_after.STARTED: started}
     if sampling is not None and isinstance(sampling.func, ChecksRequests):
         sampling.func.check_requests(sampling.keywords, task)
+    _tell_changes(datamodule, folder)  # now that nothing refuses this run, whose folder would be removed
     last = folder / "checkpoints" / "last.ckpt"
     if resume is not None:
         verify_archive(resume)  # again, since Lightning reads the file now, and preparing the data may have taken hours

@@ -187,7 +187,7 @@ class StyleDataModule(CorpusDataModule):
         if len(chosen) < (1 if self.waveform or self.score or self.defects is not None else 2):
             where = self.corpus.root or type(self.corpus).__name__
             raise ValueError(
-                f"{where}: style transfer needs at least 2 styles, and here are {len(chosen)} ({', '.join(chosen) or 'none'}); "
+                f"{where}: at least 2 styles are needed, and here are {len(chosen)} ({', '.join(chosen) or 'none'}); "
                 "put the audio of each style into a subfolder of its own"
             )
         return chosen
