@@ -44,6 +44,13 @@ def told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], pr
         ("evaluate", "max_step=3", "did you mean max_steps, an option of `python train.py`?"),
         ("train", "sweep.seed=1", "no sweep is chosen, so it has no settings; give sweep=NAME, too: cmaes, "),
         ("train", "trainr.max_steps=1", "there is no setting trainr.max_steps; did you mean trainer.max_steps?"),
+        (
+            "train",
+            "optimizer=adamww",
+            "optimizer=adamww is unknown; did you mean adamw? there are adafactor, adam, adamw, lion, ",
+        ),
+        ("train", "technique=[ema,prun]", "technique=prun is unknown; did you mean prune? there are adversarial, "),
+        ("evaluate", "robustness=foo", "robustness=foo is unknown; there are cw, ensemble, fgsm, ibp, notes, pgd, smoothing"),
         ("train", "qqqqq=1", "there is no setting qqqqq; --help lists the settings"),
         (
             "train",
@@ -55,7 +62,7 @@ def told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], pr
         ("transfer", "technique.ema.decay=0.9", "there is no setting technique.ema.decay; --help lists the settings"),
         ("train", "heads=[genre]", "heads is a setting of task=classifier alone; give that, too, or leave heads= out"),
         ("train", "model=null", "model=null: a run needs a model; leave model= out for the default"),
-        ("train", "model=tinny", "Available options in 'model': base expandable grader"),
+        ("train", "model=tinny", "model=tinny is unknown; did you mean tiny? there are base, expandable, grader, "),
         ("train", "data.root=/my songs/a=b", "\"data.root='/my songs/a=b'\""),
         ("train", "outputs=/dev/null/x", "the run's folder can't be made"),
     ],

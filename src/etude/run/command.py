@@ -3,9 +3,11 @@
 import difflib
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from hydra.errors import HydraException, InstantiationException, OverrideParseException
@@ -70,6 +72,12 @@ def _hydra_error(error: BaseException) -> str:
         key = next((given.partition("=")[0] for given in sys.argv[1:] if given.startswith(f"{key}.")), key)  # with what follows
         return f"there is no setting {key}; {_suggestion(key, _keys(root)) or '--help lists the settings'}"
     text = "\n".join(str(e) for e in (error, error.__cause__) if e is not None).partition("\nConfig search path")[0]
+    if (found := re.search(r"In '(\w+)': Could not (?:find|load) '([^']+)/([^'/]+)'", text)) and (
+        known := _files(*found.groups()[:2])
+    ):
+        near = difflib.get_close_matches(found[3], known, n=1)
+        guess = f"did you mean {near[0]}? " if near else ""
+        return f"{found[2]}={found[3]} is unknown; {guess}there {'are' if len(known) > 1 else 'is'} {', '.join(known)}"
     lines = dict.fromkeys(" ".join(line.split()) for line in text.splitlines())
     return " ".join(line for line in lines if line and not line.startswith(("full_key", "object_type")))
 
@@ -84,6 +92,16 @@ def _choices(group: str, own: list[str]) -> list[str]:
             defaults: Any = OmegaConf.select(OmegaConf.load(path), "defaults") or []
             groups = {str(each) for entry in defaults if not isinstance(entry, str) for each in entry}
             return sorted(choice.stem for choice in (path.parent / group).glob("*.yaml")) if group in groups else []
+    return []
+
+
+def _files(config: str, group: str) -> list[str]:
+    """Returns the choices of a group of the program with this configuration."""
+    from etude.run.cli import VERBS, conf_folder
+
+    for verb in VERBS.values():
+        if Path(verb.config).name == config:
+            return sorted(file.stem for file in (conf_folder() / verb.config).parent.joinpath(group).glob("*.yaml"))
     return []
 
 
