@@ -103,8 +103,8 @@ def score_few_shot_generation(
             planner = datamodule.planner(part, seed=seed, ways=1, shots=max(pieces), queries=queries)
         except ValueError as error:
             raise ValueError(
-                f"task.pieces={list(pieces)} and task.queries={queries} take {max(pieces) + queries} different pieces of a style, "
-                f"and the {part} split has no style with so many; lower them, or give data with more"
+                f"task.pieces={list(pieces)} and task.queries={queries} take {max(pieces) + queries} different pieces, "
+                f"which the {part} split has of no style; lower them, or give data with more"
             ) from error
         return [Draw(task, datamodule, planner, part, number) for number in numbers]
 
