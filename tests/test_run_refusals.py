@@ -41,13 +41,19 @@ def test_parts_that_do_not_fit_are_told(
         (["discriminator=patch"], "discriminator= names a network for task=style_transfer"),
         (["task=representation", "data=audio_folder"], "this task reads scores"),
         (["task=representation", "model=grid"], "GridTransformer has no setting causal"),
+        (
+            ["task=classifier", "heads=[genre]", "sampling=default"],
+            "samples of another kind of task than Classifier; leave it out",
+        ),
+        (["task=language_model", "sampling=transfers"], "samples of another kind of task than LanguageModel; leave it out"),
         (["task=vae", "tokenizer=satb"], "SatbGrid has no setting infill"),
     ],
 )
 def test_what_a_task_does_not_take_is_refused(
     home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, options: list[str], expected: str
 ) -> None:
-    songs = ["data=folder", f"data.root={home / 'songs'}", f"cache_dir={home / 'cache'}", "~sampling"]
+    songs = ["data=folder", f"data.root={home / 'songs'}", f"cache_dir={home / 'cache'}"]
+    options = options if any(o.startswith("sampling=") for o in options) else [*options, "~sampling"]
     assert expected in fails(capsys, "train", tmp_path / "run", *songs[any(o.startswith("data=") for o in options) :], *options)
 
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -115,6 +115,16 @@ def check_fit(cfg: DictConfig) -> None:
         )
     kind.check_data(data)
     check_optimizer(cfg)
+
+
+def check_sampling(sampling: Any, task: "Task") -> None:
+    """Raises ValueError for samples that this task can't make; sampling: the function that writes them, with its options."""
+    wanted = get_type_hints(inspect.unwrap(sampling.func)).get("task")
+    if isinstance(wanted, type) and not isinstance(task, wanted):
+        raise ValueError(
+            f"sampling= asks for samples of another kind of task than {type(task).__name__}; leave it out, which takes those of "
+            "the task, if it has any"
+        )
 
 
 def check_optimizer(cfg: DictConfig) -> None:

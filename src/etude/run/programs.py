@@ -24,6 +24,7 @@ from etude.run.parts import (
     build_with,
     check_fit,
     check_mels,
+    check_sampling,
     finder,
     instantiate,
     load_task,
@@ -180,6 +181,8 @@ def _run(
     started = before_after.remembered(start, resume)
     before_after.check(cfg, task, started)
     task.recipe = {**recipe, "overrides": overrides, before_after.STARTED: started}
+    if sampling is not None:
+        check_sampling(sampling, task)
     if sampling is not None and isinstance(sampling.func, ChecksRequests):
         sampling.func.check_requests(sampling.keywords, task)
     _tell_changes(datamodule, folder)  # now that nothing refuses this run, whose folder would be removed
