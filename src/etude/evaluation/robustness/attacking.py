@@ -26,6 +26,7 @@ from etude.evaluation.robustness.transfer import other_model, transferred
 Breaks = Callable[[Victim, Tensor, Budget, torch.Generator], Tensor]  # rows, their budget -> whether each is broken, bool [k]
 NOISE = "accuracy under random noise"
 UNDER = "accuracy under attack"
+QUERIES = 500  # of Square, where they are not given
 
 
 def score_fgsm(
@@ -46,18 +47,22 @@ def score_fgsm(
 
 def score_pgd(
     *, task: Any, datamodule: Any, folder: Path, snr_db: Sequence[float] = (60, 50, 40, 30, 20), norm: str = "linf",
-    steps: int = 20, restarts: int = 1, check: bool = True, check_db: float = 40, queries: int = 500,
+    steps: int = 20, restarts: int = 1, check: bool = True, check_db: float | None = None, queries: int | None = None,
     heads: Sequence[str] | None = None, num_examples: int | None = 200, split: str = "test", transfer_from: str | None = None,
     find: Callable[..., Path] | None = None, load: Callable[[Path], tuple[Any, Any]] | None = None, seed: int = 0,
 ) -> list[Row]:  # fmt: skip
     """Attacks by projected gradient steps (`attacks.gradient.pgd`); see `score` for the rest.
 
     Args:
-        steps, restarts: of PGD. check: also look for masked gradients at `check_db` (see `masking`), with `queries` of Square.
+        steps, restarts: of PGD. check: also look for masked gradients at `check_db` (see `masking`; None for 40 dB), with
+            `queries` of Square (None for 500).
     """
-    check_counts(steps=steps, restarts=restarts, **({"queries": queries} if check else {}))
-    if check:
-        check_snr(check_db, "robustness.check_db")
+    for name, value in (("check_db", check_db), ("queries", queries)):
+        if value is not None and not check:
+            raise ValueError(f"robustness.{name}={value} is of the check, which robustness.check=false leaves out; leave it out")
+    check_db, queries = 40 if check_db is None else check_db, QUERIES if queries is None else queries
+    check_counts(steps=steps, restarts=restarts, queries=queries)
+    check_snr(check_db, "robustness.check_db")
     breaks = by_pgd(steps=steps, restarts=restarts)
     checked = (float(check_db), steps, queries) if check else None
     source = (transfer_from, find, load)
@@ -68,14 +73,23 @@ def score_pgd(
 
 def score_ensemble(
     *, task: Any, datamodule: Any, folder: Path, snr_db: Sequence[float] = (60, 50, 40, 30, 20), norm: str = "linf",
-    steps: int = 50, targets: int = 5, queries: int = 500, attacks: Sequence[str] = ATTACKS, heads: Sequence[str] | None = None,
-    num_examples: int | None = 200, split: str = "test", seed: int = 0,
+    steps: int = 50, targets: int | None = None, queries: int | None = None, attacks: Sequence[str] = ATTACKS,
+    heads: Sequence[str] | None = None, num_examples: int | None = 200, split: str = "test", seed: int = 0,
 ) -> list[Row]:  # fmt: skip
-    """Attacks by four attacks in turn (`attacks.ensemble`): what withstands all of them counts; see `score` for the rest."""
+    """Attacks by four attacks in turn (`attacks.ensemble`): what withstands all of them counts; see `score` for the rest.
+
+    Args:
+        steps: of each APGD. targets: classes that apgd_targeted tries; None for 5. queries: of square; None for 500.
+        attacks: those that are used.
+    """
     if unknown := sorted(set(attacks) - set(ATTACKS)):
         raise ValueError(f"robustness.attacks names {unknown[0]}; choose among {', '.join(ATTACKS)}")
     if not attacks:
         raise ValueError(f"robustness.attacks is empty; give some of {', '.join(ATTACKS)}")
+    for name, value, of in (("targets", targets, "apgd_targeted"), ("queries", queries, "square")):
+        if value is not None and of not in attacks:
+            raise ValueError(f"robustness.{name}={value} is of {of}, which robustness.attacks leaves out; leave it out, too")
+    targets, queries = 5 if targets is None else targets, QUERIES if queries is None else queries
     check_counts(targets=targets, queries=queries)
     check_counts(least=2, steps=steps)
 

@@ -25,7 +25,7 @@ ATTACKED = "accuracy under PGD"
 
 
 def score_smoothing(
-    *, task: Any, datamodule: Any, folder: Path, noise_db: float = 20, sigma: float | None = None, samples: int = 500,
+    *, task: Any, datamodule: Any, folder: Path, noise_db: float | None = None, sigma: float | None = None, samples: int = 500,
     selection: int = 50, alpha: float = 0.001, snr_db: Sequence[float] = (60, 50, 40, 30, 20), heads: Sequence[str] | None = None,
     num_examples: int | None = 100, split: str = "test", seed: int = 0,
 ) -> list[Row]:  # fmt: skip
@@ -35,8 +35,8 @@ def score_smoothing(
     compared with the length of a change of each signal-to-noise ratio.
 
     Args:
-        sigma: standard deviation of the noise, the same for all examples. None: that of `noise_db` below the mean power of the
-            examples.
+        noise_db: how far the noise lies below the mean power of the examples; None for 20. sigma: instead, its standard
+            deviation, the same for all examples.
         samples: noisy copies of each example for its radius; selection: others, which choose its class.
         alpha: probability with which a radius may be too large. The rest: see `attacking.score`.
 
@@ -50,8 +50,10 @@ def score_smoothing(
     check_samples(samples, alpha)
     check_counts(selection=selection)
     ratios = check_ratios(snr_db)
-    if sigma is None:
-        check_snr(noise_db, "robustness.noise_db")
+    if sigma is not None and noise_db is not None:
+        raise ValueError(f"robustness.sigma={sigma} and robustness.noise_db={noise_db} both say how loud the noise is; give one")
+    noise_db = 20 if noise_db is None else noise_db
+    check_snr(noise_db, "robustness.noise_db")
     if sigma is not None and not sigma > 0:
         raise ValueError(f"robustness.sigma={sigma} must be above 0, or null for the noise of robustness.noise_db")
     rows, radii = list[Row](), list[Row]()
