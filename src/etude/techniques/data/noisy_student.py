@@ -176,9 +176,10 @@ class NoisyStudent(Technique):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.asked and trainer.is_global_zero:
+            unsure = "" if self.given == self.asked else f"; of the others it was not sure (threshold={self.threshold})"
             print(
                 f"technique noisy_student: the teacher gave {self.given} of the {self.asked} labels that were missing, counted "
-                f"in every batch; of the others it was not sure (threshold={self.threshold})",
+                f"in every batch{unsure}",
                 file=sys.stderr,
             )
 
