@@ -107,6 +107,7 @@ def test_a_missing_checkpoint_is_told_by_the_key_that_names_it(
         (["task=few_shot", "data.infill=0.5"], "data.infill=0.5 would hide passages that a language model learns to fill in"),
         (["task=representation", "data.infill=0.5"], "Representation fills none in: leave it out"),
         (["task=classifier", "data.infill=1"], "Classifier fills none in: leave it out"),
+        (["task=few_shot", "data.control_dropout=0.5"], "data.control_dropout=0.5 leaves out control tokens, and there are none"),
         (["task=few_shot", "data.ways=1"], "data.ways=1: task=few_shot tells classes apart"),
         (["objective=simclr"], "objective= names a network for task=representation"),
         (["task=classifier", "heads=[genre]", "sharing=soft"], "sharing=soft is of several heads, and there is one, genre"),

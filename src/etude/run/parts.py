@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -94,11 +94,13 @@ def build_task(cfg: DictConfig, **parts: Any) -> "Task":
     return task
 
 
-def check_fit(cfg: DictConfig) -> None:
+def check_fit(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     """Checks, before any data are read, that the task can use the other groups and the options of the data.
 
+    overrides: the options of the command line.
+
     Raises: ValueError for a discriminator, objective or algorithm of a task that has none, for holes in the pieces of a task that
-        fills none in, and for what the task's `check_data` refuses.
+        fills none in, for leaving out control tokens where there are none, and for what the task's `check_data` refuses.
     """
     from hydra.utils import get_object
 
@@ -112,6 +114,11 @@ def check_fit(cfg: DictConfig) -> None:
         raise ValueError(
             f"data.infill={data['infill']} would hide passages that a language model learns to fill in; {kind.__name__} fills "
             "none in: leave it out"
+        )
+    if data.get("controls") == [] and any(option.startswith("data.control_dropout=") for option in overrides):
+        raise ValueError(
+            f"data.control_dropout={data['control_dropout']} leaves out control tokens, and there are none (data.controls=[]): "
+            "leave it out"
         )
     kind.check_data(data)
     check_optimizer(cfg)

@@ -151,7 +151,7 @@ def _run(
     check_contract(cfg)
     check_types(cfg)
     set_targets(cfg, overrides)
-    check_fit(cfg)
+    check_fit(cfg, overrides)
     overrides = repro.prepare(cfg, overrides)
     techniques = Composition(build_technique(node, cfg.outputs) for node in (cfg.get("technique") or {}).values()).techniques
     overrides = recipes.pinned(overrides, techniques)
