@@ -100,6 +100,15 @@ def test_words_do_not_count_as_true(
     assert "seed is 'a', must be a number" in told(monkeypatch, capsys, program.replace("transfer", "generate"), "seed=a")
 
 
+def test_words_are_compared_with_the_settings_of_files_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nautoresume: false\n")
+    place = f"hydra.searchpath=[file://{tmp_path}]"
+    assert "autoresume is 'no', must" in told(monkeypatch, capsys, "train", place, "experiment=mine", "autoresume=no")
+
+
 def test_words_are_refused_where_numbers_are_due() -> None:
     node = OmegaConf.create({"a": {"_target_": "etude.core.checkpoints.LastCheckpoint", "path": "x", "every_n_steps": "y"}})
     with pytest.raises(ValueError, match=r"a\.every_n_steps is 'y', must be int"):

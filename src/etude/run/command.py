@@ -208,11 +208,13 @@ def check_switches(cfg: DictConfig) -> None:
 
     if not HydraConfig.initialized():
         return
-    given = {option.partition("=")[0].lstrip("+~"): option for option in HydraConfig.get().overrides.task}
+    said = HydraConfig.get().overrides
+    given = {option.partition("=")[0].lstrip("+~"): option for option in said.task}
     texts = [name for name in given if isinstance(OmegaConf.select(cfg, name, throw_on_missing=False), str)]
     if not texts:
         return
-    rest = [option for name, option in given.items() if name not in texts]
+    rest = [option for option in said.hydra if option.partition("=")[0] == "hydra.searchpath"]
+    rest += [option for name, option in given.items() if name not in texts]
     defaults = hydra.compose(str(HydraConfig.get().job.config_name), overrides=rest)
     for name in texts:
         default, value = OmegaConf.select(defaults, name, throw_on_missing=False), OmegaConf.select(cfg, name)
