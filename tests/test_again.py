@@ -18,6 +18,7 @@ from omegaconf import OmegaConf, open_dict
 
 from etude.run import again
 from etude.run.export import export
+from etude.run.heads import set_targets
 from etude.run.inputs import compare_inputs
 from etude.run.repro import told as strict_error
 from etude.run.reproduce import _check_options, _compare, hashes, reproduce, stopped_in_validation
@@ -260,6 +261,22 @@ def test_a_trial_of_a_sweep_is_no_other_setting(home: Path, tmp_path: Path) -> N
         HydraConfig.instance().set_config(cfg)
         made = _check_options([*TINY, f"data.root={home / 'songs'}", f"cache_dir={home / 'cache'}"], kept)
     assert made.trial is None and made.model.dim == 32
+
+
+def test_the_heads_of_a_classifier_are_no_other_setting(tmp_path: Path) -> None:
+    options = ["task=classifier", "data=folder", "data.root=songs", "heads=[genre,metre]"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        kept = compose("train", overrides=options)
+        set_targets(kept, options)  # as the run does, which then writes config.yaml
+        cfg = compose("reproduce", return_hydra_config=True)
+        with open_dict(cfg):
+            cfg.hydra.runtime.output_dir = str(tmp_path)
+        HydraConfig.instance().set_config(cfg)
+        kept = OmegaConf.create({**OmegaConf.to_container(kept, resolve=True), "name": "folder"})
+        assert list(_check_options(options, kept).data.targets) == ["genre", "metre"]
+        kept.data.targets = ["genre"]
+        with pytest.raises(ValueError, match=r"data\.targets was \['genre'\] in that run and is \['genre', 'metre'\] here"):
+            _check_options(options, kept)
 
 
 def test_a_run_that_was_stopped_within_a_validation_is_compared_up_to_it(home: Path, tmp_path: Path) -> None:

@@ -84,4 +84,4 @@ def test_training_understands_what_hydra_alone_would_not(program: list[str]) -> 
     assert "_target_: etude.optim.schedules.wsd" in shown
     line = said(*program, "genre=rock", "data=folder", code=2)
     assert line.startswith("error: genre=rock has no preset; presets: classical, ") and line.count("\n") == 1
-    assert "Available options in 'level':" in said(*program, "level=enhnaced", code=2)
+    assert "level=enhnaced is unknown; did you mean enhanced? there are " in said(*program, "level=enhnaced", code=2)

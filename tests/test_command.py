@@ -44,6 +44,13 @@ def told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], pr
         ("evaluate", "max_step=3", "did you mean max_steps, an option of `python train.py`?"),
         ("train", "sweep.seed=1", "no sweep is chosen, so it has no settings; give sweep=NAME, too: cmaes, "),
         ("train", "trainr.max_steps=1", "there is no setting trainr.max_steps; did you mean trainer.max_steps?"),
+        (
+            "train",
+            "optimizer=adamww",
+            "optimizer=adamww is unknown; did you mean adamw? there are adafactor, adam, adamw, lion, ",
+        ),
+        ("train", "technique=[ema,prun]", "technique=prun is unknown; did you mean prune? there are adversarial, "),
+        ("evaluate", "robustness=foo", "robustness=foo is unknown; there are cw, ensemble, fgsm, ibp, notes, pgd, smoothing"),
         ("train", "qqqqq=1", "there is no setting qqqqq; --help lists the settings"),
         (
             "train",
@@ -55,7 +62,7 @@ def told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], pr
         ("transfer", "technique.ema.decay=0.9", "there is no setting technique.ema.decay; --help lists the settings"),
         ("train", "heads=[genre]", "heads is a setting of task=classifier alone; give that, too, or leave heads= out"),
         ("train", "model=null", "model=null: a run needs a model; leave model= out for the default"),
-        ("train", "model=tinny", "Available options in 'model': base expandable grader"),
+        ("train", "model=tinny", "model=tinny is unknown; did you mean tiny? there are base, expandable, grader, "),
         ("train", "data.root=/my songs/a=b", "\"data.root='/my songs/a=b'\""),
         ("train", "outputs=/dev/null/x", "the run's folder can't be made"),
     ],
@@ -79,6 +86,27 @@ def test_a_run_that_fails_before_training_leaves_no_folder(
     line = told(monkeypatch, capsys, "generate", "ckpt=last", f"outputs={tmp_path / 'outputs'}")
     assert "ckpt=last: no checkpoints" in line
     assert not [path for path in (tmp_path / "outputs").rglob("*") if not path.name.startswith("20")]  # but the day's
+
+
+@pytest.mark.parametrize(
+    ("program", "option"),
+    [("transfer", "overwrite=no"), ("evaluate", "copying=off"), ("train", "autoresume=no")],
+)
+def test_words_do_not_count_as_true(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], program: str, option: str
+) -> None:
+    name, _, value = option.partition("=")
+    assert f"{name} is '{value}', must be true or false" in told(monkeypatch, capsys, program, option)
+    assert "seed is 'a', must be a number" in told(monkeypatch, capsys, program.replace("transfer", "generate"), "seed=a")
+
+
+def test_words_are_compared_with_the_settings_of_files_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nautoresume: false\n")
+    place = f"hydra.searchpath=[file://{tmp_path}]"
+    assert "autoresume is 'no', must" in told(monkeypatch, capsys, "train", place, "experiment=mine", "autoresume=no")
 
 
 def test_words_are_refused_where_numbers_are_due() -> None:

@@ -41,13 +41,19 @@ def test_parts_that_do_not_fit_are_told(
         (["discriminator=patch"], "discriminator= names a network for task=style_transfer"),
         (["task=representation", "data=audio_folder"], "this task reads scores"),
         (["task=representation", "model=grid"], "GridTransformer has no setting causal"),
+        (
+            ["task=classifier", "heads=[genre]", "sampling=default"],
+            "samples of another kind of task than Classifier; leave it out",
+        ),
+        (["task=language_model", "sampling=transfers"], "samples of another kind of task than LanguageModel; leave it out"),
         (["task=vae", "tokenizer=satb"], "SatbGrid has no setting infill"),
     ],
 )
 def test_what_a_task_does_not_take_is_refused(
     home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, options: list[str], expected: str
 ) -> None:
-    songs = ["data=folder", f"data.root={home / 'songs'}", f"cache_dir={home / 'cache'}", "~sampling"]
+    songs = ["data=folder", f"data.root={home / 'songs'}", f"cache_dir={home / 'cache'}"]
+    options = options if any(o.startswith("sampling=") for o in options) else [*options, "~sampling"]
     assert expected in fails(capsys, "train", tmp_path / "run", *songs[any(o.startswith("data=") for o in options) :], *options)
 
 
@@ -93,3 +99,39 @@ def test_a_missing_checkpoint_is_told_by_the_key_that_names_it(
 ) -> None:
     line = fails(capsys, "train", tmp_path / "run", "data=folder", f"data.root={tmp_path}", *wishes)
     assert f"error: {wishes[1]}: there is no such file" in line and f"or {wishes[1].partition('=')[0]}=last" in line
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["task=few_shot", "data.infill=0.5"], "data.infill=0.5 would hide passages that a language model learns to fill in"),
+        (["task=representation", "data.infill=0.5"], "Representation fills none in: leave it out"),
+        (["task=classifier", "data.infill=1"], "Classifier fills none in: leave it out"),
+        (["task=few_shot", "data.control_dropout=0.5"], "data.control_dropout=0.5 leaves out control tokens, and there are none"),
+        (["task=few_shot", "data.ways=1"], "data.ways=1: task=few_shot tells classes apart"),
+        (["objective=simclr"], "objective= names a network for task=representation"),
+        (["task=classifier", "heads=[genre]", "sharing=soft"], "sharing=soft is of several heads, and there is one, genre"),
+        (["optimizer.lr=-1"], "the optimizer refuses one of the optimizer.* settings: learning rate must be positive. (-1 > 0)"),
+        (["optimizer=adamw", "optimizer.betas=[2,0.9]"], "Invalid beta parameter at index 0: 2; set another"),
+    ],
+)
+def test_what_a_task_cannot_learn_from_is_refused_before_data_are_read(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, options: list[str], told: str
+) -> None:
+    nothing = [] if "task=few_shot" in options else ["data=folder", f"data.root={tmp_path / 'nowhere'}"]
+    assert told in fails(capsys, "train", tmp_path / "run", *nothing, *options, f"cache_dir={tmp_path / 'cache'}")
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("option", ["ckpt=bundled", "num_samples=3", "temperature=0.5", "task=classifier", "+data.root=songs"])
+def test_what_the_evaluation_of_files_does_not_read_is_refused(
+    home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, option: str
+) -> None:
+    line = fails(capsys, "evaluate", tmp_path / "run", f"files={home / 'songs'}", option)
+    assert line == f"error: {option} does nothing beside files=; leave it out"
+
+
+def test_a_folder_without_scores_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    line = fails(capsys, "evaluate", tmp_path / "run", f"files={tmp_path / 'empty'}")
+    assert line.endswith("files") and "there is no score in it; give a folder with .abc, " in line

@@ -114,7 +114,7 @@ def test_what_can_not_be_played_is_one_line(home: Path, capsys: pytest.CaptureFi
         ([f"score={home / 'my.mid'}", f"out={home / 'my.mid'}"], "the suffix must be one of"),
         ([f"score={home / 'my.mid'}", f"out={home / 'nowhere' / 'x.wav'}"], "there is no folder"),
         ([f"score={home / 'my.mid'}", f"out={home / 'pairs' / 'song0.wav'}"], "exists; give another name, or overwrite=true"),
-        ([f"score={home / 'none.mid'}"], "can't be read"),
+        ([f"score={home / 'none.mid'}"], "none.mid: there is no such file; give one of .abc, "),
     ):
         assert message in fails(capsys, "synthesise", out / "failed", one, *options)
     score = f"score={home / 'my.mid'}"

@@ -167,6 +167,8 @@ def test_a_classifier_of_scores_is_attacked_at_its_embeddings(tmp_path: Path) ->
     assert shares == sorted(shares, reverse=True) and all(
         row["accuracy after random changes"] >= row["accuracy under attack"] for row in changed
     )
+    with pytest.raises(ValueError, match=r"robustness\.heads is empty; .* name some of "):
+        score_notes(task=task, datamodule=data, folder=tmp_path, split="val", heads=[])
     with pytest.raises(ValueError, match=r"robustness\.notes=0 must be at least 1"):
         score_notes(task=task, datamodule=data, folder=tmp_path, notes=0)
     with pytest.raises(ValueError, match=r"robustness=notes changes notes of scores .* holds a Grader"):
@@ -221,6 +223,25 @@ def test_bad_input_is_told_in_one_line(trained: Grader, tmp_path: Path) -> None:
 def test_bad_options_are_told_before_data_are_read(trained: Grader, score: Any, option: str, value: Any, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         score(task=trained, datamodule=None, folder=Path("nowhere"), **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("score", "options", "told"),
+    [
+        (attacking.score_pgd, {"check": False, "check_db": 30}, r"check_db=30 is of the check, which robustness\.check=false"),
+        (attacking.score_pgd, {"check": False, "queries": 9}, r"queries=9 is of the check, which robustness\.check=false"),
+        (
+            attacking.score_ensemble,
+            {"attacks": ["apgd_ce"], "targets": 3},
+            r"targets=3 is of apgd_targeted, which robustness\.att",
+        ),
+        (attacking.score_ensemble, {"attacks": ["apgd_ce"], "queries": 9}, r"queries=9 is of square, which robustness\.attacks"),
+        (certifying.score_smoothing, {"sigma": 0.1, "noise_db": 30}, r"sigma=0\.1 and robustness\.noise_db=30 both say how loud"),
+    ],
+)
+def test_an_option_without_effect_is_told(trained: Grader, score: Any, options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        score(task=trained, datamodule=None, folder=Path("nowhere"), **options)
 
 
 def test_another_model_is_found_before_the_attack(trained: Grader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

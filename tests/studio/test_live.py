@@ -242,6 +242,14 @@ def test_what_is_missing_is_named_with_its_remedy(tmp_path: Path, monkeypatch: p
         open_source(str(tmp_path / "bad.mid"))
     with pytest.raises(ValueError, match=r"there is no folder"):
         open_sink(str(tmp_path / "no" / "answer.mid"))
+    (tmp_path / "old.mid").write_bytes(b"old")
+    with pytest.raises(ValueError, match=r"old\.mid exists already; give another, or overwrite=true to replace it"):
+        open_sink(str(tmp_path / "old.mid"))
+    assert open_sink(str(tmp_path / "old.mid"), overwrite=True).name == "old.mid"
+    with pytest.raises(ValueError, match=r"output=.*answer\.wav: a file here must end in \.mid, \.midi; or give part of a port"):
+        open_sink(str(tmp_path / "answer.wav"))
+    with pytest.raises(ValueError, match=r"input=.*phrase\.wav: a file here must end in \.abc, "):
+        open_source(str(tmp_path / "phrase.wav"))
     monkeypatch.setattr(midi_ports, "_ports", lambda: types.SimpleNamespace(
         get_output_names=lambda: ["Synth A", "Synth B"], open_output=lambda name: types.SimpleNamespace(name=name)
     ))  # fmt: skip

@@ -1,5 +1,6 @@
 """Representations: views are transposed scores, resuming is exact, weights go to classifiers, features are of pieces."""
 
+import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ import pytest
 import torch
 from symusic import Note, Score, TimeSignature, Track
 
+from etude.core.stopping import Stopped
 from etude.data.scores.corpora import Folder
 from etude.data.scores.module import MusicDataModule
-from etude.evaluation.fine_tuning import fine_tuned
+from etude.evaluation.fine_tuning import FineTuning, fine_tuned
 from etude.evaluation.representation import chosen, piece_vectors, probe, score_representation, typical, untrained
 from etude.models.symbolic.transformer import Transformer
 from etude.objectives.mae import Mae
@@ -285,7 +287,9 @@ def test_wrong_options_are_refused(songs: Path, options: dict[str, Any], message
         task(songs, options.pop("kind", "simclr"), **options)
 
 
-def test_fine_tuning_uses_the_chosen_labels_alone_and_leaves_the_encoder_as_it_is(songs: Path) -> None:
+def test_fine_tuning_uses_the_chosen_labels_alone_and_leaves_the_encoder_as_it_is(
+    songs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, data = task(songs)
     before = weights(model)
     true, rows = data.classes("train")["genre"], np.array(sorted(data.view("train").table["row"].tolist()))
@@ -299,6 +303,13 @@ def test_fine_tuning_uses_the_chosen_labels_alone_and_leaves_the_encoder_as_it_i
     assert same(weights(tuned), weights(again))
     drawn = {int(p) for batch in data.train_dataloader() for p in batch["piece"].unique() if p >= 0}
     assert len(drawn) > 4  # training draws all pieces again
+
+    def stop(*_: Any) -> None:
+        raise Stopped(signal.SIGTERM)
+
+    monkeypatch.setattr(FineTuning, "losses", stop)
+    with pytest.raises(Stopped, match="SIGTERM"):  # Lightning would end the program without a word
+        fine_tuned(model, data, rows=few, **options)
 
 
 def test_a_probe_chooses_its_regularisation_by_the_labels_it_has() -> None:

@@ -264,6 +264,10 @@ def test_the_nearest_style_is_the_one_whose_bands_it_has_at_any_level() -> None:
         assert min(distances, key=lambda name: distances[name]) == style
 
 
+def test_a_single_frame_has_finite_distances_to_the_styles() -> None:
+    assert all(math.isfinite(distance) for distance in task().style_distances(torch.randn(16, 1)).values())
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

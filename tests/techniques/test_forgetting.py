@@ -47,6 +47,16 @@ def test_each_phase_trains_on_the_training_pieces_of_one_genre_alone(songs: Path
     assert heard.genres == [{"folk"}] * 6 + [{"classical"}] * 6
 
 
+def test_a_checkpoint_knows_the_genres_that_phases_have_drawn(songs: Path, tmp_path: Path) -> None:
+    task, data = run(songs, tmp_path, Stages(each={"order": ["folk", "classical"]}))
+    task.trained_labels = data.trained_labels()
+    for index, genres in ((0, ["folk"]), (1, ["classical", "folk"])):
+        task.phases.index = index
+        saved: dict[str, Any] = {}
+        task.on_save_checkpoint(saved)
+        assert saved["etude"]["trained_labels"] == {**task.trained_labels, "genre": genres}
+
+
 def test_the_matrix_is_that_of_separate_evaluations(songs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     technique = Forgetting()
     task, data = run(songs, tmp_path, Stages(each={"order": ["folk", "classical"]}), technique)

@@ -137,6 +137,30 @@ def test_it_resumes_bit_for_bit_over_rounds(tmp_path: Path) -> None:
     assert same(whole["trained"], rest["trained"]) and same(whole["saved"], rest["saved"])
 
 
+def test_what_the_teacher_labelled_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    songs = write_songs(tmp_path / "songs")
+    options = teach(tmp_path, lambda: classifier(songs)[0])
+
+    def run(folder: str, technique: NoisyStudent) -> str:
+        capsys.readouterr()
+        fit(tmp_path / folder, lambda: classifier(songs), [technique], steps=2)
+        return capsys.readouterr().err
+
+    told = "every training piece has a label for genre and half, so the teacher has nothing to label; add pieces without one"
+    assert told in run("all", NoisyStudent(**options))
+
+    class Hiding(NoisyStudent):
+        """Hides all labels before it labels."""
+
+        def transform_batch(self, task: Any, batch: Any) -> Any:
+            return super().transform_batch(task, {**batch, "label_genre": torch.full_like(batch["label_genre"], -1)})
+
+    hiding = Hiding(threshold=0.51, **options)
+    line = run("none", hiding)
+    assert f"the teacher gave {hiding.given} of the {hiding.asked} labels that were missing" in line
+    assert hiding.asked >= hiding.given > 0
+
+
 def test_bad_options_and_teachers_are_told(tmp_path: Path) -> None:
     for options, told in (
         ({"threshold": 1.0}, r"threshold is 1\.0, must be in \(0, 1\)"),

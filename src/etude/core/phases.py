@@ -103,6 +103,12 @@ class Phases:
         """Whether the current phase is the last one."""
         return self.index + 1 >= len(self.sequence)
 
+    def drawn(self, column: str, values: Sequence[str]) -> list[str]:
+        """Returns those values of a column of the data's table whose pieces a phase that has begun draws, in their order."""
+        begun = [phase.data.get(column) for phase in self.sequence[: self.index + 1]] or [None]
+        named = {str(one) for each in begun for one in ([each] if isinstance(each, str) else each or ())}
+        return [value for value in values if None in begun or value in named]
+
     def hold(self, task: AnyTask, names: Collection[str]) -> None:
         """Freezes the parameters of these names for the whole run, whatever the phases freeze.
 

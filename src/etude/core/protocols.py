@@ -247,6 +247,15 @@ class TellsLabels(Protocol):
 
 
 @runtime_checkable
+class KnowsClasses(Protocol):
+    """Data whose pieces have labels that a task learns."""
+
+    def classes(self, split: str) -> Mapping[str, np.ndarray]:
+        """Returns the class of each piece of a split for each column, int64 [n]; -1 if it has none."""
+        ...
+
+
+@runtime_checkable
 class AdmitsPieces(Protocol):
     """Data of which a technique may choose the pieces to train on."""
 

@@ -184,6 +184,10 @@ class Task(Measurable):
         return dict(saved["state_dict"])
 
     @classmethod
+    def check_data(cls, options: Mapping[str, Any]) -> None:
+        """Raises ValueError for options of the data (`data.*`) that this task can't learn from; called before they are read."""
+
+    @classmethod
     def constructor_arguments_from(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the constructor arguments that came from the data, from what `on_save_checkpoint` stored under "etude"."""
         return {}

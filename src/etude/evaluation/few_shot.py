@@ -15,9 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from etude.evaluation.classes import bodies, ngram_features
+from etude.evaluation.progress import progress
 from etude.evaluation.representation import Encoder, piece_vectors, untrained
 from etude.report.run_page import begin_report, end_report
 from etude.tokens.grammar import BOS
+from etude.wording import counted
 
 Row = dict[str, Any]
 COLUMNS = ("split", "ways", "shots", "method", "episodes", "accuracy", "interval")
@@ -97,13 +99,24 @@ def score_few_shot(
         for name, vectors in spaces.items():
             rows.append(_row(about, name, [centroid_accuracy(vectors, one, ways=ways) for one in drawn]))
         for title, (logits, read) in compared.items():
-            rows.append(_row(about, title, [_compared_accuracy(logits, read, one, ways=ways) for one in drawn]))
+            rows.append(
+                _row(
+                    about,
+                    title,
+                    [
+                        _compared_accuracy(logits, read, one, ways=ways)
+                        for one in progress(drawn, f"{counted(count, 'shot')}, {title}")
+                    ],
+                )
+            )
         if not compared:
-            adapted = [_adapted_accuracy(task, datamodule, planner, one) for one in drawn[:adapted_episodes]]
+            shown = progress(drawn[:adapted_episodes], f"{counted(count, 'shot')}, {own}")
+            adapted = [_adapted_accuracy(task, datamodule, planner, one) for one in shown]
             rows.append(_row(about, own, adapted))
         for name, encoder in (("fine-tuned from scratch", random), ("fine-tuned from this encoder", task)):
             if tuned_episodes:
-                found = [tuned_accuracy(encoder, datamodule, planner, one, ways=ways) for one in drawn[:tuned_episodes]]
+                shown = progress(drawn[:tuned_episodes], f"{counted(count, 'shot')}, {name}")
+                found = [tuned_accuracy(encoder, datamodule, planner, one, ways=ways) for one in shown]
                 rows.append(_row(about, name, found))
     _write(rows, folder, split)
     return rows

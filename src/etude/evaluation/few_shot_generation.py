@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from etude.core.adapters import adaptable_layers, add_adapter
 from etude.core.measuring import measured_batches
+from etude.evaluation.progress import progress
 from etude.evaluation.representation import untrained
 from etude.evaluation.token_ngrams import TokenNgrams
 from etude.report.run_page import begin_report, end_report
@@ -98,7 +99,13 @@ def score_few_shot_generation(
     made = {name: maker(task, seed) for name, maker in _MAKERS.items() if name in methods}
 
     def drawn(part: str, numbers: Iterable[int]) -> list[Draw]:
-        planner = datamodule.planner(part, seed=seed, ways=1, shots=max(pieces), queries=queries)
+        try:
+            planner = datamodule.planner(part, seed=seed, ways=1, shots=max(pieces), queries=queries)
+        except ValueError as error:
+            raise ValueError(
+                f"task.pieces={list(pieces)} and task.queries={queries} take {max(pieces) + queries} different pieces, "
+                f"which the {part} split has of no style; lower them, or give data with more"
+            ) from error
         return [Draw(task, datamodule, planner, part, number) for number in numbers]
 
     def curves(method: str, draw: Draw, rate: float) -> list[list[float]]:
@@ -114,7 +121,7 @@ def score_few_shot_generation(
         if method != "inner":
             means = [float(np.mean([[line[at] for at in later] for line in curves(method, choosing, each)])) for each in rates]
             rate = rates[int(np.argmin(means))]
-        values = np.array([curves(method, draw, rate or 0.0) for draw in found])  # [draws, pieces, steps]
+        values = np.array([curves(method, draw, rate or 0.0) for draw in progress(found, method)])  # [draws, pieces, steps]
         for place, count in enumerate(pieces):
             for at, step in enumerate(sorted(steps)):
                 rows.append(_row(split, count, NAMES[method], values[:, place, at], steps=step, rate=rate))

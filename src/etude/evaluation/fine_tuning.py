@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from etude.core.stopping import find_stopped
 from etude.core.task import Task
 
 RULE = "few_labels"  # the name of the rule by which training draws only pieces with a label that may be used
@@ -96,6 +97,8 @@ def fine_tuned(
                     enable_model_summary=False, gradient_clip_val=1.0, use_distributed_sampler=False,
                 )  # fmt: skip
                 trainer.fit(task, datamodule.train_dataloader(), datamodule.val_dataloader())
+        except SystemExit as end:  # Lightning's, which says nothing of the signal
+            raise find_stopped(end) from end
         finally:
             admitted.rows = None
     return task.to(encoder.device).eval()

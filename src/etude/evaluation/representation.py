@@ -16,6 +16,7 @@ from torch import Tensor
 from etude.evaluation.classes import NO_LABEL
 from etude.evaluation.fine_tuning import fine_tuned
 from etude.evaluation.floors import floor_features
+from etude.evaluation.progress import progress
 from etude.metrics.sets import classes as scores
 from etude.report.run_page import begin_report, end_report
 from etude.report.scatter import labelled_scatter
@@ -91,7 +92,7 @@ def score_representation(
     encoders = {"this encoder": task, "random encoder": untrained(task, seed)}
     vectors = {
         name: {part: piece_vectors(each, datamodule.evaluation_loader(part)) for part in ("train", split)}
-        for name, each in encoders.items()
+        for name, each in progress(list(encoders.items()), "vectors of all pieces")
     }
     rows: list[Row] = []
     report = begin_report(f"Evaluation: representation, {split} split", folder)
@@ -206,7 +207,7 @@ def _probes(
     features[floor] = floors
     largest = np.bincount(train_y).argmax()
     rows = [_row(label, "most frequent class", 1.0, len(train_y), np.full(len(y), largest), y)]
-    for share in shares:
+    for share in progress(shares, f"{label}, logistic regressions"):
         places = chosen(train_y, share, seed=seed)
         for name, (train_x, x) in features.items():
             said = probe(train_x[places], train_y[places]).predict(x)
@@ -236,14 +237,13 @@ def _fine_tuned(
     encoders: Mapping[str, Any], data: Any, split: str, shares: Sequence[float], options: dict[str, Any], *, true: Any, known: Any
 ) -> list[Row]:  # fmt: skip
     train_y, y, rows = true["train"][known["train"]], true[split][known[split]], list[Row]()
-    for share in shares:
+    for share, name in progress([(share, name) for share in shares for name in encoders], f"{options['label']}, fine-tuning"):
         places = chosen(train_y, share, seed=options["seed"])
-        for name, encoder in encoders.items():
-            model = fine_tuned(encoder, data, rows=known["train"][places], **options)
-            logits = piece_vectors(model, data.evaluation_loader(split))
-            said = np.stack([logits[i] for i in known[split].tolist()]).argmax(1)
-            method = "this encoder, fine-tuned" if name == "this encoder" else "supervised from scratch"
-            rows.append(_row(options["label"], method, share, len(places), said, y))
+        model = fine_tuned(encoders[name], data, rows=known["train"][places], **options)
+        logits = piece_vectors(model, data.evaluation_loader(split))
+        said = np.stack([logits[i] for i in known[split].tolist()]).argmax(1)
+        method = "this encoder, fine-tuned" if name == "this encoder" else "supervised from scratch"
+        rows.append(_row(options["label"], method, share, len(places), said, y))
     return rows
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from etude.data.scores.reading import read_guarded
 from etude.evaluation.controls import shuffled_control
 from etude.evaluation.copying import NgramIndex, copying_rows
 from etude.evaluation.likelihood import likelihood, sixteenths
+from etude.evaluation.progress import progress
 from etude.metrics.scores.tables import HISTOGRAMS, compare_histograms, compare_scores
 from etude.music.score import SUFFIXES, printable
 from etude.report.files import write_atomically
@@ -134,7 +135,7 @@ def _measured(
     if len(groups) < 2:
         loader = datamodule.val_dataloader() if split == "val" else datamodule.test_dataloader()
         with groups[0][0] if groups else nullcontext():
-            yield from measured_batches(task, _progress(loader, f"likelihood, {split}"), condition=condition)
+            yield from measured_batches(task, progress(loader, f"likelihood, {split}"), condition=condition)
         return
     usable = datamodule.held_out(split)["tokens"] > 0
     for reading, own in groups:
@@ -143,7 +144,7 @@ def _measured(
             loader = datamodule.loader_of(split, chosen)
             with reading:
                 what = f"likelihood, {split}: {', '.join(sorted(own))}"
-                yield from measured_batches(task, _progress(loader, what), condition=condition)
+                yield from measured_batches(task, progress(loader, what), condition=condition)
 
 
 def _rows(datamodule: Any, split: str) -> list[int]:
@@ -155,9 +156,7 @@ def _rows(datamodule: Any, split: str) -> list[int]:
 def _copying(report: Report, samples: Sequence[Score], real: Sequence[Score], datamodule: Any, folder: Path) -> Sequence[Row]:
     rows_of_training, every = _rows(datamodule, "train"), datamodule.manifest("train")["name"].to_pylist()
     training = (datamodule.score("train", row) for row in rows_of_training)
-    index = NgramIndex(
-        _progress(training, "copying", total=len(rows_of_training)), names=[every[row] for row in rows_of_training]
-    )
+    index = NgramIndex(progress(training, "copying", total=len(rows_of_training)), names=[every[row] for row in rows_of_training])
     rows = copying_rows({"samples": samples, "held-out real": real}, index=index)
     add_table(report, "Copying from the training set", rows, folder / "copying.csv")
     report.text(
@@ -182,8 +181,10 @@ def score_files(*, files: str, folder: Path, seed: int = 0) -> dict[str, Any]:
     if not root.exists():
         raise ValueError(f"files={files}: no such folder; give one with {', '.join(sorted(SUFFIXES))} files")
     paths = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise ValueError(f"files={files}: there is no score in it; give a folder with {', '.join(sorted(SUFFIXES))} files")
     guarded = read_guarded(paths, num_workers=os.cpu_count() or 1)
-    read = sorted(_progress(guarded, "reading", total=len(paths)), key=lambda row: row[0])
+    read = sorted(progress(guarded, "reading", total=len(paths)), key=lambda row: row[0])
     scores = [score for _, pieces, _ in read for _, score in pieces]
     quarantine = [f"{printable(path)}\t{problem}" for path, _, problem in read if problem]
     if quarantine:
@@ -227,10 +228,3 @@ def add_table(report: Report, heading: str, rows: Sequence[Row], path: Path) -> 
         writer.writeheader()
         writer.writerows(rows)
     report.heading(heading).table(columns, [[row[column] for column in columns] for row in rows])
-
-
-def _progress(items: Iterable[Any], title: str, *, total: int | None = None) -> Iterable[Any]:
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(items, title, total=total, console=Console(stderr=True), transient=True)

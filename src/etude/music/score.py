@@ -102,6 +102,8 @@ def _read_bytes(path: Path) -> bytes:
         if size > MAX_FILE_BYTES:
             raise ScoreError(path, f"the file has {size} bytes, over {MAX_FILE_BYTES}", "split it into pieces")
         data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ScoreError(path, "there is no such file", f"give one of {', '.join(sorted(SUFFIXES))}") from error
     except OSError as error:
         raise ScoreError(path, f"can't be read ({error.strerror})", "allow reading it, or give another file") from error
     if not data.strip():

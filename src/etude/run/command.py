@@ -3,9 +3,11 @@
 import difflib
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from hydra.errors import HydraException, InstantiationException, OverrideParseException
@@ -70,6 +72,12 @@ def _hydra_error(error: BaseException) -> str:
         key = next((given.partition("=")[0] for given in sys.argv[1:] if given.startswith(f"{key}.")), key)  # with what follows
         return f"there is no setting {key}; {_suggestion(key, _keys(root)) or '--help lists the settings'}"
     text = "\n".join(str(e) for e in (error, error.__cause__) if e is not None).partition("\nConfig search path")[0]
+    if (found := re.search(r"In '(\w+)': Could not (?:find|load) '([^']+)/([^'/]+)'", text)) and (
+        known := _files(*found.groups()[:2])
+    ):
+        near = difflib.get_close_matches(found[3], known, n=1)
+        guess = f"did you mean {near[0]}? " if near else ""
+        return f"{found[2]}={found[3]} is unknown; {guess}there {'are' if len(known) > 1 else 'is'} {', '.join(known)}"
     lines = dict.fromkeys(" ".join(line.split()) for line in text.splitlines())
     return " ".join(line for line in lines if line and not line.startswith(("full_key", "object_type")))
 
@@ -84,6 +92,16 @@ def _choices(group: str, own: list[str]) -> list[str]:
             defaults: Any = OmegaConf.select(OmegaConf.load(path), "defaults") or []
             groups = {str(each) for entry in defaults if not isinstance(entry, str) for each in entry}
             return sorted(choice.stem for choice in (path.parent / group).glob("*.yaml")) if group in groups else []
+    return []
+
+
+def _files(config: str, group: str) -> list[str]:
+    """Returns the choices of a group of the program with this configuration."""
+    from etude.run.cli import VERBS, conf_folder
+
+    for verb in VERBS.values():
+        if Path(verb.config).name == config:
+            return sorted(file.stem for file in (conf_folder() / verb.config).parent.joinpath(group).glob("*.yaml"))
     return []
 
 
@@ -157,6 +175,7 @@ def one_line_errors(main: Callable[[DictConfig], Result]) -> Callable[[DictConfi
         full = os.environ.get(FULL_ERROR) == "1"
         try:
             with stop_on_signals(), remove_if_empty():
+                check_switches(cfg)
                 return main(cfg)
         except Stopped as stopped:
             print(f"stopped by {stopped.name}; files that were written are kept", file=sys.stderr)
@@ -175,6 +194,34 @@ def one_line_errors(main: Callable[[DictConfig], Result]) -> Callable[[DictConfi
                 os.environ[FULL_ERROR] = "1"  # in a sweep Hydra composes the next run now
 
     return guarded
+
+
+def check_switches(cfg: DictConfig) -> None:
+    """Checks that no option that is true or false by default is text, such as `no`, which would count as true.
+
+    Nor one that is a number by default, of those outside the groups.
+
+    Raises: ValueError with the option and its value.
+    """
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():
+        return
+    said = HydraConfig.get().overrides
+    given = {option.partition("=")[0].lstrip("+~"): option for option in said.task}
+    texts = [name for name in given if isinstance(OmegaConf.select(cfg, name, throw_on_missing=False), str)]
+    if not texts:
+        return
+    rest = [option for option in said.hydra if option.partition("=")[0] == "hydra.searchpath"]
+    rest += [option for name, option in given.items() if name not in texts]
+    defaults = hydra.compose(str(HydraConfig.get().job.config_name), overrides=rest)
+    for name in texts:
+        default, value = OmegaConf.select(defaults, name, throw_on_missing=False), OmegaConf.select(cfg, name)
+        if isinstance(default, bool):
+            raise ValueError(f"{name} is {value!r}, must be true or false")
+        if isinstance(default, int | float) and "." not in name:
+            raise ValueError(f"{name} is {value!r}, must be a number")
 
 
 def check_types(node: DictConfig, prefix: str = "") -> None:

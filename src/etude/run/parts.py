@@ -2,10 +2,10 @@
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -77,18 +77,12 @@ def told_of_settings() -> Iterator[None]:
 def build_task(cfg: DictConfig, **parts: Any) -> "Task":
     """Builds the task with its networks, optimizer and schedule; `parts` are constructor arguments that come from the data.
 
-    Raises: ValueError for data with defects and a task that does not learn them, and for a discriminator, objective or
-        algorithm of a task that has none; as `build_with`.
+    Raises: ValueError for data with defects and a task that does not learn them; as `build_with`.
     """
     from hydra.utils import get_object
 
     names = ("model", "discriminator", "objective", "algorithm", "optimizer", "scheduler")
     takes = inspect.signature(get_object(cfg.task._target_)).parameters
-    for name, fitting in FITTING.items():
-        if cfg.get(name) is not None and name not in takes:
-            raise ValueError(
-                f"{name}= names a network for task={fitting}; {cfg.task._target_.rpartition('.')[2]} takes none: leave it out"
-            )
     if "defects" in parts and "defects" not in takes:
         raise ValueError(
             f"data.defects={list(parts['defects'])} would have {cfg.task._target_.rpartition('.')[2]} trained on spoilt audio; "
@@ -98,6 +92,58 @@ def build_task(cfg: DictConfig, **parts: Any) -> "Task":
     with told_of_settings():
         task: Task = build_with(cfg.task, **builders, **parts)
     return task
+
+
+def check_fit(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
+    """Checks, before any data are read, that the task can use the other groups and the options of the data.
+
+    overrides: the options of the command line.
+
+    Raises: ValueError for a discriminator, objective or algorithm of a task that has none, for holes in the pieces of a task that
+        fills none in, for leaving out control tokens where there are none, and for what the task's `check_data` refuses.
+    """
+    from hydra.utils import get_object
+
+    kind = get_object(cfg.task._target_)
+    takes = inspect.signature(kind).parameters
+    for name, fitting in FITTING.items():
+        if cfg.get(name) is not None and name not in takes:
+            raise ValueError(f"{name}= names a network for task={fitting}; {kind.__name__} takes none: leave it out")
+    data: Any = OmegaConf.to_container(cfg.data, resolve=True)
+    if data.get("infill") and "infills" not in takes:
+        raise ValueError(
+            f"data.infill={data['infill']} would hide passages that a language model learns to fill in; {kind.__name__} fills "
+            "none in: leave it out"
+        )
+    if data.get("controls") == [] and any(option.startswith("data.control_dropout=") for option in overrides):
+        raise ValueError(
+            f"data.control_dropout={data['control_dropout']} leaves out control tokens, and there are none (data.controls=[]): "
+            "leave it out"
+        )
+    kind.check_data(data)
+    check_optimizer(cfg)
+
+
+def check_sampling(sampling: Any, task: "Task") -> None:
+    """Raises ValueError for samples that this task can't make; sampling: the function that writes them, with its options."""
+    wanted = get_type_hints(inspect.unwrap(sampling.func)).get("task")
+    if isinstance(wanted, type) and not isinstance(task, wanted):
+        raise ValueError(
+            f"sampling= asks for samples of another kind of task than {type(task).__name__}; leave it out, which takes those of "
+            "the task, if it has any"
+        )
+
+
+def check_optimizer(cfg: DictConfig) -> None:
+    """Builds the optimizer for a matrix. Raises: ValueError for what it refuses, such as a learning rate below 0."""
+    import torch
+    from pytorch_optimizer.base.exception import NegativeLRError
+
+    build = instantiate(cfg.optimizer)
+    try:
+        build([{"params": [torch.nn.Parameter(torch.zeros(2, 2))]}])
+    except (ValueError, NegativeLRError) as error:
+        raise ValueError(f"the optimizer refuses one of the optimizer.* settings: {error}; set another") from error
 
 
 def build_with(node: DictConfig, **parts: Any) -> Any:

@@ -22,7 +22,9 @@ from etude.run.parts import (
     build_technique,
     build_trainer,
     build_with,
+    check_fit,
     check_mels,
+    check_sampling,
     finder,
     instantiate,
     load_task,
@@ -149,6 +151,7 @@ def _run(
     check_contract(cfg)
     check_types(cfg)
     set_targets(cfg, overrides)
+    check_fit(cfg, overrides)
     overrides = repro.prepare(cfg, overrides)
     techniques = Composition(build_technique(node, cfg.outputs) for node in (cfg.get("technique") or {}).values()).techniques
     overrides = recipes.pinned(overrides, techniques)
@@ -165,7 +168,6 @@ def _run(
         continue_curves(trainer.loggers, step=done, validation_due=validation_is_due(resume))
     tokenizer = instantiate(cfg.tokenizer) if cfg.get("tokenizer") is not None else None
     datamodule = prepare_data(cfg.data, tokenizer, folder, outputs=cfg.outputs)
-    _tell_changes(datamodule, folder)
     start = starting.starting_weights(cfg, recipe, datamodule) if resume is None else None
     if resume is None:
         starting.check_start(start, techniques)
@@ -179,8 +181,11 @@ def _run(
     started = before_after.remembered(start, resume)
     before_after.check(cfg, task, started)
     task.recipe = {**recipe, "overrides": overrides, before_after.STARTED: started}
+    if sampling is not None:
+        check_sampling(sampling, task)
     if sampling is not None and isinstance(sampling.func, ChecksRequests):
         sampling.func.check_requests(sampling.keywords, task)
+    _tell_changes(datamodule, folder)  # now that nothing refuses this run, whose folder would be removed
     last = folder / "checkpoints" / "last.ckpt"
     if resume is not None:
         verify_archive(resume)  # again, since Lightning reads the file now, and preparing the data may have taken hours
@@ -285,8 +290,7 @@ def evaluate(cfg: DictConfig) -> None:
 
     quiet_lightning()
     folder = run_folder()
-    if cfg.get("robustness") is not None:
-        recipes.check_robustness(cfg)
+    recipes.check_read(cfg)
     if cfg.files is not None:
         instantiate(cfg.score_files)(folder=folder)
     else:

@@ -291,15 +291,20 @@ def load_weights(task: "Task", path: Path) -> dict[str, Any]:
 ATTACKED = ("ckpt", "data", "robustness", "outputs", "seed")  # what evaluate.py robustness=NAME reads
 
 
-def check_robustness(cfg: DictConfig) -> None:
-    """Raises ValueError for an option of evaluate.py that an evaluation under attack does not read."""
+MEASURED = ("files", "outputs", "seed")  # what evaluate.py files=FOLDER reads
+
+
+def check_read(cfg: DictConfig) -> None:
+    """Raises ValueError for an option of evaluate.py that an evaluation under attack, or one of files, does not read."""
     from hydra.core.hydra_config import HydraConfig
 
-    for option in HydraConfig.get().overrides.task:
-        if key(option).split(".")[0] not in ATTACKED:
-            raise ValueError(
-                f"{option} does nothing beside robustness=; leave it out (robustness.KEY=VALUE sets what is attacked)"
-            )
+    for name, read, hint in (
+        ("robustness", ATTACKED, " (robustness.KEY=VALUE sets what is attacked)"),
+        ("files", MEASURED, ""),
+    ):
+        unread = [option for option in HydraConfig.get().overrides.task if key(option).split(".")[0] not in read]
+        if cfg.get(name) is not None and unread:
+            raise ValueError(f"{unread[0]} does nothing beside {name}=; leave it out{hint}")
 
 
 def scoring(cfg: DictConfig, kind: str, path: Path, *, logs: Sequence[str]) -> DictConfig:

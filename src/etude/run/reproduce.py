@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from etude.run import recipes
 from etude.run.command import one_line_errors
 from etude.run.folder import run_folder
+from etude.run.heads import set_targets
 
 # settings that do not change what is trained, or that are compared otherwise
 ANYWHERE = ("ckpt", "outputs", "cache_dir", "logger", "autoresume", "stop_at", "weights", "threads", "trial")
@@ -97,6 +98,7 @@ def _check_options(options: list[str], kept: Any) -> DictConfig:
     HydraConfig.instance().set_config(composed)
     with open_dict(composed):
         del composed["hydra"]
+    set_targets(composed, options)
     now: Any = OmegaConf.to_container(composed, resolve=True)
     HydraConfig.instance().cfg = command
     said, then = {recipes.key(option) for option in options}, OmegaConf.to_container(kept)

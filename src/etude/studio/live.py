@@ -31,6 +31,7 @@ class Options:
         ckpt: as of generate; None takes the newest run, or the bundled model.
         input: part of a MIDI input port's name, or a score file that stands for one; None takes the first port.
         output: part of a MIDI output port's name, or a MIDI file to write; None takes the first port.
+        overwrite: whether an output file that exists may be replaced.
         silence: seconds without a note after which a phrase has ended, above 0.
         bars: of an answer, at least 1.
         tempo_bpm: of the grid on which you are heard, 20 to 300; None takes that of the file, or 120.
@@ -43,6 +44,7 @@ class Options:
     ckpt: str | None = None
     input: str | None = None
     output: str | None = None
+    overwrite: bool = False
     silence: float = 1.0
     bars: int = 4
     tempo_bpm: float | None = None
@@ -132,7 +134,7 @@ def live(cfg: DictConfig) -> None:
     options = Options.checked(cfg)
     source = open_source(options.input)
     try:
-        sink = open_sink(options.output)
+        sink = open_sink(options.output, overwrite=options.overwrite)
         try:
             for exchange in session(options, source, sink):
                 print(exchange, file=sys.stderr)

@@ -6,7 +6,7 @@ Times are in seconds on the session's clock.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -16,6 +16,7 @@ from etude.music.score import SUFFIXES, seconds_at
 INSTALL = "install the extra: pip install 'etude[live]'"
 FILES = "or give files: input=phrase.mid output=answer.mid"
 DRUM_CHANNEL = 9
+MIDI_SUFFIXES = (".mid", ".midi")  # of what is written
 TICKS_PER_SECOND = 960  # of a file that is written: 480 to a quarter note at 120 beats per minute
 
 Clock = Callable[[], float]
@@ -104,11 +105,16 @@ class ScoreSource:
 
 
 class FileSink:
-    """Writes what is played to a MIDI file; its time 0 is that of the first note."""
+    """Writes what is played to a MIDI file; its time 0 is that of the first note.
+
+    Raises: ValueError, in one line, for a file that exists, unless it may be replaced, or one in no folder.
+    """
 
     waits = False
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, overwrite: bool = False) -> None:
+        if path.exists() and not overwrite:
+            raise ValueError(f"output={path} exists already; give another, or overwrite=true to replace it")
         if not path.parent.is_dir():
             raise ValueError(f"output={path}: there is no folder {path.parent}; make it, or choose another")
         self.name, self._path = path.name, path
@@ -189,19 +195,29 @@ def open_source(name: str | None, *, clock: Clock = time.perf_counter) -> Source
     """
     if name is not None and Path(name).suffix.lower() in SUFFIXES:
         return ScoreSource(Path(name).expanduser(), clock)
+    _refuse_path("input", name, SUFFIXES)
     mido = _ports()
     return PortSource(mido.open_input(_chosen("input", name, mido.get_input_names)), clock)
 
 
-def open_sink(name: str | None) -> Sink:
+def open_sink(name: str | None, *, overwrite: bool = False) -> Sink:
     """Opens an output: a port whose name contains `name`, a MIDI file to write, or for None the first port.
+
+    overwrite: whether a file that exists may be replaced.
 
     Raises: ValueError, in one line with the remedy, if there is none.
     """
-    if name is not None and Path(name).suffix.lower() in (".mid", ".midi"):
-        return FileSink(Path(name).expanduser())
+    if name is not None and Path(name).suffix.lower() in MIDI_SUFFIXES:
+        return FileSink(Path(name).expanduser(), overwrite=overwrite)
+    _refuse_path("output", name, MIDI_SUFFIXES)
     mido = _ports()
     return PortSink(mido.open_output(_chosen("output", name, mido.get_output_names)))
+
+
+def _refuse_path(option: str, name: str | None, suffixes: Collection[str]) -> None:
+    """Raises ValueError for a name that is that of a file, and not that of a port."""
+    if name is not None and ("/" in name or Path(name).suffix.lower() in SUFFIXES or Path(name).exists()):
+        raise ValueError(f"{option}={name}: a file here must end in {', '.join(sorted(suffixes))}; or give part of a port's name")
 
 
 def _ports() -> Any:

@@ -74,8 +74,7 @@ class FewShot(Task):
         seed: int = 0,
     ) -> None:
         super().__init__(optimizer=optimizer, scheduler=scheduler, loss_weights=loss_weights, seed=seed)
-        if ways < 2:
-            raise ValueError(f"data.ways={ways}: task=few_shot tells classes apart, of which an episode needs at least 2")
+        self.check_data({"ways": ways})
         self.tokenizer, self.ways = tokenizer, ways
         plain = differentiable_twice(algorithm)
         encoder = model(vocab_size=len(tokenizer), feature_sizes=dict(tokenizer.feature_sizes), **plain)
@@ -88,6 +87,11 @@ class FewShot(Task):
         if isinstance(self.algorithm, InnerLoop):
             self.algorithm.attach(dict(self.named_parameters()))
         self.terms = (self.algorithm.term if isinstance(self.algorithm, InnerLoop) else "query",)  # type: ignore[misc]
+
+    @classmethod
+    def check_data(cls, options: Mapping[str, Any]) -> None:
+        if (ways := options.get("ways", 2)) < 2:
+            raise ValueError(f"data.ways={ways}: task=few_shot tells classes apart, of which an episode needs at least 2")
 
     @property
     def residual_blocks(self) -> Sequence[nn.Module]:

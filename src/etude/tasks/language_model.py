@@ -366,7 +366,10 @@ class LanguageModel(GrowingTask):
         super().on_save_checkpoint(checkpoint)
         checkpoint["etude"]["tokenizer"] = self.tokenizer.state_dict()
         checkpoint["etude"]["tokenizer_fingerprint"] = self.tokenizer.fingerprint
-        checkpoint["etude"]["trained_labels"] = self.trained_labels
+        trained = self.trained_labels
+        if trained and "genre" in trained:  # phases may have drawn some genres alone
+            trained = {**trained, "genre": self.phases.drawn("genre", trained["genre"])}
+        checkpoint["etude"]["trained_labels"] = trained
         checkpoint["etude"]["infills"] = self.infills
         checkpoint["etude"]["label_dropout"] = self.label_dropout
 

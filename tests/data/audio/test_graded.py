@@ -170,7 +170,7 @@ def test_a_folder_without_subfolders_is_one_style_and_loose_files_beside_some_ar
     data = graded(tmp_path / "flat", tmp_path / "cache", defects=["hum"])
     assert data.styles == ("flat",) and drawn(data, 1)[0]["mel"].shape[:2] == (1, 3)
     assert {piece["name"] for piece in data.manifest().to_pylist()} == {f"{number}.wav" for number in range(8)}
-    with pytest.raises(ValueError, match="style transfer needs at least 2 styles, and here are 1 \\(flat\\)"):
+    with pytest.raises(ValueError, match="at least 2 styles are needed, and here are 1 \\(flat\\)"):
         module(tmp_path / "flat", tmp_path / "cache").prepare()
     write(tmp_path / "mixed" / "a" / "0.wav", sound(0))
     write(tmp_path / "mixed" / "loose.wav", sound(1))

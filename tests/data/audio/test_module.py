@@ -179,7 +179,7 @@ def test_empty_and_missing_styles_are_told_with_the_remedy(tmp_path: Path) -> No
     assert module(root, cache, styles=["rock", "folk"]).styles == ("rock", "folk")  # the empty one is not asked for
     with pytest.raises(ValueError, match="'blues' is not there; there are folk, jazz, rock"):
         module(root, cache, styles=["folk", "blues"]).prepare()
-    with pytest.raises(ValueError, match=r"at least 2 styles.*here are 1 .folk."):
+    with pytest.raises(ValueError, match=r"styles=.*: at least 2 styles are needed, and here are 1 .folk.; name more in styles="):
         module(root, cache, styles=["folk"]).prepare()
     with pytest.raises(ValueError, match="twice"):
         module(root, cache, styles=["folk", "folk"]).prepare()

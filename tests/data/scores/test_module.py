@@ -52,8 +52,9 @@ def test_what_a_tokenizer_changes_in_training_pieces_is_told_with_counts(tmp_pat
     found = data.changed_pieces()
     assert len(found) == 10 and sum(changes.get("lose drums", 0) for _, changes in found) == 5 * 8
     line = data.told_changes(found)
-    assert line.startswith("of the 10 training pieces, looked at as SatbGrid holds them, ") and "\n" not in line
-    assert "5 lose drums (40)" in line and line.endswith("tokenizer=remi keeps them")
+    assert line.startswith("of the 10 training pieces, as the tokens of SatbGrid hold them, ") and "\n" not in line
+    assert "5 lose drums (40 notes)" in line and line.endswith("tokenizer=remi keeps them")
+    assert ", 1 loses drums (8 notes)" in data.told_changes([("a", {"lose drums": 8}), ("b", {"get other bars": 1})])
     assert len(data.changed_pieces(most=3)) == 3
     assert data.told_changes(data.changed_pieces(most=3)).startswith("of 3 of the 10 training pieces")
     kept = module(root, tmp_path / "cache", split=(1.0, 0.0, 0.0), tokenizer=MidiTokTokenizer)

@@ -185,10 +185,12 @@ class StyleDataModule(CorpusDataModule):
         if len(set(chosen)) < len(chosen):
             raise ValueError(f"styles={list(chosen)} names a style twice; name each once")
         if len(chosen) < (1 if self.waveform or self.score or self.defects is not None else 2):
-            where = self.corpus.root or type(self.corpus).__name__
+            where = self.corpus.root or type(self.corpus).__name__ if self._wanted is None else f"styles={list(chosen)}"
+            remedy = (
+                "put the audio of each style into a subfolder of its own" if len(available) < 2 else "name more in styles=[...]"
+            )
             raise ValueError(
-                f"{where}: style transfer needs at least 2 styles, and here are {len(chosen)} ({', '.join(chosen) or 'none'}); "
-                "put the audio of each style into a subfolder of its own"
+                f"{where}: at least 2 styles are needed, and here are {len(chosen)} ({', '.join(chosen) or 'none'}); {remedy}"
             )
         return chosen
 

@@ -12,6 +12,7 @@ from etude.tokens.changes import lost
 from etude.tokens.requests import control_values
 from etude.tokens.satb import SatbGrid
 from etude.tokens.tokenizer import Tokenizer
+from etude.wording import counted
 
 NOTES = ("lose drums", "have repeated notes joined or notes left out", "have notes moved in time or pitch")
 PIECES = 40  # number of pieces that are compared; all of a corpus would take minutes
@@ -68,9 +69,13 @@ class AboutTraining:
             return ""
         whole = len(self.view("train"))
         looked = f"the {whole}" if len(found) == whole else f"{len(found)} of the {whole}"
-        parts = [f"{count} {what}" + (f" ({notes[what]:,})" if what in NOTES else "") for what, count in pieces.most_common()]
+        parts = [
+            f"{count} {_of(count, what)}" + (f" ({counted(notes[what], 'note')})" if what in NOTES else "")
+            for what, count in pieces.most_common()
+        ]
         remedy = "; tokenizer=remi keeps them" if isinstance(self.tokenizer, SatbGrid) else ""
-        return f"of {looked} training pieces, looked at as {type(self.tokenizer).__name__} holds them, {', '.join(parts)}{remedy}"
+        name = type(self.tokenizer).__name__
+        return f"of {looked} training pieces, as the tokens of {name} hold them, {', '.join(parts)}{remedy}"
 
     def trained_labels(self) -> dict[str, list[str]]:
         """Returns the labels of the training pieces, each with its values, including those that augmentation makes."""
@@ -86,3 +91,9 @@ class AboutTraining:
             ids = np.unique([tokenizer.tempo_scaling(factor)[ids] for factor in factors.tolist()])
         values = control_values(tokenizer, ids.tolist())
         return {label: values[label] for label in self.controls}
+
+
+def _of(count: int, what: str) -> str:
+    """Returns what happens to pieces, such as `lose drums`, for one piece: `loses drums`."""
+    verb, _, rest = what.partition(" ")
+    return what if count > 1 else f"{'has' if verb == 'have' else f'{verb}s'} {rest}"

@@ -18,13 +18,15 @@ from etude.attacks.gradient import fgsm, pgd
 from etude.attacks.minimal import carlini_wagner
 from etude.attacks.objectives import Fooled, margin
 from etude.attacks.square import square
-from etude.evaluation.robustness.examples import Victim, attacked, check_classifier, heads_of, held_out
+from etude.evaluation.progress import progress
+from etude.evaluation.robustness.examples import Victim, attacked, check_classifier, heads_of, held_out, victims
 from etude.evaluation.robustness.tables import Row, check_counts, check_ratios, write
 from etude.evaluation.robustness.transfer import other_model, transferred
 
 Breaks = Callable[[Victim, Tensor, Budget, torch.Generator], Tensor]  # rows, their budget -> whether each is broken, bool [k]
 NOISE = "accuracy under random noise"
 UNDER = "accuracy under attack"
+QUERIES = 500  # of Square, where they are not given
 
 
 def score_fgsm(
@@ -45,18 +47,22 @@ def score_fgsm(
 
 def score_pgd(
     *, task: Any, datamodule: Any, folder: Path, snr_db: Sequence[float] = (60, 50, 40, 30, 20), norm: str = "linf",
-    steps: int = 20, restarts: int = 1, check: bool = True, check_db: float = 40, queries: int = 500,
+    steps: int = 20, restarts: int = 1, check: bool = True, check_db: float | None = None, queries: int | None = None,
     heads: Sequence[str] | None = None, num_examples: int | None = 200, split: str = "test", transfer_from: str | None = None,
     find: Callable[..., Path] | None = None, load: Callable[[Path], tuple[Any, Any]] | None = None, seed: int = 0,
 ) -> list[Row]:  # fmt: skip
     """Attacks by projected gradient steps (`attacks.gradient.pgd`); see `score` for the rest.
 
     Args:
-        steps, restarts: of PGD. check: also look for masked gradients at `check_db` (see `masking`), with `queries` of Square.
+        steps, restarts: of PGD. check: also look for masked gradients at `check_db` (see `masking`; None for 40 dB), with
+            `queries` of Square (None for 500).
     """
-    check_counts(steps=steps, restarts=restarts, **({"queries": queries} if check else {}))
-    if check:
-        check_snr(check_db, "robustness.check_db")
+    for name, value in (("check_db", check_db), ("queries", queries)):
+        if value is not None and not check:
+            raise ValueError(f"robustness.{name}={value} is of the check, which robustness.check=false leaves out; leave it out")
+    check_db, queries = 40 if check_db is None else check_db, QUERIES if queries is None else queries
+    check_counts(steps=steps, restarts=restarts, queries=queries)
+    check_snr(check_db, "robustness.check_db")
     breaks = by_pgd(steps=steps, restarts=restarts)
     checked = (float(check_db), steps, queries) if check else None
     source = (transfer_from, find, load)
@@ -67,14 +73,23 @@ def score_pgd(
 
 def score_ensemble(
     *, task: Any, datamodule: Any, folder: Path, snr_db: Sequence[float] = (60, 50, 40, 30, 20), norm: str = "linf",
-    steps: int = 50, targets: int = 5, queries: int = 500, attacks: Sequence[str] = ATTACKS, heads: Sequence[str] | None = None,
-    num_examples: int | None = 200, split: str = "test", seed: int = 0,
+    steps: int = 50, targets: int | None = None, queries: int | None = None, attacks: Sequence[str] = ATTACKS,
+    heads: Sequence[str] | None = None, num_examples: int | None = 200, split: str = "test", seed: int = 0,
 ) -> list[Row]:  # fmt: skip
-    """Attacks by four attacks in turn (`attacks.ensemble`): what withstands all of them counts; see `score` for the rest."""
+    """Attacks by four attacks in turn (`attacks.ensemble`): what withstands all of them counts; see `score` for the rest.
+
+    Args:
+        steps: of each APGD. targets: classes that apgd_targeted tries; None for 5. queries: of square; None for 500.
+        attacks: those that are used.
+    """
     if unknown := sorted(set(attacks) - set(ATTACKS)):
         raise ValueError(f"robustness.attacks names {unknown[0]}; choose among {', '.join(ATTACKS)}")
     if not attacks:
         raise ValueError(f"robustness.attacks is empty; give some of {', '.join(ATTACKS)}")
+    for name, value, of in (("targets", targets, "apgd_targeted"), ("queries", queries, "square")):
+        if value is not None and of not in attacks:
+            raise ValueError(f"robustness.{name}={value} is of {of}, which robustness.attacks leaves out; leave it out, too")
+    targets, queries = 5 if targets is None else targets, QUERIES if queries is None else queries
     check_counts(targets=targets, queries=queries)
     check_counts(least=2, steps=steps)
 
@@ -150,10 +165,10 @@ def score(
     other = None if source[0] is None else other_model(task, batches, heads_of(task, heads), source)
     with attacked(task):
         for head in heads_of(task, heads):
-            victims = [victim for victim in (Victim(task, batch, head) for batch in batches) if len(victim.true)]
-            rows += curve(victims, head, name, breaks, ratios, norm, seed)
+            on = victims(task, batches, head)
+            rows += curve(on, head, name, breaks, ratios, norm, seed)
             if checked is not None:
-                masks += masking(victims, head, *checked, norm=norm, seed=seed)
+                masks += masking(on, head, *checked, norm=norm, seed=seed)
     if masks:
         sections.append(("Masking: does the defence hide its gradients?", "; ".join(verdicts(masks)), masks))
     if other is not None:
@@ -167,17 +182,15 @@ def score(
     return rows
 
 
-def curve(victims: list[Victim], head: str, name: str, breaks: Breaks, ratios: list[float], norm: str, seed: int) -> list[Row]:
+def curve(on: list[Victim], head: str, name: str, breaks: Breaks, ratios: list[float], norm: str, seed: int) -> list[Row]:
     """Returns a row for each ratio, from the smallest changes on."""
-    total = sum(len(victim.true) for victim in victims)
-    if not total:
-        raise ValueError(f"no held-out example has a {head} that the classifier knows; choose other heads or another split")
-    standing = [victim.right.clone() for victim in victims]
+    total = sum(len(victim.true) for victim in on)
+    standing = [victim.right.clone() for victim in on]
     clean = sum(int(right.sum()) for right in standing) / total
-    draws, rows = torch.Generator(victims[0].values.device).manual_seed(seed), list[Row]()
-    for ratio in ratios:
+    draws, rows = torch.Generator(on[0].values.device).manual_seed(seed), list[Row]()
+    for ratio in progress(ratios, f"{head}, {name}"):
         noisy = 0
-        for victim, left in zip(victims, standing, strict=True):
+        for victim, left in zip(on, standing, strict=True):
             budget = victim.budget(ratio, norm)
             noise = budget.projected(budget.random(victim.values, draws).sign() * budget.like(victim.values))
             with torch.no_grad():
@@ -193,7 +206,7 @@ def curve(victims: list[Victim], head: str, name: str, breaks: Breaks, ratios: l
     return rows
 
 
-def masking(victims: list[Victim], head: str, ratio: float, steps: int, queries: int, *, norm: str, seed: int) -> list[Row]:
+def masking(on: list[Victim], head: str, ratio: float, steps: int, queries: int, *, norm: str, seed: int) -> list[Row]:
     """Returns the accuracies by which masked gradients would show, at one ratio.
 
     Source: Athalye, Carlini and Wagner 2018, section 3.1; Carlini et al. 2019.
@@ -218,7 +231,7 @@ def masking(victims: list[Victim], head: str, ratio: float, steps: int, queries:
         "noise as loud as the music (PGD, 0 dB)": (by_pgd(steps=steps), 0.0),
     }
     return [
-        {"head": head, "check": name, "snr_db": at, UNDER: curve(victims, head, name, breaks, [at], norm, seed)[0][UNDER]}
+        {"head": head, "check": name, "snr_db": at, UNDER: curve(on, head, name, breaks, [at], norm, seed)[0][UNDER]}
         for name, (breaks, at) in tried.items()
     ]
 

@@ -15,8 +15,9 @@ from etude.attacks.bounds import certified
 from etude.attacks.budget import check_snr
 from etude.attacks.smoothing import certify, check_samples
 from etude.core.class_protocols import HasLayers
+from etude.evaluation.progress import progress
 from etude.evaluation.robustness.attacking import by_pgd, curve
-from etude.evaluation.robustness.examples import Victim, attacked, check_classifier, heads_of, held_out
+from etude.evaluation.robustness.examples import attacked, check_classifier, heads_of, held_out, victims
 from etude.evaluation.robustness.tables import Row, check_counts, check_ratios, write
 
 CERTAIN = "certified accuracy"
@@ -24,7 +25,7 @@ ATTACKED = "accuracy under PGD"
 
 
 def score_smoothing(
-    *, task: Any, datamodule: Any, folder: Path, noise_db: float = 20, sigma: float | None = None, samples: int = 500,
+    *, task: Any, datamodule: Any, folder: Path, noise_db: float | None = None, sigma: float | None = None, samples: int = 500,
     selection: int = 50, alpha: float = 0.001, snr_db: Sequence[float] = (60, 50, 40, 30, 20), heads: Sequence[str] | None = None,
     num_examples: int | None = 100, split: str = "test", seed: int = 0,
 ) -> list[Row]:  # fmt: skip
@@ -34,8 +35,8 @@ def score_smoothing(
     compared with the length of a change of each signal-to-noise ratio.
 
     Args:
-        sigma: standard deviation of the noise, the same for all examples. None: that of `noise_db` below the mean power of the
-            examples.
+        noise_db: how far the noise lies below the mean power of the examples; None for 20. sigma: instead, its standard
+            deviation, the same for all examples.
         samples: noisy copies of each example for its radius; selection: others, which choose its class.
         alpha: probability with which a radius may be too large. The rest: see `attacking.score`.
 
@@ -49,8 +50,10 @@ def score_smoothing(
     check_samples(samples, alpha)
     check_counts(selection=selection)
     ratios = check_ratios(snr_db)
-    if sigma is None:
-        check_snr(noise_db, "robustness.noise_db")
+    if sigma is not None and noise_db is not None:
+        raise ValueError(f"robustness.sigma={sigma} and robustness.noise_db={noise_db} both say how loud the noise is; give one")
+    noise_db = 20 if noise_db is None else noise_db
+    check_snr(noise_db, "robustness.noise_db")
     if sigma is not None and not sigma > 0:
         raise ValueError(f"robustness.sigma={sigma} must be above 0, or null for the noise of robustness.noise_db")
     rows, radii = list[Row](), list[Row]()
@@ -58,11 +61,11 @@ def score_smoothing(
     draws = torch.Generator(task.device).manual_seed(seed)
     with attacked(task):
         for head in heads_of(task, heads):
-            victims = [victim for victim in (Victim(task, batch, head) for batch in batches) if len(victim.true)]
-            powers = torch.cat([victim.budget(noise_db, "linf").size for victim in victims]).square()
+            on = victims(task, batches, head)
+            powers = torch.cat([victim.budget(noise_db, "linf").size for victim in on]).square()
             noise = float(powers.mean().sqrt()) if sigma is None else sigma
             classes, radius, sizes = [], [], {ratio: list[torch.Tensor]() for ratio in ratios}
-            for victim in victims:
+            for victim in progress(on, head):
                 found = certify(
                     victim.logits_of(victim.everything), victim.values, sigma=noise, samples=samples, selection=selection,
                     alpha=alpha, counted=victim.counted, generator=draws,
@@ -72,7 +75,7 @@ def score_smoothing(
                 for ratio in ratios:
                     sizes[ratio].append(victim.budget(ratio, "l2").size.cpu())
             right, reach = torch.cat(classes), torch.cat(radius)
-            clean = torch.cat([victim.right for victim in victims]).float().mean()
+            clean = torch.cat([victim.right for victim in on]).float().mean()
             rows += [
                 {"head": head, "snr_db": ratio, "examples": len(right), "clean accuracy": float(clean),
                  "accuracy of the smoothed classifier": float(right.float().mean()),
@@ -116,12 +119,12 @@ def score_ibp(
     batches = held_out(task, datamodule, split=split, num=num_examples, seed=seed)
     with attacked(task):
         for head in heads_of(task, heads):
-            victims = [victim for victim in (Victim(task, batch, head) for batch in batches) if len(victim.true)]
+            on = victims(task, batches, head)
             layers = task.layers(head)
-            found = curve(victims, head, "PGD", by_pgd(steps=steps), ratios, "linf", seed)
+            found = curve(on, head, "PGD", by_pgd(steps=steps), ratios, "linf", seed)
             for row in found:
                 with torch.no_grad():
-                    holds = [certified(layers, v.values, v.true, v.budget(row["snr_db"], "linf")) for v in victims]
+                    holds = [certified(layers, v.values, v.true, v.budget(row["snr_db"], "linf")) for v in on]
                 certain = float(torch.cat(holds).float().mean())
                 rows.append(
                     {"head": head, "snr_db": row["snr_db"], "examples": row["examples"], "clean accuracy": row["clean accuracy"],

@@ -105,9 +105,24 @@ class Victim:
         return within_snr(self.values, snr_db, norm=norm, counted=self.counted)
 
 
+def victims(task: Any, batches: Sequence[Batch], head: str) -> list[Victim]:
+    """Returns one head of a classifier on the examples of each batch. Raises: ValueError if none has a label for the head."""
+    found = [victim for victim in (Victim(task, batch, head) for batch in batches) if len(victim.true)]
+    if not found:
+        raise no_example(head)
+    return found
+
+
+def no_example(head: str) -> ValueError:
+    """Returns the error for a head without any example."""
+    return ValueError(f"no held-out example has a {head} that the classifier knows; choose other heads or another split")
+
+
 def heads_of(task: Any, heads: Sequence[str] | None) -> list[str]:
-    """Returns the heads that are attacked. Raises: ValueError for one that the classifier lacks."""
+    """Returns the heads that are attacked. Raises: ValueError for none, or one that the classifier lacks."""
     chosen = list(task.labels) if heads is None else list(heads)
+    if not chosen:
+        raise ValueError(f"robustness.heads is empty; leave it out for all, or name some of {', '.join(task.labels)}")
     if unknown := sorted(set(chosen) - set(task.labels)):
         raise ValueError(f"robustness.heads names {unknown[0]}; this classifier has {', '.join(task.labels)}")
     return chosen

@@ -17,7 +17,8 @@ from etude.attacks.objectives import margin
 from etude.core.batch import Batch
 from etude.core.class_protocols import ClassifiesInputs
 from etude.core.protocols import Tokenized
-from etude.evaluation.robustness.examples import NO_LABEL, attacked, heads_of, held_out
+from etude.evaluation.progress import progress
+from etude.evaluation.robustness.examples import NO_LABEL, attacked, heads_of, held_out, no_example
 from etude.evaluation.robustness.tables import Row, write
 
 UNDER, CHANCE = "accuracy under attack", "accuracy after random changes"
@@ -51,18 +52,17 @@ def score_notes(
     with attacked(task), torch.no_grad():
         for head in heads_of(task, heads):
             kept = torch.zeros(2, notes + 1)
-            total = 0
-            for batch in batches:
-                for number, true in enumerate(task.documents(batch, f"label_{head}").tolist()):
-                    if true == NO_LABEL:
-                        continue
-                    total += 1
-                    kept += _one(task, batch, number, head, true, notes, draws)
-            clean = float(kept[0, 0]) / max(1, total)
+            labels = [enumerate(task.documents(batch, f"label_{head}").tolist()) for batch in batches]
+            pieces = [(b, n, c) for b, each in zip(batches, labels, strict=True) for n, c in each if c != NO_LABEL]
+            if not (total := len(pieces)):
+                raise no_example(head)
+            for batch, number, true in progress(pieces, f"{head}, pieces", total=total):
+                kept += _one(task, batch, number, head, true, notes, draws)
+            clean = float(kept[0, 0]) / total
             rows += [
                 {"head": head, "notes": count, "examples": total, "clean accuracy": clean, UNDER: float(kept[0, count]) / total,
                  CHANCE: float(kept[1, count]) / total}
-                for count in range(notes + 1) if total
+                for count in range(notes + 1)
             ]  # fmt: skip
     about = (
         f"The notes that matter most, found by trying all of them, are changed by a semitone, up to {notes} in each piece. A "
@@ -78,17 +78,18 @@ def _one(task: Any, batch: Batch, number: int, head: str, true: int, notes: int,
     piece = {name: value[number : number + 1, :length] for name, value in batch.items()}
     tokens = piece["tokens"][0].cpu()
     changes = semitones(task.tokenizer, tokens)
+    order, found = torch.randperm(len(changes.place), generator=draws), torch.zeros(2, notes + 1)
 
     def loss_of(tried: Tensor) -> Tensor:
         many = {name: value.expand(len(tried), *value.shape[1:]) for name, value in piece.items()}
         logits = task.class_logits({**many, "tokens": tried.to(task.device)})[head]
         return margin(logits.float(), torch.full((len(tried),), true, device=logits.device)).cpu()
 
-    found = torch.zeros(2, notes + 1)
+    if float(loss_of(tokens[None])[0]) >= 0:  # wrong without a change
+        return found
     _, losses = change_notes(loss_of, tokens, changes, notes=notes)
     found[0] = torch.tensor([losses[min(count, len(losses) - 1)] < 0 for count in range(notes + 1)]).float()
-    order, now = torch.randperm(len(changes.place), generator=draws), tokens.clone()
-    still, place = losses[0] < 0, 0
+    now, still, place = tokens.clone(), losses[0] < 0, 0
     for count in range(notes + 1):
         if count and place < len(order):
             now[changes.place[order[place]]] = changes.token[order[place]]

@@ -74,7 +74,8 @@ class BandStatistics(nn.Module):
         means_sm, deviations_sm = cast(Tensor, self.statistics)[:, :2].to(log_mel_mf).unbind(1)
         shift_sm = log_mel_mf.mean(-1) - means_sm
         shape_sm = shift_sm - shift_sm.mean(-1, keepdim=True)
-        return (shape_sm.square() + (log_mel_mf.std(-1) - deviations_sm).square()).sum(-1)
+        deviation_m = log_mel_mf.std(-1, correction=min(1, log_mel_mf.shape[-1] - 1))  # a single frame has none: 0
+        return (shape_sm.square() + (deviation_m - deviations_sm).square()).sum(-1)
 
 
 def silence(sounding_n1f: Tensor) -> Tensor:

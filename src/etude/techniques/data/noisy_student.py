@@ -1,5 +1,6 @@
 """Technique noisy_student: a teacher labels what has no label, or draws music, and the student learns from that under noise."""
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from etude.core.alone import owners
 from etude.core.batch import Batch, own_inputs
 from etude.core.class_protocols import ClassifiesInputs
-from etude.core.protocols import HasMelContract, PacksTokens, PredictsTokens, Tokenized
+from etude.core.protocols import HasMelContract, KnowsClasses, PacksTokens, PredictsTokens, Tokenized
 from etude.core.same_file import SameFile
 from etude.core.stochastic_depth import StochasticDepth
 from etude.core.task import Task
@@ -164,6 +165,23 @@ class NoisyStudent(Technique):
         self.teacher.to(pl_module.device)
         if isinstance(pl_module, PredictsTokens) and not self.samples.bodies:  # a run that goes on has them
             self._draw_samples(trainer)
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        known = data.classes("train") if isinstance(data, KnowsClasses) and isinstance(pl_module, ClassifiesInputs) else {}
+        if known and trainer.is_global_zero and all((each != NO_LABEL).all() for each in known.values()):
+            print(
+                f"note: technique noisy_student: every training piece has a label for {' and '.join(known)}, so the teacher has "
+                "nothing to label; add pieces without one",
+                file=sys.stderr,
+            )
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.asked and trainer.is_global_zero:
+            unsure = "" if self.given == self.asked else f"; of the others it was not sure (threshold={self.threshold})"
+            print(
+                f"technique noisy_student: the teacher gave {self.given} of the {self.asked} labels that were missing, counted "
+                f"in every batch{unsure}",
+                file=sys.stderr,
+            )
 
     def _draw_samples(self, trainer: pl.Trainer) -> None:
         """Draws the samples of this round, on one rank for all."""
