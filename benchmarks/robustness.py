@@ -126,9 +126,10 @@ def withstood(args: argparse.Namespace, task: Any, data: Any, folder: Path) -> d
     given |= {"snr_db": args.ratios, "heads": HEADS[args.bed]}
     if args.effort:
         under = attacking.score_ensemble(**given, steps=args.effort, targets=2, queries=4 * args.effort)
-        row["under_ensemble"] = over_heads(under, attacking.UNDER, attacking.NOISE)
+        row["under_ensemble"] = over_heads(under, attacking.UNDER, attacking.NOISE, attacking.BALANCED)
         row |= {"effort": args.effort, "attacked": under[0]["examples"]}
         row["clean_of_attacked"] = statistics.mean(each["clean accuracy"] for each in under)
+        row["balanced_of_attacked"] = statistics.mean(each[attacking.CLEAN_BALANCED] for each in under)
     if args.samples:
         noisy = {"samples": args.samples, "noise_db": args.noise_db}
         sure = certifying.score_smoothing(**given, **noisy, selection=20)

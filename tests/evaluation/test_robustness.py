@@ -3,6 +3,7 @@
 import csv
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -86,6 +87,7 @@ def test_accuracy_falls_with_the_budget_and_is_written(trained: Grader, tmp_path
         for head in trained.defects:
             mine = [row for row in rows if row["head"] == head]
             shares = [row["accuracy under attack"] for row in mine]
+            assert all(row[attacking.BALANCED] <= row[attacking.CLEAN_BALANCED] for row in mine)
             assert mine[0]["clean accuracy"] >= shares[0] >= shares[1] >= shares[2]
     nearest = [row for row in found["cw"] if row["head"] == "hum"]
     assert nearest[0]["accuracy under attack"] == 1 > nearest[2]["accuracy under attack"]
@@ -99,6 +101,14 @@ def test_accuracy_falls_with_the_budget_and_is_written(trained: Grader, tmp_path
     with (tmp_path / "pgd" / "masking.csv").open() as file:
         checks = list(csv.DictReader(file))
     assert len(checks) == 6 * 3 and "does the defence hide its gradients" in (tmp_path / "pgd" / "report.html").read_text()
+
+
+def test_rare_classes_count_as_much_as_others() -> None:
+    """A classifier that always says the same withstands every attack, and is right about one class of two."""
+    on: Any = [SimpleNamespace(true=torch.tensor([0, 0, 0])), SimpleNamespace(true=torch.tensor([0, 1]))]
+    same = [torch.tensor([True, True, True]), torch.tensor([True, False])]
+    assert attacking.mean_over_classes(on, same) == 0.5
+    assert attacking.mean_over_classes(on, [torch.tensor([True, False, False]), torch.tensor([True, True])]) == 0.75
 
 
 def test_signs_of_masked_gradients_are_named() -> None:

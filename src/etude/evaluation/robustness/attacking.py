@@ -26,6 +26,7 @@ from etude.evaluation.robustness.transfer import other_model, transferred
 Breaks = Callable[[Victim, Tensor, Budget, torch.Generator], Tensor]  # rows, their budget -> whether each is broken, bool [k]
 NOISE = "accuracy under random noise"
 UNDER = "accuracy under attack"
+BALANCED, CLEAN_BALANCED = "balanced accuracy under attack", "balanced clean accuracy"  # means over classes
 QUERIES = 500  # of Square, where they are not given
 
 
@@ -176,7 +177,7 @@ def score(
         sections.append(("Transfer between two models", "Changes that break one model, tried on the other.", found))
     about = (
         f"{name} within a least signal-to-noise ratio of the inputs ({norm}). Accuracy under attack: the share of examples that "
-        f"are right and stay right. {rows[0]['examples']} examples of the {split} split."
+        f"are right and stay right; balanced, its mean over classes. {rows[0]['examples']} examples of the {split} split."
     )
     write(folder, f"{name} ({norm})", about, rows, shown=(UNDER, NOISE), more=sections)
     return rows
@@ -186,7 +187,7 @@ def curve(on: list[Victim], head: str, name: str, breaks: Breaks, ratios: list[f
     """Returns a row for each ratio, from the smallest changes on."""
     total = sum(len(victim.true) for victim in on)
     standing = [victim.right.clone() for victim in on]
-    clean = sum(int(right.sum()) for right in standing) / total
+    clean, balanced = sum(int(right.sum()) for right in standing) / total, mean_over_classes(on, standing)
     draws, rows = torch.Generator(on[0].values.device).manual_seed(seed), list[Row]()
     for ratio in progress(ratios, f"{head}, {name}"):
         noisy = 0
@@ -201,9 +202,18 @@ def curve(on: list[Victim], head: str, name: str, breaks: Breaks, ratios: list[f
         robust = sum(int(left.sum()) for left in standing) / total
         rows.append(
             {"head": head, "attack": name, "norm": norm, "snr_db": ratio, "examples": total, "clean accuracy": clean,
-             UNDER: robust, NOISE: noisy / total}
+             UNDER: robust, NOISE: noisy / total, CLEAN_BALANCED: balanced, BALANCED: mean_over_classes(on, standing)}
         )  # fmt: skip
     return rows
+
+
+def mean_over_classes(on: list[Victim], holds: list[Tensor]) -> float:
+    """Returns the share of examples for which something holds, as the mean over the classes that occur.
+
+    With rare classes it tells a classifier that withstands everything from one that always says the same.
+    """
+    true, held = torch.cat([victim.true for victim in on]), torch.cat(holds).float()
+    return float(torch.stack([held[true == each].mean() for each in true.unique()]).mean())
 
 
 def masking(on: list[Victim], head: str, ratio: float, steps: int, queries: int, *, norm: str, seed: int) -> list[Row]:

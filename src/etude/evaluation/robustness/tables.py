@@ -13,7 +13,6 @@ from etude.report.robustness_plots import accuracy_curves
 from etude.report.run_page import begin_report, end_report
 
 Row = dict[str, Any]
-NOT_CURVES = ("clean accuracy", "examples")
 
 
 def check_ratios(snr_db: Sequence[float]) -> list[float]:
