@@ -48,7 +48,7 @@ def all_others(args: argparse.Namespace) -> None:
         cfg = composed(["task=few_shot", "algorithm=alignment", *MODEL, *args.options], Path(folder))
         data = prepare_data(cfg.data, instantiate(cfg.tokenizer), Path(folder))
         task = build_task(cfg, **data.parts).eval()
-        for split in ("train", "val", "test"):
+        for split in args.splits:
             beginnings = of_beginnings(task, task.melodies, data.evaluation_loader(split))
             row_of = data.view(split).table["row"]
             families = data.members(split, ways=5, shots=1, queries=1)["family"].values()

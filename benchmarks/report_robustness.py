@@ -17,9 +17,9 @@ BEDS = {
     ),
     "defects": (
         "Defects of audio",
-        "Whether a segment of audio has hum, hiss or wow (means of the three decisions). A defect is rare, so accuracy "
-        "under attack is balanced, the mean over segments with and without it: always the same answer has .5. `task=grader`, trained as in "
-        "[the grader's results](grader.md), then for the stated number of steps with and without attacks in training. The inputs "
+        "Whether a segment of audio has hum, hiss or wow (means of the three decisions). A defect is rare, so accuracy under "
+        "attack is balanced, the mean over segments with and without it: always the same answer has .5. `task=grader`, trained "
+        "as in [the grader's results](grader.md), then for the stated steps with and without attacks in training. The inputs "
         "that are attacked are the mels.",
     ),
     "composers": (

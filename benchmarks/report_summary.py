@@ -39,7 +39,7 @@ HEADLINES: tuple[tuple[str, Cell, str, Cell | None], ...] = (
     ),
     (
         "a new family of tunes told from one example each of five: accuracy",
-        ("new tune families", "alignment", 1),
+        ("new tune families", "alignment, `task=few_shot`", 1),
         "n-grams: {}",
         ("new tune families", "n-grams", 1),
     ),

@@ -28,7 +28,8 @@ class ProgressiveGrowing(Technique):
     The network keeps its size: unlike in the source no layers are added, since the generator's layers are convolutions over
     time that take all bands at once. `technique=grow_layers` adds layers, and goes with this one.
 
-    When to use: when a GAN on mels does not get started, or exchanges harmonies from the first steps on.
+    When to use: when a GAN on mels does not get started. With the defaults, whose generators start from an affine map of each
+    band, it does harm (docs/results/style_transfer.md).
 
     Args:
         coarsest: side of the first blocks, a power of 2, at least 2.
