@@ -209,6 +209,7 @@ def test_options_that_any_run_may_have_are_taken_over() -> None:
         ("model", "grid"), ("model.dim", 32), ("data.root", "/home/me/songs"), ("technique", ["ema", "swa"]),
         ("technique.switch_optimizer.to", sgd), ("task.loss_weights", {"generator/rhythm": 1}), ("sampling", None),
         ("logger.wandb.project", "mine"), ("trainer.max_steps", 3), ("technique.distillation.teacher", "/home/me/x.ckpt"),
+        ("stage.order", ["folk", ["rock", "jazz"]]), ("stage.folders", ["/home/me/folk", "/home/me/rock"]),
     ):  # fmt: skip
         assert may_use_option(key, value), key
     jsb = {"_target_": "etude.data.scores.corpora.Jsb", "root": "x.json"}
@@ -217,7 +218,7 @@ def test_options_that_any_run_may_have_are_taken_over() -> None:
     for key, value in (
         ("logger.wandb.log_model", True), ("logger.csv.name", "../x"), ("trainer.profiler", "simple"),
         ("data.corpus.download", True), ("data.corpus", jsb | {"download": True}),
-        ("trainer.strategy", deepspeed), ("trainer.strategy.config", "/x"),
+        ("trainer.strategy", deepspeed), ("trainer.strategy.config", "/x"), ("stage.phases", [{"options": ["outputs=/x"]}]),
     ):  # fmt: skip
         assert not may_use_option(key, value), key
     with pytest.raises(ValueError, match="no constructor is allowed there"):

@@ -264,8 +264,8 @@ def _writes(place: tuple[str, ...], value: Any) -> bool:
         return len(rest) > 1 or type(value) not in (str, type(None))
     if place in (("outputs",), ("ckpt",)):
         return True
-    if first == "stage" and rest:
-        return type(value) in (dict, list)
+    if first == "stage" and rest:  # phases hold options of their own; order and folders name what is read
+        return type(value) in (dict, list) and rest not in (("order",), ("folders",))
     if first == "logger" and rest:
         values = value if type(value) is list else [value]
         simple = all(not isinstance(v, str) or (not set(v) & set("/\\") and v not in ("..", ".")) for v in values)
