@@ -45,7 +45,7 @@ REGIONS = [
 def all_others(args: argparse.Namespace) -> None:
     """Appends a row for each split: the accuracy where all other tunes of the five families of an episode are known."""
     with tempfile.TemporaryDirectory() as folder:
-        cfg = composed(["task=few_shot", "algorithm=alignment", *MODEL, *args.options], Path(folder))
+        cfg = composed(["task=few_shot", *args.options], Path(folder))
         data = prepare_data(cfg.data, instantiate(cfg.tokenizer), Path(folder))
         task = build_task(cfg, **data.parts).eval()
         for split in args.splits:
