@@ -37,6 +37,7 @@ EPISODES = {  # of training; those of inner loops need the ways of the test
     "fomaml": ["data.batch_size=1"],
     "reptile": ["data.batch_size=1"],
 }
+ADAPTING = ("maml", "fomaml", "reptile")
 REGIONS = [
     "+data.corpus._target_=etude.data.scores.essen.UnseenRegions", "+data.targets=[region]", "+data.ways=2",
 ]  # fmt: skip  # of the data that the encoder is asked about
@@ -107,7 +108,8 @@ def main() -> None:
                 asked += [("test", "regions", REGIONS)] if args.regions else []
                 for split, data, options in asked:
                     at = Path(folder) / f"{data}_{split}"
-                    few = [f"task.tuned_episodes={args.tuned}", f"task.adapted_episodes={args.adapted}", f"task.split={split}"]
+                    few = [f"task.tuned_episodes={args.tuned}", f"task.split={split}"]
+                    few += [f"task.adapted_episodes={args.adapted}"] if name in ADAPTING else []
                     call(
                         "evaluate.py", f"ckpt={run}", "task=few_shot", f"outputs={folder}", f"hydra.run.dir={at}", *few, *options
                     )

@@ -224,9 +224,9 @@ def test_a_long_piece_is_compared_by_its_beginning_in_whatever_order_its_parts_c
 def test_evaluation_shows_floors_beside_the_algorithm(tmp_path: Path, songs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for algorithm in ("prototypical", "alignment", "fomaml"):
         model, data = task(songs, algorithm)
-        rows = score_few_shot(
-            task=model, datamodule=data, folder=tmp_path, ways=3, shots=[1, 3], episodes=8, adapted_episodes=2, tuned_episodes=2
-        )
+        options: dict[str, Any] = {"ways": 3, "shots": [1, 3], "episodes": 8, "tuned_episodes": 2}
+        adapted = {"adapted_episodes": 2} if algorithm == "fomaml" else {}
+        rows = score_few_shot(task=model, datamodule=data, folder=tmp_path, **options, **adapted)
         own = [algorithm] if algorithm == "fomaml" else [f"{algorithm}, untrained", algorithm]
         methods = [
             "chance", "n-grams, nearest centroid", "random encoder, nearest centroid", "this encoder, nearest centroid",
@@ -236,6 +236,9 @@ def test_evaluation_shows_floors_beside_the_algorithm(tmp_path: Path, songs: Pat
     assert (tmp_path / "few_shot.csv").is_file() and "3 ways, 3 shots" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"the test split has 3 classes of genre .* and an episode takes 5"):
         score_few_shot(task=model, datamodule=data, folder=tmp_path, episodes=2)
+    model, data = task(songs, "alignment")
+    with pytest.raises(ValueError, match=r"task\.adapted_episodes=5 does nothing: alignment adapts no network .* leave it out"):
+        score_few_shot(task=model, datamodule=data, folder=tmp_path, ways=3, adapted_episodes=5)
     with pytest.raises(ValueError, match=r"task\.split=train is not held out; choose val or test"):
         score_few_shot(task=model, datamodule=data, folder=tmp_path, split="train")
 

@@ -22,6 +22,7 @@ from etude.tokens.grammar import BOS
 from etude.wording import counted
 
 Row = dict[str, Any]
+ADAPTED = 60  # episodes to which a network is adapted, where no number is given
 COLUMNS = ("split", "ways", "shots", "method", "episodes", "accuracy", "interval")
 TUNING = {"steps": 10, "lr": 1e-3}  # of fine-tuning: Adam on all weights and a new head
 
@@ -50,7 +51,7 @@ class Episode:
 
 def score_few_shot(
     *, task: Any, datamodule: Any, folder: Path, split: str = "test", ways: int = 5, shots: Sequence[int] = (1, 5),
-    queries: int = 1, episodes: int = 600, adapted_episodes: int = 60, tuned_episodes: int = 20, seed: int = 0,
+    queries: int = 1, episodes: int = 600, adapted_episodes: int | None = None, tuned_episodes: int = 20, seed: int = 0,
 ) -> list[Row]:  # fmt: skip
     """Measures a few-shot task on classes that it has never seen: writes few_shot.csv and report.html, and prints the table.
 
@@ -61,7 +62,8 @@ def score_few_shot(
         split: val or test.
         ways, shots, queries: of the episodes; queries: of each class.
         episodes: of methods that read each piece once.
-        adapted_episodes: of maml, fomaml and reptile, which adapt a network to each episode; the first of the `episodes`.
+        adapted_episodes: of maml, fomaml and reptile, which adapt a network to each of the first `episodes`; None for 60, and for
+            other algorithms.
         tuned_episodes: of fine-tuning a whole network on the shots, from random weights and from this encoder's; 0 for none.
         seed: of the episodes and of the random encoder.
 
@@ -73,18 +75,22 @@ def score_few_shot(
         raise ValueError(f"task.split={split} is not held out; choose val or test")
     for name, value, low in (
         ("ways", ways, 2), ("shots", min(shots, default=0), 1), ("queries", queries, 1), ("episodes", episodes, 1),
-        ("adapted_episodes", adapted_episodes, 1), ("tuned_episodes", tuned_episodes, 0),
+        ("adapted_episodes", 1 if adapted_episodes is None else adapted_episodes, 1), ("tuned_episodes", tuned_episodes, 0),
     ):  # fmt: skip
         if value < low:
             given = list(shots) if name == "shots" else value
             raise ValueError(f"task.{name}={given} must be at least {low}")
+    own = type(task.algorithm).__name__.lower()
+    if task.compares_vectors and adapted_episodes is not None:
+        raise ValueError(
+            f"task.adapted_episodes={adapted_episodes} does nothing: {own} adapts no network to episodes; leave it out"
+        )
     random: Any = untrained(task, seed)
     spaces = {
         "n-grams, nearest centroid": _ngrams(datamodule, split),
         "random encoder, nearest centroid": piece_vectors(random, datamodule.evaluation_loader(split)),
         "this encoder, nearest centroid": piece_vectors(task, datamodule.evaluation_loader(split)),
     }
-    own = type(task.algorithm).__name__.lower()
     compared = {}
     if task.compares_vectors:
         for title, one in ((f"{own}, untrained", random), (own, task)):
@@ -110,7 +116,7 @@ def score_few_shot(
                 )
             )
         if not compared:
-            shown = progress(drawn[:adapted_episodes], f"{counted(count, 'shot')}, {own}")
+            shown = progress(drawn[: adapted_episodes or ADAPTED], f"{counted(count, 'shot')}, {own}")
             adapted = [_adapted_accuracy(task, datamodule, planner, one) for one in shown]
             rows.append(_row(about, own, adapted))
         for name, encoder in (("fine-tuned from scratch", random), ("fine-tuned from this encoder", task)):
