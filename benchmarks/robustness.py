@@ -89,9 +89,10 @@ def fit(bed: str, options: list[str], folder: Path, steps: int, start: Path | No
         enable_model_summary=False, limit_val_batches=0, callbacks=list(techniques),
     )  # fmt: skip
     begin = time.process_time()
-    trainer.fit(task, datamodule=datamodule)
+    if steps:  # without, `start` is measured as it is
+        trainer.fit(task, datamodule=datamodule)
+        trainer.save_checkpoint(folder / "last.ckpt")
     seconds = time.process_time() - begin
-    trainer.save_checkpoint(folder / "last.ckpt")
     return task.eval(), datamodule, seconds
 
 
