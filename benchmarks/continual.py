@@ -26,8 +26,10 @@ from peer import context
 from training import ROOT, composed
 
 from etude.core.technique import Composition
+from etude.data.scores.module import MusicDataModule
 from etude.metrics.sets.forgetting import transfer
 from etude.run import parts as run
+from etude.run.heads import set_targets
 from etude.run.quiet import quiet_lightning
 from etude.techniques.continual.forgetting import START, Forgetting
 
@@ -37,9 +39,10 @@ ROWS = ROOT / "docs" / "results" / "rows" / "continual.jsonl"
 def fit(options: list[str], folder: Path, bed: Bed) -> dict[str, Any]:
     """Trains as train.py does; returns the forgetting matrix and what the run took."""
     cfg = composed(options, folder)
+    set_targets(cfg, [])
     cfg.trainer.limit_val_batches = 0
     pl.seed_everything(cfg.seed, verbose=False)
-    datamodule = run.prepare_data(cfg.data, run.instantiate(cfg.tokenizer), folder)
+    datamodule = run.prepare_data(cfg.data, run.instantiate(cfg.tokenizer) if cfg.get("tokenizer") else None, folder)
     task = run.build_task(cfg, **datamodule.parts)
     task.recipe = OmegaConf.to_container(cfg, resolve=True)
     techniques = Composition(run.build_technique(node) for node in (cfg.get("technique") or {}).values()).techniques
@@ -53,12 +56,13 @@ def fit(options: list[str], folder: Path, bed: Bed) -> dict[str, Any]:
     (measured,) = (technique for technique in techniques if isinstance(technique, Forgetting))
     rows = [row for row in measured.rows if row["after"] == START or row["ends"] is not None]
     groups = list(measured.groups)
-    kept = [groups.index(name) for name in names_of(bed)]  # joint training is measured on what the phases have, too
+    kept = [groups.index(name) for name in names_of(bed) or groups]  # joint training is measured on what the phases have, too
     shown = {name: [[row["values"][name][place] for place in kept] for row in rows] for name in bed.measures}
     matrix, better = shown[bed.measures[0]], bed.measures[0].endswith("accuracy")
     figures = transfer(matrix[1:], matrix[0], higher_is_better=better) if len(rows) == 1 + len(kept) else {}
-    pieces = datamodule.num_training_pieces if bed.needs_scores else len(datamodule.manifest("train"))
-    tokens = {"tokens": int(datamodule.view("train").num_tokens)} if bed.needs_scores else {}
+    of_scores = isinstance(datamodule, MusicDataModule)
+    pieces = datamodule.num_training_pieces if of_scores else len(datamodule.manifest("train"))
+    tokens = {"tokens": int(datamodule.view("train").num_tokens)} if of_scores else {}
     return {
         "genres": [groups[place] for place in kept], "after": [row["after"] for row in rows], **shown, **figures,
         "final": sum(matrix[-1]) / len(kept), "pieces": pieces, **tokens,
@@ -68,9 +72,9 @@ def fit(options: list[str], folder: Path, bed: Bed) -> dict[str, Any]:
 
 
 def names_of(bed: Bed) -> list[str]:
-    """Returns the names of the bed's phases."""
+    """Returns the names of the bed's phases; [] if there is one for each value of its column."""
     order: Any = OmegaConf.to_container(OmegaConf.create(f"order: {bed.order}"))
-    return ["+".join(each) if isinstance(each, list) else each for each in order["order"]]
+    return ["+".join(each) if isinstance(each, list) else each for each in order["order"] or []]
 
 
 def done(rows: Path) -> set[tuple[str, str, str, int, str]]:
@@ -100,7 +104,10 @@ def main() -> None:
             if not any(fnmatch.fnmatch(name, pattern) for pattern in args.only):
                 continue
             run_options = [f"max_steps={args.steps or bed.steps}", f"technique.forgetting.split={args.split}", *args.options]
-            mine = [*bed.options, *options, *run_options]
+            column = [] if bed.column == "genre" else [f"technique.forgetting.column={bed.column}"]
+            if column and "stage=genres" in options:
+                column = [f"stage.column={bed.column}"]
+            mine = [*bed.options, *options, *column, *run_options]
             shown = " ".join(mine)
             if (args.task, name, args.split, seed, shown) in done(args.rows):
                 continue
