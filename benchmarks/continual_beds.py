@@ -88,15 +88,15 @@ def classifier_domain() -> Bed:
     own = ["task=classifier", "data=dances", "heads=[dance]", "data.max_len=256", "data.batch_size=4", "data.transpose=null"]
     own += [*SMALL, "optimizer=adamw", "optimizer.lr=0.001", "scheduler=cosine"]
     measures = ("dance_accuracy", "dance_nll")
-    return Bed(own, "null", measures, cases("null", ewc=1000), steps=400, needs_scores=False, column="source")
+    return Bed(own, "null", measures, cases("null", ewc=1000), steps=240, needs_scores=False, column="source")
 
 
 def style_transfer() -> Bed:
     """A pair of styles after another: one generator for all directions, which is told the styles."""
     order = "[[folk,rock],[folk,jazz]]"
     own = ["task=style_transfer", "task.shared=true", "model.dim=64", "discriminator.channels=64", "data.batch_size=4",
-           "optimizer.lr=0.001"]  # fmt: skip
-    return Bed(own, order, ("l1", "frechet"), cases(order, ewc=1000), steps=600, needs_scores=False)
+           "optimizer.lr=0.0005"]  # fmt: skip
+    return Bed(own, order, ("frechet", "l1"), cases(order, ewc=1000), steps=600, needs_scores=False)
 
 
 BEDS = {
