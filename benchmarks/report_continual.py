@@ -39,22 +39,22 @@ class Section:
 SECTIONS = {
     "classifier": Section(
         "A classifier, class after class",
-        """A classifier of {parameters:,} parameters tells the genre of a score. Each of its {phases} phases has the pieces of one genre
-alone ({genres}; {steps} steps in all, {pieces} pieces), so that in a phase one answer is always right.""",
+        """A classifier of {parameters:,} parameters tells the genre of a score. Each of its {phases} phases has the pieces of one
+genre alone ({genres}; {steps} steps in all, {pieces} pieces), so that in a phase one answer is always right.""",
         "genre_accuracy", "accuracy", "genre_nll", "nats", "higher",
     ),
     "classifier_domain": Section(
         "A classifier, book after book",
-        """A classifier of {parameters:,} parameters tells six dances. The classes are the same in both phases, and the music differs:
-{genres} ({steps} steps in all, {pieces} tunes).""",
+        """A classifier of {parameters:,} parameters tells six dances. The classes are the same in both phases, and the music
+differs: {genres} ({steps} steps in all, {pieces} tunes).""",
         "dance_accuracy", "accuracy", "dance_nll", "nats", "higher",
     ),
     "style_transfer": Section(
         "Style transfer, pair after pair",
         """One generator for all directions (`task.shared=true`; {parameters:,} parameters with the discriminator) learns {genres}
-({steps} steps in all, {pieces} pieces). Measured is the Fréchet distance of the frames of held-out songs to those of the style that
-they are translated to, and the L1 to the same song in that style. Joint training has all three styles in every batch, and is measured
-on the same pairs.""",
+({steps} steps in all, {pieces} pieces). Measured is the Fréchet distance of the frames of held-out songs to those of the style
+that they are translated to, and the L1 to the same song in that style. Joint training has all three styles in every batch, and
+is measured on the same pairs.""",
         "frechet", "Fréchet distance, bel²", "l1", "L1, nats", "lower",
     ),
 }  # fmt: skip
