@@ -77,6 +77,14 @@ def names_of(bed: Bed) -> list[str]:
     return ["+".join(each) if isinstance(each, list) else each for each in order["order"] or []]
 
 
+def options_of(bed: Bed, case: list[str], *, steps: int | None, split: str) -> list[str]:
+    """Returns the options of a run but its data's folder and its seed. case: those of a technique; steps: None for the bed's."""
+    column = []
+    if bed.column != "genre":
+        column = [f"{'stage' if 'stage=genres' in case else 'technique.forgetting'}.column={bed.column}"]
+    return [*bed.options, *case, *column, f"max_steps={steps or bed.steps}", f"technique.forgetting.split={split}"]
+
+
 def done(rows: Path) -> set[tuple[str, str, str, int, str]]:
     """Returns task, name, split, seed and options of the rows that are already in the file."""
     found = map(json.loads, rows.read_text().splitlines()) if rows.is_file() else ()
@@ -103,11 +111,7 @@ def main() -> None:
         for name, options in bed.cases.items():
             if not any(fnmatch.fnmatch(name, pattern) for pattern in args.only):
                 continue
-            run_options = [f"max_steps={args.steps or bed.steps}", f"technique.forgetting.split={args.split}", *args.options]
-            column = [] if bed.column == "genre" else [f"technique.forgetting.column={bed.column}"]
-            if column and "stage=genres" in options:
-                column = [f"stage.column={bed.column}"]
-            mine = [*bed.options, *options, *column, *run_options]
+            mine = [*options_of(bed, options, steps=args.steps, split=args.split), *args.options]
             shown = " ".join(mine)
             if (args.task, name, args.split, seed, shown) in done(args.rows):
                 continue
