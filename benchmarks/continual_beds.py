@@ -94,9 +94,9 @@ def classifier_domain() -> Bed:
 def style_transfer() -> Bed:
     """A pair of styles after another: one generator for all directions, which is told the styles."""
     order = "[[folk,rock],[folk,jazz]]"
-    own = ["task=style_transfer", "task.shared=true", "model.dim=64", "discriminator.channels=64", "data.batch_size=4",
-           "optimizer.lr=0.0005"]  # fmt: skip
-    return Bed(own, order, ("frechet", "l1"), cases(order, ewc=1000), steps=600, needs_scores=False)
+    own = ["task=style_transfer", "task.shared=true", "model.dim=32", "discriminator.channels=32", "data.batch_size=2"]
+    own += ["optimizer.lr=0.001"]
+    return Bed(own, order, ("frechet", "l1"), cases(order, ewc=1000), steps=800, needs_scores=False)
 
 
 BEDS = {
