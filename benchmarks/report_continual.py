@@ -113,6 +113,19 @@ def task_of(row: Row) -> str:
     return str(row.get("task", "language_model"))
 
 
+def tried_options(row: Row) -> str:
+    """Returns the options of a row that choices were about; of one that is given twice, the last."""
+    last = dict(each.split("=", 1) for each in row["options"].split())
+    keys = ("technique.", "optimizer.lr", "model.dim", "max_steps")
+    return " ".join(f"{key}={value}" for key, value in last.items() if key.startswith(keys) and value != "val")
+
+
+def first_measure(row: Row) -> float:
+    """Returns the mean over phases, in the end, of the measure that a task's table shows first."""
+    about = SECTIONS.get(task_of(row))
+    return float(row["final"]) if about is None else statistics.mean(row[about.measure][-1])
+
+
 def section(task: str, found: list[Row]) -> str:
     """Returns what the page says about a task other than language_model."""
     about, groups, one = SECTIONS[task], grouped(found), found[0]
@@ -204,11 +217,10 @@ def continual() -> str:
         if (own := [row for row in measured if row["split"] == "test" and task_of(row) == task])
     ]
     tried = [row for row in measured if row["split"] == "val"]
-    options = [
-        " ".join(each for each in row["options"].split() if each.startswith(("technique.", "optimizer.lr"))) for row in tried
+    choices = [
+        [task_of(row), row["name"], f"`{tried_options(row)}`", str(row["seed"]), f"{first_measure(row):.3f}"] for row in tried
     ]
-    choices = [[task_of(row), row["name"], f"`{own}`", f"{row['final']:.3f}"] for row, own in zip(tried, options, strict=True)]
-    chosen = table(["tried on val", "technique", "options", "val, first measure"], choices)
+    chosen = table(["tried on val", "technique", "options", "seed", "val, first measure"], choices)
     seeds = " ".join(sorted({str(row["seed"]) for row in found}))
     text = f"""# Learning one genre after the other
 
