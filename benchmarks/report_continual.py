@@ -151,6 +151,8 @@ def section(task: str, found: list[Row]) -> str:
     def final(row: Row, measure: str) -> float:
         return statistics.mean(row[measure][-1])
 
+    ends = [statistics.mean(final(row, about.measure) for row in groups[end]) for end in ENDS if end in groups]
+    bounded = len(ends) == 2 and (ends[1] > ends[0]) == (about.better == "higher")  # else there is no gap to be a share of
     lines = []
     for name, own in groups.items():
         transfers = [[row[key] for row in own if key in row] for key in ("backward_transfer", "forward_transfer")]
@@ -160,7 +162,8 @@ def section(task: str, found: list[Row]) -> str:
             else TOLD.get(name, "")
         )
         lines.append(
-            [name, keeps, spread([final(row, about.measure) for row in own]), share_of_gap(name, groups),
+            [name, keeps, spread([final(row, about.measure) for row in own]),
+             share_of_gap(name, groups) if bounded else "",
              spread([final(row, about.second) for row in own]), *(spread(values) if values else "" for values in transfers),
              f"{statistics.mean(row['cpu_s'] for row in own):.0f}", str(len(own))]
         )  # fmt: skip
