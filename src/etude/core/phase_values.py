@@ -65,8 +65,8 @@ class PhaseOfEach:
         groups = self._groups(there, who, together)
         if len(groups) < 2 and together > 1:
             raise ValueError(
-                f"{who}: a phase needs at least {together} styles, and {', '.join(map(str, there))} make one phase only; give more "
-                "styles, such as styles=[folk,rock,jazz] with stage.order=[[folk,rock],[folk,jazz]]"
+                f"{who}: a phase needs at least {together} styles, and {', '.join(map(str, there))} make one phase only; give "
+                "more styles, such as styles=[folk,rock,jazz] with stage.order=[[folk,rock],[folk,jazz]]"
             )
         if len(groups) < 2:
             raise ValueError(
