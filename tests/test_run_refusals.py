@@ -24,6 +24,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["data=chorales", "tokenizer.bar_tokens=true"], "bar_tokens=false"),
         (["data=chorales", "model.dim=32"], "model.dim=64"),
         (["data=chorales", "technique=[]", "+technique.ema.decay=0.5"], "technique=[ema"),
+        (["data=chorales", "technique.ema=null"], "write ~technique.ema"),
     ],
 )
 def test_parts_that_do_not_fit_are_told(

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
@@ -175,8 +176,23 @@ class PairsData(pl.LightningDataModule):
 
 
 class MelsData(PairsData):
+    """Mels of three styles, of which those of some can be measured alone; see `etude.core.phase_protocols.HoldsOut`."""
+
     dataset = Mels
     collate = staticmethod(as_styles)
+    styles = ("folk", "rock", "jazz")
+    paired = False
+
+    def may_leave_styles_out(self, name: str) -> None:
+        """Does nothing: training batches hold every style."""
+
+    def held_out(self, split: str) -> dict[str, np.ndarray]:
+        return {"genre": np.repeat(self.styles, 8)}
+
+    def loader_of(self, split: str, chosen: np.ndarray) -> list[dict[str, Tensor]]:
+        present = np.flatnonzero(chosen.reshape(len(self.styles), 8).any(1)).tolist()
+        style_sb = torch.tensor(present)[:, None].repeat(1, 4)
+        return [{"mel": batch["mel"][present], "style": style_sb} for batch in self.val_dataloader()]
 
 
 class PlayedData(PairsData):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
@@ -84,6 +84,18 @@ class Measurable(pl.LightningModule):
             self.log(f"val/{name}", mean, prog_bar=True, batch_size=1)
 
 
+@runtime_checkable
+class MeasuresSets(Protocol):
+    """A task some of whose measures of a set are not means over its batches, such as a distance between distributions."""
+
+    def measure_set(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """Returns each measure over all batches, which are on the task's device, by name; without those that mean nothing here.
+
+        Called without gradients and in evaluation mode.
+        """
+        ...
+
+
 Condition = Callable[[Any, Batch], Batch]
 
 
@@ -119,7 +131,7 @@ def measured_batches(
     task.train(False)
     try:
         for batch in batches:
-            batch = {name: value.to(task.device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+            batch = _on_device(batch, task.device)
             if condition is not None:
                 with torch.inference_mode(False), torch.enable_grad():
                     batch = condition(task, batch)
@@ -129,6 +141,32 @@ def measured_batches(
             yield batch, found
     finally:
         task.train(was_training)
+
+
+def measured_set(task: Measures, batches: Iterable[Batch]) -> tuple[dict[str, float], dict[str, float]]:
+    """Returns each measure over all batches by name, and the number of values it is a mean of, 0 where it is none.
+
+    A mean is weighted by `Measured.count`, in double precision, and not a number where nothing was counted.
+    """
+    if isinstance(task, MeasuresSets):
+        was_training = task.training
+        task.train(False)
+        try:
+            with torch.inference_mode(), torch.no_grad():
+                return task.measure_set(_on_device(batch, task.device) for batch in batches), {}
+        finally:
+            task.train(was_training)
+    sums: dict[str, float] = {}
+    counts: dict[str, float] = {}
+    for _, found in measured_batches(task, batches):
+        for name, one in found.items():
+            sums[name] = sums.get(name, 0.0) + float(one.mean) * float(one.count)
+            counts[name] = counts.get(name, 0.0) + float(one.count)
+    return {name: sums[name] / counts[name] if counts[name] else float("nan") for name in sums}, counts
+
+
+def _on_device(batch: Batch, device: torch.device) -> Batch:
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
 def measure_all(task: Measures, batches: Iterable[Batch], *, condition: Condition | None = None) -> dict[str, float]:

@@ -195,5 +195,5 @@ def _check_styles(phase: PhaseLike, genres: np.ndarray, styles: Sequence[str], t
     if len(left) < min(least, len(styles)):
         raise ValueError(
             f"data of {phase.name} leaves pieces of {', '.join(left)} only; {type(task).__name__} needs at least {least} of the "
-            f"styles {', '.join(styles)} in every phase"
+            f"styles {', '.join(styles)} in every phase, such as [{', '.join(styles[:least])}]"
         )

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytorch_lightning as pl
 
-from etude.core.phase_draws import ChoosesPieces, data_of
+from etude.core.phase_draws import ChoosesPieces, MayDropStyles, data_of
 from etude.core.phases import Phase
 
 OF_PHASE = frozenset(each.name for each in fields(Phase)) - {"name", "data", "modules", "max_steps"}
@@ -18,8 +18,9 @@ OF_PHASE = frozenset(each.name for each in fields(Phase)) - {"name", "data", "mo
 class PhaseOfEach:
     """Which phases there are: one for each value of `column`.
 
-    column: of the data's table of training pieces. order: the values in order, or lists of values for phases of several; None for
-    all values, sorted. folders: folders whose names are the values, in this order. max_steps: of each phase; None to share the
+    column: of the data's table of training pieces; pieces without a value are in no phase. order: the values in order, or lists
+    of values for phases of several; None for all values, sorted; for a task that translates between styles, the first style with
+    each of the others. folders: folders whose names are the values, in this order. max_steps: of each phase; None to share the
     run equally. options: the other options of every phase.
     """
 
@@ -57,8 +58,16 @@ class PhaseOfEach:
         if self.column not in columns:
             raise ValueError(f"{who}: there is no column {self.column!r}; the columns are {', '.join(sorted(columns))}")
         usable = columns["tokens"] > 0 if "tokens" in columns else np.ones(len(columns[self.column]), bool)
-        there = sorted({_plain(value) for value in columns[self.column][usable]}, key=str)
-        groups = self._groups(there, who)
+        there = values_of(columns[self.column][usable])
+        together = styles_together(data, task, self.column)
+        if together > 1:
+            there = [style for style in cast(MayDropStyles, data).styles if style in there]
+        groups = self._groups(there, who, together)
+        if len(groups) < 2 and together > 1:
+            raise ValueError(
+                f"{who}: a phase needs at least {together} styles, and {', '.join(map(str, there))} make one phase only; give "
+                "more styles, such as styles=[folk,rock,jazz] with stage.order=[[folk,rock],[folk,jazz]]"
+            )
         if len(groups) < 2:
             raise ValueError(
                 f"{who}: the training pieces have one {self.column} only, {', '.join(map(str, there))}; give at least two, "
@@ -79,9 +88,12 @@ class PhaseOfEach:
             for number, each in enumerate(named)
         ]
 
-    def _groups(self, there: list[Any], who: str) -> list[list[Any]]:
+    def _groups(self, there: list[Any], who: str, together: int) -> list[list[Any]]:
         """Returns the values of each phase."""
-        order: Sequence[Any] = there if self.order is None else self.order
+        order: Sequence[Any] = self.order or []
+        if self.order is None:
+            first = there[: together - 1]
+            order = [[*first, other] for other in there[together - 1 :]]
         if self.folders is not None and self.order is None:
             order = [Path(folder).expanduser().resolve().name for folder in self.folders]
         groups = [list(each) if isinstance(each, list | tuple) else [each] for each in order]
@@ -97,5 +109,17 @@ class PhaseOfEach:
         return groups
 
 
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+def values_of(column: np.ndarray) -> list[Any]:
+    """Returns the different values of a column, sorted, without None, "" and what is not a number."""
+    plain = {value.item() if isinstance(value, np.generic) else value for value in column}
+    return sorted((value for value in plain if value is not None and value != "" and value == value), key=str)
+
+
+def styles_together(data: Any, task: Any, column: str) -> int:
+    """Returns how many values of a column a phase needs at least: if they are styles, those that the task needs at once, else 1.
+
+    A task that needs all styles needs as many as there are.
+    """
+    if not isinstance(data, MayDropStyles) or column != "genre":
+        return 1
+    return min(task.min_styles or len(data.styles), len(data.styles))

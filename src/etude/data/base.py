@@ -108,6 +108,11 @@ class CorpusDataModule(pl.LightningDataModule):
         """Returns the class of each piece of a split for each of `targets`, int64 [n]; `NO_LABEL` if it has none."""
         return self._label_table().numbers(split) if self.targets else {}
 
+    def with_labels(self, split: str, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns the columns of the pieces of a split with those of `targets` that they lack, such as those of `labels_file`."""
+        missing = [name for name in self.targets if name not in columns]
+        return columns | {name: np.array(self.labels(split, name), object) for name in missing}
+
     @property
     def label_parts(self) -> dict[str, dict[str, tuple[str, ...]]]:
         """Arguments for a task that learns labels: {"labels": names of the classes of each of `targets`}."""

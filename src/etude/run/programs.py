@@ -143,6 +143,8 @@ def _run(
     sampling = instantiate(cfg.sampling) if cfg.get("sampling") else None  # `~sampling` on the command line removes it
     if sampling is not None and isinstance(sampling.func, ChecksOptions):
         sampling.func.check(sampling.keywords)  # now rather than after hours of training
+    if empty := [name for name, node in (cfg.get("technique") or {}).items() if node is None]:
+        raise ValueError(f"technique.{empty[0]} is null; to leave the technique out, write ~technique.{empty[0]}")
     for name in [name for name, node in (cfg.get("technique") or {}).items() if "_target_" not in node]:
         if any(recipes.key(option).startswith(f"technique.{name}") for option in overrides):
             raise ValueError(f"technique.{name} is set, but the technique is not chosen; add it: technique=[{name},...]")

@@ -3,7 +3,7 @@
 Shapes: s styles, b pieces of each, m mel bands, f frames.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from etude.core.task import Task
 from etude.metrics.audio.mel_distances import frechet_distance
 
 Direction = tuple[int, int]  # indices of source and target style
+Kept = dict[Direction, tuple[list[Tensor], list[Tensor]]]  # for each direction the translated mels and the real ones
 
 
 class StyleTask(Task):
@@ -26,7 +27,7 @@ class StyleTask(Task):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._validated: dict[Direction, tuple[list[Tensor], list[Tensor]]] = {}
+        self._validated: Kept = {}
 
     def weights_from(self, saved: Mapping[str, Any], path: Path) -> Mapping[str, Tensor]:
         if len(theirs := saved["etude"].get("styles", ())) != len(self.styles):
@@ -36,7 +37,10 @@ class StyleTask(Task):
         return super().weights_from(saved, path)
 
     def restyled(self, batch: Batch) -> dict[Direction, tuple[Tensor, Tensor]]:
-        """Returns for each direction the translated mels and the real mels of its target style, natural-log [b, m, f]."""
+        """Returns for each direction the translated mels and the real mels of its target style, natural-log [b, m, f].
+
+        A batch may lack styles; then its entry `style` says which it has, and there are the directions between these.
+        """
         raise TypeError(f"{type(self).__name__} must define restyled(batch)")
 
     def measures(self) -> tuple[Measure, ...]:
@@ -65,23 +69,42 @@ class StyleTask(Task):
         """Returns the batch with these mels instead of its own, in both of their uses."""
         return {**batch, "mel": inputs["mel"]}
 
+    def measure_set(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """Returns the Fréchet distance of all batches together and, if every style has the same held-out songs, the L1.
+
+        Batches of some styles are measured in the directions between these.
+        """
+        kept: Kept = {}
+        for batch in batches:
+            _keep(kept, self.restyled(batch))
+        return self._measured(kept)
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        for direction, (fake_bmf, real_bmf) in self.restyled(batch).items():
-            fakes, reals = self._validated.setdefault(direction, ([], []))
-            fakes.append(fake_bmf.cpu())
-            reals.append(real_bmf.cpu())
+        _keep(self._validated, self.restyled(batch))
 
     def on_validation_epoch_end(self) -> None:
         """Logs val/frechet (bel^2) and, if every style has the same held-out songs, val/l1 (nats)."""
-        found = {direction: (torch.cat(fakes), torch.cat(reals)) for direction, (fakes, reals) in self._validated.items()}
-        self._validated.clear()
-        if not found:
-            return
-        frechet, l1 = _compare(found)
-        self.log("val/frechet", frechet, prog_bar=True, sync_dist=True)
+        kept, self._validated = self._validated, {}
+        for name, value in (self._measured(kept) if kept else {}).items():
+            self.log(f"val/{name}", value, prog_bar=True, sync_dist=True)
+
+    def _measured(self, kept: Kept) -> dict[str, float]:
+        frechet, l1 = _compare({direction: (torch.cat(fakes), torch.cat(reals)) for direction, (fakes, reals) in kept.items()})
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if isinstance(data, Paired) and data.paired:
-            self.log("val/l1", l1, prog_bar=True, sync_dist=True)
+        return {"frechet": frechet, "l1": l1} if isinstance(data, Paired) and data.paired else {"frechet": frechet}
+
+
+def rows_of_styles(batch: Batch, styles: Sequence[str]) -> dict[int, int]:
+    """Returns where each style is in the first dimension of a batch, by its index; styles that the batch lacks are missing."""
+    present = batch["style"][:, 0].tolist() if "style" in batch else range(len(styles))
+    return {style: row for row, style in enumerate(present)}
+
+
+def _keep(kept: Kept, found: Mapping[Direction, tuple[Tensor, Tensor]]) -> None:
+    for direction, (fake_bmf, real_bmf) in found.items():
+        fakes, reals = kept.setdefault(direction, ([], []))
+        fakes.append(fake_bmf.cpu())
+        reals.append(real_bmf.cpu())
 
 
 def _compare(found: Mapping[Direction, tuple[Tensor, Tensor]]) -> tuple[float, float]:

@@ -30,7 +30,7 @@ from etude.losses.style_terms import D, G, check_options, full_weights
 from etude.models.mel.generator import StyleEncoder
 from etude.models.mel.image_pool import ImagePool
 from etude.models.mel.style_bands import FADE_FRAMES, BandStatistics, repeat_style
-from etude.tasks.style_measures import StyleTask
+from etude.tasks.style_measures import StyleTask, rows_of_styles
 
 HEADROOM = 2.0  # nats by which a generated mel may exceed the contract's ceiling; full-scale audio hardly reaches the ceiling
 NUM_POSITIONS = 64  # frames of a piece that patch_nce compares
@@ -356,11 +356,11 @@ class StyleTransfer(StyleTask):
 
     def restyled(self, batch: Batch) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
         mel_sbmf = self.contract.denormalise(batch["mel"])
-        found = {}
-        for s, t in self.pairs:
+        rows, found = rows_of_styles(batch, self.styles), {}
+        for s, t in (pair for pair in self.pairs if rows.keys() >= set(pair)):
             source_b, target_b = (repeat_style(i, mel_sbmf.shape[1], self.device) for i in (s, t))
             vectors = self._style_vectors(source_b, target_b)
-            found[s, t] = self._translated(mel_sbmf[s], source_b, target_b, vectors), mel_sbmf[t]
+            found[s, t] = self._translated(mel_sbmf[rows[s]], source_b, target_b, vectors), mel_sbmf[rows[t]]
         return found
 
     def features(self, batch: Batch) -> Tensor:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from etude.data.audio.batches import DrawSampler, RandomSegments, _positions, evaluation_batches, evaluation_rows
+from etude.data.audio.batches import DrawSampler, RandomSegments, _positions
+from etude.data.audio.held_out import evaluation_batches, evaluation_rows
 from etude.techniques.data.curriculum import Curriculum
 from tests.data.audio.files import CONTRACT, SEGMENT, inline, module, same, sound, write, write_styles
 

@@ -5,7 +5,7 @@ Shapes: s styles, b rows of a batch, m mel bands, f frames and n samples of a se
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,13 +18,14 @@ from etude.data.audio.build import UNIT, clip_path
 from etude.data.audio.notes import PieceNotes
 from etude.data.audio.splits import Piece
 from etude.data.randomness import uniform
+from etude.data.scores.packing import Rule
 from etude.music.roll import KINDS, PITCHES
 
 TRIES = 4  # positions that are tried until a segment is not silent
 QUIET = math.log(1e-3)  # a segment is silent if no log mel is above this
 NATS_PER_DECIBEL = math.log(10) / 20
 MAPPED = 16_384  # files that are memory-mapped at a time; Linux allows 65,530 mappings
-EvalRow = tuple[tuple[int, int], ...]  # for each style: piece, first frame
+EvalRow = tuple[tuple[int, int] | None, ...]  # for each style: piece, first frame; None if it has none in this row
 
 
 class Clips:
@@ -118,6 +119,13 @@ class _Segments(torch.utils.data.Dataset[dict[str, Tensor]]):
             arrays["samples"][style, row, : len(samples_n)] = samples_n * np.float32(10 ** (gain_db / 20) / UNIT)
             arrays["samples"][style, row, len(samples_n) :] = 0
 
+    def _batch(self, arrays: dict[str, np.ndarray], present: Sequence[int]) -> dict[str, Tensor]:
+        """Returns the batch of the styles that are present; it names them if some are missing."""
+        if len(present) == len(self.clips):
+            return self._tensors(arrays)
+        style_sb = torch.tensor(present)[:, None].repeat(1, arrays["mel"].shape[1])
+        return {**self._tensors({name: array[list(present)] for name, array in arrays.items()}), "style": style_sb}
+
     def _tensors(self, arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
         mel_sbmf = self.contract.normalise(torch.from_numpy(arrays["mel"])).transpose(2, 3).contiguous()
         batch = {
@@ -133,6 +141,24 @@ class RestrictedDraws(NamedTuple):
 
     draws: list[int]
     chances: list[np.ndarray]
+
+
+def chances_of(rules: Mapping[str, Rule], selective: Set[str], counts: Mapping[str, int], number: int) -> list[np.ndarray]:
+    """Returns for each style the probability with which each of its training pieces is admitted to batch `number`.
+
+    rules: by name, see `CorpusDataModule.admit`. selective: names of those that may leave a style out. counts: style -> pieces.
+    Raises: ValueError for a style without an admitted piece that no rule may leave out.
+    """
+    first, chances = 0, []
+    for style, count in counts.items():
+        rows = np.arange(first, first + count)
+        first += count
+        each = {name: rule(rows, number) for name, rule in rules.items()}
+        chances.append(np.prod(list(each.values()), axis=0))
+        if not chances[-1].any() and all(each[name].any() for name in selective & each.keys()):
+            names = " and ".join(sorted(rules))
+            raise ValueError(f"{names} admit no training piece of {style} to batch {number}; widen what they take")
+    return chances
 
 
 class RandomSegments(_Segments):
@@ -187,10 +213,7 @@ class RandomSegments(_Segments):
                     self._write(arrays, style, row, piece, start, gain)
                     if arrays["mel"][style, row].max() > QUIET:
                         break
-        if len(present) == len(self.clips):
-            return self._tensors(arrays)
-        style_sb = torch.tensor(present)[:, None].repeat(1, len(draws))
-        return {**self._tensors({name: array[present] for name, array in arrays.items()}), "style": style_sb}
+        return self._batch(arrays, present)
 
 
 def _positions(chance: np.ndarray, ends: np.ndarray, admitted: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -212,14 +235,18 @@ def _positions(chance: np.ndarray, ends: np.ndarray, admitted: np.ndarray | None
 
 
 class FixedSegments(_Segments):
-    """Segments at given positions: indexed with a list of `EvalRow`, it returns batches like `RandomSegments`."""
+    """Segments at given positions: indexed with a list of `EvalRow`, it returns batches like `RandomSegments`.
+
+    The same styles are missing in all rows of a batch.
+    """
 
     def __getitems__(self, rows: Sequence[EvalRow]) -> dict[str, Tensor]:
         arrays = self._empty(len(rows))
         for number, row in enumerate(rows):
-            for style, (piece, start) in enumerate(row):
-                self._write(arrays, style, number, piece, start)
-        return self._tensors(arrays)
+            for style, place in enumerate(row):
+                if place is not None:
+                    self._write(arrays, style, number, *place)
+        return self._batch(arrays, [style for style, place in enumerate(rows[0]) if place is not None])
 
 
 class DrawSampler(torch.utils.data.Sampler[Any]):
@@ -270,35 +297,3 @@ class DrawSampler(torch.utils.data.Sampler[Any]):
         """Continues from a `state_dict`, in the middle of its epoch."""
         self.first, self.drawn, self._resumed = int(state["first"]), int(state["drawn"]), True
         self.number = int(state["number"]) if "number" in state else self.first // (self.batch_size * self.world)
-
-
-def evaluation_rows(
-    clips: Sequence[Clips], *, segment: int, paired: bool, notes: Sequence[PieceNotes] | None = None
-) -> list[EvalRow]:
-    """Returns the rows of one pass over held-out audio, in whole segments; with `notes` the last one reaches beyond the end.
-
-    If paired, row i is the same position of the same song in every style, up to the end of the shortest version. Otherwise
-    the segments of each style are used in order, and styles with fewer segments are repeated.
-    """
-
-    def starts(piece: int, frames: int, style: int) -> range:
-        ends = notes is not None and notes[style].ends[piece]
-        return range(0, frames if ends else frames - segment + 1, segment)
-
-    if paired:
-        common = [min(clip.pieces[piece].frames for clip in clips) for piece in range(len(clips[0]))]
-        places = [(piece, start) for piece, frames in enumerate(common) for start in starts(piece, frames, 0)]
-        return [tuple(place for _ in clips) for place in places]
-    lists = [
-        [(number, start) for number, piece in enumerate(clip.pieces) for start in starts(number, piece.frames, style)]
-        for style, clip in enumerate(clips)
-    ]
-    if not all(lists):
-        return []
-    return [tuple(places[row % len(places)] for places in lists) for row in range(max(map(len, lists)))]
-
-
-def evaluation_batches(rows: Sequence[EvalRow], *, batch_size: int, rank: int, world: int) -> list[list[EvalRow]]:
-    """Returns the rows of one rank in batches; rows are repeated so that every rank has the same number of batches."""
-    mine = [rows[number % len(rows)] for number in range(rank, -(-len(rows) // world) * world, world)]
-    return [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]

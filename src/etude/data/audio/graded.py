@@ -200,7 +200,12 @@ class FixedGraded(GradedSegments):
 
     def __getitems__(self, rows: Sequence[EvalRow]) -> dict[str, Tensor]:
         clean, other = self.clean.__getitems__(rows), self.clean.__getitems__([self.partners[row] for row in rows])
-        keys = [[key(EVALUATION_SEED, name, *row[style]) for row in rows] for style, name in enumerate(self.names)]
+        places = [[row[style] for row in rows] for style in range(len(self.names))]
+        keys = [
+            [key(EVALUATION_SEED, name, *place) for place in own if place is not None]
+            for name, own in zip(self.names, places, strict=True)
+            if own[0] is not None
+        ]
         return self.spoilt(clean, other, keys)
 
 

@@ -16,13 +16,25 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from etude.audio.degradations import check_defects
 from etude.audio.mel import MelContract
 from etude.data.audio.bandwidth import left_out_band
-from etude.data.audio.batches import Clips, DrawSampler, FixedSegments, RandomSegments, evaluation_batches, evaluation_rows
+from etude.data.audio.batches import Clips, DrawSampler, FixedSegments, RandomSegments, chances_of
 from etude.data.audio.build import UNIT, clip_key, clips_folder, encode_all
 from etude.data.audio.checked import faulty_files
 from etude.data.audio.corpora import AudioCorpus, Failures
 from etude.data.audio.graded import FixedGraded, RandomGraded, Spoiler, onset_frames, partners_of
+from etude.data.audio.held_out import evaluation_batches, evaluation_rows
 from etude.data.audio.notes import PieceNotes, piece_notes, with_notes
-from etude.data.audio.splits import Piece, assign, is_paired, refuse_empty, same_songs, usable, whole_songs
+from etude.data.audio.splits import (
+    Piece,
+    assign,
+    chosen_styles,
+    columns_of,
+    is_paired,
+    pieces_of,
+    refuse_empty,
+    same_songs,
+    usable,
+    whole_songs,
+)  # fmt: skip
 from etude.data.audio.statistics import band_statistics, complexities
 from etude.data.base import CorpusDataModule, at_root, checked_range
 from etude.data.cache.intact import rebuilding_damage
@@ -130,7 +142,9 @@ class StyleDataModule(CorpusDataModule):
             rebuilding_damage(self._open)
 
     def _open(self) -> None:
-        styles = self._choose(self.corpus.available())
+        least = 1 if self.waveform or self.score or self.defects is not None else 2
+        where = self.corpus.root or type(self.corpus).__name__
+        styles = chosen_styles(self._wanted, self.corpus.available(), least=least, where=where)
         recordings, failures = self.corpus.recordings(styles, cache_dir=self.cache_dir, num_workers=self.prepare_workers)
         facts = encode_all(recordings, self.contract, cache_dir=self.cache_dir, num_workers=self.prepare_workers)
         seconds, tables = self.contract.hop_length / self.contract.sample_rate, dict[str, np.ndarray]()
@@ -143,7 +157,7 @@ class StyleDataModule(CorpusDataModule):
         refuse_empty(pieces, styles, self._quarantine)
         pieces, lines = self._split(pieces, styles)
         self._clips = {
-            (split, style): Clips(clips_folder(self.cache_dir, self.contract), self.contract, _of(pieces, split, style))
+            (split, style): Clips(clips_folder(self.cache_dir, self.contract), self.contract, pieces_of(pieces, split, style))
             for split in SPLITS
             for style in styles
         }
@@ -177,22 +191,6 @@ class StyleDataModule(CorpusDataModule):
         options: Any = {"last_frames": last_frames, "instruments": self._instruments}
         options["frame_seconds"] = self.contract.hop_length / self.contract.sample_rate
         self._notes = {place: piece_notes(clips.pieces, tables, **options) for place, clips in self._clips.items()}
-
-    def _choose(self, available: list[str]) -> tuple[str, ...]:
-        chosen = tuple(available if self._wanted is None else self._wanted)
-        if unknown := [style for style in chosen if style not in available]:
-            raise ValueError(f"styles={list(chosen)}: {unknown[0]!r} is not there; there are {', '.join(available) or 'none'}")
-        if len(set(chosen)) < len(chosen):
-            raise ValueError(f"styles={list(chosen)} names a style twice; name each once")
-        if len(chosen) < (1 if self.waveform or self.score or self.defects is not None else 2):
-            where = self.corpus.root or type(self.corpus).__name__ if self._wanted is None else f"styles={list(chosen)}"
-            remedy = (
-                "put the audio of each style into a subfolder of its own" if len(available) < 2 else "name more in styles=[...]"
-            )
-            raise ValueError(
-                f"{where}: at least 2 styles are needed, and here are {len(chosen)} ({', '.join(chosen) or 'none'}); {remedy}"
-            )
-        return chosen
 
     def _split(self, pieces: list[Piece], styles: Sequence[str]) -> tuple[list[Piece], list[str]]:
         if pieces[0].split:
@@ -290,14 +288,26 @@ class StyleDataModule(CorpusDataModule):
     # --- which pieces are drawn ---
 
     def pieces(self) -> dict[str, np.ndarray]:
-        """Columns of the training pieces, style after style: name, song and genre (the style), frames, and
-        `complexity_<axis>_<feature>` of `audio.complexity`, computed once and cached."""
-        own = [piece for style in self.styles for piece in self._of("train", style).pieces]
-        columns = {"name": np.array([p.name for p in own]), "song": np.array([p.song for p in own])}
-        columns |= {"genre": np.array([p.style for p in own]), "frames": np.array([p.frames for p in own])}
-        clips = [self._of("train", style) for style in self.styles]
-        cache, name = self.cache_dir / "statistics", self._digest()
-        return {**columns, **rebuilding_damage(lambda: complexities(clips, cache=cache, name=name))}
+        """The columns of the training pieces, as of `held_out`."""
+        return self.held_out("train")
+
+    def held_out(self, split: str) -> dict[str, np.ndarray]:
+        """Columns of the pieces of a split, style after style: name, song and genre (the style), frames, the labels of `targets`,
+        and `complexity_<axis>_<feature>` of `audio.complexity`, computed once and cached."""
+        clips = [self._of(split, style) for style in self.styles]
+        cache, name = self.cache_dir / "statistics", self._digest() + ("" if split == "train" else f"-{split}")
+        measured = rebuilding_damage(lambda: complexities(clips, cache=cache, name=name))
+        return self.with_labels(split, columns_of([piece for clip in clips for piece in clip.pieces]) | measured)
+
+    def loader_of(self, split: str, chosen: np.ndarray) -> StatefulDataLoader:
+        """The segments of the chosen pieces of a split once, without augmentation. chosen: bool, for each row of `held_out`.
+
+        Styles without a chosen piece are missing, as `may_leave_styles_out` says. If `paired`, a row is the same position of the
+        same song in every other style.
+
+        Raises: ValueError if no such row remains.
+        """
+        return self._evaluation(split, chosen)
 
     def may_leave_styles_out(self, name: str) -> None:
         """Allows the rule `name` to admit no piece of a style; the style is then missing in the batches.
@@ -308,16 +318,8 @@ class StyleDataModule(CorpusDataModule):
         self._selective.add(name)
 
     def _admission(self, number: int) -> list[np.ndarray]:
-        first, chances = 0, []
-        for style in self.styles:
-            rows = np.arange(first, first + self.num_pieces("train", style))
-            first += len(rows)
-            each = {name: rule(rows, number) for name, rule in self._rules.items()}
-            chances.append(np.prod(list(each.values()), axis=0))
-            if not chances[-1].any() and all(each[name].any() for name in self._selective & each.keys()):
-                names = " and ".join(sorted(self._rules))
-                raise ValueError(f"{names} admit no training piece of {style} to batch {number}; widen what they take")
-        return chances
+        counts = {style: self.num_pieces("train", style) for style in self.styles}
+        return chances_of(self._rules, self._selective, counts, number)
 
     # --- loading ---
 
@@ -357,11 +359,14 @@ class StyleDataModule(CorpusDataModule):
     def _onsets_of(self, split: str) -> list[list[np.ndarray]] | None:
         return None if self.defects is None else [self._onsets[split, style] for style in self.styles]
 
-    def _evaluation(self, split: str) -> StatefulDataLoader:
+    def _evaluation(self, split: str, chosen: np.ndarray | None = None) -> StatefulDataLoader:
         rank, world = self._place()
         clips = [self._of(split, style) for style in self.styles]
         notes = self._notes_of(split)
-        rows = evaluation_rows(clips, segment=self.segment_frames, paired=self.paired, notes=notes)
+        paired = self.paired and (chosen is None or split != "train")
+        rows = evaluation_rows(clips, segment=self.segment_frames, paired=paired, notes=notes, chosen=chosen)
+        if chosen is not None and not rows:
+            raise ValueError(f"no segment of the chosen pieces of {split} is there in every style; choose others")
         batches = evaluation_batches(rows, batch_size=self.batch_size, rank=rank, world=world)
         known: Any = {"labels": self._style_classes(split), "onsets": self._onsets_of(split), "notes": notes}
         segments = FixedSegments(clips, segment=self.segment_frames, waveform=self._with_samples, **known)
@@ -392,8 +397,3 @@ class StyleDataModule(CorpusDataModule):
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs to notice that the data changed; the loaders keep their own state."""
         return {"styles": list(self.styles), "contract": self.contract.fingerprint, "dataset": self._digest()}
-
-
-def _of(pieces: Sequence[Piece], split: str, style: str) -> list[Piece]:
-    """Returns the pieces of a split and style, sorted by song, so that paired styles have the same order."""
-    return sorted((p for p in pieces if (p.split, p.style) == (split, style)), key=lambda p: (p.song, p.name, p.start))

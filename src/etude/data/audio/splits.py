@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from etude.audio.files import CLIPPED_SHARE
 from etude.data.audio.build import clip_key
 from etude.data.audio.recordings import Recording
@@ -36,6 +38,21 @@ class Piece:
         return self.stop - self.start
 
 
+def pieces_of(pieces: Sequence[Piece], split: str, style: str) -> list[Piece]:
+    """Returns the pieces of a split and style, sorted by song, so that paired styles have the same order."""
+    return sorted((p for p in pieces if (p.split, p.style) == (split, style)), key=lambda p: (p.song, p.name, p.start))
+
+
+def columns_of(pieces: Sequence[Piece]) -> dict[str, np.ndarray]:
+    """Returns what phases and rules can choose pieces by: name, song, genre (the style) and frames of each piece."""
+    return {
+        "name": np.array([p.name for p in pieces]),
+        "song": np.array([p.song for p in pieces]),
+        "genre": np.array([p.style for p in pieces]),
+        "frames": np.array([p.frames for p in pieces]),
+    }
+
+
 def usable(
     recordings: Sequence[Recording], facts: Sequence[dict[str, Any]], *, segment: int, frame_seconds: float
 ) -> tuple[list[Piece], list[tuple[str, str, str]], list[str]]:
@@ -55,6 +72,26 @@ def usable(
             if fact["clipped"] > CLIPPED_SHARE:
                 clipping.append(f"{recording.name} ({100 * fact['clipped']:.1f} % of its samples)")
     return pieces, failures, clipping
+
+
+def chosen_styles(wanted: Sequence[str] | None, available: Sequence[str], *, least: int, where: str) -> tuple[str, ...]:
+    """Returns the styles to use: those that are wanted, or all.
+
+    where: the place of the audio, for messages.
+    Raises: ValueError for an unknown style, one that is named twice, or fewer than `least`.
+    """
+    chosen = tuple(available if wanted is None else wanted)
+    if unknown := [style for style in chosen if style not in available]:
+        raise ValueError(f"styles={list(chosen)}: {unknown[0]!r} is not there; there are {', '.join(available) or 'none'}")
+    if len(set(chosen)) < len(chosen):
+        raise ValueError(f"styles={list(chosen)} names a style twice; name each once")
+    if len(chosen) < least:
+        place = where if wanted is None else f"styles={list(chosen)}"
+        remedy = "put the audio of each style into a subfolder of its own" if len(available) < 2 else "name more in styles=[...]"
+        raise ValueError(
+            f"{place}: at least {least} styles are needed, and here are {len(chosen)} ({', '.join(chosen) or 'none'}); {remedy}"
+        )
+    return chosen
 
 
 def refuse_empty(pieces: Sequence[Piece], styles: Sequence[str], quarantine: Sequence[tuple[str, str, str]]) -> None:

@@ -257,17 +257,18 @@ class MusicDataModule(CorpusDataModule, AboutTraining):
     # --- choosing ---
 
     def pieces(self) -> dict[str, np.ndarray]:
-        """Returns the columns of `manifest("train")` except paths and hashes, with complexity_* and `tokens`.
-
-        complexity_* are measured once. `tokens` is the length in tokens, 0 for a piece that the tokenizer can't represent.
-        """
-        table, view = self.manifest("train"), self.view("train")
+        """Returns the columns of `held_out("train")` with complexity_*, which are measured once."""
+        table = self.manifest("train")
         if not any(name.startswith("complexity_") for name in table.column_names):
             table = rebuilding_damage(lambda: self._with_complexity(table))
+        return self._columns("train", table)
+
+    def _columns(self, split: str, table: pa.Table) -> dict[str, np.ndarray]:
+        view = self.view(split)
         columns = {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names if name not in IDENTITY}
         columns["tokens"] = np.zeros(len(table), np.int64)
         columns["tokens"][view.table["row"]] = view.table["length"]
-        return columns
+        return self.with_labels(split, columns)
 
     def _with_complexity(self, table: pa.Table) -> pa.Table:
         if not absent(build.complexity_folder(self.cache_dir), piece_keys(table)):  # a complete cache may be read-only
@@ -332,12 +333,11 @@ class MusicDataModule(CorpusDataModule, AboutTraining):
         return self._loader(PackedRows(documents, max_len=self.max_len, evaluation=False, labels=self.classes("train")), sampler)
 
     def held_out(self, split: str) -> dict[str, np.ndarray]:
-        """Returns the columns of `manifest(split)` with `tokens`, the length; 0 for a piece that can't be represented."""
-        table, view = self.manifest(split), self.view(split)
-        columns = {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names if name not in IDENTITY}
-        columns["tokens"] = np.zeros(len(table), np.int64)
-        columns["tokens"][view.table["row"]] = view.table["length"]
-        return columns
+        """Returns the columns of `manifest(split)` except paths and hashes, and labels of `targets` that the manifest lacks.
+
+        `tokens` is the length in tokens, 0 for a piece that the tokenizer can't represent.
+        """
+        return self._columns(split, self.manifest(split))
 
     def loader_of(self, split: str, chosen: np.ndarray) -> StatefulDataLoader:
         """The chosen pieces of a split once, without augmentation. chosen: bool, for each row of `held_out(split)`."""

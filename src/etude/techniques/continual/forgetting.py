@@ -4,15 +4,17 @@ import csv
 import io
 import logging
 from contextlib import ExitStack
+from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytorch_lightning as pl
 
-from etude.core.measuring import Measure, measured_batches
+from etude.core.measuring import Measure, measured_set
 from etude.core.phase_draws import data_of, rows_of
 from etude.core.phase_protocols import GrowsInPhases, HoldsOut, RecallsPhases
+from etude.core.phase_values import styles_together, values_of
 from etude.core.sections import check_every, ends_now
 from etude.core.task import Task
 from etude.core.technique import StepSlot, Technique
@@ -31,16 +33,17 @@ class Forgetting(Technique):
     """Writes the forgetting matrix: each measure of the task, on the held-out pieces of every phase, after every phase.
 
     The pieces of a phase are those of a split that its `data` choose; if the phases choose none, the pieces of each value of a
-    column. Of tokens the likelihood is also given per note, which does not depend on the tokenizer. The run's folder gets
-    forgetting.csv and, at the end, forgetting.png; the log gets the table with the backward and the forward transfer (Lopez-Paz
-    and Ranzato 2017). The weights are those of training, not their averages; a technique that keeps weights for each phase
-    (packnet) is asked for them, and so is a network that grows (model=progressive). Training is not changed.
+    column, or of each pair of styles for a task that translates between them. Of tokens the likelihood is also given per note,
+    which does not depend on the tokenizer. The run's folder gets forgetting.csv and, at the end, forgetting.png; the log gets
+    the table with the backward and the forward transfer (Lopez-Paz and Ranzato 2017). The weights are those of training, not
+    their averages; a technique that keeps weights for each phase (packnet) is asked for them, and so is a network that grows
+    (model=progressive). Training is not changed.
 
     When to use: whenever phases differ in their data; a measurement takes as long as a validation for each phase.
 
     Args:
         split: val or test. Choose on val; look at test once.
-        column: whose values are measured where the phases choose no pieces.
+        column: whose values are measured where the phases choose no pieces; pieces without a value are left out.
         every: steps between two further measurements; None for the ends of the phases alone.
 
     Raises:
@@ -93,8 +96,9 @@ class Forgetting(Technique):
                 raise ValueError(
                     f"technique forgetting: there is no column {self.column!r}; the columns are {', '.join(sorted(columns))}"
                 )
-            values = columns[self.column]
-            self.groups = {str(value): values == value for value in sorted(set(values.tolist()), key=str)}
+            together = styles_together(self._data(pl_module), pl_module, self.column)
+            sets = combinations(values_of(columns[self.column]), together)
+            self.groups = {"+".join(map(str, each)): np.isin(columns[self.column], each) for each in sets}
         if "tokens" in columns:
             self.groups = {name: rows & (columns["tokens"] > 0) for name, rows in self.groups.items()}
         if empty := [name for name, rows in self.groups.items() if not rows.any()]:
@@ -150,17 +154,12 @@ class Forgetting(Technique):
             write_atomically(self._file(task, "csv"), self._csv(task))
 
     def _of(self, task: Task, rows: np.ndarray) -> dict[str, float]:
-        """Returns the mean of each measure over the chosen pieces."""
-        sums: dict[str, float] = {}
-        counts: dict[str, float] = {}
-        for _, found in measured_batches(task, self._data(task).loader_of(self.split, rows)):
-            for name, one in found.items():
-                sums[name] = sums.get(name, 0.0) + float(one.mean) * float(one.count)
-                counts[name] = counts.get(name, 0.0) + float(one.count)
-        means = {name: sums[name] / counts[name] if counts[name] else float("nan") for name in sums}
+        """Returns each measure over the chosen pieces."""
+        found, counts = measured_set(task, self._data(task).loader_of(self.split, rows))
         if self._per_note(task):
-            means[NOTES.name] = sums["nll"] / float(self._data(task).held_out(self.split)["notes"][rows].sum())
-        return means
+            nats = found["nll"] * counts["nll"]
+            found[NOTES.name] = nats / float(self._data(task).held_out(self.split)["notes"][rows].sum())
+        return found
 
     def _per_note(self, task: Task) -> bool:
         main = task.measures()[0]
@@ -207,7 +206,7 @@ class Forgetting(Technique):
         shown = [row for row in self.rows if row["after"] == START or row["ends"] is not None]
         names = [row["after"] for row in shown]
         for number, (name, measure) in enumerate(self._measures(task).items()):
-            if number and not name.endswith("accuracy"):
+            if number and not (name.endswith("accuracy") or name == "l1"):
                 continue
             values = [row["values"][name] for row in shown]
             log.warning(_table(names, list(self.groups), values, unit=f"{name}, {measure.unit}"))

@@ -23,7 +23,8 @@ class EarlyStopping(Technique):
     The best weights are those that were validated, that is, the average if a technique such as `ema` validates with one. When
     training ends, early or not, they are copied into the model. `last.ckpt` then holds them for sampling, and also the training
     weights, from which a longer run continues. A run that was stopped stops again when it is continued. A phase that adds modules
-    starts the count and the search for the best weights anew.
+    starts the count and the search for the best weights anew. If the phases train on different pieces (stage=genres), only the
+    last one is watched: a run that stopped earlier, or went back, would never have learned the pieces of the last.
 
     With `finish`, a run that has reached its plateau at step s is not stopped at once: the learning rate falls linearly from what
     the schedule gives to 0 in the next `finish` * s steps (rounded to whole intervals between validations, at least one), and the
@@ -133,6 +134,9 @@ class EarlyStopping(Technique):
         if value is None:
             found = ", ".join(sorted(trainer.callback_metrics))
             raise ValueError(f"technique.early_stopping.monitor is {self.monitor!r}, which was not logged; there are {found}")
+        if not pl_module.phases.is_last and any(phase.data for phase in pl_module.phases.sequence):
+            self._validated_at = trainer.global_step
+            return
         if self.plateau.improves(float(value)):
             pl_module.final_weights = self._weights = self._candidate
         best, waited = self.plateau.best, self.plateau.waited
