@@ -42,9 +42,10 @@ def _public(value: object) -> str:
     return re.sub(r"(?<![\w.])(?:/[\w.+-]+)+/([\w.-]+)", r"\1", str(value))  # remove folders, which differ between machines
 
 
-def spread(values: list[float]) -> str:
+def spread(values: list[float], digits: int = 4) -> str:
     """Returns mean and standard deviation as text."""
-    return f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}" if len(values) > 1 else f"{values[0]:.4f}"
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def jsb() -> str:

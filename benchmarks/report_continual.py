@@ -162,9 +162,9 @@ def section(task: str, found: list[Row]) -> str:
             else TOLD.get(name, "")
         )
         lines.append(
-            [name, keeps, spread([final(row, about.measure) for row in own]),
+            [name, keeps, spread([final(row, about.measure) for row in own], 3),
              share_of_gap(name, groups) if bounded else "",
-             spread([final(row, about.second) for row in own]), *(spread(values) if values else "" for values in transfers),
+             spread([final(row, about.second) for row in own], 3), *(spread(values, 3) if values else "" for values in transfers),
              f"{statistics.mean(row['cpu_s'] for row in own):.0f}", str(len(own))]
         )  # fmt: skip
     header = ["technique", "keeps", f"{split}, {about.shown}", "of the gap to joint", f"{split}, {about.shown_second}",
@@ -229,9 +229,9 @@ def continual() -> str:
     for name, own in groups.items():
         transfers = [[row[key] for row in own if key in row] for key in ("backward_transfer", "forward_transfer")]
         lines.append(
-            [name, TOLD.get(name, ""), f"{own[0]['parameters']:,}", spread([row["final"] for row in own]),
+            [name, TOLD.get(name, ""), f"{own[0]['parameters']:,}", spread([row["final"] for row in own], 2),
              share_of_gap(name, groups),
-             *(spread(values) if values else "" for values in transfers), f"{statistics.mean(r['cpu_s'] for r in own):.0f}",
+             *(spread(values, 2) if values else "" for values in transfers), f"{statistics.mean(r['cpu_s'] for r in own):.0f}",
              str(len(own))]
         )  # fmt: skip
     one = found[0]
@@ -264,5 +264,5 @@ then `make report`.
 """
     parts = [text.rstrip(), *sections, chosen if tried else "", notes.read_text().rstrip() if notes.exists() else ""]
     (RESULTS / "continual.md").write_text("\n\n".join(part for part in parts if part) + "\n")
-    short = [[name, spread([row["final"] for row in own]), share_of_gap(name, groups)] for name, own in groups.items()]
+    short = [[name, spread([row["final"] for row in own], 2), share_of_gap(name, groups)] for name, own in groups.items()]
     return table(["five genres, one after the other", "test, nats per note", "of the gap to joint"], short)
