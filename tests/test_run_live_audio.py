@@ -78,4 +78,4 @@ def test_live_options_without_live_are_refused(home: Path, capsys: pytest.Captur
     line = fails(capsys, "transfer", tmp_path / "run", *usual, "live=true")
     assert "in=song.wav is a file; with live=true give in=-" in line
     line = fails(capsys, "transfer", tmp_path / "run", *usual, "live=maybe")
-    assert "live=maybe, must be true or false" in line
+    assert "live is 'maybe', must be true or false" in line

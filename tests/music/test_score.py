@@ -186,8 +186,8 @@ def test_bad_file_is_one_line_with_its_name_and_a_remedy(tmp_path: Path, name: s
 
 def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:
     (tmp_path / "folder.mid").mkdir()
-    for name in ("missing.mid", "folder.mid"):
-        with pytest.raises(ScoreError, match=f"{name}: can't be read"):
+    for name, told in (("missing.mid", "there is no such file"), ("folder.mid", "can't be read")):
+        with pytest.raises(ScoreError, match=f"{name}: {told}"):
             read_score(tmp_path / name)
 
 

@@ -204,19 +204,24 @@ def check_switches(cfg: DictConfig) -> None:
     Raises: ValueError with the option and its value.
     """
     import hydra
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import ConfigCompositionException
 
-    if not HydraConfig.initialized():
+    if not (HydraConfig.initialized() and GlobalHydra.instance().is_initialized()):  # called by code, not by its command
         return
     said = HydraConfig.get().overrides
-    given = {option.partition("=")[0].lstrip("+~"): option for option in said.task}
-    texts = [name for name in given if isinstance(OmegaConf.select(cfg, name, throw_on_missing=False), str)]
+    given = [(option.partition("=")[0].lstrip("+~"), option) for option in said.task]
+    texts = {name for name, _ in given if isinstance(OmegaConf.select(cfg, name, throw_on_missing=False), str)}
     if not texts:
         return
     rest = [option for option in said.hydra if option.partition("=")[0] == "hydra.searchpath"]
-    rest += [option for name, option in given.items() if name not in texts]
-    defaults = hydra.compose(str(HydraConfig.get().job.config_name), overrides=rest)
-    for name in texts:
+    rest += [option for name, option in given if name not in texts]
+    try:
+        defaults = hydra.compose(str(HydraConfig.get().job.config_name), overrides=rest)
+    except ConfigCompositionException:  # without the texts the other options do not fit together, so there are no defaults
+        return
+    for name in sorted(texts):
         default, value = OmegaConf.select(defaults, name, throw_on_missing=False), OmegaConf.select(cfg, name)
         if isinstance(default, bool):
             raise ValueError(f"{name} is {value!r}, must be true or false")

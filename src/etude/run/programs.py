@@ -264,8 +264,6 @@ def transfer(cfg: DictConfig) -> None:
     """Translates audio files, or with live=true what is being played, to another style with a checkpoint."""
     from etude.core.protocols import Translates
 
-    if not isinstance(cfg.live, bool):
-        raise ValueError(f"live={cfg.live}, must be true or false")
     given = [key for key in map(str, cfg) if key.startswith("live_") and key != "live_transfer" and cfg[key] is not None]
     if given and not cfg.live:
         raise ValueError(f"{given[0]}={cfg[given[0]]} does nothing without live=true; add that, or leave it out")
