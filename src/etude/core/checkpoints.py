@@ -64,8 +64,7 @@ class LastCheckpoint(Checkpoint):
         self._interrupted = False  # the validation that follows the saved step is not part of the checkpoint
         self._stop_before_next_batch = False  # not at once: the loggers still have to write this batch
         self._saving = False
-        self._fitting = False
-        self._handlers: dict[int, Any] = {}
+        self._handlers: dict[int, Any] = {}  # those before the run, while it goes on
         self._whole = WholeStep()
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
@@ -74,7 +73,6 @@ class LastCheckpoint(Checkpoint):
         self.stop_requested, self._signal = True, self._signal if self.stop_requested else number
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._fitting = True
         self._handlers = install_handlers(self._request_stop)
         if trainer.is_global_zero and self.path.parent.is_dir():
             for left in self.path.parent.glob("*.part"):  # of a run that was killed while it wrote a file
@@ -202,13 +200,12 @@ class LastCheckpoint(Checkpoint):
             raise Stopped(self._signal)
 
     def _release(self) -> None:
-        if self._fitting:
-            restore_handlers(self._handlers)
-        self._fitting = False
+        restore_handlers(self._handlers)
+        self._handlers = {}
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._release()
         lightning.restore_after_error(trainer, self._handlers)
+        self._release()
         if not isinstance(exception, Exception) or not self.begun or not trainer.is_global_zero:
             return
         path, at = self.path.with_name(EXCEPTION), f"training failed at step {trainer.global_step}"

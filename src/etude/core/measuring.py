@@ -156,9 +156,13 @@ def measured_set(task: Measures, batches: Iterable[Batch]) -> tuple[dict[str, fl
                 return task.measure_set(_on_device(batch, task.device) for batch in batches), {}
         finally:
             task.train(was_training)
+    return _means(measured_batches(task, batches))
+
+
+def _means(measured: Iterable[tuple[Any, Mapping[str, Measured]]]) -> tuple[dict[str, float], dict[str, float]]:
     sums: dict[str, float] = {}
     counts: dict[str, float] = {}
-    for _, found in measured_batches(task, batches):
+    for _, found in measured:
         for name, one in found.items():
             sums[name] = sums.get(name, 0.0) + float(one.mean) * float(one.count)
             counts[name] = counts.get(name, 0.0) + float(one.count)
@@ -174,14 +178,9 @@ def measure_all(task: Measures, batches: Iterable[Batch], *, condition: Conditio
 
     Raises: ValueError if there is no data to measure on.
     """
-    sums: dict[str, float] = {}
-    counts: dict[str, float] = {}
-    for _, found in measured_batches(task, batches, condition=condition):
-        for name, one in found.items():
-            sums[name] = sums.get(name, 0.0) + float(one.mean) * float(one.count)
-            counts[name] = counts.get(name, 0.0) + float(one.count)
+    means, counts = _means(measured_batches(task, batches, condition=condition))
     if empty := [name for name, count in counts.items() if not count]:
         raise ValueError(f"there are no held-out data to measure {', '.join(empty)} on; give data.split a larger share for them")
     if not counts:
         raise ValueError("there are no held-out data to measure on; give data.split a larger share for them")
-    return {name: sums[name] / counts[name] for name in sums}
+    return means

@@ -105,16 +105,8 @@ def score_few_shot(
         for name, vectors in spaces.items():
             rows.append(_row(about, name, [centroid_accuracy(vectors, one, ways=ways) for one in drawn]))
         for title, (logits, read) in compared.items():
-            rows.append(
-                _row(
-                    about,
-                    title,
-                    [
-                        _compared_accuracy(logits, read, one, ways=ways)
-                        for one in progress(drawn, f"{counted(count, 'shot')}, {title}")
-                    ],
-                )
-            )
+            shown = progress(drawn, f"{counted(count, 'shot')}, {title}")
+            rows.append(_row(about, title, [_compared_accuracy(logits, read, one, ways=ways) for one in shown]))
         if not compared:
             shown = progress(drawn[: adapted_episodes or ADAPTED], f"{counted(count, 'shot')}, {own}")
             adapted = [_adapted_accuracy(task, datamodule, planner, one) for one in shown]

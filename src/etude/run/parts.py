@@ -137,12 +137,15 @@ def check_sampling(sampling: Any, task: "Task") -> None:
 def check_optimizer(cfg: DictConfig) -> None:
     """Builds the optimizer for a matrix. Raises: ValueError for what it refuses, such as a learning rate below 0."""
     import torch
-    from pytorch_optimizer.base.exception import NegativeLRError
 
     build = instantiate(cfg.optimizer)
     try:
         build([{"params": [torch.nn.Parameter(torch.zeros(2, 2))]}])
-    except (ValueError, NegativeLRError) as error:
+    except Exception as error:
+        from pytorch_optimizer.base.exception import NegativeLRError  # a second to import, which AdamW does without
+
+        if not isinstance(error, ValueError | NegativeLRError):
+            raise
         raise ValueError(f"the optimizer refuses one of the optimizer.* settings: {error}; set another") from error
 
 

@@ -289,8 +289,6 @@ def load_weights(task: "Task", path: Path) -> dict[str, Any]:
 
 
 ATTACKED = ("ckpt", "data", "robustness", "outputs", "seed")  # what evaluate.py robustness=NAME reads
-
-
 MEASURED = ("files", "outputs", "seed")  # what evaluate.py files=FOLDER reads
 
 
