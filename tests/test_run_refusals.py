@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.songs import write_songs
-from tests.test_run import TINY, fails
+from tests.test_run import TINY, call, fails
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,32 @@ def test_what_a_task_does_not_take_is_refused(
     songs = ["data=folder", f"data.root={home / 'songs'}", f"cache_dir={home / 'cache'}"]
     options = options if any(o.startswith("sampling=") for o in options) else [*options, "~sampling"]
     assert expected in fails(capsys, "train", tmp_path / "run", *songs[any(o.startswith("data=") for o in options) :], *options)
+
+
+def test_what_tokens_change_is_told_once_training_starts(home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A run that is refused has no folder, in which a list of the changes could be."""
+    options = [
+        "model=grid",
+        "tokenizer=satb",
+        "model.dim=32",
+        "model.num_layers=1",
+        "model.num_heads=2",
+        "~sampling",
+        "max_steps=1",
+    ]
+    songs = [
+        "data=folder",
+        f"data.root={home / 'songs'}",
+        f"cache_dir={home / 'cache'}",
+        "technique=[]",
+        "trainer.num_sanity_val_steps=0",
+    ]
+    call("train", tmp_path / "whole", *options, *songs)
+    assert "lists them" in capsys.readouterr().err and (tmp_path / "whole" / "changes.tsv").is_file()
+    with pytest.raises(SystemExit):
+        call("train", tmp_path / "refused", *options, *songs, "stage=genres", "stage.order=[classical,polka]")
+    told = capsys.readouterr().err
+    assert "genre 'polka' has no training piece" in told and "lists them" not in told
 
 
 def test_what_renders_is_looked_for_before_training(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

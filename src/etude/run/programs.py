@@ -35,15 +35,22 @@ from etude.run.resuming import told_of_data, told_resuming
 from etude.run.tracking import ends_dashboards
 
 if TYPE_CHECKING:
+    import pytorch_lightning as pl
+
     from etude.sweeps.trial import RunningTrial
 
 
-def _tell_changes(datamodule: Any, folder: Path) -> None:
-    """Prints in one line, and lists in the run's folder, what the tokenizer changes in training pieces."""
+def _tell_changes(datamodule: Any, folder: Path, trainer: "pl.Trainer", task: "pl.LightningModule") -> None:
+    """Prints in one line, and lists in the run's folder, what the tokenizer changes in training pieces.
+
+    Called when training starts, since a run that is refused has no folder.
+    """
     from etude.core.protocols import TellsChanges
     from etude.report.files import write_atomically
 
-    if isinstance(datamodule, TellsChanges) and (line := datamodule.told_changes(found := datamodule.changed_pieces())):
+    if not trainer.is_global_zero or not isinstance(datamodule, TellsChanges):
+        return
+    if line := datamodule.told_changes(found := datamodule.changed_pieces()):
         print(f"{line}; {folder / 'changes.tsv'} lists them", file=sys.stderr)
         rows = [f"{piece}\t{what}\t{count}" for piece, changes in found for what, count in changes.items()]
         write_atomically(folder / "changes.tsv", "\n".join(["piece\twhat\tcount", *rows, ""]))
@@ -127,9 +134,11 @@ def _run(
     import torch
     from omegaconf import open_dict
     from pytorch_lightning import seed_everything
+    from pytorch_lightning.callbacks import LambdaCallback
 
     from etude.core.building import no_larger_than
     from etude.core.checkpoint_files import saved_step, saved_weights, validation_is_due, verify_archive
+    from etude.core.lightning import callbacks_of, set_callbacks
     from etude.core.protocols import ChecksOptions, ChecksRequests, TellsLabels
     from etude.core.stopping import find_stopped
     from etude.core.technique import Composition
@@ -187,7 +196,9 @@ def _run(
         check_sampling(sampling, task)
     if sampling is not None and isinstance(sampling.func, ChecksRequests):
         sampling.func.check_requests(sampling.keywords, task)
-    _tell_changes(datamodule, folder)  # now that nothing refuses this run, whose folder would be removed
+    set_callbacks(
+        trainer, [LambdaCallback(on_train_start=functools.partial(_tell_changes, datamodule, folder)), *callbacks_of(trainer)]
+    )
     last = folder / "checkpoints" / "last.ckpt"
     if resume is not None:
         verify_archive(resume)  # again, since Lightning reads the file now, and preparing the data may have taken hours
