@@ -17,7 +17,7 @@ from etude.core.protocols import Translates
 from etude.evaluation.perceptual import Listener, opening
 from etude.evaluation.style_comparison import COLUMNS, compare_mels
 from etude.metrics.audio.artefacts import squeal_share
-from etude.metrics.audio.mel_distances import frechet_distance, mmd
+from etude.metrics.audio.mel_distances import frechet_distance, may_be_versions, mmd
 from etude.metrics.audio.mel_features import segment_features
 from etude.metrics.audio.style_classifier import StyleClassifier, train_style_classifier
 from etude.report.run_page import begin_report, end_report
@@ -157,6 +157,8 @@ def _direction(
         return found
 
     sources, truths = mels(source), mels(target)
+    if datamodule.paired:
+        sources, truths = _as_long(sources, truths)
     made = {
         "copy": sources,
         "affine": [task.affine(mel[None], source=source, target=target)[0].cpu() for mel in sources],
@@ -180,6 +182,21 @@ def _direction(
         rows.append(row | heard.get(name, {}))
     seconds = task.contract.hop_length / task.contract.sample_rate
     return rows, mel_panels({name: mel[:, : round(10 / seconds)] for name, mel in panels.items()}, frame_seconds=seconds)
+
+
+def _as_long(sources: Sequence[Tensor], truths: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Cuts versions of a song that differ much in length to the shorter one, as in validation, and tells it."""
+    pairs = list(zip(sources, truths, strict=True))
+    uneven = [not may_be_versions(source.shape[1], truth.shape[1]) for source, truth in pairs]
+    if any(uneven):
+        print(
+            f"songs whose versions differ in length by more than 2 %: {sum(uneven)} of {len(pairs)}; they are compared up to the "
+            "end of the shorter; if files of the same name are not versions of a song, train with data.corpus.paired=false",
+            file=sys.stderr,
+        )
+    ends = [min(source.shape[1], truth.shape[1]) if cut else None for (source, truth), cut in zip(pairs, uneven, strict=True)]
+    cuts = [(source[:, :end], truth[:, :end]) for (source, truth), end in zip(pairs, ends, strict=True)]
+    return [source for source, _ in cuts], [truth for _, truth in cuts]
 
 
 def _listened(

@@ -12,6 +12,12 @@ CEPSTRA = 13
 TOLERANCE_SHARE, TOLERANCE_FRAMES = 0.02, 4
 
 
+def may_be_versions(frames_a: int, frames_b: int) -> bool:
+    """Whether mels of these numbers of frames may be of the same song: if they differ by at most 2 % of the longer, or by 4."""
+    short, long = sorted((frames_a, frames_b))
+    return short > 0 and long - short <= max(TOLERANCE_SHARE * long, TOLERANCE_FRAMES)
+
+
 def common_part(a: ArrayLike, b: ArrayLike) -> tuple[Floats, Floats]:
     """Cuts two mels to the same number of frames, that of the shorter one: float64 [m, f], [m, f].
 
@@ -26,12 +32,12 @@ def common_part(a: ArrayLike, b: ArrayLike) -> tuple[Floats, Floats]:
         raise ValueError(
             f"mels have shapes {first.shape} and {second.shape}; give both as [bands, frames] with the same mel settings"
         )
-    short, long = sorted((first.shape[1], second.shape[1]))
-    if short == 0 or long - short > max(TOLERANCE_SHARE * long, TOLERANCE_FRAMES):
+    if not may_be_versions(first.shape[1], second.shape[1]):
         raise ValueError(
             f"mels have {first.shape[1]} and {second.shape[1]} frames, "
             "which differ by more than 2 % and 4 frames; give two versions of the same song"
         )
+    short = min(first.shape[1], second.shape[1])
     return first[:, :short], second[:, :short]
 
 
