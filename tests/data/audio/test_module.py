@@ -70,17 +70,18 @@ def test_every_format_rate_and_number_of_channels_gives_the_same_sound(tmp_path:
         for name, rate, channels, subtype in KINDS:
             tone = sound(1, seconds=1.0, rate=rate, hertz=hertz)
             write(tmp_path / "audio" / style / name, np.repeat(tone[:, None], channels, 1), rate=rate, subtype=subtype)
-    data = module(tmp_path / "audio", tmp_path / "cache", corpus=AudioFolder(root=str(tmp_path / "audio"), paired=False))
+    # an OGG file gets a random serial number, so a split by content differs from run to run: all is for training
+    corpus = AudioFolder(root=str(tmp_path / "audio"), paired=False)
+    data = module(tmp_path / "audio", tmp_path / "cache", corpus=corpus, split=[1, 0, 0])
     assert data.quarantine == []
     assert len(data.manifest()) == 16
     for style, hertz in (("folk", 700.0), ("rock", 1500.0)):
-        for split in ("train", "val", "test"):
-            for index in range(data.num_pieces(split, style)):
-                samples = data.samples(split, style, index)
-                spectrum = torch.fft.rfft(samples * torch.hann_window(len(samples))).abs()
-                assert abs(float(spectrum.argmax()) * RATE / len(samples) - hertz) < 5
-                assert abs(len(samples) - RATE) < 0.05 * RATE  # an MP3 may keep its encoder's padding
-                assert abs(float(samples.std()) - 0.23) < 0.03
+        for index in range(len(KINDS)):
+            samples = data.samples("train", style, index)
+            spectrum = torch.fft.rfft(samples * torch.hann_window(len(samples))).abs()
+            assert abs(float(spectrum.argmax()) * RATE / len(samples) - hertz) < 5
+            assert abs(len(samples) - RATE) < 0.05 * RATE  # an MP3 may keep its encoder's padding
+            assert abs(float(samples.std()) - 0.23) < 0.03
 
 
 def quiet(mels: torch.Tensor) -> torch.Tensor:
