@@ -1,10 +1,6 @@
 """Small pieces, folders of them and views of them for the tests of the data layer."""
 
-import os
-import signal
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,22 +75,6 @@ def bodies_of(lengths: list[int], tokenizer: SatbGrid) -> Iterator[np.ndarray]:
     rng = np.random.default_rng(0)
     for frames in lengths:
         yield tokenizer.encode_frames(rng.integers(50, 70, (frames, 4)))
-
-
-@dataclass(frozen=True)
-class Troubled(Folder):
-    """A folder some of whose files crash, hang or exhaust their reader, by what their names say."""
-
-    def read(self, path: Path) -> Iterator[tuple[str, str, Score]]:
-        if "crash" in path.name and "ETUDE_TEST_SPARED" not in os.environ:
-            os.kill(os.getpid(), signal.SIGSEGV)
-        if "exit" in path.name:
-            os._exit(3)
-        if "memory" in path.name:
-            raise MemoryError
-        if "slow" in path.name:
-            time.sleep(0.5)
-        yield from super().read(path)
 
 
 SMALL: dict[str, Any] = {"max_len": 400, "batch_size": 2, "batches_per_epoch": 6, "prepare_workers": 1, "seed": 5}

@@ -14,7 +14,8 @@ from etude.data.scores.module import MusicDataModule
 from etude.music.score_bytes import score_to_bytes
 from etude.tokens.miditok import MidiTokTokenizer
 from etude.tokens.satb import SatbGrid
-from tests.data.scores.pieces import Troubled, quartet, write_folder
+from tests.data.scores.pieces import quartet, write_folder
+from tests.data.scores.troubled import Troubled
 
 
 def module(root: Path, cache: Path, **changes: Any) -> MusicDataModule:

@@ -14,12 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from etude.data.scores import build
 from etude.data.scores.corpora import Folder
 from etude.data.scores.manifest import lopsided_splits
 from etude.data.scores.module import MusicDataModule
 from etude.tokens.miditok import MidiTokTokenizer
 from etude.tokens.satb import SatbGrid
-from tests.data.scores.pieces import Troubled, module, quartet, write_folder
+from tests.data.scores.pieces import module, quartet, write_folder
+from tests.data.scores.troubled import Troubled
 
 
 class Counting(SatbGrid):
@@ -211,7 +213,7 @@ from pathlib import Path
 from etude.data.cache import fill
 from etude.data.cache.lock import held
 from etude.data.scores.manifest import ManifestPlan
-from tests.data.scores.pieces import Troubled
+from tests.data.scores.troubled import Troubled
 if __name__ == "__main__":
     fill.FLUSH_SECONDS = 0.1
     corpus, cache = Troubled(root=sys.argv[1]), Path(sys.argv[2])
@@ -289,3 +291,25 @@ def test_two_processes_build_one_cache(tmp_path: Path) -> None:
     errors = [process.communicate(timeout=120)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], errors
     assert facts(tmp_path) == 6
+
+
+READ_HASHES = """
+import sys
+from pathlib import Path
+from etude.data.scores import build
+from etude.data.scores.corpora import Folder
+build.hash_files(Folder(root=sys.argv[1]).files(), Path(sys.argv[2]))
+print(*(path.read_text() for path in Path("/proc/self/task").glob("*/comm")), sep="")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc to list threads")
+def test_hashes_are_read_without_threads(tmp_path: Path) -> None:
+    """A thread of pyarrow that freed the bytes of the table while the program ended aborted it, exit code 134."""
+    root, cache = write_folder(tmp_path / "scores", pieces=2), tmp_path / "cache"
+    cache.mkdir()
+    build.hash_files(Folder(root=str(root)).files(), cache)
+    assert (cache / "hashes.sealed").exists()
+    call = [sys.executable, "-c", READ_HASHES, str(root), str(cache)]
+    names = subprocess.run(call, check=True, capture_output=True, text=True).stdout.split()
+    assert len([name for name in names if name.startswith("python")]) == 1, names

@@ -45,7 +45,8 @@ def hash_files(sources: Sequence[Source], cache_dir: Path) -> list[str]:
     table = cache_dir / "hashes.sealed"
     known: dict[tuple[bytes, int, int], str] = {}
     if table.exists():
-        columns = pq.read_table(pa.BufferReader(unsealed(table)), use_threads=False).to_pydict()
+        # without threads: one that frees a Python buffer while the program ends would abort it
+        columns = pq.ParquetFile(pa.BufferReader(unsealed(table)), pre_buffer=False).read(use_threads=False).to_pydict()
         known = dict(zip(zip(columns["path"], columns["size"], columns["mtime_ns"], strict=True), columns["sha256"], strict=True))
     before, result = len(known), []
     for source in sources:
