@@ -29,7 +29,8 @@ test: setup  ## install, then all checks and tests
 	@$(MAKE) --no-print-directory check
 
 check: lint  ## what CI runs, without the install: ruff, types, tests; of the techniques' matrix what changed and a draw
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --matrix touched $(ARGS)
+	NOTEBOOK_STEPS=16 NOTEBOOK_TRIALS=6 OMP_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --matrix touched $(ARGS)
 
 test-all: setup lint  ## every test of every technique (hours with many techniques)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --matrix all $(ARGS)
