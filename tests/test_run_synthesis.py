@@ -123,7 +123,7 @@ def test_what_can_not_be_played_is_one_line(home: Path, capsys: pytest.CaptureFi
         ("num_bars=4", "are of a generated piece"), ("seed=3", "are of a generated piece"), ("ckpt=bundled", "score= gives one"),
     ):  # fmt: skip
         assert message in fails(capsys, "perform", out / "failed", score, option)
-    assert "run=last: no checkpoints/last.ckpt of a task that offers" in fails(
+    assert "run=last: no checkpoints/last.ckpt of task=synthesis under" in fails(
         capsys, "synthesise", home / "elsewhere" / "failed", score
     )
 

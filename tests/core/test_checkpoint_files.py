@@ -39,7 +39,7 @@ def test_last_is_the_newest_run_whose_task_offers_what_is_needed(tmp_path: Path)
     for protocol, path in ((Composes, texts), (Restyles, styles), (Synthesises, sounds)):
         assert find_checkpoint("last", str(tmp_path), offers=protocol) == path
     sounds.unlink()
-    with pytest.raises(ValueError, match=r"ckpt=last: no checkpoints/last.ckpt of a task that offers synthesise\(\) under"):
+    with pytest.raises(ValueError, match=r"ckpt=last: no checkpoints/last.ckpt of task=mel_inverter or task=vocoder under"):
         find_checkpoint("last", str(tmp_path), offers=Synthesises)
 
 

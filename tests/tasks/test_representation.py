@@ -252,6 +252,16 @@ def test_evaluation_shows_floors_beside_the_encoder(tmp_path: Path, songs: Path)
         score_representation(task=model, datamodule=data, folder=tmp_path, split="train")
 
 
+def test_one_class_alone_is_told(tmp_path: Path, songs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = task(songs)
+    classes = data.classes
+    monkeypatch.setattr(data, "classes", lambda part: {label: 0 * each for label, each in classes(part).items()})
+    with pytest.raises(
+        ValueError, match=r"all training pieces have the same genre, \w+: nothing to tell apart; give data of several"
+    ):
+        score_representation(task=model, datamodule=data, folder=tmp_path, split="val", shares=[1.0], fine_tune_steps=0)
+
+
 def test_the_random_encoder_is_initialised_as_a_new_one_is(songs: Path) -> None:
     model, _ = task(songs)
     model.encoder.embedding.weight.data.fill_(1.0)

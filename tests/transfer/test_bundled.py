@@ -113,7 +113,7 @@ def test_what_is_asked_for_tells_which_bundled_model_is_meant(tmp_path: Path) ->
     for offers, path in ((None, bundled.PATH), (Composes, bundled.PATH), (Restyles, bundled.STYLES)):
         assert find_checkpoint("bundled", str(tmp_path), offers=offers) == path
     assert find_checkpoint("bundled", str(tmp_path), kind="style_transfer") == bundled.STYLES
-    with pytest.raises(ValueError, match=r"vocoder.ckpt=bundled: no model of a task that offers synthesise\(\) comes with Etude"):
+    with pytest.raises(ValueError, match=r"vocoder.ckpt=bundled: no model of task=mel_inverter or task=vocoder comes with Etude"):
         find_checkpoint("bundled", str(tmp_path), offers=Synthesises, option="vocoder.ckpt")
     for chosen, path in (("stargan", bundled.STYLES), ("classifier", bundled.PATH), ("language_model", bundled.PATH)):
         assert named_start(composed(f"task={chosen}", "weights=bundled")) == path

@@ -79,7 +79,7 @@ def score_representation(
 
     Returns: a row for each label, method and share.
 
-    Raises: ValueError for another split or share, data without targets, or a split without labelled pieces.
+    Raises: ValueError for another split or share, data without targets, or a split or a class without labelled pieces.
     """
     if split not in ("val", "test"):
         raise ValueError(f"task.split={split} is not held out; choose val or test")
@@ -104,6 +104,9 @@ def score_representation(
         }
         if not all(map(len, known.values())):
             raise ValueError(f"no piece of the {split} split, or none of training, has a {label}; choose another split")
+        if len(set(true["train"][known["train"]])) == 1:
+            only = names[true["train"][known["train"][0]]]
+            raise ValueError(f"all training pieces have the same {label}, {only}: nothing to tell apart; give data of several")
         found = _probes(datamodule, label, split, shares, seed, vectors=vectors, true=true, known=known)
         if fine_tune_steps:
             options = {"label": label, "num_classes": len(names), "steps": fine_tune_steps, "lr": fine_tune_lr, "seed": seed}

@@ -172,6 +172,7 @@ def test_a_folder_without_subfolders_is_one_style_and_loose_files_beside_some_ar
     assert {piece["name"] for piece in data.manifest().to_pylist()} == {f"{number}.wav" for number in range(8)}
     with pytest.raises(ValueError, match="at least 2 styles are needed, and here are 1 \\(flat\\)"):
         module(tmp_path / "flat", tmp_path / "cache").prepare()
+    assert module(tmp_path / "flat", tmp_path / "cache", targets=["style"]).styles == ("flat",)  # to learn vectors, say
     write(tmp_path / "mixed" / "a" / "0.wav", sound(0))
     write(tmp_path / "mixed" / "loose.wav", sound(1))
     _, failures = AudioFolder(root=str(tmp_path / "mixed")).recordings(["a"], cache_dir=tmp_path / "cache", num_workers=1)

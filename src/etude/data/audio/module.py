@@ -142,7 +142,7 @@ class StyleDataModule(CorpusDataModule):
             rebuilding_damage(self._open)
 
     def _open(self) -> None:
-        least = 1 if self.waveform or self.score or self.defects is not None else 2
+        least = 1 if self.waveform or self.score or self.targets or self.defects is not None else 2
         where = self.corpus.root or type(self.corpus).__name__
         styles = chosen_styles(self._wanted, self.corpus.available(), least=least, where=where)
         recordings, failures = self.corpus.recordings(styles, cache_dir=self.cache_dir, num_workers=self.prepare_workers)
