@@ -158,9 +158,12 @@ def assign(
     for style in styles:
         _fill_empty(chosen, place, members[style], wanted, ratios)
     for style in styles:
-        own = [(chosen[group], piece.frames) for group, piece in zip(groups, pieces, strict=True) if piece.style == style]
-        trained = sum(frames for split, frames in own if split == "train") / sum(frames for _, frames in own)
-        if len(members[style]) < len(wanted) or trained < MIN_TRAIN_SHARE * ratios["train"]:
+        frames = collections.Counter[str]()
+        for group, piece in zip(groups, pieces, strict=True):
+            frames[group] += piece.frames if piece.style == style else 0
+        least = MIN_TRAIN_SHARE * ratios["train"] * frames.total()
+        _fill_training(chosen, place, members[style], frames, least)
+        if len(members[style]) < len(wanted) or sum(frames[g] for g in members[style] if chosen[g] == "train") < least:
             chosen |= dict.fromkeys(members[style], "train")
     result = [replace(piece, split=chosen[group]) for piece, group in zip(pieces, groups, strict=True)]
     lines = []
@@ -211,6 +214,17 @@ def _fill_empty(
         if count[name] == 0 and movable:
             middle = ends[name] - ratios[name] / 2
             chosen[min(movable, key=lambda group: (abs(place[group] - middle), group))] = name
+
+
+def _fill_training(
+    chosen: dict[str, str], place: dict[str, float], members: list[str], frames: dict[str, int], least: float
+) -> None:
+    """Moves groups of the lowest hashes to training while it has too few frames and their split has another group."""
+    for group in sorted(members, key=lambda group: (place[group], group)):
+        if sum(frames[other] for other in members if chosen[other] == "train") >= least:
+            return
+        if sum(chosen[other] == chosen[group] for other in members) > 1:
+            chosen[group] = "train"
 
 
 def _end_held_out(
