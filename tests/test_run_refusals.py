@@ -140,6 +140,7 @@ def test_a_missing_checkpoint_is_told_by_the_key_that_names_it(
         (["task=classifier", "heads=[genre]", "sharing=soft"], "sharing=soft is of several heads, and there is one, genre"),
         (["optimizer.lr=-1"], "the optimizer refuses one of the optimizer.* settings: learning rate must be positive. (-1 > 0)"),
         (["optimizer=adamw", "optimizer.betas=[2,0.9]"], "Invalid beta parameter at index 0: 2; set another"),
+        (["task=few_shot", "algorithm=maml", "algorithm.steps=0"], "algorithm.steps=0 and test_steps=None at least 1"),
     ],
 )
 def test_what_a_task_cannot_learn_from_is_refused_before_data_are_read(
