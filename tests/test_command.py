@@ -41,6 +41,7 @@ def told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], pr
             "there is no setting promt; did you mean sampling.prompt, or prompt, an option of `python generate.py`?",
         ),
         ("train", "intensty=1", "did you mean intensity, an option of `python transfer.py`?"),
+        ("evaluate", "cache_dir=here", "no setting cache_dir; it is an option of `python train.py`: leave it out here"),
         ("evaluate", "max_step=3", "did you mean max_steps, an option of `python train.py`?"),
         ("train", "sweep.seed=1", "no sweep is chosen, so it has no settings; give sweep=NAME, too: cmaes, "),
         ("train", "trainr.max_steps=1", "there is no setting trainr.max_steps; did you mean trainer.max_steps?"),

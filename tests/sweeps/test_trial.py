@@ -82,3 +82,14 @@ def test_the_time_since_the_last_validation_is_saved(begun: tuple[optuna.Study, 
     later.load_state_dict(callback.state_dict())
     later.on_train_start(trainer, module)
     assert later.state_dict()["seconds"] >= ended
+
+
+@pytest.mark.parametrize(("seen", "early"), [({"train/nll": 1.0}, True), ({"train/nll": 1.0, "val/accuracy": 0.5}, False)])
+def test_a_trial_that_ended_before_a_validation_says_so(
+    begun: tuple[optuna.Study, dict[str, Any]], seen: dict[str, float], early: bool
+) -> None:
+    running = RunningTrial(optuna.Trial(begun[0], 0), Plan(["val/nll:min"]))
+    running.take(seen)
+    with pytest.raises(ValueError, match="nothing logged 'val/nll'") as caught:
+        running.finish()
+    assert ("ended before a validation: give more max_steps" in str(caught.value)) == early

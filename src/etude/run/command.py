@@ -117,7 +117,7 @@ NEAR = 0.75  # similarity, 0 to 1, of a setting that is taken for the one meant 
 
 
 def _suggestion(key: str, own: list[str]) -> str:
-    """Returns a question that names the settings nearest to `key`: of this program, or else of another one; "" if none is near.
+    """Returns a question that names the settings nearest to `key`: of this program, or else of another; "" if none is near.
 
     own: the dotted keys of this program. A key may lack the groups before its name, such as prompt for sampling.prompt.
     """
@@ -128,8 +128,11 @@ def _suggestion(key: str, own: list[str]) -> str:
     names: dict[str, list[str]] = {}
     for known in own:
         names.setdefault(known.rpartition(".")[2], []).append(known)
+    programs = _settings_of_programs()
+    if key not in names and (verbs := [verb for verb, keys in programs.items() if key in keys]):
+        return f"it is an option of `{program(verbs[0])}`: leave it out here"
     here = difflib.get_close_matches(key, names, n=1)
-    elsewhere = {found[0]: verb for verb, keys in reversed(_settings_of_programs().items()) if (found := _near(key, keys, own))}
+    elsewhere = {found[0]: verb for verb, keys in reversed(programs.items()) if (found := _near(key, keys, own))}
     told = names[here[0]][:2] if here and difflib.get_close_matches(key, [*here, *elsewhere], n=1) == here else []
     if other := difflib.get_close_matches(key, elsewhere, n=1):
         told.append(f"{other[0]}, an option of `{program(elsewhere[other[0]])}`")

@@ -86,7 +86,13 @@ class RunningTrial:
         if missing := [metric for metric in wanted if metric not in found]:
             self.trial.set_user_attr(MISSING, missing[0])
             logged = ", ".join(sorted(self.seen | set(MEASURED)))
-            raise ValueError(f"nothing logged {missing[0]!r}, which the sweep needs; there are {logged}")
+            early = missing[0].startswith("val/") and not any(name.startswith("val/") for name in self.seen)
+            why = (
+                "; the trial ended before a validation: give more max_steps or a lower trainer.val_check_interval"
+                if early
+                else ""
+            )
+            raise ValueError(f"nothing logged {missing[0]!r}, which the sweep needs; there are {logged}{why}")
         for metric in wanted:
             if not math.isfinite(found[metric]):
                 raise ValueError(f"{metric} is {found[metric]}")
