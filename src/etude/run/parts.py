@@ -100,7 +100,8 @@ def check_fit(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     overrides: the options of the command line.
 
     Raises: ValueError for a discriminator, objective or algorithm of a task that has none, for holes in the pieces of a task that
-        fills none in, for leaving out control tokens where there are none, and for what the task's `check_data`, the algorithm or the optimizer refuses.
+        fills none in, for leaving out control tokens where there are none, and for what the task's `check_data`, the
+        algorithm or the optimizer refuses.
     """
     from hydra.utils import get_object
 
