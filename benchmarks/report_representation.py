@@ -32,12 +32,12 @@ def spread(values: list[float]) -> str:
 
 
 def _name(row: Row) -> str:
-    """The name of a line: of the floors alone, else the objective and what was done with its encoder."""
+    """The name of a line: of the floors alone, else the objective, its steps and what was done with its encoder."""
     method, objective = str(row["method"]), str(row["objective"])
     if row["kind"] == "classes" and method == "this model":
         start = objective.removeprefix("fine-tuned").strip()
         return f"task=classifier from the weights of {start or 'an encoder'}" if start != objective else "task=classifier"
-    return method.replace("this encoder", objective)
+    return method.replace("this encoder", f"{objective} ({row['steps']} steps)")
 
 
 def _lines(here: list[Row]) -> tuple[list[list[str]], list[list[str]]]:
@@ -89,8 +89,7 @@ def representation() -> str:
         if not here:
             continue
         lines, best = _lines(here)
-        steps = ", ".join(str(step) for step in sorted({row["steps"] for row in here}))
-        parts.append(f"## {title}\n\n{text} {here[0]['pieces']} test pieces, {steps} training steps.\n")
+        parts.append(f"## {title}\n\n{text} {here[0]['pieces']} test pieces.\n")
         parts.append(table(["labels", "method", "accuracy", "balanced accuracy", "seeds"], lines))
         parts.append(where(here))
         short += [[title, *line] for line in best]
