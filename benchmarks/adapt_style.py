@@ -5,8 +5,8 @@
 FOLDER has a subfolder for each style. A language model is trained on all styles but two (`plain`, START steps). Each case goes on
 from it: `plain` with ordinary training, the others by meta-learning on episodes of a training style, with as many passes over
 pieces. `evaluate.py` then adapts each to pieces of the test style, which no training has seen, and asks about other pieces of it.
-The learning rate of each adaptation is chosen on the style --val by evaluate.py; --lr of the meta-learning, too (val_nll in the
-rows, after adaptation). All by the commands that a user would type.
+The learning rate of each adaptation is chosen on the style --val by evaluate.py, and that of meta-learning (RATE) was, too
+(val_nll in the rows, after adaptation). All by the commands that a user would type.
 """
 
 import argparse
@@ -23,6 +23,7 @@ MODEL = [
     "task=few_shot_generation", "model.dim=64", "model.num_layers=2", "model.hidden_dim=128", "data.max_len=256",
     "data.max_eval_len=256", "data.eval_overlap=0.25", "data.val_episodes=10", "logger=[csv]",
 ]  # fmt: skip
+RATE = 0.001  # of meta-learning; train.py's default is for weights that start at random
 START = 600  # steps of the model that all cases start from
 CASES = {  # what goes on from it, in how many steps, and what is adapted; a step of three inner ones counts as three
     "plain": (["algorithm=null"], 180, "all,adapters,scratch"),
@@ -45,7 +46,7 @@ def main() -> None:
     parser.add_argument("--test", default="folk")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--cases", nargs="+", default=["plain", "reptile", "fomaml"], choices=list(CASES))
-    parser.add_argument("--lr", type=float, help="of Muon in the second stage; without it that of train.py")
+    parser.add_argument("--lr", type=float, help=f"of Muon in the second stage; without it {RATE} for meta-learning")
     parser.add_argument(
         "--asked", nargs="+", default=["queries=8", "draws=2", "rates=[0.001,0.005]"], help="task.* of evaluate.py"
     )
@@ -55,7 +56,6 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=ROWS, help="JSON lines to append to")
     args = parser.parse_args()
     styles = [f"data.root={args.data}", f"data.corpus.val=[{args.val}]", f"data.corpus.test=[{args.test}]"]
-    rate = [] if args.lr is None else [f"optimizer.lr={args.lr}", f"optimizer.adamw_lr={args.lr}"]
     for seed in args.seeds:
         with tempfile.TemporaryDirectory() as scratch:
             folder = args.keep or Path(scratch)
@@ -66,12 +66,14 @@ def main() -> None:
                 call("train.py", *common, "algorithm=null", *length, f"hydra.run.dir={start}")
             for name in args.cases:
                 how, steps, methods = CASES[name]
-                run = folder / "_".join([name, str(seed), str(args.lr or "default"), *args.options])
+                lr = args.lr or (None if name == "plain" else RATE)
+                rate = [] if lr is None else [f"optimizer.lr={lr}", f"optimizer.adamw_lr={lr}"]
+                run = folder / "_".join([name, str(seed), str(lr or "default"), *args.options])
                 options = [*how, f"weights={start}", *rate, *args.options]
                 length = [f"max_steps={steps}", f"trainer.val_check_interval={steps // 3}"]
                 _, cpu = call("train.py", *common, *options, *length, f"hydra.run.dir={run}")
                 about = {
-                    "case": name, "seed": seed, "lr": args.lr, "options": args.options, "val_style": args.val,
+                    "case": name, "seed": seed, "lr": lr, "options": args.options, "val_style": args.val,
                     "test_style": args.test, "start": START, "more": steps, "val_nll": lowest(run / "metrics.csv"),
                     "train_cpu_s": round(cpu, 1),
                 }  # fmt: skip
