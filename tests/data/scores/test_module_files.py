@@ -230,7 +230,8 @@ def _listen() -> None:
 
 def start_build(tmp_path: Path, root: Path) -> subprocess.Popen[str]:
     script = tmp_path / "script.py"
-    script.write_text(BUILD)
+    if not script.exists():  # another process may be reading it
+        script.write_text(BUILD)
     path = os.pathsep.join([str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.Popen(
         [sys.executable, str(script), str(root), str(tmp_path / "cache")],
