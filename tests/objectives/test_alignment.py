@@ -55,25 +55,6 @@ def test_the_weight_of_the_encoder() -> None:
     torch.testing.assert_close(with_it.log_softmax(1), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("transductive", [None, True])
-def test_a_hub_loses_its_mean_score_with_the_other_ways(transductive: bool | None) -> None:
-    support, query, way = melodies(5), melodies(3, seed=1), torch.tensor([0, 0, 1, 2, 2])
-    support_rows, query_rows = rows(torch.zeros(5, DIM), support), rows(torch.zeros(3, DIM), query)
-    plain = Alignment(dim=DIM, notes=NOTES, hub_weight=0.0, encoder_weight=0.0)
-    algorithm = Alignment(dim=DIM, notes=NOTES, hub_weight=0.5, transductive=transductive, encoder_weight=0.0)
-    found = algorithm.logits(support_rows, way, query_rows, ways=3)
-    scores = torch.stack([torch.stack([plain.alignment(q[None], s[None])[0] for s in support]) for q in query])
-    for place in range(5):
-        pairs = [sorted((place, i)) for i in range(5) if way[i] != way[place]]  # likely transpositions depend on which is first
-        others = [plain.alignment(support[i][None], support[j][None])[0] for i, j in pairs]
-        scores[:, place] -= 0.5 * torch.stack([*others, *(scores[:, place] if transductive else [])]).mean()
-    votes = (algorithm.log_sharpness.exp() * scores).softmax(1)
-    expected = torch.stack([votes[:, way == number].sum(1) for number in range(3)], 1)
-    torch.testing.assert_close(found.softmax(1), expected, rtol=0, atol=1e-5)
-    one_way = algorithm.logits(support_rows, torch.zeros(5, dtype=torch.long), query_rows, ways=1)
-    assert one_way.isfinite().all()
-
-
 def test_training_and_forgetting_it() -> None:
     algorithm = Alignment(dim=DIM, notes=NOTES)
     first = {name: value.clone() for name, value in algorithm.state_dict().items()}

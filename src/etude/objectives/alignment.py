@@ -24,10 +24,8 @@ class Alignment(nn.Module):
     Notes match by how far apart they are after transposition (a table by semitones, from the same pitch, 1, to other pitches,
     -1) and by the ratio of their durations relative to the median of each melody (a table, too). Transpositions are chosen by
     pitch histograms: from the last notes being equal, the two best of up to 9 semitones either way. The alignment's score is
-    divided by the geometric mean of the two lengths. Some melodies are hubs, which align well with anything: from the scores of a
-    support piece, `hub_weight` times the mean of its scores with support pieces of the other ways is taken away. A support
-    piece's similarity is the score plus a learnt weight times the cosine of the vectors, and the softmax over the support votes
-    for the ways, as in matching networks.
+    divided by the geometric mean of the two lengths. A support piece's similarity is the score plus a learnt weight times the
+    cosine of the vectors, and the softmax over the support votes for the ways, as in matching networks.
 
     Tables, gap, weight and temperatures start at common values, so that it is a fair alignment before any training, and are
     learnt with the encoder on episodes. Meant for melodies: of chords, the notes count one after the other.
@@ -36,33 +34,17 @@ class Alignment(nn.Module):
         dim: of the encoder's vectors, which come before the notes in each row.
         notes: of a melody that are compared, the first ones, at least 2; the cost grows with their square.
         encoder_weight: of the vectors at the start; it is learnt.
-        hub_weight: see above, at least 0; 0 for plain scores.
-        transductive: whether the queries that are asked about together count among those other pieces, too; a piece's answer then
-            depends on the others.
 
     Raises: ValueError for a value out of range.
 
-    Source: Needleman and Wunsch 1970; van Kranenburg et al. 2013 (of folk songs); Vinyals et al. 2016, equation 1 (votes);
-    Radovanovic et al. 2010 (hubs; the correction is that of Conneau et al. 2018, section 2.3, for one side and all neighbours).
+    Source: Needleman and Wunsch 1970; van Kranenburg et al. 2013 (of folk songs); Vinyals et al. 2016, equation 1 (votes).
     """
 
-    def __init__(
-        self,
-        *,
-        dim: int,
-        notes: int = 96,
-        encoder_weight: float = 1.0,
-        hub_weight: float = 0.75,
-        transductive: bool | None = None,
-    ) -> None:
+    def __init__(self, *, dim: int, notes: int = 96, encoder_weight: float = 1.0) -> None:
         super().__init__()
         if notes < 2:
             raise ValueError(f"algorithm.notes={notes} must be at least 2; 96 is a good start")
-        if hub_weight < 0 or (transductive and hub_weight == 0):
-            raise ValueError(
-                f"algorithm.hub_weight={hub_weight} must be at least 0, and above 0 with algorithm.transductive=true"
-            )
-        self.dim, self.notes, self.hub_weight, self.transductive = dim, notes, hub_weight, bool(transductive)
+        self.dim, self.notes = dim, notes
         self.by_pitch, self.by_duration = nn.Parameter(torch.empty(LARGEST + 1)), nn.Parameter(torch.empty(BINS + 1))
         self.gap, self.log_temperature = nn.Parameter(torch.empty(())), nn.Parameter(torch.empty(()))
         self.log_sharpness, self.encoder_weight = nn.Parameter(torch.empty(())), nn.Parameter(torch.empty(()))
@@ -89,23 +71,9 @@ class Alignment(nn.Module):
         q, s = len(query), len(support)
         one, other = query.repeat_interleave(s, 0), support.repeat(q, 1, 1)
         aligned = self.alignment(one, other).view(q, s)
-        if self.hub_weight > 0:
-            aligned = aligned - self.hub_weight * self._with_others(support, way_s, aligned)
         by_vector = cosines(query_qd[:, : self.dim], support_sd[:, : self.dim])
         similarity = self.log_sharpness.exp() * aligned + self.encoder_weight * by_vector
         return attention_logits(similarity, way_s, ways=ways)
-
-    def _with_others(self, support_s2k: Tensor, way_s: Tensor, aligned_qs: Tensor) -> Tensor:
-        """Returns the mean score of each support piece with those of other ways, and with the queries if these count, [s]."""
-        apart_ss = way_s[:, None] != way_s
-        one, other = apart_ss.triu().nonzero(as_tuple=True)
-        total_s, count_s = aligned_qs.new_zeros(len(way_s)), apart_ss.sum(1)
-        if len(one):
-            found = self.alignment(support_s2k[one], support_s2k[other])
-            total_s = total_s.index_add(0, one, found).index_add(0, other, found)
-        if self.transductive:
-            total_s, count_s = total_s + aligned_qs.sum(0), count_s + len(aligned_qs)
-        return total_s / count_s.clamp(min=1)
 
     def alignment(self, one_p2k: Tensor, other_p2k: Tensor) -> Tensor:
         """Returns the alignment's score of each pair of melodies divided by the geometric mean of their lengths, [p]."""
