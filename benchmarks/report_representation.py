@@ -45,7 +45,9 @@ def _lines(here: list[Row]) -> tuple[list[list[str]], list[list[str]]]:
     for row in here:
         if row["kind"] == "classes" and row["method"] != "this model":
             continue  # the floors, once more
-        groups.setdefault((_name(row), row.get("labels") or "100 %"), {})[row["seed"]] = row
+        name = _name(row)
+        of = row["objective"] if name.startswith("random encoder") else None  # each objective draws another one with a seed
+        groups.setdefault((name, row.get("labels") or "100 %"), {})[row["seed"], of] = row
     order = sorted(groups, key=lambda key: (float(key[1].split()[0]), not key[0].startswith(FLOORS), key[0]))
     lines, best = [], []
     for name, labels in order:
@@ -80,7 +82,8 @@ def representation() -> str:
         "No tokenizer reads headers or titles. A row of an objective: an encoder (3 layers of width 128; of mels 4 layers of "
         "width 96) was trained on all pieces of the training split without labels; then a logistic regression, or five nearest "
         "neighbours, reads the label off its vectors with the stated share of the training labels. The random encoder has the "
-        "same network without training; n-grams are those of 1 to 3 tokens, band statistics mean and deviation of each mel band. "
+        "same network without training, another one for each objective and seed; n-grams are those of 1 to 3 tokens, band "
+        "statistics mean and deviation of each mel band. "
         "Every logistic regression chooses its strength of regularisation by cross-validation on the labels that it gets. "
         "*Fine-tuned*: the encoder was trained further on those labels; *supervised from scratch*: a random one likewise.",
     ], []  # fmt: skip
