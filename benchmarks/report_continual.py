@@ -63,7 +63,7 @@ is measured on the same pairs.""",
 def share_of_gap(name: str, groups: dict[str, list[Row]]) -> str:
     """How far from joint training a method ends, as a share of the distance of fine-tuning: means over seeds that all three have.
 
-    Nothing where joint training is not ahead of fine-tuning with every seed: then it is no bound to come near to.
+    Nothing where the seeds differ in which of the two is ahead: then joint training is no bound to come near to.
     """
     if name in ENDS or any(end not in groups for end in ENDS):
         return ""

@@ -56,3 +56,20 @@ def test_the_table_of_a_task_is_of_its_rows(monkeypatch: pytest.MonkeyPatch) -> 
     (after_folk,) = [line for line in text.splitlines() if line.startswith("| replay | folk")]
     assert after_folk.split("|")[3:5] == [" 1.000 ", " 0.000 "]
     assert "folk, then jazz; 8 steps in all, 9 pieces" in text
+
+
+def test_a_share_of_the_gap_is_that_of_the_means_and_left_out_where_seeds_disagree(monkeypatch: pytest.MonkeyPatch) -> None:
+    share = imported("report_continual", monkeypatch).share_of_gap
+
+    def cases(**finals: list[float]) -> dict[str, list[dict[str, float]]]:
+        named = {name.replace("_", "-"): values for name, values in finals.items()}
+        return {name: [{"seed": seed, "final": one} for seed, one in enumerate(values)] for name, values in named.items()}
+
+    lower = cases(fine_tuning=[10.0, 14.0], joint=[6.0, 6.0], replay=[7.0, 8.0])
+    assert share("replay", lower) == "25 %"  # 3 of 12
+    assert (
+        share("replay", cases(fine_tuning=[7.0, 17.0], joint=[6.0, 6.0], replay=[7.0, 7.0])) == "17 %"
+    )  # 2 of 12, not (1 + 1/11) / 2
+    assert share("replay", cases(fine_tuning=[0.2, 0.2], joint=[0.6, 0.5], replay=[0.5, 0.5])) == "14 %"  # higher is better
+    assert share("replay", cases(fine_tuning=[7.0, 5.0], joint=[6.0, 6.0], replay=[7.0, 7.0])) == ""
+    assert share("joint", lower) == "" and share("replay", cases(fine_tuning=[1.0], replay=[1.0])) == ""

@@ -50,11 +50,10 @@ def find_checkpoint(
     Raises:
         ValueError: there is no such checkpoint.
     """
-    of = f" of a {kind} run" if kind else ""
     if ckpt == bundled.NAME and bundled.PATH.is_file():
         known = (path for name, path in bundled.MODELS.items() if _is_wanted(name, kind=kind, offers=offers))
         if (model := next(filter(Path.is_file, known), None)) is None:
-            of = _made_by(offers) if offers else of
+            of = _told(kind, offers)
             raise ValueError(f"{option}={bundled.NAME}: no model{of} comes with Etude; train one first, and give its folder")
         return model
     if ckpt == "last":
@@ -63,7 +62,7 @@ def find_checkpoint(
         wanted = (found for found in runs if _is_run_of(found[0].parents[1], kind=kind, offers=offers, trials=False))
         path = _first_good((one for found in wanted for one in checkpoints_of(found[0].parent, best=best)), announce=announce)
         if path is None:
-            of = _made_by(offers) if offers else of
+            of = _told(kind, offers)
             raise ValueError(f"{option}=last: no checkpoints/last.ckpt{of} under {outputs}/; train first or give a path")
     else:
         named = Path(ckpt).expanduser()
@@ -179,11 +178,13 @@ def _offers(name: str, protocol: type) -> bool:
     return issubclass(getattr(importlib.import_module(module), attribute), protocol)
 
 
-def _made_by(protocol: type) -> str:
-    """Returns which of Etude's tasks have the methods of a protocol, for messages: ` of task=a or task=b`."""
+def _told(kind: str | None, offers: type | None) -> str:
+    """Returns which models count, for messages: ` of a style_transfer run`, or ` of task=a or task=b`, those with a protocol."""
+    if kind or offers is None:
+        return f" of a {kind} run" if kind else ""
     tasks, names = importlib.import_module("etude.tasks"), list[str]()
     for module in (importlib.import_module(f"etude.tasks.{info.name}") for info in pkgutil.iter_modules(tasks.__path__)):
         own = [each for each in vars(module).values() if isinstance(each, type) and each.__module__ == module.__name__]
-        if any(issubclass(each, nn.Module) and issubclass(each, protocol) for each in own):
+        if any(issubclass(each, nn.Module) and issubclass(each, offers) for each in own):
             names.append(f"task={module.__name__.rpartition('.')[2]}")
     return f" of {' or '.join(names)}"

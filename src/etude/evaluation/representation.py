@@ -79,7 +79,8 @@ def score_representation(
 
     Returns: a row for each label, method and share.
 
-    Raises: ValueError for another split or share, data without targets, or a split or a class without labelled pieces.
+    Raises: ValueError for another split or share, data without targets, a split without labelled pieces,
+        or a label that is the same for all training pieces.
     """
     if split not in ("val", "test"):
         raise ValueError(f"task.split={split} is not held out; choose val or test")

@@ -117,7 +117,7 @@ NEAR = 0.75  # similarity, 0 to 1, of a setting that is taken for the one meant 
 
 
 def _suggestion(key: str, own: list[str]) -> str:
-    """Returns a question that names the settings nearest to `key`: of this program, or else of another; "" if none is near.
+    """Returns the settings nearest to `key`, of this program or else of another, as a hint for messages; "" if none is near.
 
     own: the dotted keys of this program. A key may lack the groups before its name, such as prompt for sampling.prompt.
     """

@@ -139,9 +139,10 @@ def assign(
 ) -> tuple[list[Piece], list[str]]:
     """Assigns a split to each piece by a hash of its group.
 
-    If a style has fewer groups than splits, or its long files would leave too little for training, all its pieces are used
-    for training except the end of the longest one. Pieces of a group (equal files and, with `by_song`, files of the same
-    name) get the same split. Adding files hardly changes the splits of others.
+    Groups move to training while a style has too little for it. If a style has fewer groups than splits, or its long files
+    would leave too little nevertheless, all its pieces are used for training except the end of the longest one. Pieces of a
+    group (equal files and, with `by_song`, files of the same name) get the same split. Adding files hardly changes the splits
+    of others.
 
     ratios: split -> share.
     segment: smallest number of frames of a piece.
@@ -160,11 +161,11 @@ def assign(
     for style in styles:
         frames = collections.Counter[str]()
         for group, piece in zip(groups, pieces, strict=True):
-            frames[group] += piece.frames if piece.style == style else 0
-        least = MIN_TRAIN_SHARE * ratios["train"] * frames.total()
-        _fill_training(chosen, place, members[style], frames, least)
-        if len(members[style]) < len(wanted) or sum(frames[g] for g in members[style] if chosen[g] == "train") < least:
-            chosen |= dict.fromkeys(members[style], "train")
+            if piece.style == style:
+                frames[group] += piece.frames
+        enough = _fill_training(chosen, place, frames, least=MIN_TRAIN_SHARE * ratios["train"] * frames.total())
+        if len(frames) < len(wanted) or not enough:
+            chosen |= dict.fromkeys(frames, "train")
     result = [replace(piece, split=chosen[group]) for piece, group in zip(pieces, groups, strict=True)]
     lines = []
     for style in styles:
@@ -216,15 +217,17 @@ def _fill_empty(
             chosen[min(movable, key=lambda group: (abs(place[group] - middle), group))] = name
 
 
-def _fill_training(
-    chosen: dict[str, str], place: dict[str, float], members: list[str], frames: dict[str, int], least: float
-) -> None:
-    """Moves groups of the lowest hashes to training while it has too few frames and their split has another group."""
-    for group in sorted(members, key=lambda group: (place[group], group)):
-        if sum(frames[other] for other in members if chosen[other] == "train") >= least:
-            return
-        if sum(chosen[other] == chosen[group] for other in members) > 1:
+def _fill_training(chosen: dict[str, str], place: dict[str, float], frames: dict[str, int], *, least: float) -> bool:
+    """Moves groups of the lowest hashes to training while it has too few frames and their split has another group.
+
+    frames: group -> frames, of one style. Returns: whether training has at least `least` frames then.
+    """
+    for group in sorted(frames, key=lambda group: (place[group], group)):
+        if sum(count for other, count in frames.items() if chosen[other] == "train") >= least:
+            return True
+        if sum(chosen[other] == chosen[group] for other in frames) > 1:
             chosen[group] = "train"
+    return sum(count for other, count in frames.items() if chosen[other] == "train") >= least
 
 
 def _end_held_out(
